@@ -1,0 +1,125 @@
+"""A loss of one example in, a function to per-example gradients of a batch out."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from dpoptax.per_example import validation
+from dpoptax.per_example.form import PerExampleGrads
+from dpoptax.per_example.stacked import StackedGrads
+
+# `loss_fn(params, example)`, or `loss_fn(params, example, key)`: a scalar.
+LossFn = Callable[..., Float[Array, ""]]
+
+
+@runtime_checkable
+class GradsFn(Protocol):
+    """What `per_example_grads` returns."""
+
+    def __call__(
+        self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> PerExampleGrads:
+        """The gradients of every example."""
+
+
+@runtime_checkable
+class ValueAndGradsFn(Protocol):
+    """What `value_and_per_example_grads` returns."""
+
+    def __call__(
+        self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+        """The loss and the gradients of every example."""
+
+
+def per_example_grads(loss_fn: LossFn) -> GradsFn:
+    """Turns the loss of one example into a function to the gradients of each example of a batch.
+
+    Args:
+        loss_fn: `loss_fn(params, example)`, or `loss_fn(params, example, key)` when a key is
+            passed below: the scalar loss of one example, without a batch axis. It must be pure;
+            anything that couples examples, batch statistics among them, has no per-example
+            gradient.
+
+    Returns:
+        A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
+        `examples` is a tree of arrays with a leading axis `(batch, ...)`, `mask` is bool
+        `(batch,)` with True for real examples, and `key` is one typed PRNG key, split into one
+        per example.
+
+    Raises:
+        TypeError: (the returned function) parameters that are not floating-point, a mask that
+            is not boolean, an old-style key.
+        ValueError: (the returned function) leaves that disagree on the batch size, a mask of
+            another length, a loss that is not a scalar, a model with mutable state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda params, example: jnp.vdot(params["w"], example)
+        >>> grads = per_example_grads(loss_fn)({"w": jnp.ones(2)}, jnp.array([[3.0, 4], [0, 1]]))
+        >>> grads.squared_norms()["w"]
+        Array([25.,  1.], dtype=float32)
+        >>> grads.weighted_sum(jnp.array([0.2, 1.0]))["w"]
+        Array([0.6, 1.8], dtype=float32)
+    """
+    with_values = value_and_per_example_grads(loss_fn)
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> PerExampleGrads:
+        _, grads = with_values(params, examples, mask=mask, key=key)
+        return grads
+
+    return grads_fn
+
+
+def value_and_per_example_grads(loss_fn: LossFn) -> ValueAndGradsFn:
+    """Like `per_example_grads`, and returns the losses too.
+
+    The losses are not private: they are data, unclipped and without noise.
+
+    Args:
+        loss_fn: as in `per_example_grads`.
+
+    Returns:
+        A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`;
+        `losses` has shape `(batch,)` and is zero for padded rows.
+
+    Raises:
+        TypeError: as in `per_example_grads`.
+        ValueError: as in `per_example_grads`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda w, example: 0.5 * (w - example) ** 2
+        >>> fn = value_and_per_example_grads(loss_fn)
+        >>> losses, grads = fn(jnp.zeros(()), jnp.array([1.0, 2.0]), mask=jnp.array([True, False]))
+        >>> losses, grads.stacked()
+        (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
+    """
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+        rows = validation.batch_mask(examples, mask)
+        validation.check_params(params)
+        validation.check_loss(loss_fn, params, examples, key)
+        return _stacked(loss_fn, params, examples, rows, key)
+
+    return grads_fn
+
+
+def _stacked(
+    loss_fn: LossFn,
+    params: PyTree,
+    examples: PyTree,
+    mask: Bool[Array, " batch"],
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+    extra = () if key is None else (jax.random.split(key, mask.shape[0]),)
+    in_axes = (None,) + (0,) * (1 + len(extra))
+    losses, gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes)(params, examples, *extra)
+    return jnp.where(mask, losses, 0), StackedGrads(gradients, mask)

@@ -1,0 +1,104 @@
+"""The reference form: one array per parameter, with a leading example axis."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from dpoptax import _checks
+from dpoptax.per_example.form import PerExampleGrads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StackedGrads(PerExampleGrads):
+    """Per-example gradients as `jax.vmap(jax.grad(loss))` gives them.
+
+    Attributes:
+        gradients: a tree of `(batch, *leaf.shape)` arrays.
+        mask: bool `(batch,)`; True marks a real example.
+    """
+
+    gradients: PyTree[Float[Array, "batch ..."]]
+    mask: Bool[Array, " batch"]
+
+    def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
+        """See `PerExampleGrads.squared_norms`."""
+
+        def squared_norm(leaf: Array) -> Array:
+            wide = _widen(leaf)
+            return _select(self.mask, jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim))))
+
+        return jax.tree.map(squared_norm, self.gradients)
+
+    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+        """See `PerExampleGrads.weighted_sum`."""
+        kept = self.mask & (weights != 0)
+
+        def total(leaf: Array) -> Array:
+            wide = _select(kept, _widen(leaf))
+            factors = _select(kept, weights).astype(wide.dtype)
+            return jnp.tensordot(factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+        return jax.tree.map(total, self.gradients)
+
+    def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
+        """See `PerExampleGrads.stacked`."""
+        return jax.tree.map(lambda leaf: _select(self.mask, leaf), self.gradients)
+
+    def parameter_specs(self) -> PyTree:
+        """See `PerExampleGrads.parameter_specs`."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.gradients
+        )
+
+
+def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
+    """Returns `updates` itself if it is `PerExampleGrads`, else the plain tree in stacked form.
+
+    Args:
+        updates: `PerExampleGrads`, or a tree of arrays with a leading example axis.
+        params: the parameters, where known, to check the shapes against.
+
+    Raises:
+        ValueError: the leaves share no leading axis, or do not fit the parameters. A gradient that
+            is summed or averaged already cannot be clipped per example.
+    """
+    grads = updates if isinstance(updates, PerExampleGrads) else _stack(updates)
+    if params is not None:
+        _refuse_mismatch(grads.parameter_specs(), params)
+    return grads
+
+
+def _stack(gradients: PyTree) -> StackedGrads:
+    batch = _checks.batch_size("updates", gradients) if jax.tree.leaves(gradients) else 0
+    return StackedGrads(jax.tree.map(jnp.asarray, gradients), jnp.ones((batch,), bool))
+
+
+def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
+    structure: Any = jax.tree.structure(specs)
+    expected: Any = jax.tree.structure(params)
+    if structure != expected:
+        raise ValueError(
+            "per-example gradients and parameters must be trees of one structure; got "
+            f"{structure} and {expected}."
+        )
+    labelled = jax.tree_util.tree_leaves_with_path(specs)
+    for (path, spec), param in zip(labelled, jax.tree.leaves(params), strict=True):
+        if spec.shape != jnp.shape(param):
+            raise ValueError(
+                f"the gradient of params{jax.tree_util.keystr(path)} must have shape (batch, "
+                f"*{jnp.shape(param)}); got (batch, *{spec.shape}). A gradient that is summed or "
+                "averaged already cannot be clipped per example: use dpoptax.per_example_grads."
+            )
+
+
+def _widen(leaf: Array) -> Array:
+    """To float32 or wider: a float16 square overflows at 256, a bfloat16 sum stalls at 256."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _select(kept: Bool[Array, " batch"], leaf: Array) -> Array:
+    return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))

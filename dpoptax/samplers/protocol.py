@@ -1,0 +1,46 @@
+"""What a sampler is: a frozen value with public numbers, and a pure init/sample pair."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from dp_accounting import DpEvent
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from dpoptax.relations import Relation
+
+
+class Batch(NamedTuple):
+    """Who takes part in a step. Not private: who was drawn must not be released.
+
+    Attributes:
+        indices: int32 `(max_batch_size,)`, distinct where `mask` is True, 0 elsewhere.
+        mask: bool `(max_batch_size,)`; True marks a real example.
+    """
+
+    indices: Int[Array, " max_batch_size"]
+    mask: Bool[Array, " max_batch_size"]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What training asks of a sampler, and what accounting reads of it."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are to draw from; a public constant."""
+
+    @property
+    def expected_batch_size(self) -> float:
+        """The public normaliser of the sum, in examples."""
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """The static size of every batch, padding included."""
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """The state before the first batch; `key` serves sampling and nothing else."""
+
+    def sample(self, state: Any) -> tuple[Any, Batch]:
+        """The next state and the next batch; pure, jittable, of static shape."""
+
+    def event(self, noise_multiplier: float, num_steps: int, relation: Relation) -> DpEvent:
+        """The law of this sampler under Gaussian noise on the sum, as dp-accounting reads it."""

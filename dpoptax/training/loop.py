@@ -1,0 +1,137 @@
+"""A loss, parameters, data and a plan in; private parameters and their report out."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dpoptax import _checks
+from dpoptax.per_example import validation
+from dpoptax.plan import Plan
+from dpoptax.random import split_by_purpose
+from dpoptax.training.progress import ProgressBar
+from dpoptax.training.step import TrainState, init_state, make_train_step, takes_key
+
+# How long one dispatch to the device should take, in seconds: long enough that its cost vanishes,
+# short enough that the progress bar moves.
+SECONDS_PER_DISPATCH = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What training leaves behind.
+
+    Attributes:
+        params: the private parameters.
+        state: everything that a further step would need; holds keys, so it must not be released.
+        plan: what was planned.
+        num_steps: how many steps ran.
+    """
+
+    params: PyTree
+    state: TrainState
+    plan: Plan
+    num_steps: int
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """Returns what the steps that ran cost, under add_or_remove_one."""
+        return self.plan.epsilon(self.num_steps, delta)
+
+    def report(self) -> str:
+        """Returns the privacy statement of the steps that ran."""
+        return self.plan.report(self.num_steps)
+
+
+def fit(
+    loss_fn: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    data: PyTree,
+    *,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    progress: bool = True,
+) -> FitResult:
+    """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
+
+    Args:
+        loss_fn: the loss of one example, `loss_fn(params, example)`, or
+            `loss_fn(params, example, key)` for one that draws.
+        params: the initial parameters; they must not depend on the private data.
+        data: a tree of arrays with a leading axis of `plan.sampler.num_examples`.
+        plan: sampler, clip, noise, steps and delta.
+        optimizer: any Optax optimizer; it sees private gradients only.
+        key: one root key, split by purpose. The guarantee rests on its being secret: a small
+            seed such as `jax.random.key(0)` is for examples and tests.
+        progress: whether to show the bar.
+
+    Returns:
+        A `FitResult` with the parameters and the report of what ran.
+
+    Raises:
+        TypeError: a loss of another signature, parameters that are not floating-point, an
+            old-style key.
+        ValueError: data of another length than the plan's, a loss that is not a scalar, a model
+            with mutable state. All before the first step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(200, 20),
+        ...     clip=1.0, noise_multiplier=1.0, num_steps=50, delta=1e-4,
+        ... )
+        >>> result = fit(
+        ...     lambda mean, x: 0.5 * (mean - x) ** 2, jnp.array(0.0), jnp.ones(200),
+        ...     plan=plan, optimizer=optax.sgd(0.1), key=jax.random.key(0), progress=False,
+        ... )
+        >>> result.num_steps, abs(float(result.params) - 1) < 0.3
+        (50, True)
+    """
+    keys = split_by_purpose(key)
+    _check(loss_fn, params, data, plan, keys.model_key)
+    tx = optax.chain(plan.privatize(keys.noise_key), optimizer)
+    step = make_train_step(loss_fn, tx=tx, sampler=plan.sampler)
+    state = init_state(
+        params,
+        tx=tx,
+        sampler=plan.sampler,
+        sampling_key=keys.sampling_key,
+        model_key=keys.model_key,
+    )
+    data = jax.tree.map(jnp.asarray, data)
+
+    @jax.jit
+    def advance(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
+        return jax.lax.fori_loop(0, num_steps, lambda _, state: step(state, data)[0], state)
+
+    done, stride = 0, 1
+    with ProgressBar(plan, enabled=progress) as bar:
+        while done < plan.num_steps:
+            stride = min(stride, plan.num_steps - done)
+            began = time.monotonic()
+            state = jax.block_until_ready(advance(state, data, jnp.asarray(stride, jnp.int32)))
+            done += stride
+            bar.update(done)
+            # The first call compiles, and so says little; doubling keeps a slow step in check.
+            seconds = max(time.monotonic() - began, 1e-6)
+            stride = max(1, min(2 * stride, int(stride * SECONDS_PER_DISPATCH / seconds)))
+    return FitResult(params=state.params, state=state, plan=plan, num_steps=done)
+
+
+def _check(
+    loss_fn: Callable[..., Any], params: PyTree, data: PyTree, plan: Plan, key: PRNGKeyArray
+) -> None:
+    """Refuses what would fail, or would train something else, before the first step."""
+    num_examples = _checks.batch_size("data", data)
+    if num_examples != plan.sampler.num_examples:
+        raise ValueError(
+            f"the plan is for {plan.sampler.num_examples} examples and data has {num_examples}: "
+            "its epsilon would not be this run's. Make the sampler with the size of the data."
+        )
+    validation.check_params(params)
+    validation.check_loss(loss_fn, params, data, key if takes_key(loss_fn) else None)

@@ -1,0 +1,153 @@
+"""State and data in, state and readings out: one private step, pure and jittable."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dpoptax.per_example import value_and_per_example_grads
+from dpoptax.samplers import Sampler, take
+
+
+class TrainState(NamedTuple):
+    """What the next step needs."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: optax.OptState
+    sampler_state: PyTree
+    model_key: PRNGKeyArray
+
+
+class StepInfo(NamedTuple):
+    """Readings for people. Not private: computed from the data, without noise.
+
+    Attributes:
+        nonprivate_loss: mean loss of the examples that took part, zero for an empty batch.
+        nonprivate_batch_size: how many took part.
+    """
+
+    nonprivate_loss: Float[Array, ""]
+    nonprivate_batch_size: Int[Array, ""]
+
+
+TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, StepInfo]]
+
+
+def init_state(
+    params: PyTree,
+    *,
+    tx: optax.GradientTransformation,
+    sampler: Sampler,
+    sampling_key: PRNGKeyArray,
+    model_key: PRNGKeyArray,
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        params: the initial parameters.
+        tx: `privatize` chained with an optimizer.
+        sampler: who takes part in each step.
+        sampling_key: a key for the sampler and nothing else.
+        model_key: a key for the loss (dropout, latent draws) and nothing else.
+
+    Returns:
+        A `TrainState` at step 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+        >>> state = init_state(
+        ...     {"w": jnp.zeros(2)},
+        ...     tx=dpoptax.dp_sgd(0.1, 1.0, 1.1, 8, keys.noise_key),
+        ...     sampler=dpoptax.samplers.Poisson(100, 8),
+        ...     sampling_key=keys.sampling_key,
+        ...     model_key=keys.model_key,
+        ... )
+        >>> int(state.step)
+        0
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        sampler_state=sampler.init(sampling_key),
+        model_key=model_key,
+    )
+
+
+def make_train_step(
+    loss_fn: Callable[..., Float[Array, ""]], *, tx: optax.GradientTransformation, sampler: Sampler
+) -> TrainStep:
+    """Returns one private step: sample, take, per-example gradients, update.
+
+    Args:
+        loss_fn: the loss of one example, `loss_fn(params, example)`, or
+            `loss_fn(params, example, key)` for one that draws.
+        tx: `privatize` chained with an optimizer.
+        sampler: who takes part; the one that `tx` was scaled for.
+
+    Returns:
+        `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
+        axis of num_examples. Jit it, or scan it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, dpoptax
+        >>> keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+        >>> run = dict(
+        ...     tx=dpoptax.dp_sgd(0.1, 1.0, 1.1, 8, keys.noise_key),
+        ...     sampler=dpoptax.samplers.Poisson(100, 8),
+        ... )
+        >>> step = make_train_step(lambda w, x: (w - x) ** 2, **run)
+        >>> state = init_state(jnp.array(0.0), sampling_key=keys[0], model_key=keys[2], **run)
+        >>> state, info = jax.jit(step)(state, jnp.ones(100))
+        >>> int(state.step)
+        1
+    """
+    grads_fn = value_and_per_example_grads(loss_fn)
+    needs_key = takes_key(loss_fn)
+
+    def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
+        sampler_state, batch = sampler.sample(state.sampler_state)
+        key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
+        losses, grads = grads_fn(state.params, take(data, batch), mask=batch.mask, key=key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        size = jnp.sum(batch.mask, dtype=jnp.int32)
+        info = StepInfo(
+            nonprivate_loss=jnp.sum(losses) / jnp.maximum(size, 1).astype(losses.dtype),
+            nonprivate_batch_size=size,
+        )
+        next_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            sampler_state=sampler_state,
+            model_key=state.model_key,
+        )
+        return next_state, info
+
+    return step
+
+
+def takes_key(loss_fn: Callable[..., Any]) -> bool:
+    """Whether a loss is `(params, example, key)` rather than `(params, example)`.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    positional = [
+        parameter
+        for parameter in inspect.signature(loss_fn).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    required = sum(parameter.default is parameter.empty for parameter in positional)
+    if required not in (2, 3):
+        raise TypeError(
+            "loss_fn must take (params, example) or (params, example, key); got one that requires "
+            f"{required} arguments. Bind the others with functools.partial."
+        )
+    return required == 3
