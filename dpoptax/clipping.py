@@ -97,15 +97,40 @@ def flat(l2_clip: float) -> FlatClip:
 
 
 def as_clip_rule(clip: ClipRule | float) -> ClipRule:
-    """Returns `clip` itself if it is a rule, `flat(clip)` if it is a number."""
+    """Returns `clip` itself if it is a rule, `flat(clip)` if it is a number.
+
+    Args:
+        clip: a rule, or the bound of `flat`.
+
+    Returns:
+        A clip rule.
+
+    Raises:
+        ValueError: a bound that is not positive.
+
+    Example:
+        >>> as_clip_rule(1.5)
+        FlatClip(l2_clip=1.5)
+    """
     return clip if isinstance(clip, ClipRule) else flat(clip)
 
 
 def noise_stddev(clip: ClipRule, noise_multiplier: float) -> float:
     """Returns the standard deviation of the noise on the clipped sum: multiplier times bound.
 
+    Args:
+        clip: the rule that clips.
+        noise_multiplier: zero or more.
+
+    Returns:
+        A number in the unit of the gradient.
+
     Raises:
         ValueError: the bound is infinite and the multiplier is not zero.
+
+    Example:
+        >>> noise_stddev(flat(2.0), 1.5)
+        3.0
     """
     if noise_multiplier == 0:
         return 0.0

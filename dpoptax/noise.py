@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from dpoptax.precision import widen
+
 
 def add_gaussian(
     key: PRNGKeyArray, total: PyTree[Float[Array, "..."]], stddev: float
@@ -35,7 +37,7 @@ def add_gaussian(
     keys = jax.random.split(key, len(leaves))
     noisy = []
     for leaf_key, leaf in zip(keys, leaves, strict=True):
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        draw = jax.random.normal(leaf_key, leaf.shape, dtype)
-        noisy.append(leaf.astype(dtype) + jnp.asarray(stddev, dtype) * draw)
+        wide = widen(leaf)
+        draw = jax.random.normal(leaf_key, wide.shape, wide.dtype)
+        noisy.append(wide + jnp.asarray(stddev, wide.dtype) * draw)
     return jax.tree.unflatten(treedef, noisy)

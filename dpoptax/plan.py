@@ -136,7 +136,9 @@ class Plan:
 
     def privatize(self, key: PRNGKeyArray) -> optax.GradientTransformation:
         """Returns the transformation of this plan; `key` serves its noise and nothing else."""
-        return privatize(self.clip_rule, self.noise_multiplier, self.sampler.expected_batch_size, key)
+        return privatize(
+            self.clip_rule, self.noise_multiplier, self.sampler.expected_batch_size, key
+        )
 
     def event(
         self, num_steps: int | None = None, relation: Relation = "add_or_remove_one"

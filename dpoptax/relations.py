@@ -8,20 +8,22 @@ neighbours. The relation says what "differ" means:
 - `replace_special`: the example is exchanged for one that contributes nothing (zero-out).
 """
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from dp_accounting import NeighboringRelation
 
-Relation: TypeAlias = (
-    Literal["add_or_remove_one", "replace_one", "replace_special"] | NeighboringRelation
-)
+# One of the three names above, or the enum.
+Relation: TypeAlias = str | NeighboringRelation
 
 
-def parse_relation(relation: str | NeighboringRelation) -> NeighboringRelation:
+def parse_relation(relation: Relation) -> NeighboringRelation:
     """Returns dp-accounting's enum value for `relation`.
 
     Args:
         relation: `"add_or_remove_one"`, `"replace_one"`, `"replace_special"`, or the enum itself.
+
+    Returns:
+        `REPLACE_SPECIAL` and so on.
 
     Raises:
         ValueError: the name is none of the three.

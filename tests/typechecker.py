@@ -1,5 +1,12 @@
-"""The runtime type checker of the tests: beartype, with an int accepted where a float is meant."""
+"""The runtime type checker of the tests: beartype, with numpy's numbers among the numbers."""
 
-from beartype import BeartypeConf, beartype
+import numpy as np
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check = beartype(
+    conf=BeartypeConf(
+        hint_overrides=BeartypeHintOverrides(
+            {int: int | np.integer, float: float | int | np.floating | np.integer}
+        )
+    )
+)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dpoptax import _checks
 from dpoptax.per_example.form import PerExampleGrads
+from dpoptax.precision import widen
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +29,7 @@ class StackedGrads(PerExampleGrads):
         """See `PerExampleGrads.squared_norms`."""
 
         def squared_norm(leaf: Array) -> Array:
-            wide = _widen(leaf)
+            wide = widen(leaf)
             return _select(self.mask, jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim))))
 
         return jax.tree.map(squared_norm, self.gradients)
@@ -38,7 +39,7 @@ class StackedGrads(PerExampleGrads):
         kept = self.mask & (weights != 0)
 
         def total(leaf: Array) -> Array:
-            wide = _select(kept, _widen(leaf))
+            wide = _select(kept, widen(leaf))
             factors = _select(kept, weights).astype(wide.dtype)
             return jnp.tensordot(factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
 
@@ -62,9 +63,17 @@ def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
         updates: `PerExampleGrads`, or a tree of arrays with a leading example axis.
         params: the parameters, where known, to check the shapes against.
 
+    Returns:
+        Per-example gradients in some form.
+
     Raises:
         ValueError: the leaves share no leading axis, or do not fit the parameters. A gradient that
             is summed or averaged already cannot be clipped per example.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> as_per_example_grads({"w": jnp.ones((8, 3))}).parameter_specs()
+        {'w': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
     grads = updates if isinstance(updates, PerExampleGrads) else _stack(updates)
     if params is not None:
@@ -93,11 +102,6 @@ def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
                 f"*{jnp.shape(param)}); got (batch, *{spec.shape}). A gradient that is summed or "
                 "averaged already cannot be clipped per example: use dpoptax.per_example_grads."
             )
-
-
-def _widen(leaf: Array) -> Array:
-    """To float32 or wider: a float16 square overflows at 256, a bfloat16 sum stalls at 256."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _select(kept: Bool[Array, " batch"], leaf: Array) -> Array:

@@ -1,0 +1,55 @@
+"""What every law is tested over; a new sampler, clip rule or gradient form joins by one line."""
+
+import jax
+import jax.numpy as jnp
+
+import dpoptax
+
+
+def stacked(loss_fn):
+    """The reference form."""
+    return dpoptax.per_example_grads(loss_fn)
+
+
+FORMS = {"stacked": stacked}
+
+CLIP_RULES = {"flat": dpoptax.clipping.flat}
+
+SAMPLERS = {
+    "poisson": lambda n, b: dpoptax.samplers.Poisson(n, b),
+    "poisson, truncated": lambda n, b: dpoptax.samplers.Poisson(n, b, max_batch_size=b),
+}
+
+
+def loss(params, example):
+    """A small nonlinear model with a matrix, a vector and a scalar leaf."""
+    x, y = example
+    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    return jnp.sum((hidden - y) ** 2) * params["s"]
+
+
+def params(key=None):
+    """Parameters of `loss`."""
+    key = jax.random.key(11) if key is None else key
+    return {
+        "w": 0.5 * jax.random.normal(key, (5, 3)),
+        "b": jnp.linspace(-1.0, 1.0, 3),
+        "s": jnp.ones(()),
+    }
+
+
+def examples(batch, key=None):
+    """A batch for `loss`, with gradients of very different sizes."""
+    x_key, y_key = jax.random.split(jax.random.key(12) if key is None else key)
+    sizes = jnp.geomspace(0.003, 10.0, max(batch, 1))[:batch, None]
+    return sizes * jax.random.normal(x_key, (batch, 5)), jax.random.normal(y_key, (batch, 3))
+
+
+def global_norm(tree):
+    """The L2 norm of all leaves together."""
+    return float(jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))))
+
+
+def distance(tree, other):
+    """The L2 norm of the difference of two trees."""
+    return global_norm(jax.tree.map(jnp.subtract, tree, other))

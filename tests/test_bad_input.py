@@ -1,0 +1,265 @@
+"""Every refusal: before anything private is computed, saying what came and what to do."""
+
+import inspect
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jaxtyping import TypeCheckError
+
+import dpoptax
+from dpoptax import Plan, accounting, clipping, samplers
+
+KEY = jax.random.key(0)
+SAMPLER = samplers.Poisson(100, 10)
+
+
+def quadratic(params, example):
+    return jnp.sum((params - example) ** 2)
+
+
+def grads(loss_fn=quadratic, params=None, examples=None, **options):
+    params = jnp.zeros(3) if params is None else params
+    examples = jnp.ones((4, 3)) if examples is None else examples
+    return dpoptax.per_example_grads(loss_fn)(params, examples, **options)
+
+
+def plan(**changes):
+    fields = {
+        "sampler": SAMPLER,
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "num_steps": 5,
+        "delta": 1e-5,
+    }
+    return Plan(**(fields | changes))
+
+
+def fit(loss_fn=quadratic, params=None, data=None, key=KEY):
+    return dpoptax.training.fit(
+        loss_fn,
+        jnp.zeros(3) if params is None else params,
+        jnp.ones((100, 3)) if data is None else data,
+        plan=plan(),
+        optimizer=optax.sgd(0.1),
+        key=key,
+        progress=False,
+    )
+
+
+class LinenBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=False)(x[None])).sum()
+
+
+class NnxBatchNorm(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.norm(x[None]).sum()
+
+
+LINEN = LinenBatchNorm()
+LINEN_VARIABLES = LINEN.init(KEY, jnp.ones(3))
+NNX_MODEL = NnxBatchNorm()
+
+REFUSED = {
+    # clip, noise, normaliser, key
+    "clip zero": (lambda: clipping.flat(0.0), "must be positive; got 0.0"),
+    "clip negative": (lambda: clipping.flat(-1.0), "must be positive; got -1.0"),
+    "clip nan": (lambda: clipping.flat(float("nan")), "must be a number; got nan"),
+    "clip drowns": (lambda: clipping.flat(1e-20), "float32 squares vanish"),
+    "noise negative": (
+        lambda: dpoptax.privatize(1.0, -0.5, 8, KEY),
+        "noise_multiplier must be zero or more",
+    ),
+    "noise without clip": (
+        lambda: dpoptax.privatize(np.inf, 1.0, 8, KEY),
+        "finite l2_clip.*noise_multiplier=0",
+    ),
+    "batch size zero": (
+        lambda: dpoptax.privatize(1.0, 1.0, 0, KEY),
+        "expected_batch_size must be positive",
+    ),
+    "batch size nan": (
+        lambda: dpoptax.privatize(1.0, 1.0, float("nan"), KEY),
+        "expected_batch_size must be a number",
+    ),
+    "old key": (
+        lambda: dpoptax.privatize(1.0, 1.0, 8, jax.random.PRNGKey(0)),
+        r"typed PRNG key; got an array of uint32.*wrap_key_data",
+    ),
+    "key of many": (
+        lambda: inspect.unwrap(dpoptax.privatize)(1.0, 1.0, 8, jax.random.split(KEY)),
+        "must be one key",
+    ),
+    # examples and masks
+    "ragged batch": (
+        lambda: grads(lambda p, e: jnp.sum(p), examples={"x": jnp.ones((4, 3)), "y": jnp.ones(5)}),
+        r"share one leading batch axis; got examples\['x'\]: 4, examples\['y'\]: 5",
+    ),
+    "scalar example": (
+        lambda: grads(lambda p, e: jnp.sum(p), examples={"x": jnp.ones((4, 3)), "y": jnp.ones(())}),
+        r"examples\['y'\] is a scalar",
+    ),
+    "no examples": (lambda: grads(lambda p, e: jnp.sum(p), examples={}), "examples has no arrays"),
+    "mask length": (
+        lambda: grads(mask=jnp.ones(3, bool)),
+        r"mask must have shape \(4,\).*got \(3,\)",
+    ),
+    "mask dtype": (lambda: grads(mask=jnp.ones(4)), r"mask must be boolean.*astype\(bool\)"),
+    "grads key old": (
+        lambda: grads(lambda p, e, k: quadratic(p, e), key=jax.random.PRNGKey(0)),
+        "typed PRNG key",
+    ),
+    # losses and parameters
+    "loss vector": (
+        lambda: grads(lambda p, e: p - e),
+        r"must return a scalar.*got shape \(3,\)",
+    ),
+    "loss with aux": (lambda: grads(lambda p, e: (quadratic(p, e), p)), "must return one scalar"),
+    "loss integer": (lambda: grads(lambda p, e: jnp.int32(1)), "real floating-point loss"),
+    "integer params": (
+        lambda: grads(lambda p, e: jnp.sum(p["w"]), params={"w": jnp.ones(3), "n": jnp.arange(3)}),
+        r"params\['n'\] must be a real floating-point array.*int32",
+    ),
+    "linen state in params": (
+        lambda: grads(
+            lambda v, e: LINEN.apply(v, e, mutable=["batch_stats"])[0], params=LINEN_VARIABLES
+        ),
+        r"'batch_stats' beside 'params'.*variables\['params'\]",
+    ),
+    "linen state updated": (
+        lambda: grads(
+            lambda p, e: LINEN.apply({**LINEN_VARIABLES, "params": p}, e),
+            params=LINEN_VARIABLES["params"],
+        ),
+        "changes the state of a Flax module.*GroupNorm",
+    ),
+    "linen state returned": (
+        lambda: grads(
+            lambda p, e: LINEN.apply({**LINEN_VARIABLES, "params": p}, e, mutable=["batch_stats"]),
+            params=LINEN_VARIABLES["params"],
+        ),
+        "must return one scalar.*batch statistics mix examples",
+    ),
+    "nnx module as params": (
+        lambda: grads(lambda m, e: m(e), params=NNX_MODEL),
+        r"is a BatchStat, not a parameter.*nnx\.split",
+    ),
+    "nnx state updated": (
+        lambda: grads(lambda p, e: NNX_MODEL(e) * jnp.sum(p)),
+        "changes the state of a Flax module.*GroupNorm",
+    ),
+    # privatize's input
+    "averaged gradient": (
+        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
+            {"w": jnp.ones((3, 2)), "b": jnp.ones(2)},
+            dpoptax.privatize(1.0, 1.0, 8, KEY).init(None),
+            {"w": jnp.ones((3, 2)), "b": jnp.ones(2)},
+        ),
+        "share one leading batch axis",
+    ),
+    "averaged gradient of one leaf": (
+        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
+            jnp.ones((3, 2)), dpoptax.privatize(1.0, 1.0, 8, KEY).init(None), jnp.ones((3, 2))
+        ),
+        r"shape \(batch, \*\(3, 2\)\).*already cannot be clipped per example",
+    ),
+    "another structure": (
+        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
+            {"w": jnp.ones((3, 2))}, dpoptax.privatize(1.0, 1.0, 8, KEY).init(None), [jnp.ones(2)]
+        ),
+        "trees of one structure",
+    ),
+    # samplers
+    "rate for a size": (
+        lambda: samplers.Poisson(60_000, 0.01),
+        r"For a sampling rate of 0.01 pass 0.01 \* num_examples = 600",
+    ),
+    "batch beyond the data": (lambda: samplers.Poisson(10, 20), "cannot exceed num_examples"),
+    "no data": (lambda: samplers.Poisson(0, 1), "num_examples must be at least 1; got 0"),
+    "too much data": (lambda: samplers.Poisson(2**31, 10), r"below 2\*\*31"),
+    "capacity zero": (lambda: samplers.Poisson(10, 2, 0), "max_batch_size must be at least 1"),
+    # accounting
+    "delta zero": (lambda: plan(delta=0.0), "delta must lie strictly between 0 and 1"),
+    "delta one": (lambda: plan(delta=1.0), "delta must lie strictly between 0 and 1"),
+    "steps negative": (lambda: plan(num_steps=-1), "num_steps must be at least 0"),
+    "epsilon zero": (
+        lambda: accounting.calibrate_noise_multiplier(
+            epsilon=0.0, delta=1e-5, sampler=SAMPLER, num_steps=5
+        ),
+        "epsilon must be positive",
+    ),
+    "no steps to calibrate": (
+        lambda: accounting.calibrate_noise_multiplier(
+            epsilon=1.0, delta=1e-5, sampler=SAMPLER, num_steps=0
+        ),
+        "num_steps must be at least 1",
+    ),
+    "unknown relation": (
+        lambda: plan().epsilon(relation="add_remove"),
+        "relation must be one of add_or_remove_one, replace_one, replace_special; got 'add_remove'",
+    ),
+    "epochs and steps": (
+        lambda: Plan.calibrate(
+            num_examples=10,
+            batch_size=2,
+            epochs=1,
+            num_steps=2,
+            epsilon=1.0,
+            delta=0.1,
+            l2_clip=1.0,
+        ),
+        "either epochs or num_steps",
+    ),
+    # training
+    "data of another size": (
+        lambda: fit(data=jnp.ones((99, 3))),
+        "the plan is for 100 examples and data has 99",
+    ),
+    "fit, vector loss": (lambda: fit(lambda p, e: p - e), "must return a scalar"),
+    "fit, four arguments": (lambda: fit(lambda p, e, k, t: 0.0), "requires 4 arguments"),
+    "fit, batch norm": (
+        lambda: fit(
+            lambda p, e: LINEN.apply({**LINEN_VARIABLES, "params": p}, e),
+            params=LINEN_VARIABLES["params"],
+        ),
+        "changes the state of a Flax module",
+    ),
+    "num_samples": (
+        lambda: dpoptax.vi.local_elbo_loss(lambda p, x: (x, x), lambda p, z, x: 0.0, num_samples=0),
+        "num_samples must be at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_what_was_expected_what_came_and_what_to_do(call, message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    assert not isinstance(caught.value, TypeCheckError), "refused by the test's type checker only"
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int32, np.int64, float, int])
+def test_numpy_scalars_are_numbers(number):
+    assert clipping.flat(number(1)).l2_clip == 1.0
+    assert samplers.Poisson(np.int64(100), number(10)) == SAMPLER
+    assert plan(num_steps=np.int32(5), noise_multiplier=number(1)) == plan()
+
+
+def test_a_nan_pixel_changes_nothing_but_that_examples_contribution():
+    data = jnp.ones((100, 3)).at[5, 1].set(jnp.nan)
+    poisoned = fit(data=data)
+    assert np.all(np.isfinite(poisoned.params))
+    absent = fit(lambda p, e: jnp.where(e[3] > 0, 0.0, 1.0) * quadratic(p, e[:3]),
+                 data=jnp.ones((100, 4)).at[:, 3].set(0).at[5, 3].set(1))  # fmt: skip
+    np.testing.assert_allclose(poisoned.params, absent.params, rtol=1e-6)
