@@ -78,9 +78,14 @@ def calibrate_noise_multiplier(
         root += TOLERANCE
     if root <= math.log(SMALLEST_NOISE_MULTIPLIER) or slope >= 0:
         return math.exp(root)
-    # One step of Newton on the fine grid takes back what the coarse one overstated.
+    # Newton and then the secant, on the fine grid, take back what the coarse one overstated.
     refined = root - rest / slope + TOLERANCE / 2
-    return math.exp(refined if refined < root and excess(refined) <= 0 else root)
+    for _ in range(2):
+        beyond = excess(refined) if refined < root else 0.0
+        if beyond <= 0:
+            return math.exp(min(refined, root))
+        refined += (root - refined) * beyond / (beyond - rest) + TOLERANCE / 2
+    return math.exp(root)
 
 
 def _first_guess(epsilon: float, delta: float, rate: float, num_steps: int) -> float:

@@ -150,12 +150,12 @@ def _rate_and_noise(step: dp_accounting.DpEvent) -> tuple[float, float] | None:
 
 
 def _grid_step(rate: float, noise_multiplier: float) -> float:
-    """A third of the standard deviation of one step's privacy loss, within [1e-7, 1e-4].
+    """A tenth of the standard deviation of one step's privacy loss, within [1e-7, 1e-4].
 
     dp-accounting's default of 1e-4 overstates epsilon by multiples where a step costs less.
     """
     spread = rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 700.0)))
-    return min(max(spread / 3, 1e-7), 1e-4)
+    return min(max(spread / 10, 1e-7), 1e-4)
 
 
 @functools.lru_cache(maxsize=64)

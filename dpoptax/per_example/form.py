@@ -2,7 +2,7 @@
 
 import abc
 
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 class PerExampleGrads(abc.ABC):
@@ -16,7 +16,7 @@ class PerExampleGrads(abc.ABC):
         mask: bool `(batch,)`; True marks a real example, False a padded row.
     """
 
-    mask: Bool[Array, " batch"]
+    mask: Array
 
     @abc.abstractmethod
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:

@@ -22,8 +22,9 @@ class StackedGrads(PerExampleGrads):
         mask: bool `(batch,)`; True marks a real example.
     """
 
-    gradients: PyTree[Float[Array, "batch ..."]]
-    mask: Bool[Array, " batch"]
+    # A scan or a vmap stacks them further, so the shapes are told above and not checked here.
+    gradients: PyTree
+    mask: Array
 
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""

@@ -1,0 +1,151 @@
+"""Epsilon against published and independently computed values, and its monotonicities."""
+
+import csv
+import math
+import pathlib
+
+import dp_accounting
+import pytest
+from dp_accounting import gaussian_mechanism
+
+import dpoptax
+from dpoptax.accounting import calibrate_noise_multiplier, epsilon, event_epsilon
+from dpoptax.samplers import Poisson
+
+TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
+REFERENCE = list(csv.DictReader(TABLE.splitlines()))
+RUN = {"noise_multiplier": 1.1, "num_steps": 1000, "delta": 1e-5}
+
+
+def row_id(row):
+    keys = ("relation", "sampling_rate", "noise_multiplier", "num_steps", "delta", "source")
+    return ",".join(row[key] for key in keys)
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=row_id)
+def test_the_reference_table(row):
+    step = dp_accounting.PoissonSampledDpEvent(
+        float(row["sampling_rate"]), dp_accounting.GaussianDpEvent(float(row["noise_multiplier"]))
+    )
+    value = event_epsilon(
+        dp_accounting.SelfComposedDpEvent(step, int(row["num_steps"])),
+        delta=float(row["delta"]),
+        relation=row["relation"],
+    )
+    assert float(row["at_least"]) <= value <= float(row["at_most"])
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "expected", "capacity", "noise", "steps", "relation", "value"),
+    [
+        (60_000, 128, 150, 1.1, 9380, "add_or_remove_one", 2.777639868),
+        (60_000, 128, 192, 1.1, 9380, "add_or_remove_one", 0.8899345002),
+        (60_000, 128, 192, 1.1, 9380, "replace_one", 1.540833149),
+        (50_000, 1024, 1152, 1.0, 2441, "add_or_remove_one", 6.468395484),
+    ],
+)
+def test_truncation_is_accounted(num_examples, expected, capacity, noise, steps, relation, value):
+    sampler = Poisson(num_examples, expected, capacity)
+    run = {"noise_multiplier": noise, "num_steps": steps, "delta": 1e-5, "relation": relation}
+    achieved = epsilon(sampler=sampler, **run)
+    assert achieved == pytest.approx(value, rel=1e-2)
+    assert achieved > epsilon(sampler=Poisson(num_examples, expected), **run)
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one", "replace_special"])
+def test_the_shortcut_for_rare_overflow_bounds_the_exact_law(relation, monkeypatch):
+    sampler = Poisson(1000, 20)
+    run = {"sampler": sampler, "relation": relation, **RUN}
+    untruncated = epsilon(**{**run, "sampler": Poisson(1000, 20, 1000)})
+    shortcut = epsilon(**run)
+    monkeypatch.setattr(dpoptax.accounting.privacy_loss, "OVERFLOW_SHARE", 0.0)
+    exact = epsilon(**run)
+    assert untruncated <= shortcut <= untruncated * (1 + 1e-4)
+    assert exact == pytest.approx(shortcut, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.7, 1.0, 4.0])
+@pytest.mark.parametrize("num_steps", [1, 30])
+def test_everyone_in_every_step_equals_the_analytic_gaussian(noise_multiplier, num_steps):
+    analytic = gaussian_mechanism.get_epsilon_gaussian(
+        noise_multiplier / math.sqrt(num_steps), 1e-5
+    )
+    run = {"noise_multiplier": noise_multiplier, "num_steps": num_steps, "delta": 1e-5}
+    assert epsilon(sampler=Poisson(100, 100), **run) == pytest.approx(analytic, rel=1e-4)
+
+
+def test_epsilon_falls_with_noise_and_delta_and_grows_with_rate_and_steps():
+    def value(expected=20, **changes):
+        return epsilon(sampler=Poisson(1000, expected), **(RUN | changes))
+
+    base = value()
+    assert value(noise_multiplier=1.2) < base < value(noise_multiplier=1.0)
+    assert value(delta=1e-4) < base < value(delta=1e-6)
+    assert value(num_steps=900) < base < value(num_steps=1100)
+    assert value(expected=18) < base < value(expected=22)
+    assert value(relation="replace_special") == base < value(relation="replace_one")
+
+
+def test_pld_is_never_looser_than_rdp():
+    sampler = Poisson(1000, 20, 1000)
+    rdp = dp_accounting.rdp.RdpAccountant()
+    rdp.compose(sampler.event(1.1, 1000))
+    assert epsilon(sampler=sampler, **RUN) < rdp.get_epsilon(1e-5)
+
+
+def test_the_ends():
+    sampler = Poisson(1000, 20)
+    assert epsilon(sampler=sampler, **(RUN | {"num_steps": 0})) == 0.0
+    assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0})) == math.inf
+    assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0, "num_steps": 0})) == 0.0
+
+
+def test_an_event_of_another_kind_goes_to_dp_accounting():
+    event = dp_accounting.LaplaceDpEvent(2.0)
+    assert event_epsilon(event, delta=1e-9) == pytest.approx(0.5, rel=1e-3)
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        event_epsilon(dp_accounting.UnsupportedDpEvent(), delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "num_examples", "expected", "steps", "reference"),
+    [
+        (1.0, 1e-5, 60_000, 128, 9375, 1.02866),
+        (3.0, 1e-5, 60_000, 128, 9375, 0.67031),
+        (8.0, 1e-5, 60_000, 128, 9375, 0.51697),
+        (1.0, 1e-6, 1000, 100, 512, 9.661829),
+        (8.0, 1e-5, 1000, 40, 2250, 1.3459976),
+    ],
+)
+def test_calibration_against_reference_values(
+    target, delta, num_examples, expected, steps, reference
+):
+    sampler = Poisson(num_examples, expected)
+    run = {"sampler": sampler, "num_steps": steps, "delta": delta}
+    noise_multiplier = calibrate_noise_multiplier(epsilon=target, **run)
+    assert noise_multiplier == pytest.approx(reference, rel=2e-3)
+    achieved = epsilon(noise_multiplier=noise_multiplier, **run)
+    assert 0.998 * target <= achieved <= target
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
+@pytest.mark.parametrize(
+    ("target", "expected", "steps"),
+    [(0.05, 10, 200), (1.0, 10, 200), (8.0, 10, 200), (1.0, 1000, 3), (20.0, 1000, 3)],
+)
+def test_calibration_is_feasible_and_tight(target, expected, steps, relation):
+    run = {
+        "sampler": Poisson(1000, expected),
+        "num_steps": steps,
+        "delta": 1e-5,
+        "relation": relation,
+    }
+    noise_multiplier = calibrate_noise_multiplier(epsilon=target, **run)
+    assert epsilon(noise_multiplier=noise_multiplier, **run) <= target
+    assert epsilon(noise_multiplier=noise_multiplier * 0.997, **run) > target
+
+
+def test_where_the_least_noise_suffices_the_least_noise_is_returned(monkeypatch):
+    monkeypatch.setattr(dpoptax.accounting.calibration, "SMALLEST_NOISE_MULTIPLIER", 2.0)
+    run = {"sampler": Poisson(1000, 1), "num_steps": 1, "delta": 0.1}
+    assert calibrate_noise_multiplier(epsilon=5.0, **run) == pytest.approx(2.0)

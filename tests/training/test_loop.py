@@ -1,0 +1,117 @@
+"""Training: it learns, it shows the epsilon it incurred, it compiles once."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax.training import fit, init_state, make_train_step
+
+SAMPLER = dpoptax.samplers.Poisson(400, 40)
+PLAN = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=60, delta=1e-4)
+DATA = 3.0 + jax.random.normal(jax.random.key(7), (400, 2))
+
+
+def loss_fn(params, example):
+    return jnp.sum((params - example) ** 2)
+
+
+def run(**changes):
+    options = {
+        "plan": PLAN,
+        "optimizer": optax.sgd(0.3),
+        "key": jax.random.key(0),
+        "progress": False,
+    }
+    return fit(loss_fn, jnp.zeros(2), DATA, **(options | changes))
+
+
+def test_it_learns_privately_and_reports_what_ran():
+    result = run()
+    assert float(jnp.abs(result.params - 3.0).max()) < 0.5
+    assert result.epsilon() == PLAN.epsilon()
+    assert "60 done of 60 planned" in result.report()
+
+
+def test_the_bar_shows_only_epsilons_that_the_steps_beside_them_incurred(capfd):
+    run(progress=True)
+    shown = re.findall(r"(\d+)/60 [^\r\n]*?ε = ([\d.]+) at δ = 0.0001", capfd.readouterr().err)
+    assert ("60", f"{PLAN.epsilon():.3f}") in shown
+    for steps, epsilon in shown:
+        assert epsilon == f"{PLAN.epsilon(int(steps)):.3f}"
+
+
+def test_the_bar_can_be_turned_off(capfd):
+    run(progress=False)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_loss_is_traced_a_fixed_number_of_times_whatever_the_batches():
+    def traced(num_steps):
+        traces = []
+
+        def counting(params, example):
+            traces.append(1)
+            return loss_fn(params, example)
+
+        plan = dpoptax.Plan(
+            sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=num_steps, delta=1e-4
+        )
+        fit(counting, jnp.zeros(2), DATA, plan=plan, optimizer=optax.sgd(0.1),
+            key=jax.random.key(0), progress=False)  # fmt: skip
+        return len(traces)
+
+    assert traced(40) == traced(3)
+
+
+def test_a_plan_of_no_steps_returns_the_initial_parameters():
+    plan = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=0, delta=1e-4)
+    result = run(plan=plan)
+    np.testing.assert_array_equal(result.params, jnp.zeros(2))
+    assert result.epsilon() == 0
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_step_is_pure(jit):
+    keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+    tx = dpoptax.dp_sgd(0.1, 1.0, 1.0, 40, keys.noise_key)
+    step = make_train_step(loss_fn, tx=tx, sampler=SAMPLER)
+    state = init_state(
+        jnp.zeros(2),
+        tx=tx,
+        sampler=SAMPLER,
+        sampling_key=keys.sampling_key,
+        model_key=keys.model_key,
+    )
+    step = jax.jit(step) if jit else step
+    first, info = step(state, DATA)
+    again, _ = step(state, DATA)
+    np.testing.assert_array_equal(first.params, again.params)
+    assert 10 < int(info.nonprivate_batch_size) < 80
+    assert float(info.nonprivate_loss) > 1
+
+
+def test_a_loss_that_draws_gets_another_key_every_step():
+    def noisy(params, example, key):
+        return jnp.vdot(params, jax.random.normal(key, (2,)))
+
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(4, 4), clip=1e6, noise_multiplier=0.0, num_steps=2,
+        delta=1e-4,
+    )  # fmt: skip
+    options = {"optimizer": optax.sgd(1.0), "key": jax.random.key(0), "progress": False}
+    two = fit(noisy, jnp.zeros(2), jnp.zeros((4, 2)), plan=plan, **options).params
+    one = fit(
+        noisy,
+        jnp.zeros(2),
+        jnp.zeros((4, 2)),
+        plan=dpoptax.Plan(
+            sampler=plan.sampler, clip=1e6, noise_multiplier=0.0, num_steps=1, delta=1e-4
+        ),
+        **options,
+    ).params
+    assert not np.allclose(two, 2 * one)
