@@ -9,5 +9,16 @@ from jaxtyping import Array, Float
 
 
 def widen(leaf: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Casts 8- and 16-bit floats to float32; leaves float32 and float64 alone."""
+    """Casts 8- and 16-bit floats to float32; leaves float32 and float64 alone.
+
+    Args:
+        leaf: an array of floats.
+
+    Returns:
+        The same array, or a float32 copy.
+
+    Example:
+        >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
     return leaf if jnp.finfo(leaf.dtype).bits >= 32 else leaf.astype(jnp.float32)

@@ -8,10 +8,15 @@ import dpoptax
 
 def stacked(loss_fn):
     """The reference form."""
+    return dpoptax.per_example_grads(loss_fn, factored=False)
+
+
+def factored(loss_fn):
+    """Inputs and cotangents."""
     return dpoptax.per_example_grads(loss_fn)
 
 
-FORMS = {"stacked": stacked}
+FORMS = {"stacked": stacked, "factored": factored}
 
 CLIP_RULES = {"flat": dpoptax.clipping.flat}
 

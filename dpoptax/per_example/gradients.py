@@ -5,11 +5,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example import validation
+from dpoptax.per_example.factored import factored_grads
 from dpoptax.per_example.form import PerExampleGrads
-from dpoptax.per_example.stacked import StackedGrads
+from dpoptax.per_example.stacked import stacked_grads
 
 # `loss_fn(params, example)`, or `loss_fn(params, example, key)`: a scalar.
 LossFn = Callable[..., Float[Array, ""]]
@@ -35,7 +36,7 @@ class ValueAndGradsFn(Protocol):
         """The loss and the gradients of every example."""
 
 
-def per_example_grads(loss_fn: LossFn) -> GradsFn:
+def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
     """Turns the loss of one example into a function to the gradients of each example of a batch.
 
     Args:
@@ -43,6 +44,9 @@ def per_example_grads(loss_fn: LossFn) -> GradsFn:
             passed below: the scalar loss of one example, without a batch axis. It must be pure;
             anything that couples examples, batch statistics among them, has no per-example
             gradient.
+        factored: keep products, convolutions and lookups as factors, from which norms and sums
+            follow at about the price of a plain gradient; the few leaves with other uses are
+            stacked. False stacks all: the reference, in `batch x params` numbers of memory.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
@@ -65,7 +69,7 @@ def per_example_grads(loss_fn: LossFn) -> GradsFn:
         >>> grads.weighted_sum(jnp.array([0.2, 1.0]))["w"]
         Array([0.6, 1.8], dtype=float32)
     """
-    with_values = value_and_per_example_grads(loss_fn)
+    with_values = value_and_per_example_grads(loss_fn, factored=factored)
 
     def grads_fn(
         params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
@@ -76,13 +80,14 @@ def per_example_grads(loss_fn: LossFn) -> GradsFn:
     return grads_fn
 
 
-def value_and_per_example_grads(loss_fn: LossFn) -> ValueAndGradsFn:
+def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> ValueAndGradsFn:
     """Like `per_example_grads`, and returns the losses too.
 
     The losses are not private: they are data, unclipped and without noise.
 
     Args:
         loss_fn: as in `per_example_grads`.
+        factored: as in `per_example_grads`.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`;
@@ -107,19 +112,9 @@ def value_and_per_example_grads(loss_fn: LossFn) -> ValueAndGradsFn:
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
         validation.check_loss(loss_fn, params, examples, key)
-        return _stacked(loss_fn, params, examples, rows, key)
+        inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
+        form = factored_grads if factored else stacked_grads
+        losses, grads = form(loss_fn, params, inputs, rows)
+        return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
 
     return grads_fn
-
-
-def _stacked(
-    loss_fn: LossFn,
-    params: PyTree,
-    examples: PyTree,
-    mask: Bool[Array, " batch"],
-    key: PRNGKeyArray | None,
-) -> tuple[Float[Array, " batch"], PerExampleGrads]:
-    extra = () if key is None else (jax.random.split(key, mask.shape[0]),)
-    in_axes = (None,) + (0,) * (1 + len(extra))
-    losses, gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes)(params, examples, *extra)
-    return jnp.where(mask, losses, 0), StackedGrads(gradients, mask)

@@ -1,6 +1,7 @@
 """The reference form: one array per parameter, with a leading example axis."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class StackedGrads(PerExampleGrads):
 
         def squared_norm(leaf: Array) -> Array:
             wide = widen(leaf)
-            return _select(self.mask, jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim))))
+            return select(self.mask, jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim))))
 
         return jax.tree.map(squared_norm, self.gradients)
 
@@ -40,21 +41,40 @@ class StackedGrads(PerExampleGrads):
         kept = self.mask & (weights != 0)
 
         def total(leaf: Array) -> Array:
-            wide = _select(kept, widen(leaf))
-            factors = _select(kept, weights).astype(wide.dtype)
+            wide = select(kept, widen(leaf))
+            factors = select(kept, weights).astype(wide.dtype)
             return jnp.tensordot(factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
 
         return jax.tree.map(total, self.gradients)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
-        return jax.tree.map(lambda leaf: _select(self.mask, leaf), self.gradients)
+        return jax.tree.map(lambda leaf: select(self.mask, leaf), self.gradients)
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.gradients
         )
+
+
+def stacked_grads(
+    loss_fn: Callable[..., Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+) -> tuple[Array, PerExampleGrads]:
+    """Returns the losses and the stacked gradients of a batch.
+
+    Args:
+        loss_fn: the scalar loss of one example, `loss_fn(params, *input)`.
+        params: the parameters.
+        inputs: the examples, and their keys where the loss draws, with a leading axis.
+        mask: bool `(batch,)`.
+
+    Returns:
+        Losses `(batch,)` and `StackedGrads`.
+    """
+    in_axes = (None, *(0 for _ in inputs))
+    losses, gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes)(params, *inputs)
+    return losses, StackedGrads(gradients, mask)
 
 
 def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
@@ -105,5 +125,6 @@ def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
             )
 
 
-def _select(kept: Bool[Array, " batch"], leaf: Array) -> Array:
+def select(kept: Bool[Array, " batch"], leaf: Array) -> Array:
+    """Keeps the rows marked True, and puts zero in place of the others, whatever they hold."""
     return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))

@@ -1,0 +1,1 @@
+"""Times and memory, measured side by side in one run; nothing here asserts a time."""

@@ -1,0 +1,6 @@
+"""Norms from factors: one file per way in which a weight meets data."""
+
+from dpoptax.per_example.rules.choice import Rule as Rule
+from dpoptax.per_example.rules.choice import choose_rule as choose_rule
+from dpoptax.per_example.rules.factors import Factors as Factors
+from dpoptax.per_example.rules.factors import leaf_gradient as leaf_gradient

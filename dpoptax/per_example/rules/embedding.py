@@ -1,0 +1,93 @@
+"""Rows looked up in a table: the gradient of an example adds cotangents of equal tokens.
+
+    ||grad||^2 = sum over distinct tokens of || sum of their cotangents ||^2
+
+A table that is also the output head has a product beside the lookup, and a cross term:
+`2 sum_t sum_s g_s[token_t] (b_t . h_s)`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dpoptax.per_example.rules.factors import Factors
+from dpoptax.per_example.tracing import Site
+from dpoptax.precision import widen
+
+
+def candidates(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct
+) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
+    """Yields the rule for leaves whose only use is one lookup of rows."""
+    if len(sites) != 1 or not looks_up_rows(sites[0], spec):
+        return
+    (site,) = sites
+    width = math.prod(spec.shape[1:])
+    tokens = math.prod(site.output.shape) // width if width else 0
+    tokens *= math.prod(level.length for level in site.levels)
+
+    def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
+        ids, rows = as_rows(site, factors[0], width)
+        return segment_squared_norms(ids, rows)
+
+    # A sort and a segment sum: a few passes over the cotangents.
+    yield "segments", squared_norms, 8.0 * tokens * width, tokens * width
+
+
+def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
+    """Whether a site is `table[ids]`, whole rows of an unchanged leaf."""
+    if site.primitive.name != "gather" or any(level.sliced for level in site.levels):
+        return False
+    if any(s.primitive is None or s.primitive.name != "convert_element_type" for s in site.steps):
+        return False
+    numbers = site.params["dimension_numbers"]
+    (indices,) = site.operands
+    width = len(spec.shape) - 1
+    return (
+        numbers.collapsed_slice_dims == (0,)
+        and numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and site.params["slice_sizes"] == (1, *spec.shape[1:])
+        and numbers.offset_dims
+        == tuple(range(len(site.output.shape) - width, len(site.output.shape)))
+        and indices.shape[-1] == 1
+    )
+
+
+def as_rows(
+    site: Site, factors: Factors, width: int
+) -> tuple[Int[Array, "batch t"], Float[Array, "batch t width"]]:
+    """Brings the factors to tokens `(batch, T)` and cotangents `(batch, T, width)`."""
+    (indices,) = factors.operands
+    size = indices.shape[0]
+    rows = widen(factors.cotangent).reshape(size, -1, width)
+    ids = indices.reshape(size, -1)
+    # What the lookup dropped or clipped, its transpose drops or clips alike.
+    rows_in_table = site.weight.shape[0]
+    inside = (ids >= 0) & (ids < rows_in_table)
+    if site.params["mode"] == jax.lax.GatherScatterMode.CLIP:
+        return jnp.clip(ids, 0, rows_in_table - 1), rows
+    return ids, jnp.where(inside[..., None], rows, 0.0)
+
+
+def segment_squared_norms(
+    ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"]
+) -> Float[Array, " batch"]:
+    """Sums the rows of equal ids within each example, and squares."""
+    batch, tokens, width = rows.shape
+    order = jnp.argsort(ids, axis=1)
+    ids = jnp.take_along_axis(ids, order, axis=1)
+    fresh = jnp.concatenate(
+        [jnp.zeros((batch, 1), jnp.int32), (ids[:, 1:] != ids[:, :-1]).astype(jnp.int32)], axis=1
+    )
+    segments = jnp.cumsum(fresh, axis=1) + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
+    sums = jax.ops.segment_sum(
+        jnp.take_along_axis(rows, order[..., None], axis=1).reshape(-1, width),
+        segments.reshape(-1),
+        num_segments=batch * tokens,
+        indices_are_sorted=True,
+    )
+    return jnp.sum(jnp.square(sums).reshape(batch, -1), axis=1)
