@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example import tracing
 from dpoptax.per_example.form import PerExampleGrads
-from dpoptax.per_example.rules import Factors, Rule, choose_rule, leaf_gradient
+from dpoptax.per_example.rules import (
+    Factors,
+    Former,
+    Rule,
+    choose_former,
+    choose_rule,
+    leaf_gradient,
+)
 from dpoptax.per_example.stacked import StackedGrads, select
 
 
@@ -34,11 +41,16 @@ class Layout:
         ]
         self.sites = found.sites
         self.reasons = found.stacked
-        self.rules: dict[int, Rule] = {
-            leaf: choose_rule(self.sites_of(leaf), spec)
-            for leaf, spec in enumerate(self.specs)
-            if leaf not in found.stacked
-        }
+        self.formers: dict[int, Former] = {}
+        self.rules: dict[int, Rule] = {}
+        for leaf, spec in enumerate(self.specs):
+            if leaf in found.stacked:
+                continue
+            sites = self.sites_of(leaf)
+            if (former := choose_former(sites, spec)) is not None:
+                self.formers[leaf] = former
+            else:
+                self.rules[leaf] = choose_rule(sites, spec)
         self._signature = (str(found.jaxpr), self.treedef)
 
     def sites_of(self, leaf: int) -> list[tracing.Site]:
@@ -59,7 +71,7 @@ class FactoredGrads(PerExampleGrads):
 
     Attributes:
         factors: by site, `Factors` with a leading example axis.
-        plain: by leaf without sites, `(batch, *leaf.shape)`.
+        plain: by leaf without sites, or cheaper to hold than its factors, `(batch, *leaf.shape)`.
         mask: bool `(batch,)`; True marks a real example.
         layout: what is static.
     """
@@ -93,7 +105,10 @@ class FactoredGrads(PerExampleGrads):
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
-        leaves = StackedGrads(self.plain, self.mask).stacked()
+        leaves = {
+            leaf: gradient.astype(self.layout.specs[leaf].dtype)
+            for leaf, gradient in StackedGrads(self.plain, self.mask).stacked().items()
+        }
         for leaf in self.layout.rules:
             sites, spec = self.layout.sites_of(leaf), self.layout.specs[leaf]
 
@@ -158,6 +173,8 @@ def factored_grads(
         return loss_value, factors, gradients
 
     losses, factors, gradients = jax.vmap(of_example)(flat)
+    for leaf, former in layout.formers.items():
+        gradients[leaf] = former([factors.pop(site.key) for site in layout.sites_of(leaf)])
     return losses, FactoredGrads(factors, gradients, mask, layout)
 
 

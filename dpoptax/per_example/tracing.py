@@ -99,6 +99,12 @@ class Site:
     tap: Key
     source: str
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers are kept of it per example: its operands and its cotangent."""
+        scans = math.prod(level.length for level in self.levels)
+        return scans * sum(math.prod(spec.shape) for spec in (*self.operands, self.output))
+
     def isometric(self, spec: jax.ShapeDtypeStruct) -> bool:
         """Whether the steps give every number of the leaf once, so that norms are the leaf's."""
         sliced = math.prod(level.length for level in self.levels if level.sliced)

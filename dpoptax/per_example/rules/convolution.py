@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules.direct import chunk_size
+from dpoptax.per_example.rules.direct import in_chunks
 from dpoptax.per_example.rules.factors import Factors
 from dpoptax.per_example.rules.matmul import HIGHEST
 from dpoptax.per_example.tracing import Site
@@ -25,23 +25,55 @@ def candidates(
     sites: Sequence[Site], spec: jax.ShapeDtypeStruct
 ) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
     """Yields the rule for leaves whose only use is one convolution outside of scans."""
-    if len(sites) != 1 or sites[0].primitive.name != "conv_general_dilated":
+    if not understands(sites, spec):
         return
     (site,) = sites
-    if site.levels or site.params["batch_group_count"] != 1 or not site.isometric(spec):
-        return
-    _, features, *_ = _by(site.params["dimension_numbers"].out_spec, site.output.shape)
+    features = _features(site)
     outputs = math.prod(site.output.shape)
     kernel = math.prod(site.weight.shape)
-    patches = outputs // features * kernel // features * site.params["feature_group_count"]
 
     def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
         def one(factor: Factors) -> Array:
             return jnp.sum(jnp.square(_gradient(site, factor)))
 
-        return jax.lax.map(one, factors[0], batch_size=chunk_size(patches + kernel))
+        return in_chunks(one, factors[0], _numbers(site))
 
-    yield "patches", squared_norms, outputs * kernel / features, patches + kernel
+    yield "patches", squared_norms, outputs * kernel / features, _numbers(site)
+
+
+def understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
+    """Whether the one use of a leaf is a convolution outside of scans."""
+    if len(sites) != 1 or sites[0].primitive.name != "conv_general_dilated":
+        return False
+    (site,) = sites
+    return not site.levels and site.params["batch_group_count"] == 1 and site.isometric(spec)
+
+
+def gradients(site: Site, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+    """Forms the gradient of every example, in float32 or wider, shaped like the kernel."""
+    out, into, *spatial = site.params["dimension_numbers"].rhs_spec
+    window = [site.weight.shape[axis] for axis in spatial]
+
+    def one(factor: Factors) -> Array:
+        product = _gradient(site, factor)  # groups, window * channels, features / groups
+        groups, _, features = product.shape
+        product = product.reshape(groups, *window, -1, features)
+        product = jnp.moveaxis(product, 0, -2)  # window, channels, groups, features / groups
+        product = product.reshape(*window, -1, groups * features)
+        return jnp.moveaxis(product, range(product.ndim), (*spatial, into, out))
+
+    return in_chunks(one, factors[0], _numbers(site))
+
+
+def _numbers(site: Site) -> int:
+    """How many numbers the product of one example takes: patches and gradient."""
+    features, groups = _features(site), site.params["feature_group_count"]
+    kernel, outputs = math.prod(site.weight.shape), math.prod(site.output.shape)
+    return outputs // features * kernel // features * groups + kernel + outputs
+
+
+def _features(site: Site) -> int:
+    return site.output.shape[site.params["dimension_numbers"].out_spec[1]]
 
 
 def _gradient(site: Site, factor: Factors) -> Array:

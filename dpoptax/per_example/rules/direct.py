@@ -5,6 +5,7 @@ It understands every site, and any number of them on one leaf.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,27 @@ ACCELERATOR_CHUNK = 2**26
 OVERHEAD = 8.0
 
 
+def gradients(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
+) -> Float[Array, "batch ..."]:
+    """Forms the gradient of every example, in float32 or wider."""
+
+    def one(example: Sequence[Factors]) -> Array:
+        return leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
+
+    numbers = math.prod(spec.shape) + sum(site.numbers for site in sites)
+    return in_chunks(one, list(factors), numbers)
+
+
+def in_chunks(function: Callable[..., Array], examples: Any, numbers: int) -> Array:
+    """Maps `function` over examples that need `numbers` numbers each, a cache-full at a time."""
+    batch = jax.tree.leaves(examples)[0].shape[0]
+    chunk = chunk_size(numbers)
+    if chunk >= batch:
+        return jax.vmap(function)(examples)
+    return jax.lax.map(function, examples, batch_size=chunk)
+
+
 def candidates(
     sites: Sequence[Site], spec: jax.ShapeDtypeStruct
 ) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
@@ -31,7 +53,7 @@ def candidates(
             gradient = leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
             return jnp.sum(jnp.square(gradient))
 
-        return jax.lax.map(one, list(factors), batch_size=chunk_size(size))
+        return in_chunks(one, list(factors), size)
 
     operations = sum(
         size * math.prod(site.output.shape) / max(1, _contracted(site)) for site in sites

@@ -1,7 +1,7 @@
 """What is kept of a site for a batch, and the exact gradient that follows from it."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ def leaf_gradient(
     zeros = widen(jnp.zeros(spec.shape, spec.dtype))
     total = zeros
     for site, (operands, cotangent) in zip(sites, factors, strict=True):
-        batched = _batched(site, tuple(map(_widen, operands)), cotangent.shape[0])
+        floats = tuple(_as_float(operand, zeros.dtype) for operand in operands)
+        batched = _batched(site, floats, cotangent.shape[0])
         output, pull = jax.vjp(batched, zeros)
         (gradient,) = pull(cotangent.astype(output.dtype))
         total = total + gradient
@@ -87,5 +88,5 @@ def _bind_precisely(site: Site) -> Callable[[Array, tuple[Array, ...]], Array]:
     return bind
 
 
-def _widen(operand: Array) -> Array:
-    return widen(operand) if jnp.issubdtype(operand.dtype, jnp.floating) else operand
+def _as_float(operand: Array, dtype: Any) -> Array:
+    return operand.astype(dtype) if jnp.issubdtype(operand.dtype, jnp.floating) else operand

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules.direct import chunk_size
+from dpoptax.per_example.rules.direct import in_chunks
 from dpoptax.per_example.rules.factors import Factors
 from dpoptax.per_example.tracing import Site
 from dpoptax.precision import widen
@@ -140,7 +140,8 @@ def _direct(pair: Pair) -> Float[Array, " batch"]:
         return jnp.sum(jnp.square(product))
 
     _, h, t, k = pair.a.shape
-    return jax.lax.map(one, pair, batch_size=chunk_size(h * (k * pair.g.shape[3] + t * k)))
+    n = pair.g.shape[3]
+    return in_chunks(one, pair, h * (k * n + t * (k + n)))
 
 
 def _gram(pair: Pair) -> Float[Array, " batch"]:
@@ -150,5 +151,5 @@ def _gram(pair: Pair) -> Float[Array, " batch"]:
         # Rounding may push a small sum below zero; a squared norm is none.
         return jnp.maximum(jnp.sum(inputs * cotangents), 0.0)
 
-    _, h, t, _ = pair.a.shape
-    return jax.lax.map(one, pair, batch_size=chunk_size(2 * h * t * t))
+    _, h, t, k = pair.a.shape
+    return in_chunks(one, pair, h * t * (2 * t + k + pair.g.shape[3]))

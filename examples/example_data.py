@@ -1,0 +1,201 @@
+"""The data of the examples: one function per data set, each in, arrays out.
+
+What scales an input is part of the training. A mean, a maximum or a list of categories taken from
+private data tells of that data and is not covered by the guarantee, so everything here is scaled
+by constants that are written down in this file.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import math
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Data(NamedTuple):
+    """A data set, split for good.
+
+    Attributes:
+        train_inputs: float32 `(num_train, ...)`; these are the examples that are kept private.
+        train_labels: int32 `(num_train,)`.
+        test_inputs: float32 `(num_test, ...)`.
+        test_labels: int32 `(num_test,)`.
+    """
+
+    train_inputs: np.ndarray
+    train_labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+
+
+def digits() -> Data:
+    """Returns scikit-learn's handwritten digits: 1437 + 360 images of 8 x 8 pixels in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return _split(bunch.images / 16, bunch.target)
+
+
+def breast_cancer() -> Data:
+    """Returns scikit-learn's breast cancer data: 455 + 114 patients, 30 measurements in [-1, 1].
+
+    A label of 1 means benign.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    low, high = np.array(_CELL_BOUNDS).T
+    return _split(2 * np.clip((bunch.data - low) / (high - low), 0, 1) - 1, bunch.target)
+
+
+def mnist() -> Data:
+    """Returns MNIST through TensorFlow Datasets: 60,000 + 10,000 images, 28 x 28, in [0, 1].
+
+    It is read from the folder in the environment variable TFDS_DATA_DIR, by default
+    ~/tensorflow_datasets, and downloaded into it the first time. Decoding takes some ten seconds.
+
+    Raises:
+        SystemExit: a package or the data is missing; the message says what to do.
+    """
+    for name in ("absl", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder("mnist")
+        if not Path(builder.data_path).exists():
+            _check_download(builder.URL)
+            tfds.disable_progress_bar()
+        train, test = tfds.data_source("mnist", split=["train", "test"])
+    except ImportError as error:
+        raise SystemExit(
+            f"error: MNIST needs TensorFlow Datasets ({_one_line(error)}): "
+            "pip install 'dpoptax[datasets]', or use --dataset digits"
+        ) from None
+    except Exception as error:  # a downloader fails in many ways, and the remedy is the same
+        raise SystemExit(
+            f"error: there is no prepared MNIST, and it cannot be downloaded ({_one_line(error)}): "
+            "set TFDS_DATA_DIR to a folder with a prepared copy, or connect to the internet, "
+            "or use --dataset digits"
+        ) from None
+    return Data(*_decode(train), *_decode(test))
+
+
+def adult(data_dir: Path) -> Data:
+    """Returns UCI Adult: 30,162 + 15,060 complete rows of 104 columns; label 1 means above 50K.
+
+    Args:
+        data_dir: the folder that holds adult.data and adult.test, as UCI gives them.
+
+    Raises:
+        SystemExit: a file is missing or not what it should be; the message says what to do.
+    """
+    return Data(*_adult_rows(data_dir / "adult.data"), *_adult_rows(data_dir / "adult.test"))
+
+
+def _split(inputs: np.ndarray, labels: np.ndarray) -> Data:
+    """Sets a fifth aside for testing, at random and always the same."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = np.split(order, [math.ceil(len(labels) / 5)])
+    inputs, labels = inputs.astype(np.float32), labels.astype(np.int32)
+    return Data(inputs[train], labels[train], inputs[test], labels[test])
+
+
+def _decode(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows = [(row["image"][..., 0], row["label"]) for row in source]
+    images, labels = zip(*rows, strict=True)
+    return np.stack(images).astype(np.float32) / 255, np.array(labels, np.int32)
+
+
+def _check_download(url: str) -> None:
+    """Refuses at once what TensorFlow Datasets would refuse after minutes of trying."""
+    with contextlib.suppress(urllib.error.HTTPError):  # no page there, but a server
+        urllib.request.urlopen(url, timeout=20).close()
+    if importlib.util.find_spec("tensorflow") is None:
+        raise RuntimeError("preparing a download takes TensorFlow, once: pip install tensorflow")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _adult_rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the inputs and labels of one file, without the rows in which something is missing."""
+    if not path.is_file():
+        raise SystemExit(
+            f"error: {path} is not there; --data-dir must hold adult.data and adult.test of UCI "
+            "Adult, https://archive.ics.uci.edu/dataset/2/adult"
+        )
+    inputs, labels = [], []
+    for line in path.read_text().splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        # The test file opens with a line of its own and ends its labels with a dot.
+        if len(fields) != 15 or not fields[0].isdigit() or "?" in fields:
+            continue
+        inputs.append(_adult_input(fields[:-1]))
+        labels.append(fields[-1].startswith(">"))
+    if not inputs:
+        raise SystemExit(f"error: {path} has no row of 15 comma-separated fields, as UCI Adult has")
+    return np.array(inputs, np.float32), np.array(labels, np.int32)
+
+
+def _adult_input(fields: list[str]) -> list[float]:
+    columns: list[float] = []
+    for field, (name, domain) in zip(fields, _ADULT_DOMAINS.items(), strict=True):
+        if isinstance(domain, str):
+            codes = [float(field == category) for category in domain.split()]
+            if sum(codes) != 1:
+                raise SystemExit(f"error: {field!r} is no {name} of UCI Adult")
+            columns.extend(codes)
+        elif name.startswith("capital"):  # zero for most, thousands for a few
+            columns.append(float(np.log1p(float(field)) / np.log1p(domain)))
+        else:
+            columns.append(float(field) / domain)
+    return columns
+
+
+# Low and high of each measurement, rounded outwards from the ranges that the public description
+# of this data set prints. They are public here because that page is. For data of your own take
+# what is known without looking at it: ranges of the instrument, of biology, of an earlier study.
+_CELL_BOUNDS = [
+    *[(6, 30), (9, 40), (40, 190), (140, 2600), (0.05, 0.17)],  # mean radius ... smoothness
+    *[(0.01, 0.35), (0, 0.45), (0, 0.21), (0.1, 0.31), (0.04, 0.1)],  # ... fractal dimension
+    *[(0.1, 2.9), (0.3, 4.9), (0.7, 22), (6, 550), (0.001, 0.032)],  # the errors of these ten
+    *[(0.002, 0.14), (0, 0.4), (0, 0.053), (0.007, 0.08), (0, 0.03)],
+    *[(7, 37), (12, 50), (50, 260), (180, 4300), (0.07, 0.23)],  # the worst of these ten
+    *[(0.02, 1.1), (0, 1.3), (0, 0.3), (0.15, 0.67), (0.05, 0.21)],
+]
+
+# A number is the bound by which a column is divided; a text lists the categories to be one-hot
+# coded, from the public adult.names. (Its work class "Never-worked" never has an occupation, so
+# no complete row has it.)
+_ADULT_DOMAINS: dict[str, float | str] = {
+    "age": 100,
+    "work class": "Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov "
+    "Without-pay",
+    "final weight": 1_500_000,
+    "education": "Bachelors Some-college 11th HS-grad Prof-school Assoc-acdm Assoc-voc 9th "
+    "7th-8th 12th Masters 1st-4th 10th Doctorate 5th-6th Preschool",
+    "years of education": 16,
+    "marital status": "Married-civ-spouse Divorced Never-married Separated Widowed "
+    "Married-spouse-absent Married-AF-spouse",
+    "occupation": "Tech-support Craft-repair Other-service Sales Exec-managerial Prof-specialty "
+    "Handlers-cleaners Machine-op-inspct Adm-clerical Farming-fishing Transport-moving "
+    "Priv-house-serv Protective-serv Armed-Forces",
+    "relationship": "Wife Own-child Husband Not-in-family Other-relative Unmarried",
+    "race": "White Asian-Pac-Islander Amer-Indian-Eskimo Other Black",
+    "sex": "Female Male",
+    "capital gain": 100_000,
+    "capital loss": 5_000,
+    "hours per week": 100,
+    "native country": "United-States Cambodia England Puerto-Rico Canada Germany "
+    "Outlying-US(Guam-USVI-etc) India Japan Greece South China Cuba Iran Honduras Philippines "
+    "Italy Poland Jamaica Vietnam Mexico Portugal Ireland France Dominican-Republic Laos Ecuador "
+    "Taiwan Haiti Columbia Hungary Guatemala Nicaragua Scotland Thailand Yugoslavia El-Salvador "
+    "Trinadad&Tobago Peru Hong Holand-Netherlands",
+}

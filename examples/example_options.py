@@ -1,0 +1,105 @@
+"""The command line of the examples: the options that all of them share, and one-line errors."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import jax
+import numpy as np
+
+
+class Defaults(NamedTuple):
+    """What the numeric options are on one data set, where the command line does not say."""
+
+    epochs: float
+    batch_size: float
+    epsilon: float
+    delta: float
+    l2_clip: float
+    learning_rate: float
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with code 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def training_parser(description: str, defaults: Mapping[str, Defaults]) -> Parser:
+    """Returns a parser with the options of a private training run.
+
+    Args:
+        description: what the example does, for --help.
+        defaults: by data set; the first one is the default data set.
+    """
+
+    def number(group: argparse._ActionsContainer, name: str, meaning: str) -> None:
+        field = name.strip("-").replace("-", "_")
+        shown = ", ".join(f"{key} {getattr(row, field):g}" for key, row in defaults.items())
+        group.add_argument(name, type=float, metavar="NUMBER", help=f"{meaning} [{shown}]")
+
+    parser = Parser(description=description)
+    parser.add_argument("--dataset", choices=list(defaults), default=next(iter(defaults)))
+    length = parser.add_mutually_exclusive_group()
+    number(length, "--epochs", "passes over the data, on average")
+    length.add_argument("--steps", type=int, metavar="NUMBER", help="in place of --epochs")
+    number(parser, "--batch-size", "expected size of a Poisson batch")
+    number(parser, "--epsilon", "the privacy budget, under add or remove one example")
+    number(parser, "--delta", "well below 1 / number of training examples")
+    number(parser, "--l2-clip", "bound on the gradient norm of one example")
+    number(parser, "--learning-rate", "of Adam")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="NUMBER",
+        help="repeats a run. The guarantee then rests on nobody knowing the seed; without it the "
+        "random key comes from the operating system's entropy",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the picture [out]")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    return parser
+
+
+def parse(parser: Parser, defaults: Mapping[str, Defaults]) -> argparse.Namespace:
+    """Returns the options of this run, with the defaults of its data set filled in."""
+    options = parser.parse_args()
+    for name, value in defaults[options.dataset]._asdict().items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.steps is not None:
+        options.epochs = None
+    if not 0 < options.learning_rate < float("inf"):
+        parser.error(f"--learning-rate must be positive and finite; got {options.learning_rate}")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        parser.error(f"--seed must lie between 0 and 2**32 - 1; got {options.seed}")
+    return options
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns a refusal of what the user asked for into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def root_key(seed: int | None) -> jax.Array:
+    """Returns a key that nobody can guess, or the key of a seed."""
+    if seed is not None:
+        return jax.random.key(seed)
+    return jax.random.wrap_key_data(np.frombuffer(os.urandom(8), np.uint32))
+
+
+def key_statement(seed: int | None) -> str:
+    """Returns the line that belongs beside the privacy statement."""
+    if seed is None:
+        return "The random key came from the operating system's entropy, and is gone."
+    return f"The random key is that of seed {seed}: the guarantee rests on nobody knowing it."

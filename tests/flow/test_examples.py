@@ -1,0 +1,130 @@
+"""The examples run as a user runs them, and refuse what they cannot do in one line."""
+
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXAMPLES = {"01_logistic_regression.py": "logistic_regression", "05_vae.py": "vae"}
+
+
+def run(script, *arguments, cwd, **environment):
+    # In a process of its own, a fault of the example cannot hide behind the test's settings.
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def check_output(done, folder, picture):
+    assert done.returncode == 0, done.stderr
+    values = {
+        name: float(re.search(rf"^  {name} +(-?[\d.]+)$", done.stdout, re.MULTILINE).group(1))
+        for name in ("private", "not private", "untrained")
+    }
+    assert all(map(math.isfinite, values.values()))
+    assert re.search(r"guarantee +\([\d.]+, [\d.e-]+\)-differential privacy", done.stdout)
+    path = folder / "pictures" / picture
+    assert str(path.relative_to(folder)) in done.stdout
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 300
+    assert pixels.std() > 10
+    return values
+
+
+@pytest.mark.parametrize(("script", "name"), EXAMPLES.items())
+def test_an_example_prints_numbers_and_a_statement_and_draws(script, name, tmp_path):
+    done = run(script, "--steps", "40", "--out", "pictures", "--seed", "0", cwd=tmp_path)
+    dataset = "digits" if name == "vae" else "breast-cancer"
+    values = check_output(done, tmp_path, f"{name}_{dataset}.png")
+    better = values["private"] < values["untrained"] if name == "vae" else values["private"] > 70
+    assert better
+    assert "40 done of 40 planned" in done.stdout
+    assert "ε = " in done.stderr
+
+
+def test_a_seed_repeats_a_run_and_no_seed_does_not(tmp_path):
+    def losses(*arguments):
+        options = ("--steps", "5", "--quiet", "--out", "pictures")
+        return run("05_vae.py", *options, *arguments, cwd=tmp_path).stdout
+
+    assert losses("--seed", "3") == losses("--seed", "3")
+    assert losses() != losses()
+
+
+BAD_OPTIONS = {
+    "epsilon": (("--epsilon", "-1"), "epsilon must be positive"),
+    "delta": (("--delta", "2"), "delta must lie strictly between 0 and 1"),
+    "rate": (("--batch-size", "0.1"), "For a sampling rate of 0.1"),
+    "batch": (("--batch-size", "99999"), "cannot exceed num_examples"),
+    "clip": (("--l2-clip", "0"), "l2_clip bounds a norm"),
+    "steps": (("--steps", "0"), "num_steps must be at least 1"),
+    "word": (("--steps", "many"), "invalid int value"),
+    "dataset": (("--dataset", "cats"), "invalid choice"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options_are_refused_in_one_line(arguments, message, tmp_path):
+    done = run("05_vae.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_adult_without_its_files_is_refused_in_one_line(tmp_path):
+    missing = ("--dataset", "adult", "--data-dir", "nowhere")
+    for arguments in (missing, missing[:2]):
+        done = run("01_logistic_regression.py", *arguments, cwd=tmp_path)
+        assert done.returncode != 0
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "adult.data" in done.stderr
+
+
+def test_mnist_that_cannot_be_had_is_refused_in_one_line(tmp_path):
+    proxy = "http://127.0.0.1:9"  # where nobody listens
+    done = run(
+        "05_vae.py", "--dataset", "mnist", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path / "empty"),
+        http_proxy=proxy, https_proxy=proxy, HTTP_PROXY=proxy, HTTPS_PROXY=proxy,
+        no_proxy="", NO_PROXY="",
+    )  # fmt: skip
+    assert done.returncode != 0
+    (line,) = done.stderr.strip().splitlines()
+    assert "TFDS_DATA_DIR" in line
+    assert "--dataset digits" in line
+
+
+def test_mnist_from_a_prepared_copy(tmp_path):
+    folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no prepared MNIST in {folder}; TFDS_DATA_DIR names another folder")
+    arguments = ("--dataset", "mnist", "--steps", "20", "--out", "pictures")
+    done = run("05_vae.py", *arguments, cwd=tmp_path, TFDS_DATA_DIR=str(folder.resolve()))
+    values = check_output(done, tmp_path, "vae_mnist.png")
+    assert values["private"] < values["untrained"]
+    assert "60000 examples" in done.stdout
+
+
+def test_adult_from_its_files(tmp_path):
+    folder = os.environ.get("DPOPTAX_ADULT_DIR")
+    if folder is None:
+        pytest.skip("DPOPTAX_ADULT_DIR does not name a folder with adult.data and adult.test")
+    arguments = ("--dataset", "adult", "--data-dir", str(pathlib.Path(folder).resolve()))
+    done = run(
+        "01_logistic_regression.py", *arguments, "--steps", "300", "--out", "pictures", cwd=tmp_path
+    )
+    values = check_output(done, tmp_path, "logistic_regression_adult.png")
+    assert values["private"] > 80
+    assert "30162 examples" in done.stdout
