@@ -201,9 +201,9 @@ def draw(path: Path, title: str, rows: dict[str, Any]) -> None:
 def main() -> None:
     parser = example_options.training_parser(DESCRIPTION, DEFAULTS)
     options = example_options.parse(parser, DEFAULTS)
-    data = load_images(options.dataset)
     with example_options.one_line_errors():
         options.out.mkdir(parents=True, exist_ok=True)
+        data = load_images(options.dataset)
         plan = private_plan(options, len(data.train_inputs))
 
     keys = jax.random.split(example_options.root_key(options.seed), 5)
@@ -232,8 +232,8 @@ def main() -> None:
     print(f"  not private  {test_loss(nonprivate.params):8.2f}")
     print(f"  untrained    {test_loss(initial):8.2f}\n")
     print(private.report())
-    print(example_options.key_statement(options.seed))
     print("It covers the private model, not the one trained without privacy, nor the test images.")
+    print(example_options.key_statement(options.seed))
 
     images = one_of_each(data)
     path = options.out / f"vae_{options.dataset}.png"

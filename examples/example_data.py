@@ -25,12 +25,14 @@ class Data(NamedTuple):
         train_labels: int32 `(num_train,)`.
         test_inputs: float32 `(num_test, ...)`.
         test_labels: int32 `(num_test,)`.
+        columns: what the inputs are called, where they are a table.
     """
 
     train_inputs: np.ndarray
     train_labels: np.ndarray
     test_inputs: np.ndarray
     test_labels: np.ndarray
+    columns: tuple[str, ...] = ()
 
 
 def digits() -> Data:
@@ -50,7 +52,8 @@ def breast_cancer() -> Data:
 
     bunch = load_breast_cancer()
     low, high = np.array(_CELL_BOUNDS).T
-    return _split(2 * np.clip((bunch.data - low) / (high - low), 0, 1) - 1, bunch.target)
+    data = _split(2 * np.clip((bunch.data - low) / (high - low), 0, 1) - 1, bunch.target)
+    return data._replace(columns=tuple(map(str, bunch.feature_names)))
 
 
 def mnist() -> Data:
@@ -95,7 +98,8 @@ def adult(data_dir: Path) -> Data:
     Raises:
         SystemExit: a file is missing or not what it should be; the message says what to do.
     """
-    return Data(*_adult_rows(data_dir / "adult.data"), *_adult_rows(data_dir / "adult.test"))
+    train, test = (_adult_rows(data_dir / name) for name in ("adult.data", "adult.test"))
+    return Data(*train, *test, columns=_adult_columns())
 
 
 def _split(inputs: np.ndarray, labels: np.ndarray) -> Data:
@@ -142,6 +146,14 @@ def _adult_rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not inputs:
         raise SystemExit(f"error: {path} has no row of 15 comma-separated fields, as UCI Adult has")
     return np.array(inputs, np.float32), np.array(labels, np.int32)
+
+
+def _adult_columns() -> tuple[str, ...]:
+    columns: list[str] = []
+    for name, domain in _ADULT_DOMAINS.items():
+        categories = domain.split() if isinstance(domain, str) else []
+        columns.extend([f"{name}: {category}" for category in categories] or [name])
+    return tuple(columns)
 
 
 def _adult_input(fields: list[str]) -> list[float]:
