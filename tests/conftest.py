@@ -3,9 +3,8 @@
 import jax
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 
 @pytest.fixture(autouse=True)
-def _names_in_doctests(doctest_namespace):
-    doctest_namespace["jax"] = jax
+def _strict_dtype_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
