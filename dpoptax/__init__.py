@@ -25,6 +25,7 @@ from dpoptax.optimizers import dp_sgd as dp_sgd
 
 # 2: a loss becomes per-example gradients
 from dpoptax.per_example import PerExampleGrads as PerExampleGrads
+from dpoptax.per_example import explain as explain
 from dpoptax.per_example import per_example_grads as per_example_grads
 from dpoptax.per_example import value_and_per_example_grads as value_and_per_example_grads
 

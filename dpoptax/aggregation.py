@@ -90,7 +90,7 @@ def privatize(
         next_state = PrivatizeState(step=state.step + 1, key=state.key)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        total = grads.weighted_sum(rule.weights(grads.squared_norms()))
+        total = grads.clip_and_sum(rule.weights)
         noisy = add_gaussian(jax.random.fold_in(state.key, state.step), total, stddev)
         release = jax.tree.map(
             lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),

@@ -30,7 +30,7 @@ class ClipRule(Protocol):
         """The bound on the L2 norm of one example's contribution, and the unit of the noise."""
 
     def weights(self, squared_norms: PyTree[Float[Array, " batch"]]) -> Float[Array, " batch"]:
-        """The factor for each example, in [0, 1]."""
+        """The factor for each example, in [0, 1], which follows from its own norms alone."""
 
     def sensitivity(self, relation: Relation) -> float:
         """The most that neighbouring data sets can move the clipped sum, in L2 norm."""

@@ -16,7 +16,12 @@ def factored(loss_fn):
     return dpoptax.per_example_grads(loss_fn)
 
 
-FORMS = {"stacked": stacked, "factored": factored}
+def microbatched(loss_fn):
+    """A few examples at a time."""
+    return dpoptax.per_example_grads(loss_fn, microbatch_size=3)
+
+
+FORMS = {"stacked": stacked, "factored": factored, "microbatched": microbatched}
 
 CLIP_RULES = {"flat": dpoptax.clipping.flat}
 

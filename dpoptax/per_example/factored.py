@@ -7,7 +7,7 @@ held.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,15 +16,8 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example import tracing
 from dpoptax.per_example.form import PerExampleGrads
-from dpoptax.per_example.rules import (
-    Factors,
-    Former,
-    Rule,
-    choose_former,
-    choose_rule,
-    leaf_gradient,
-)
-from dpoptax.per_example.stacked import StackedGrads, select
+from dpoptax.per_example.rules import Factors, Rule, choose_rule, is_formed
+from dpoptax.per_example.stacked import StackedGrads, isolated, select
 
 
 class Layout:
@@ -33,7 +26,7 @@ class Layout:
     Two layouts are equal if the loss traced alike, so that a compiled function is reused.
     """
 
-    def __init__(self, found: tracing.Trace, params: PyTree) -> None:
+    def __init__(self, found: tracing.Trace, params: PyTree, batch: int) -> None:
         leaves, self.treedef = jax.tree.flatten(params)
         self.specs = [jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)) for p in leaves]
         self.paths = [
@@ -41,17 +34,36 @@ class Layout:
         ]
         self.sites = found.sites
         self.reasons = found.stacked
-        self.formers: dict[int, Former] = {}
         self.rules: dict[int, Rule] = {}
+        self.formed: set[int] = set()
         for leaf, spec in enumerate(self.specs):
-            if leaf in found.stacked:
-                continue
-            sites = self.sites_of(leaf)
-            if (former := choose_former(sites, spec)) is not None:
-                self.formers[leaf] = former
-            else:
+            if leaf not in found.stacked:
+                sites = self.sites_of(leaf)
                 self.rules[leaf] = choose_rule(sites, spec)
-        self._signature = (str(found.jaxpr), self.treedef)
+                if is_formed(sites, spec, batch):
+                    self.formed.add(leaf)
+        self._signature = (str(found.jaxpr), self.treedef, batch)
+
+    @classmethod
+    def of(
+        cls,
+        loss_fn: Callable[..., Array],
+        params: PyTree,
+        inputs: tuple[PyTree, ...],
+        batch: int,
+    ) -> tuple["Layout", tracing.Trace]:
+        """Traces the loss of one example; returns what is static, and the trace itself."""
+        leaves, treedef = jax.tree.flatten(params)
+        flat, input_treedef = jax.tree.flatten(inputs)
+
+        def loss_of_leaves(leaves: list[Array], flat: list[Array]) -> Array:
+            return loss_fn(
+                jax.tree.unflatten(treedef, leaves), *jax.tree.unflatten(input_treedef, flat)
+            )
+
+        one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in flat]
+        found = tracing.trace(loss_of_leaves, leaves, one)
+        return cls(found, params, batch), found
 
     def sites_of(self, leaf: int) -> list[tracing.Site]:
         """The sites of a leaf, in the order of the program."""
@@ -84,47 +96,42 @@ class FactoredGrads(PerExampleGrads):
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""
         norms = StackedGrads(self.plain, self.mask).squared_norms()
-        for leaf, rule in self.layout.rules.items():
-            norms[leaf] = select(self.mask, rule.squared_norms(self._factors_of(leaf)))
+        for leaf, rule, factors in self._factored():
+            norms[leaf] = select(self.mask, rule.squared_norms(factors))
         return self._tree(norms)
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
         kept = self.mask & (weights != 0)
         sums = StackedGrads(self.plain, self.mask).weighted_sum(weights)
-        for leaf in self.layout.rules:
+        for leaf, rule, factors in self._factored():
             scaled = [
                 Factors(
                     tuple(select(kept, operand) for operand in operands),
                     select(kept, _scale(cotangent, weights)),
                 )
-                for operands, cotangent in self._factors_of(leaf)
+                for operands, cotangent in factors
             ]
-            sums[leaf] = leaf_gradient(self.layout.sites_of(leaf), scaled, self.layout.specs[leaf])
+            sums[leaf] = rule.total(scaled)
         return self._tree(sums)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
-        leaves = {
-            leaf: gradient.astype(self.layout.specs[leaf].dtype)
-            for leaf, gradient in StackedGrads(self.plain, self.mask).stacked().items()
-        }
-        for leaf in self.layout.rules:
-            sites, spec = self.layout.sites_of(leaf), self.layout.specs[leaf]
-
-            def one(example: list[Factors], sites=sites, spec=spec) -> Array:  # type: ignore[no-untyped-def]
-                alone = jax.tree.map(lambda part: part[None], example)
-                return leaf_gradient(sites, alone, spec).astype(spec.dtype)
-
-            leaves[leaf] = select(self.mask, jax.vmap(one)(self._factors_of(leaf)))
-        return self._tree(leaves)
+        leaves = StackedGrads(self.plain, self.mask).stacked()
+        for leaf, rule, factors in self._factored():
+            leaves[leaf] = select(self.mask, rule.gradients(factors))
+        return self._tree(
+            {i: leaf.astype(self.layout.specs[i].dtype) for i, leaf in leaves.items()}
+        )
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
         return jax.tree.unflatten(self.layout.treedef, self.layout.specs)
 
-    def _factors_of(self, leaf: int) -> list[Factors]:
-        return [self.factors[site.key] for site in self.layout.sites_of(leaf)]
+    def _factored(self) -> Iterator[tuple[int, Rule, list[Factors]]]:
+        for leaf, rule in self.layout.rules.items():
+            if leaf not in self.layout.formed:
+                yield leaf, rule, [self.factors[site.key] for site in self.layout.sites_of(leaf)]
 
     def _tree(self, leaves: dict[int, Any]) -> PyTree:
         return jax.tree.unflatten(self.layout.treedef, [leaves[i] for i in range(len(leaves))])
@@ -144,17 +151,8 @@ def factored_grads(
     Returns:
         Losses `(batch,)` and `FactoredGrads`.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    flat, input_treedef = jax.tree.flatten(inputs)
-
-    def loss_of_leaves(leaves: list[Array], flat: list[Array]) -> Array:
-        return loss_fn(
-            jax.tree.unflatten(treedef, leaves), *jax.tree.unflatten(input_treedef, flat)
-        )
-
-    one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in flat]
-    found = tracing.trace(loss_of_leaves, leaves, one)
-    layout = Layout(found, params)
+    leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
+    layout, found = Layout.of(loss_fn, params, inputs, len(mask))
     taps = {
         site.tap: jnp.zeros(spec.shape, spec.dtype)
         for site in found.sites
@@ -173,8 +171,11 @@ def factored_grads(
         return loss_value, factors, gradients
 
     losses, factors, gradients = jax.vmap(of_example)(flat)
-    for leaf, former in layout.formers.items():
-        gradients[leaf] = former([factors.pop(site.key) for site in layout.sites_of(leaf)])
+    if plain and found.loose_convolution:
+        gradients = isolated(lambda flat: of_example(flat)[2], gradients, flat, mask)
+    for leaf in sorted(layout.formed):
+        of_leaf = [factors.pop(site.key) for site in layout.sites_of(leaf)]
+        gradients[leaf] = layout.rules[leaf].gradients(of_leaf)
     return losses, FactoredGrads(factors, gradients, mask, layout)
 
 

@@ -1,8 +1,13 @@
 """What clipping needs of per-example gradients, whatever form they have."""
 
 import abc
+from collections.abc import Callable
+from typing import TypeAlias
 
 from jaxtyping import Array, Float, PyTree
+
+# From squared norms, `(batch,)` per leaf, to the weight of every example by its own norms alone.
+WeightsOf: TypeAlias = Callable[[PyTree[Array]], Array]
 
 
 class PerExampleGrads(abc.ABC):
@@ -33,6 +38,14 @@ class PerExampleGrads(abc.ABC):
         A zero weight, or a padded row, *selects out* its example: whatever the gradient holds,
         NaN included, it adds exactly zero.
         """
+
+    def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:
+        """Returns `weighted_sum(weights_of(squared_norms()))`, in one pass where that is cheaper.
+
+        The weight of an example must follow from its own norms alone: a form may ask for some
+        examples now and for others later.
+        """
+        return self.weighted_sum(weights_of(self.squared_norms()))
 
     @abc.abstractmethod
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:

@@ -1,5 +1,6 @@
 """A loss of one example in, a function to per-example gradients of a batch out."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,9 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from dpoptax import _checks
 from dpoptax.per_example import validation
 from dpoptax.per_example.factored import factored_grads
 from dpoptax.per_example.form import PerExampleGrads
+from dpoptax.per_example.microbatched import microbatched_grads
+from dpoptax.per_example.selfcheck import check_factored
 from dpoptax.per_example.stacked import stacked_grads
 
 # `loss_fn(params, example)`, or `loss_fn(params, example, key)`: a scalar.
@@ -36,7 +40,13 @@ class ValueAndGradsFn(Protocol):
         """The loss and the gradients of every example."""
 
 
-def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
+def per_example_grads(
+    loss_fn: LossFn,
+    *,
+    factored: bool = True,
+    microbatch_size: int | None = None,
+    check: bool = False,
+) -> GradsFn:
     """Turns the loss of one example into a function to the gradients of each example of a batch.
 
     Args:
@@ -47,6 +57,10 @@ def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
         factored: keep products, convolutions and lookups as factors, from which norms and sums
             follow at about the price of a plain gradient; the few leaves with other uses are
             stacked. False stacks all: the reference, in `batch x params` numbers of memory.
+        microbatch_size: work through the batch so many examples at a time, for a batch that does
+            not fit otherwise; None for the whole batch at once. The sum is the same.
+        check: compare the factored form with `vmap(grad)` on two examples when the returned
+            function is called (under `jit`: traced, on made-up values).
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
@@ -58,7 +72,9 @@ def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
         TypeError: (the returned function) parameters that are not floating-point, a mask that
             is not boolean, an old-style key.
         ValueError: (the returned function) leaves that disagree on the batch size, a mask of
-            another length, a loss that is not a scalar, a model with mutable state.
+            another length, a loss that is not a scalar, a model with mutable state; a
+            microbatch_size that is not positive.
+        RuntimeError: (the returned function) `check` found a difference.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +85,9 @@ def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
         >>> grads.weighted_sum(jnp.array([0.2, 1.0]))["w"]
         Array([0.6, 1.8], dtype=float32)
     """
-    with_values = value_and_per_example_grads(loss_fn, factored=factored)
+    with_values = value_and_per_example_grads(
+        loss_fn, factored=factored, microbatch_size=microbatch_size, check=check
+    )
 
     def grads_fn(
         params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
@@ -80,7 +98,13 @@ def per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> GradsFn:
     return grads_fn
 
 
-def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> ValueAndGradsFn:
+def value_and_per_example_grads(
+    loss_fn: LossFn,
+    *,
+    factored: bool = True,
+    microbatch_size: int | None = None,
+    check: bool = False,
+) -> ValueAndGradsFn:
     """Like `per_example_grads`, and returns the losses too.
 
     The losses are not private: they are data, unclipped and without noise.
@@ -88,6 +112,8 @@ def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> Va
     Args:
         loss_fn: as in `per_example_grads`.
         factored: as in `per_example_grads`.
+        microbatch_size: as in `per_example_grads`; the losses then take a pass of their own.
+        check: as in `per_example_grads`.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`;
@@ -96,6 +122,7 @@ def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> Va
     Raises:
         TypeError: as in `per_example_grads`.
         ValueError: as in `per_example_grads`.
+        RuntimeError: as in `per_example_grads`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,6 +132,10 @@ def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> Va
         >>> losses, grads.stacked()
         (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
     """
+    form_of: Any = factored_grads if factored else stacked_grads
+    if microbatch_size is not None:
+        size = _checks.count("microbatch_size", microbatch_size)
+        form_of = functools.partial(microbatched_grads, form_of, size)
 
     def grads_fn(
         params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
@@ -113,8 +144,9 @@ def value_and_per_example_grads(loss_fn: LossFn, *, factored: bool = True) -> Va
         validation.check_params(params)
         validation.check_loss(loss_fn, params, examples, key)
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
-        form = factored_grads if factored else stacked_grads
-        losses, grads = form(loss_fn, params, inputs, rows)
+        if check and factored and len(rows):
+            check_factored(loss_fn, params, inputs)
+        losses, grads = form_of(loss_fn, params, inputs, rows)
         return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
 
     return grads_fn

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from dpoptax import _checks
+from dpoptax.per_example import tracing
 from dpoptax.per_example.form import PerExampleGrads
 from dpoptax.precision import widen
 
@@ -72,9 +73,37 @@ def stacked_grads(
     Returns:
         Losses `(batch,)` and `StackedGrads`.
     """
-    in_axes = (None, *(0 for _ in inputs))
-    losses, gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes)(params, *inputs)
+
+    def of_example(inputs: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
+        return jax.value_and_grad(loss_fn)(params, *inputs)
+
+    losses, gradients = jax.vmap(of_example)(inputs)
+    if tracing.has_convolution(loss_fn, params, inputs):
+        gradients = isolated(lambda inputs: of_example(inputs)[1], gradients, inputs, mask)
     return losses, StackedGrads(gradients, mask)
+
+
+def isolated(
+    gradients_of: Callable[[Any], PyTree], gradients: PyTree, inputs: Any, mask: Array
+) -> PyTree:
+    """Keeps an example that is not finite from spoiling the gradients of others.
+
+    `vmap` turns the gradient of a convolution's kernel into one convolution in as many groups as
+    there are examples, and XLA multiplies across groups by zero: NaN in one example is NaN in all.
+
+    Args:
+        gradients_of: the gradients of one example.
+        gradients: those of all examples by `vmap`, `(batch, ...)`.
+        inputs: the examples, with a leading axis.
+        mask: bool `(batch,)`.
+
+    Returns:
+        `gradients`, or where any is not finite the same computed one example at a time.
+    """
+    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(gradients)]
+    return jax.lax.cond(
+        jnp.all(jnp.stack(finite)), lambda: gradients, lambda: jax.lax.map(gradients_of, inputs)
+    )
 
 
 def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:

@@ -38,6 +38,8 @@ KEEPS_NOTHING = {"add"}
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 REMATS = {"remat", "remat2", "checkpoint"}
 
+CONVOLUTION = "conv_general_dilated"
+
 # Where an equation stands: its number in the jaxpr, and in the jaxprs around it.
 Key: TypeAlias = tuple[int, ...]
 
@@ -118,11 +120,13 @@ class Trace(NamedTuple):
         jaxpr: of `(leaves, rest) -> loss`.
         sites: in the order of the program.
         stacked: why a leaf is left to plain differentiation, by its number.
+        loose_convolution: whether a convolution stands anywhere but at a site.
     """
 
     jaxpr: Any
     sites: tuple[Site, ...]
     stacked: dict[int, str]
+    loose_convolution: bool
 
 
 def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree) -> Trace:
@@ -139,6 +143,7 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
     closed = jax.make_jaxpr(loss_of_leaves)(leaves, rest)
     found: dict[Key, Site] = {}
     stacked: dict[int, str] = {}
+    loose: list[bool] = []
 
     def meet(
         program: _Program, key: Key, eqn: Any, weight: Weight, others: list[Any], position: int
@@ -160,8 +165,11 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
         found[key] = site
         return _meet(eqn, weight, others, position)
 
+    def bound(eqn: Any) -> None:
+        loose.append(CONVOLUTION in str(eqn))
+
     def run(*values: Array) -> None:
-        program = _Program(meet, stacked.setdefault, {}, {}, {}, 0)
+        program = _Program(meet, stacked.setdefault, bound, {}, {}, {}, 0)
         weights = [Weight(i, value) for i, value in enumerate(values[: len(leaves)])]
         outputs = program.run(closed, [*weights, *values[len(leaves) :]], ())
         program.plain(outputs, "it is the loss itself")
@@ -172,7 +180,7 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
     for leaf in range(len(leaves)):
         if leaf not in used:
             stacked.setdefault(leaf, "the loss does not depend on it")
-    return Trace(closed, sites, stacked)
+    return Trace(closed, sites, stacked, any(loose))
 
 
 def run_with_taps(
@@ -206,9 +214,21 @@ def run_with_taps(
     kept: dict[Key, tuple[Any, ...]] = {}
     sites = {site.key: site for site in found.sites}
     values = [leaf if i in found.stacked else Weight(i, leaf) for i, leaf in enumerate(leaves)]
-    program = _Program(meet, refuse, sites, taps, kept, 0)
+    program = _Program(meet, refuse, lambda eqn: None, sites, taps, kept, 0)
     (loss,) = program.run(found.jaxpr, [*values, *rest], ())
     return loss, kept
+
+
+def has_convolution(loss_fn: Callable[..., Array], params: PyTree, inputs: PyTree) -> bool:
+    """Whether a convolution stands anywhere in the loss of one example."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    return CONVOLUTION in str(jax.make_jaxpr(loss_fn)(params, *one))
+
+
+def evaluate(jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> Array:
+    """Runs the jaxpr of a loss; returns the scalar."""
+    (loss,) = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, list(constants)))(*values)
+    return loss
 
 
 def tap_spec(site: Site) -> jax.ShapeDtypeStruct:
@@ -232,6 +252,7 @@ class _Program:
     Attributes:
         meet: what to do where a weight meets data.
         demote: what to do where a use is not understood, given the leaf and the reason.
+        bound: told of every equation that is no site and is run as it is.
         sites: by key; empty while they are being found.
         taps: by key, for the sites in this jaxpr.
         kept: by key, filled with the operands of the sites in this jaxpr.
@@ -241,6 +262,7 @@ class _Program:
 
     meet: Callable[..., Array]
     demote: Callable[[int, str], Any]
+    bound: Callable[[Any], None]
     sites: dict[Key, Site]
     taps: dict[Key, Array]
     kept: dict[Key, tuple[Any, ...]]
@@ -306,6 +328,7 @@ class _Program:
                 step = Step(eqn.primitive, eqn.params)
                 (moved,) = _bind(eqn, [weight.value])
                 return [dataclasses.replace(weight, value=moved, steps=(*weight.steps, step))]
+        self.bound(eqn)
         return _bind(eqn, self.plain(values, f"used by {name} at {_source(eqn)}"))
 
     def _inside(self, key: Key, taps: dict[Key, Array], depth: int) -> "_Program":

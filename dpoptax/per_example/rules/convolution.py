@@ -1,116 +1,209 @@
 """Convolutions: the gradient of an example is a product of patches and cotangents.
 
 Patches are the kernel's shifted views of the padded input, (T, window, channels); with them a
-convolution is a matrix product, and the rules for products hold. XLA's own per-example gradient,
-a convolution in as many groups as there are examples, is slow; a few examples at a time, whose
-patches stay in the cache, are not.
+convolution is a matrix product, P'G, and the rules for products hold:
+
+    patches:    ||P'G||^2 by forming P'G
+    pixel Gram: ||P'G||^2 = <P P', G G'>, where P P' is a sum, over the window, of shifted views
+                of the inner products of pixels: no patches at all
+
+XLA's own per-example gradient, a convolution in as many groups as there are examples, is slow; a
+few examples at a time, whose patches stay in the cache, are not. On a CPU that holds for the sum
+over the batch too.
 """
 
-import itertools
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules.direct import in_chunks
-from dpoptax.per_example.rules.factors import Factors
-from dpoptax.per_example.rules.matmul import HIGHEST
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.rules import direct
+from dpoptax.per_example.rules.chunks import map_chunks, on_cpu, sum_chunks
+from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
+from dpoptax.per_example.rules.rule import Rule
+from dpoptax.per_example.tracing import CONVOLUTION, Site
 from dpoptax.precision import widen
 
+# What moving a number costs, in multiplications of a large product.
+MOVE = 16.0
+# On a CPU the sum over images with more outputs is faster patch by patch than XLA's own.
+LARGE = 64
+# A longer side of a window is looked up rather than sliced.
+LONG = 4
 
-def candidates(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct
-) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
-    """Yields the rule for leaves whose only use is one convolution outside of scans."""
-    if not understands(sites, spec):
+
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+    """Yields the two ways for leaves whose only use is one convolution outside of scans."""
+    if not _understands(sites, spec):
         return
     (site,) = sites
-    features = _features(site)
-    outputs = math.prod(site.output.shape)
+    numbers, groups = site.params["dimension_numbers"], site.params["feature_group_count"]
+    features = site.output.shape[numbers.out_spec[1]]
+    outputs = math.prod(site.output.shape) // features
     kernel = math.prod(site.weight.shape)
+    channels = site.operands[0].shape[numbers.lhs_spec[1]]
+    pixels = math.prod(site.operands[0].shape) // channels
+    window = kernel * groups // (channels * features)
+    held = outputs * window * channels + kernel + outputs * features
 
-    def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        def one(factor: Factors) -> Array:
-            return jnp.sum(jnp.square(_gradient(site, factor)))
+    def squared_norms(chunk: Factors) -> Array:
+        products = jnp.square(_products(site, chunk))
+        return jnp.sum(products, axis=tuple(range(1, products.ndim)))
 
-        return in_chunks(one, factors[0], _numbers(site))
+    def gradients(factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+        def form(chunk: Factors) -> Array:
+            return jax.vmap(lambda product: _to_leaf(site, product, spec))(_products(site, chunk))
 
-    yield "patches", squared_norms, outputs * kernel / features, _numbers(site)
+        return map_chunks(form, factors[0], held)
+
+    def total(factors: Sequence[Factors]) -> Float[Array, "..."]:
+        if outputs < LARGE or not on_cpu():
+            return direct.total(sites, spec, factors)
+        product = sum_chunks(functools.partial(_product_of_all, site), factors[0], held)
+        return _to_leaf(site, product, spec)
+
+    yield Rule(
+        "patches",
+        lambda factors: map_chunks(squared_norms, factors[0], held),
+        gradients,
+        total,
+        outputs * (kernel + MOVE * window * channels),
+        held,
+    )
+    if groups == 1 and site.operands[0].shape[numbers.lhs_spec[0]] == 1:
+        grams = 2 * outputs**2 + pixels**2
+
+        def gram(chunk: Factors) -> Array:
+            return _gram_squared_norms(site, chunk)
+
+        yield Rule(
+            "pixel Gram",
+            lambda factors: map_chunks(gram, factors[0], grams + held // window),
+            gradients,
+            total,
+            pixels**2 * channels + outputs**2 * (features + MOVE * window),
+            grams,
+        )
 
 
-def understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether the one use of a leaf is a convolution outside of scans."""
-    if len(sites) != 1 or sites[0].primitive.name != "conv_general_dilated":
+def _understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
+    if len(sites) != 1 or sites[0].primitive.name != CONVOLUTION:
         return False
     (site,) = sites
     return not site.levels and site.params["batch_group_count"] == 1 and site.isometric(spec)
 
 
-def gradients(site: Site, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
-    """Forms the gradient of every example, in float32 or wider, shaped like the kernel."""
-    out, into, *spatial = site.params["dimension_numbers"].rhs_spec
-    window = [site.weight.shape[axis] for axis in spatial]
-
-    def one(factor: Factors) -> Array:
-        product = _gradient(site, factor)  # groups, window * channels, features / groups
-        groups, _, features = product.shape
-        product = product.reshape(groups, *window, -1, features)
-        product = jnp.moveaxis(product, 0, -2)  # window, channels, groups, features / groups
-        product = product.reshape(*window, -1, groups * features)
-        return jnp.moveaxis(product, range(product.ndim), (*spatial, into, out))
-
-    return in_chunks(one, factors[0], _numbers(site))
+def _products(site: Site, chunk: Factors) -> Float[Array, "batch groups k n"]:
+    """P'G of every example; K is window by channels."""
+    patches, cotangents = _patches(site, chunk), _cotangents(site, chunk)
+    if patches.shape[2] == 1:
+        pair = patches[:, :, 0], cotangents[:, :, 0]
+        return jnp.einsum("btk,btn->bkn", *pair, precision=HIGHEST)[:, None]
+    return jnp.einsum("btgk,btgn->bgkn", patches, cotangents, precision=HIGHEST)
 
 
-def _numbers(site: Site) -> int:
-    """How many numbers the product of one example takes: patches and gradient."""
-    features, groups = _features(site), site.params["feature_group_count"]
-    kernel, outputs = math.prod(site.weight.shape), math.prod(site.output.shape)
-    return outputs // features * kernel // features * groups + kernel + outputs
+def _product_of_all(site: Site, chunk: Factors) -> Float[Array, "groups k n"]:
+    patches, cotangents = _patches(site, chunk), _cotangents(site, chunk)
+    if patches.shape[2] == 1:
+        pair = patches[:, :, 0], cotangents[:, :, 0]
+        return jnp.einsum("btk,btn->kn", *pair, precision=HIGHEST)[None]
+    return jnp.einsum("btgk,btgn->gkn", patches, cotangents, precision=HIGHEST)
 
 
-def _features(site: Site) -> int:
-    return site.output.shape[site.params["dimension_numbers"].out_spec[1]]
-
-
-def _gradient(site: Site, factor: Factors) -> Array:
-    """The gradient of one example, `(groups, window, channels, features)`."""
-    (operand,), cotangent = factor
-    numbers, groups = site.params["dimension_numbers"], site.params["feature_group_count"]
-    x = jnp.transpose(widen(operand), _channels_last(numbers.lhs_spec))
-    g = jnp.transpose(widen(cotangent), _channels_last(numbers.out_spec))
-    window = _by(numbers.rhs_spec, site.weight.shape)[2:]
-    x = _pad(x, site.params["padding"], site.params["lhs_dilation"])
-    strides, dilation = site.params["window_strides"], site.params["rhs_dilation"]
-    views = []
-    for offset in itertools.product(*map(range, window)):
-        start = [o * d for o, d in zip(offset, dilation, strict=True)]
-        limit = [
-            s + (n - 1) * stride + 1
-            for s, n, stride in zip(start, g.shape[1:-1], strides, strict=True)
+def _gram_squared_norms(site: Site, chunk: Factors) -> Float[Array, " batch"]:
+    pixels = _channels_last(site, chunk)[:, 0]  # batch, *image, channels
+    image = pixels.shape[1:-1]
+    pixels = pixels.reshape(len(pixels), -1, pixels.shape[-1])
+    inputs = jnp.einsum("bpc,bqc->bpq", pixels, pixels, precision=HIGHEST)
+    dimensions = len(image)
+    inputs = _pad(site, inputs.reshape(-1, *image, *image), range(1, 1 + 2 * dimensions))
+    for axis, size in enumerate(_window(site)):
+        own, other = 1 + axis, 1 + dimensions + axis
+        views = [
+            _shift(site, _shift(site, inputs, own, axis, offset), other, axis, offset)
+            for offset in range(size)
         ]
-        views.append(
-            jax.lax.slice(
-                x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *strides, 1)
-            ).reshape(-1, groups, x.shape[-1] // groups)
-        )
-    patches = jnp.concatenate(views, axis=2)  # (T, groups, window * channels)
-    g = g.reshape(patches.shape[0], groups, -1)
-    return jnp.einsum("tgc,tgf->gcf", patches, g, precision=HIGHEST)
+        inputs = functools.reduce(jnp.add, views)
+    cotangents = _cotangents(site, chunk)[:, :, 0]
+    outputs = jnp.einsum("btn,bsn->bts", cotangents, cotangents, precision=HIGHEST)
+    products = jnp.sum(inputs.reshape(outputs.shape) * outputs, axis=(1, 2))
+    # Rounding may push a small sum below zero; a squared norm is none.
+    return jnp.maximum(products, 0.0)
 
 
-def _pad(x: Array, padding: Sequence[tuple[int, int]], dilation: Sequence[int]) -> Array:
-    config = [(0, 0, 0), *((lo, hi, d - 1) for (lo, hi), d in zip(padding, dilation, strict=True))]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
+def _patches(site: Site, chunk: Factors) -> Float[Array, "batch t groups k"]:
+    """The kernel's views of the input, by one axis of the window after the other."""
+    x = _channels_last(site, chunk)
+    window, groups = _window(site), site.params["feature_group_count"]
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    x = _pad(site, x, range(2, 2 + len(window)))
+    for axis in reversed(range(len(window))):
+        if window[axis] > LONG:
+            x = _gather(site, x, 2 + axis, axis)
+        else:
+            views = [_shift(site, x, 2 + axis, axis, offset) for offset in range(window[axis])]
+            x = jnp.concatenate(views, -1)
+    return x.reshape(len(x), -1, groups, x.shape[-1])
 
 
-def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
-    batch, channels, *spatial = spec
-    return (batch, *spatial, channels)
+def _cotangents(site: Site, chunk: Factors) -> Float[Array, "batch t groups n"]:
+    batch, features, *spatial = site.params["dimension_numbers"].out_spec
+    g = widen(chunk.cotangent).transpose(0, *(1 + axis for axis in (batch, *spatial, features)))
+    groups = site.params["feature_group_count"]
+    return g.reshape(len(g), math.prod(g.shape[1:-1]), groups, g.shape[-1] // groups)
 
 
-def _by(spec: Sequence[int], shape: Sequence[int]) -> list[int]:
-    return [shape[axis] for axis in spec]
+def _channels_last(site: Site, chunk: Factors) -> Array:
+    """The input, `(batch, frames, *image, channels)`."""
+    batch, channels, *spatial = site.params["dimension_numbers"].lhs_spec
+    order = (batch, *spatial, channels)
+    return widen(chunk.operands[0]).transpose(0, *(1 + axis for axis in order))
+
+
+def _window(site: Site) -> list[int]:
+    return [site.weight.shape[axis] for axis in site.params["dimension_numbers"].rhs_spec[2:]]
+
+
+def _pad(site: Site, x: Array, axes: Sequence[int]) -> Array:
+    """Pads and dilates the axes of an image, which may stand more than once in a row."""
+    config = [(0, 0, 0)] * x.ndim
+    padding, dilation = site.params["padding"], site.params["lhs_dilation"]
+    for number, axis in enumerate(axes):
+        low, high = padding[number % len(padding)]
+        config[axis] = (low, high, dilation[number % len(padding)] - 1)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _shift(site: Site, x: Array, axis: int, dimension: int, offset: int) -> Array:
+    """What one place of the window sees along a dimension of the image, output by output."""
+    length = _outputs(site, dimension)
+    start = offset * site.params["rhs_dilation"][dimension]
+    stride = site.params["window_strides"][dimension]
+    return jax.lax.slice_in_dim(x, start, start + (length - 1) * stride + 1, stride, axis)
+
+
+def _gather(site: Site, x: Array, axis: int, dimension: int) -> Array:
+    """Like all shifts at once, by a lookup: fewer operations where the window is long."""
+    size = _window(site)[dimension]
+    starts = jnp.arange(_outputs(site, dimension)) * site.params["window_strides"][dimension]
+    offsets = jnp.arange(size) * site.params["rhs_dilation"][dimension]
+    views = jnp.moveaxis(jnp.take(x, starts[:, None] + offsets, axis), axis + 1, -2)
+    return views.reshape(*views.shape[:-2], -1)
+
+
+def _outputs(site: Site, dimension: int) -> int:
+    return site.output.shape[site.params["dimension_numbers"].out_spec[2 + dimension]]
+
+
+def _to_leaf(site: Site, product: Float[Array, "groups k n"], spec: jax.ShapeDtypeStruct) -> Array:
+    """Brings P'G to the axes of the kernel, and to the leaf."""
+    out, into, *spatial = site.params["dimension_numbers"].rhs_spec
+    groups, _, features = product.shape
+    window = _window(site)
+    product = product.reshape(groups, *window, -1, features)
+    product = jnp.moveaxis(product, 0, -2)  # window, channels, groups, features of a group
+    product = product.reshape(*window, -1, groups * features)
+    return to_leaf(site, jnp.moveaxis(product, range(product.ndim), (*spatial, into, out)), spec)

@@ -3,68 +3,88 @@
 It understands every site, and any number of them on one leaf.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import Factors, leaf_gradient
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.rules.rule import Rule
+from dpoptax.per_example.tracing import CONVOLUTION, Site
 
-# Numbers that a chunk may hold: on a CPU about what stays in the cache.
-CHUNK = 2**20
-ACCELERATOR_CHUNK = 2**26
 # A gradient formed example by example is far from the speed of one large product.
 OVERHEAD = 8.0
+
+
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+    """Yields the one rule of this file."""
+    size = math.prod(spec.shape)
+    yield Rule(
+        "direct",
+        functools.partial(squared_norms, sites, spec),
+        functools.partial(gradients, sites, spec),
+        functools.partial(total, sites, spec),
+        OVERHEAD * operations(sites, spec),
+        size,
+    )
+
+
+def operations(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
+    """How many multiplications form the gradient of one example."""
+    size = math.prod(spec.shape)
+    return sum(size * math.prod(site.output.shape) / max(1, _contracted(site)) for site in sites)
+
+
+def squared_norms(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
+) -> Float[Array, " batch"]:
+    """Squares and drops the gradient of every example."""
+
+    def norms(chunk: Sequence[Factors]) -> Array:
+        formed = jnp.square(_form(sites, spec, chunk))
+        return jnp.sum(formed, axis=tuple(range(1, formed.ndim)))
+
+    return map_chunks(norms, list(factors), math.prod(spec.shape))
 
 
 def gradients(
     sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
 ) -> Float[Array, "batch ..."]:
     """Forms the gradient of every example, in float32 or wider."""
+    numbers = math.prod(spec.shape) + sum(site.numbers for site in sites)
+    return map_chunks(functools.partial(_form, sites, spec), list(factors), numbers)
 
+
+def total(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
+) -> Float[Array, "..."]:
+    """Adds up the gradients by the ordinary transpose of the equations."""
+    return leaf_gradient(sites, factors, spec)
+
+
+def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]) -> Array:
     def one(example: Sequence[Factors]) -> Array:
         return leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
 
-    numbers = math.prod(spec.shape) + sum(site.numbers for site in sites)
-    return in_chunks(one, list(factors), numbers)
+    factors = list(factors)
+    if not any(site.primitive.name == CONVOLUTION for site in sites):
+        return jax.vmap(one)(factors)
+    # Under vmap XLA spreads NaN from one example's kernel gradient to those of others.
+    finite = functools.reduce(jnp.logical_and, map(_finite, jax.tree.leaves(factors)))
+    clean = jax.tree.map(lambda leaf: _select(finite, leaf, 0), factors)
+    return _select(finite, jax.vmap(one)(clean), jnp.nan)
 
 
-def in_chunks(function: Callable[..., Array], examples: Any, numbers: int) -> Array:
-    """Maps `function` over examples that need `numbers` numbers each, a cache-full at a time."""
-    batch = jax.tree.leaves(examples)[0].shape[0]
-    chunk = chunk_size(numbers)
-    if chunk >= batch:
-        return jax.vmap(function)(examples)
-    return jax.lax.map(function, examples, batch_size=chunk)
+def _finite(leaf: Array) -> Array:
+    return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
 
 
-def candidates(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct
-) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
-    """Yields the one rule of this file."""
-    size = math.prod(spec.shape)
-
-    def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        def one(example: Sequence[Factors]) -> Array:
-            gradient = leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
-            return jnp.sum(jnp.square(gradient))
-
-        return in_chunks(one, list(factors), size)
-
-    operations = sum(
-        size * math.prod(site.output.shape) / max(1, _contracted(site)) for site in sites
-    )
-    yield "direct", squared_norms, OVERHEAD * operations, size
-
-
-def chunk_size(numbers: int) -> int:
-    """How many examples to work on at once, if each needs `numbers` numbers."""
-    budget = CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
-    return max(1, budget // max(1, numbers))
+def _select(kept: Array, leaf: Array, other: float) -> Array:
+    return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.asarray(other, leaf.dtype))
 
 
 def _contracted(site: Site) -> int:
@@ -75,6 +95,6 @@ def _contracted(site: Site) -> int:
         free = [n for i, n in enumerate(site.weight.shape) if i not in (*own, *axes)]
         batched = [site.weight.shape[i] for i in axes]
         return math.prod(free) * math.prod(batched)
-    if site.primitive.name == "conv_general_dilated":
+    if site.primitive.name == CONVOLUTION:
         return site.weight.shape[site.params["dimension_numbers"].rhs_spec[0]]
     return math.prod(site.weight.shape)

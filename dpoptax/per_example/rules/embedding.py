@@ -6,21 +6,22 @@ A table that is also the output head has a product beside the lookup, and a cros
 `2 sum_t sum_s g_s[token_t] (b_t . h_s)`.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dpoptax.per_example.rules import direct
 from dpoptax.per_example.rules.factors import Factors
+from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.tracing import Site
 from dpoptax.precision import widen
 
 
-def candidates(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct
-) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
     """Yields the rule for leaves whose only use is one lookup of rows."""
     if len(sites) != 1 or not looks_up_rows(sites[0], spec):
         return
@@ -33,8 +34,15 @@ def candidates(
         ids, rows = as_rows(site, factors[0], width)
         return segment_squared_norms(ids, rows)
 
-    # A sort and a segment sum: a few passes over the cotangents.
-    yield "segments", squared_norms, 8.0 * tokens * width, tokens * width
+    yield Rule(
+        "segments",
+        squared_norms,
+        functools.partial(direct.gradients, sites, spec),
+        functools.partial(direct.total, sites, spec),
+        # A sort and a segment sum: a few passes over the cotangents.
+        8.0 * tokens * width,
+        tokens * width,
+    )
 
 
 def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:

@@ -10,6 +10,8 @@ from jaxtyping import Array
 from dpoptax.per_example.tracing import Site
 from dpoptax.precision import widen
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 class Factors(NamedTuple):
     """The inputs of a site and the cotangents of its output.
@@ -42,25 +44,46 @@ def leaf_gradient(
     return total
 
 
+def to_leaf(site: Site, gradient: Array, spec: jax.ShapeDtypeStruct) -> Array:
+    """Brings the gradient of a site's weight back to the leaf.
+
+    Args:
+        site: the site.
+        gradient: shaped like the weight, with an axis in front per scan that slices the leaf.
+        spec: shape and dtype of the leaf.
+
+    Returns:
+        An array shaped like the leaf.
+    """
+    zeros = jnp.zeros(spec.shape, gradient.dtype)
+    _, pull = jax.vjp(lambda leaf: _follow(site, leaf), zeros)
+    return pull(gradient)[0]
+
+
+def _follow(site: Site, leaf: Array) -> Array:
+    """The leaf as its site sees it, with an axis in front per scan that slices it."""
+    weight, depth = leaf, 0
+    for step in site.steps:
+        if step.primitive is None:
+            depth += 1
+        elif step.primitive.name != "convert_element_type":  # precision is float32 throughout
+
+            def move(value: Array, step=step) -> Array:  # type: ignore[no-untyped-def]
+                return step.primitive.bind(value, **step.params)
+
+            weight = _nested(move, depth)(weight)
+    return weight
+
+
 def _batched(site: Site, operands: tuple[Array, ...], batch: int) -> Callable[[Array], Array]:
     """The leaf as the only argument of its equation, over the batch and the scans around it."""
 
     def run(leaf: Array) -> Array:
-        weight, depth = leaf, 0
-        for step in site.steps:
-            if step.primitive is None:
-                depth += 1
-            elif step.primitive.name != "convert_element_type":  # precision is float32 throughout
-
-                def move(value: Array, step=step) -> Array:  # type: ignore[no-untyped-def]
-                    return step.primitive.bind(value, **step.params)
-
-                weight = _nested(move, depth)(weight)
         mapped = _bind_precisely(site)
         for level in reversed(site.levels):
             axes = (0 if level.sliced else None, 0)
             mapped = jax.vmap(mapped, axes, axis_size=level.length)
-        return jax.vmap(mapped, (None, 0), axis_size=batch)(weight, operands)
+        return jax.vmap(mapped, (None, 0), axis_size=batch)(_follow(site, leaf), operands)
 
     return run
 
@@ -76,7 +99,7 @@ def _bind_precisely(site: Site) -> Callable[[Array, tuple[Array, ...]], Array]:
         return lambda weight, operands: jnp.broadcast_to(weight, site.output.shape)
     params = dict(site.params)
     if "precision" in params:
-        params["precision"] = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+        params["precision"] = (HIGHEST, HIGHEST)
     if "preferred_element_type" in params:
         params["preferred_element_type"] = None
 

@@ -9,6 +9,7 @@ Batch dimensions of the weight, and scans that slice it, are H independent produ
 norms add. Scans that share the weight, and further uses of it, join T.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,12 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules.direct import in_chunks
-from dpoptax.per_example.rules.factors import Factors
+from dpoptax.per_example.rules.chunks import map_chunks
+from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
+from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.tracing import Site
 from dpoptax.precision import widen
-
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Sizes(NamedTuple):
@@ -41,10 +41,8 @@ class Pair(NamedTuple):
     g: Float[Array, "batch h t n"]
 
 
-def candidates(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct
-) -> Iterator[tuple[str, Callable[[Sequence[Factors]], Array], float, float]]:
-    """Yields the three ways for a leaf whose every use is the same product."""
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+    """Yields the ways for a leaf whose every use is the same product."""
     if any(s.primitive.name != "dot_general" or not s.isometric(spec) for s in sites):
         return
     if len({orientation(site) for site in sites}) > 1:
@@ -52,30 +50,52 @@ def candidates(
     h, _, k, n = sizes(sites[0])
     t = sum(sizes(site).t for site in sites)
 
-    def with_pair(rule: Callable[[Pair], Array]) -> Callable[[Sequence[Factors]], Array]:
-        def squared_norms(factors: Sequence[Factors]) -> Array:
-            pairs = [as_pair(site, factor) for site, factor in zip(sites, factors, strict=True)]
-            return rule(Pair(*(jnp.concatenate(part, axis=2) for part in zip(*pairs, strict=True))))
-
-        return squared_norms
+    def rule(name: str, norms: Callable[[Pair], Array], operations: float, memory: float) -> Rule:
+        return Rule(
+            name,
+            lambda factors: norms(_joined(sites, factors)),
+            functools.partial(gradients, sites, spec),
+            functools.partial(total, sites, spec),
+            operations,
+            memory,
+        )
 
     if t == 1:
-        yield "outer", with_pair(_outer), h * (k + n), 2 * h
+        yield rule("outer", _outer, h * (k + n), 2 * h)
     else:
-        yield "direct", with_pair(_direct), h * t * k * n + 2 * h * k * n, h * k * n
-        yield "Gram", with_pair(_gram), h * t * t * (k + n) + 2 * h * t * t, 2 * h * t * t
+        yield rule("direct", _direct, h * t * k * n + 2 * h * k * n, h * k * n)
+        yield rule("Gram", _gram, h * t * t * (k + n) + 2 * h * t * t, 2 * h * t * t)
+
+
+def gradients(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
+) -> Float[Array, "batch ..."]:
+    """Forms the gradient of every example, in float32 or wider."""
+    pair = _joined(sites, factors)
+    return jax.vmap(lambda product: _to_leaf(sites[0], product, spec))(_products(pair))
+
+
+def total(
+    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
+) -> Float[Array, "..."]:
+    """Adds up the gradients, one product over the whole batch per site."""
+    products = []
+    for site, factor in zip(sites, factors, strict=True):
+        a, g = (leaf.swapaxes(0, 1) for leaf in as_pair(site, factor))
+        joined = Pair(*(leaf.reshape(1, len(leaf), -1, leaf.shape[-1]) for leaf in (a, g)))
+        products.append(_products(joined)[0])
+    return _to_leaf(sites[0], sum(products[1:], products[0]), spec)
 
 
 def sizes(site: Site) -> Sizes:
     """The static sizes of one example's product."""
     contracting, batch = site.params["dimension_numbers"]
-    own, other = site.position, 1 - site.position
+    own = site.position
     (operand,) = site.operands
     k = math.prod(site.weight.shape[i] for i in contracting[own])
     h = math.prod(site.weight.shape[i] for i in batch[own])
     n = math.prod(site.weight.shape) // (k * h) if k * h else 0
     t = math.prod(operand.shape) // (k * h) if k * h else 0
-    del other
     sliced = math.prod(level.length for level in site.levels if level.sliced)
     shared = math.prod(level.length for level in site.levels if not level.sliced)
     return Sizes(h * sliced, t * shared, k, n)
@@ -127,6 +147,38 @@ def as_pair(site: Site, factors: Factors) -> Pair:
     return Pair(a.reshape(size, h, t, k), g.reshape(size, h, t, n))
 
 
+def _joined(sites: Sequence[Site], factors: Sequence[Factors]) -> Pair:
+    pairs = [as_pair(site, factor) for site, factor in zip(sites, factors, strict=True)]
+    if len(pairs) == 1:
+        return pairs[0]
+    return Pair(*(jnp.concatenate(part, axis=2) for part in zip(*pairs, strict=True)))
+
+
+def _to_leaf(site: Site, product: Float[Array, "h k n"], spec: jax.ShapeDtypeStruct) -> Array:
+    """Undoes `as_pair` for the product of one pair."""
+    contracting, batch = site.params["dimension_numbers"]
+    shape = site.weight.shape
+    sliced = [level.length for level in site.levels if level.sliced]
+    contracted = sorted(contracting[site.position])
+    batched = list(batch[site.position])
+    free = [axis for axis in range(len(shape)) if axis not in (*contracted, *batched)]
+    order = [*batched, *contracted, *free]
+    product = product.reshape(*sliced, *(shape[axis] for axis in order))
+    inverse = sorted(range(len(order)), key=lambda position: order[position])
+    lead = range(len(sliced))
+    return to_leaf(site, product.transpose(*lead, *(len(sliced) + i for i in inverse)), spec)
+
+
+def _products(pair: Pair) -> Float[Array, "batch h k n"]:
+    a, g = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in pair)
+    # A product is fastest with its longer side last.
+    if a.shape[-1] <= g.shape[-1]:
+        products = jnp.einsum("btk,btn->bkn", a, g, precision=HIGHEST)
+    else:
+        products = jnp.einsum("btk,btn->bnk", a, g, precision=HIGHEST).swapaxes(1, 2)
+    return products.reshape(*pair.a.shape[:2], *products.shape[1:])
+
+
 def _outer(pair: Pair) -> Float[Array, " batch"]:
     def squares(leaf: Array) -> Array:
         return jnp.sum(jnp.square(leaf), axis=(2, 3))
@@ -135,21 +187,22 @@ def _outer(pair: Pair) -> Float[Array, " batch"]:
 
 
 def _direct(pair: Pair) -> Float[Array, " batch"]:
-    def one(pair: Pair) -> Array:
-        product = jnp.einsum("htk,htn->hkn", pair.a, pair.g, precision=HIGHEST)
-        return jnp.sum(jnp.square(product))
-
     _, h, t, k = pair.a.shape
     n = pair.g.shape[3]
-    return in_chunks(one, pair, h * (k * n + t * (k + n)))
+
+    def norms(pair: Pair) -> Array:
+        return jnp.sum(jnp.square(_products(pair)), axis=(1, 2, 3))
+
+    return map_chunks(norms, pair, h * (k * n + t * (k + n)))
 
 
 def _gram(pair: Pair) -> Float[Array, " batch"]:
-    def one(pair: Pair) -> Array:
-        inputs = jnp.einsum("htk,hsk->hts", pair.a, pair.a, precision=HIGHEST)
-        cotangents = jnp.einsum("htn,hsn->hts", pair.g, pair.g, precision=HIGHEST)
-        # Rounding may push a small sum below zero; a squared norm is none.
-        return jnp.maximum(jnp.sum(inputs * cotangents), 0.0)
-
     _, h, t, k = pair.a.shape
-    return in_chunks(one, pair, h * t * (2 * t + k + pair.g.shape[3]))
+
+    def norms(pair: Pair) -> Array:
+        inputs = jnp.einsum("bhtk,bhsk->bhts", pair.a, pair.a, precision=HIGHEST)
+        cotangents = jnp.einsum("bhtn,bhsn->bhts", pair.g, pair.g, precision=HIGHEST)
+        # Rounding may push a small sum below zero; a squared norm is none.
+        return jnp.maximum(jnp.sum(inputs * cotangents, axis=(1, 2, 3)), 0.0)
+
+    return map_chunks(norms, pair, h * t * (2 * t + k + pair.g.shape[3]))

@@ -1,0 +1,162 @@
+"""The lazy form: a batch that does not fit, a few examples at a time, as one compiled program.
+
+It keeps the loss, the parameters and the examples; gradients exist for one microbatch at a time.
+`clip_and_sum` is one pass; norms and sums asked for separately are a pass each.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dpoptax.per_example import tracing
+from dpoptax.per_example.form import PerExampleGrads, WeightsOf
+
+# `(loss_fn, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
+FormOf = Callable[..., tuple[Array, PerExampleGrads]]
+
+
+class Program:
+    """What is static: the loss as a jaxpr, and the form of each microbatch.
+
+    Two programs are equal if the loss traced alike, so that a compiled function is reused.
+    """
+
+    def __init__(self, form_of: FormOf, closed: Any, params: PyTree, inputs: PyTree) -> None:
+        self.form_of = form_of
+        self.jaxpr = closed.jaxpr
+        self.specs = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params
+        )
+        trees = jax.tree.structure((params, inputs))
+        self._signature = (str(closed.jaxpr), trees, form_of)
+
+    def grads(
+        self, constants: list[Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+    ) -> PerExampleGrads:
+        """The gradients of one microbatch."""
+
+        def loss_fn(params: PyTree, *inputs: PyTree) -> Array:
+            return tracing.evaluate(self.jaxpr, constants, jax.tree.leaves((params, inputs)))
+
+        return self.form_of(loss_fn, params, inputs, mask)[1]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self._signature == other._signature
+
+    def __hash__(self) -> int:
+        return hash(self._signature)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MicrobatchedGrads(PerExampleGrads):
+    """Per-example gradients to be computed, `microbatch_size` examples at a time.
+
+    Attributes:
+        params: the parameters.
+        inputs: the examples, and their keys where the loss draws, with a leading axis.
+        constants: what the loss closes over.
+        mask: bool `(batch,)`; True marks a real example.
+        program: what is static.
+        microbatch_size: how many gradients exist at once.
+    """
+
+    params: PyTree
+    inputs: tuple[PyTree, ...]
+    constants: list[Array]
+    mask: Array
+    program: Program = dataclasses.field(metadata={"static": True})
+    microbatch_size: int = dataclasses.field(metadata={"static": True})
+
+    def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
+        """See `PerExampleGrads.squared_norms`."""
+        return self._map(lambda grads: grads.squared_norms())
+
+    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+        """See `PerExampleGrads.weighted_sum`."""
+        return self._sum(lambda grads, part: grads.weighted_sum(part), weights)
+
+    def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:
+        """See `PerExampleGrads.clip_and_sum`; one pass over the batch."""
+        return self._sum(lambda grads, _: grads.clip_and_sum(weights_of), None)
+
+    def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
+        """See `PerExampleGrads.stacked`."""
+        return self._map(lambda grads: grads.stacked())
+
+    def parameter_specs(self) -> PyTree:
+        """See `PerExampleGrads.parameter_specs`."""
+        return self.program.specs
+
+    def _grads(self, inputs: tuple[PyTree, ...], mask: Array) -> PerExampleGrads:
+        return self.program.grads(self.constants, self.params, inputs, mask)
+
+    def _map(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
+        parts = self._split((self.inputs, self.mask))
+        results = jax.lax.map(lambda part: function(self._grads(*part)), parts)
+        size = len(self.mask)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
+
+    def _sum(self, function: Callable[[PerExampleGrads, Any], PyTree], weights: Any) -> PyTree:
+        def one(part: Any) -> PyTree:
+            inputs, mask, weights = part
+            return function(self._grads(inputs, mask), weights)
+
+        parts = self._split((self.inputs, self.mask, weights))
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zeros, parts
+        )
+        return total
+
+    def _split(self, tree: PyTree) -> PyTree:
+        """Cuts rows into microbatches; the last is filled up with a row that is masked."""
+        size = len(self.mask)
+        missing = -size % self.microbatch_size
+        rows = jnp.minimum(jnp.arange(size + missing), size - 1)
+
+        def split(leaf: Array) -> Array:
+            filled = leaf[rows] if missing else leaf
+            return filled.reshape(-1, self.microbatch_size, *leaf.shape[1:])
+
+        inputs, mask, *rest = jax.tree.map(split, tree)
+        real = (jnp.arange(size + missing) < size).reshape(mask.shape)
+        return (inputs, mask & real, *rest)
+
+
+def microbatched_grads(
+    form_of: FormOf,
+    microbatch_size: int,
+    loss_fn: Callable[..., Array],
+    params: PyTree,
+    inputs: tuple[PyTree, ...],
+    mask: Array,
+) -> tuple[Array, PerExampleGrads]:
+    """Returns the losses and the lazy gradients of a batch.
+
+    Args:
+        form_of: the form of each microbatch.
+        microbatch_size: how many gradients exist at once.
+        loss_fn: the scalar loss of one example, `loss_fn(params, *input)`.
+        params: the parameters.
+        inputs: the examples, and their keys where the loss draws, with a leading axis.
+        mask: bool `(batch,)`.
+
+    Returns:
+        Losses `(batch,)`, by a pass of their own, and `MicrobatchedGrads`; the form of the whole
+        batch where that is one microbatch.
+    """
+    if len(mask) <= microbatch_size:
+        return form_of(loss_fn, params, inputs, mask)
+    losses = jax.lax.map(lambda row: loss_fn(params, *row), inputs, batch_size=microbatch_size)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    closed = jax.make_jaxpr(loss_fn)(params, *one)
+    program = Program(form_of, closed, params, inputs)
+    return losses, MicrobatchedGrads(
+        params, inputs, list(closed.consts), mask, program, microbatch_size
+    )

@@ -1,0 +1,238 @@
+"""Models for the tests of gradient forms: a name; a loss of one example, parameters, a batch."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+KEY = jax.random.key(0)
+
+
+def floats(batch, *shape):
+    return jax.random.normal(jax.random.key(1), (batch, *shape))
+
+
+def ids(batch, length=9, vocabulary=6):
+    return jax.random.randint(jax.random.key(2), (batch, length), 0, vocabulary)
+
+
+def energy(outputs):
+    """A scalar that every output moves, nonlinearly."""
+    return sum(jnp.sum(jnp.tanh(leaf) * (1 + leaf)) for leaf in jax.tree.leaves(outputs))
+
+
+def linen(model, data):
+    def make(batch):
+        examples = data(batch)
+        example = jax.tree.map(lambda leaf: leaf[0], data(1))
+        params = model.init(KEY, example)["params"]
+        return lambda p, x: energy(model.apply({"params": p}, x)), params, examples
+
+    return make
+
+
+def of_nnx(build, data, keep=nnx.Param):
+    def make(batch):
+        graphdef, params, rest = nnx.split(build(nnx.Rngs(0)), keep, ...)
+        return lambda p, x: energy(nnx.merge(graphdef, p, rest)(x)), params, data(batch)
+
+    return make
+
+
+def plain(loss_fn, shapes, data):
+    def make(batch):
+        leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
+        keys = jax.random.split(KEY, len(leaves))
+        params = [0.5 * jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)]
+        return loss_fn, jax.tree.unflatten(treedef, params), data(batch)
+
+    return make
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return nn.Dense(3)(nn.gelu(nn.DenseGeneral((2, 3))(x)).reshape(len(x), -1))
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(6, 4)
+        return embed.attend(nn.tanh(nn.Dense(4)(embed(tokens))))
+
+
+class Bag(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(2)(nn.Embed(6, 4)(tokens).mean(0))
+
+
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2)(x))
+        x = nn.Conv(6, (2, 3), kernel_dilation=2, feature_group_count=3, padding="VALID")(x)
+        x = nn.Conv(12, (3, 3), feature_group_count=6, padding="CIRCULAR")(x)
+        x = nn.GroupNorm(2)(nn.ConvTranspose(4, (3, 3), strides=(2, 2), transpose_kernel=False)(x))
+        return nn.Dense(2)(nn.avg_pool(x, (2, 2)).reshape(-1))
+
+
+class Deep(nn.Module):
+    """Layers of one kind, scanned over depth."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.tanh(nn.remat(nn.Dense)(4)(x)), None
+
+        stack = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return stack()(x, None)[0]
+
+
+class NnxMlp(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.second = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(self.norm(nnx.relu(self.first(x))))
+
+
+class NnxConv(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 6, (3, 3), strides=2, rngs=rngs)
+        self.second = nnx.ConvTranspose(6, 4, (3, 3), strides=(2, 2), rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.first(x)))
+
+
+class NnxText(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(6, 4, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.out(self.attention(self.embed(tokens)).mean(0))
+
+
+class NnxRecurrent(nnx.Module):
+    def __init__(self, rngs):
+        self.rnn = nnx.RNN(nnx.GRUCell(4, 5, rngs=rngs))
+
+    def __call__(self, x):
+        return self.rnn(x, initial_carry=jnp.zeros(5))
+
+
+def standardised_convolution(w, x):
+    """The kernel is no plain leaf where it meets data."""
+    kernel = (w - w.mean()) / jnp.std(w)
+    return energy(jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME"))
+
+
+def nested_scans(w, x):
+    def outer(carry, w):
+        inner = jax.lax.scan(lambda c, t: (jnp.tanh(c @ w + t), c), carry, x, reverse=True)
+        return inner[0], None
+
+    return energy(jax.lax.scan(outer, jnp.ones(4), w)[0])
+
+
+def switch(w, x):
+    branches = [
+        lambda x: jnp.tanh(x @ w["a"]),
+        lambda x: jnp.tanh(x @ w["b"]) @ w["b"],
+        lambda x: x * 2,
+    ]
+    return energy(jax.lax.switch(jnp.int32(3 * jax.nn.sigmoid(x[0])), branches, x))
+
+
+@jax.custom_vjp
+def doubled_gradient(x):
+    return x
+
+
+doubled_gradient.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
+
+
+def nested_grad(w, x):
+    """A penalty on the gradient with respect to the input."""
+    return jnp.sum(jax.grad(lambda x: energy(jnp.tanh(x @ w)))(x) ** 2) + energy(x @ w)
+
+
+ARCHITECTURES = {
+    "linen mlp": linen(nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)]), lambda b: floats(b, 4)),
+    "linen mlp over time": linen(
+        nn.Sequential([nn.Dense(40), nn.LayerNorm(), nn.softplus, nn.Dense(3, use_bias=False)]),
+        lambda b: floats(b, 7, 30),
+    ),
+    "linen wide over time": linen(nn.Dense(300), lambda b: floats(b, 3, 200)),
+    "linen attention": linen(Attention(), lambda b: floats(b, 5, 4)),
+    "linen convolutions": linen(Convolutions(), lambda b: floats(b, 13, 12, 3)),
+    "linen 1-d convolution": linen(nn.Conv(5, (4,), strides=2), lambda b: floats(b, 11, 3)),
+    "linen 3-d convolution": linen(nn.Conv(2, (2, 3, 2)), lambda b: floats(b, 5, 4, 6, 2)),
+    "linen wide convolution": linen(nn.Conv(128, (3, 3)), lambda b: floats(b, 4, 4, 40)),
+    "linen transposed kernel": linen(
+        nn.ConvTranspose(3, (2, 3), transpose_kernel=True), lambda b: floats(b, 5, 4, 2)
+    ),
+    "linen lstm": linen(nn.RNN(nn.LSTMCell(6)), lambda b: floats(b, 7, 4)),
+    "linen concatenated lstm": linen(nn.RNN(nn.OptimizedLSTMCell(6)), lambda b: floats(b, 7, 4)),
+    "linen gru": linen(nn.RNN(nn.GRUCell(6), reverse=True), lambda b: floats(b, 7, 4)),
+    "linen embedding": linen(Bag(), ids),
+    "linen tied embedding": linen(Tied(), ids),
+    "linen depth": linen(Deep(), lambda b: floats(b, 4)),
+    "linen weight norm": linen(nn.WeightNorm(nn.Dense(3)), lambda b: floats(b, 4)),
+    "nnx mlp": of_nnx(NnxMlp, lambda b: floats(b, 4)),
+    "nnx convolution": of_nnx(NnxConv, lambda b: floats(b, 8, 8, 3)),
+    "nnx text": of_nnx(NnxText, ids),
+    "nnx gru": of_nnx(NnxRecurrent, lambda b: floats(b, 7, 4)),
+    "nnx lora": of_nnx(
+        lambda rngs: nnx.LoRALinear(4, 3, lora_rank=2, rngs=rngs),
+        lambda b: floats(b, 4),
+        nnx.LoRAParam,
+    ),
+    "heads": plain(
+        lambda w, x: energy(jnp.einsum("bi,bij->bj", x, w)), (3, 4, 5), lambda b: floats(b, 3, 4)
+    ),
+    "used twice": plain(
+        lambda w, x: energy(jnp.tanh(x @ w) @ w), (4, 4), lambda b: floats(b, 4)
+    ),
+    "used transposed": plain(
+        lambda w, x: energy(jnp.tanh(x @ w) @ w.T), (4, 6), lambda b: floats(b, 7, 4)
+    ),
+    "used in pieces": plain(
+        lambda w, x: energy(x[:2] @ w[:2]) + energy(x * w[1]), (4, 4), lambda b: floats(b, 4)
+    ),
+    "broadcast weight": plain(
+        lambda w, x: energy(x @ jnp.broadcast_to(w, (4, 3))), (3,), lambda b: floats(b, 4)
+    ),
+    "product of weights": plain(
+        lambda w, x: energy(x @ (w["a"] @ w["b"])), {"a": (4, 2), "b": (2, 3)},
+        lambda b: floats(b, 4),
+    ),
+    "standardised convolution": plain(
+        standardised_convolution, (3, 2, 3, 3), lambda b: floats(b, 2, 5, 5)
+    ),
+    "nested scans": plain(nested_scans, (2, 4, 4), lambda b: floats(b, 3, 4)),
+    "switch": plain(switch, {"a": (4, 4), "b": (4, 4)}, lambda b: floats(b, 4)),
+    "checkpoint": plain(
+        lambda w, x: energy(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ w) @ w))(x)),
+        (4, 4),
+        lambda b: floats(b, 4),
+    ),
+    "custom derivative": plain(
+        lambda w, x: energy(doubled_gradient(x @ w["a"])) + energy(doubled_gradient(w["b"]) * x),
+        {"a": (4, 3), "b": (4,)},
+        lambda b: floats(b, 4),
+    ),
+    "nested grad": plain(nested_grad, (4, 3), lambda b: floats(b, 4)),
+    "lookup beside arithmetic": plain(
+        lambda w, i: energy(w[i]) + energy(w[i[0]] * 2), (6, 3), ids
+    ),
+}  # fmt: skip

@@ -1,0 +1,205 @@
+"""Factored gradients against `vmap(grad)`, model by model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES, floats
+
+import dpoptax
+
+architectures = pytest.mark.parametrize("make", ARCHITECTURES.values(), ids=ARCHITECTURES)
+
+OPTIONS = {"factored": {}, "stacked": {"factored": False}, "microbatched": {"microbatch_size": 2}}
+
+
+def rows_like(rows, leaf):
+    return jnp.asarray(rows).reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def compare(loss_fn, params, examples, mask=None):
+    """Norms to 1e-5 relative, and the weighted sum to 1e-5 of its norm."""
+    batch = jax.tree.leaves(examples)[0].shape[0]
+    rows = np.ones(batch, bool) if mask is None else np.asarray(mask)
+    weights = jax.random.uniform(jax.random.key(3), (batch,), minval=0.1)
+
+    @jax.jit
+    def both(params, examples):
+        grads = dpoptax.per_example_grads(loss_fn)(params, examples, mask=mask)
+        return grads.squared_norms(), grads.weighted_sum(weights), grads.stacked()
+
+    norms, total, stacked = both(params, examples)
+    clean = jax.tree.map(lambda leaf: jnp.where(rows_like(rows, leaf), leaf, 0), examples)
+    exact = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(params, clean)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[rows], exact)
+    exact_norms = [np.sum(leaf.reshape(rows.sum(), -1) ** 2, 1) for leaf in jax.tree.leaves(exact)]
+    whole = np.maximum(sum(exact_norms), 1e-12)
+    for norm, expected in zip(jax.tree.leaves(norms), exact_norms, strict=True):
+        np.testing.assert_array_equal(np.asarray(norm)[~rows], 0)
+        error = np.abs(np.asarray(norm, np.float64)[rows] - expected)
+        assert np.all(error <= 2e-5 * expected + 1e-7 * whole)
+    factors = np.asarray(weights, np.float64)[rows]
+    expected = jax.tree.map(lambda leaf: np.tensordot(factors, leaf, 1), exact)
+    size = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(expected)))
+    error = jax.tree.map(lambda a, b: np.sum((np.asarray(a, np.float64) - b) ** 2), total, expected)
+    assert np.sqrt(sum(jax.tree.leaves(error))) <= 1e-5 * size
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a)[rows], b, rtol=1e-4, atol=1e-5 * np.abs(b).max(initial=0)
+        ),
+        stacked,
+        exact,
+    )
+
+
+@architectures
+def test_norms_and_sums_are_those_of_vmap_grad(make):
+    with jax.numpy_dtype_promotion("standard"):  # Flax itself mixes dtypes in places
+        compare(*make(5))
+
+
+@pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
+def test_padded_rows_may_hold_anything(name):
+    with jax.numpy_dtype_promotion("standard"):
+        loss_fn, params, examples = ARCHITECTURES[name](6)
+        mask = jnp.array([True, False, True, True, False, True])
+        compare(loss_fn, params, examples.at[1].set(jnp.nan).at[4].set(jnp.inf), mask)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "name", ["linen convolutions", "linen attention", "linen lstm", "standardised convolution"]
+)
+def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
+    with jax.numpy_dtype_promotion("standard"):
+        loss_fn, params, examples = ARCHITECTURES[name](4)
+        grads_fn = dpoptax.per_example_grads(loss_fn, **options)
+        rule = dpoptax.clipping.flat(1.0)
+
+        @jax.jit
+        def weights_and_sum(examples, mask):
+            grads = grads_fn(params, examples, mask=mask)
+            return rule.weights(grads.squared_norms()), grads.clip_and_sum(rule.weights)
+
+        everyone, others = jnp.ones(4, bool), jnp.arange(4) != 2
+        weights, poisoned = weights_and_sum(examples.at[2].set(jnp.nan), everyone)
+        expected, total = weights_and_sum(examples, others)
+        np.testing.assert_allclose(weights, jnp.where(others, expected, 0), rtol=1e-5)
+        assert np.all(expected[others] > 0)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), poisoned, total
+        )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("factored", [True, False])
+def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, factored):
+    loss_fn, params, examples = ARCHITECTURES["linen mlp"](7)
+    mask = jnp.arange(7) != 3
+    rule = dpoptax.clipping.flat(0.3)
+
+    def run(**options):
+        grads_fn = dpoptax.per_example_grads(loss_fn, factored=factored, **options)
+        grads = grads_fn(params, examples, mask=mask)
+        return (
+            grads.squared_norms(), grads.clip_and_sum(rule.weights),
+            grads.weighted_sum(jnp.arange(7.0)), grads.stacked(),
+        )  # fmt: skip
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        run(microbatch_size=size),
+        run(),
+    )
+
+
+def test_micro_batched_losses_keys_and_closures_are_those_of_the_whole_batch():
+    @jax.jit
+    def run(scale, x):
+        def loss_fn(w, x, key):
+            return jnp.sum(jnp.tanh(x @ w) * jax.random.normal(key, (3,))) * scale
+
+        def both(**options):
+            fn = dpoptax.value_and_per_example_grads(loss_fn, **options)
+            losses, grads = fn(jnp.ones((4, 3)), x, key=jax.random.key(5))
+            return losses, grads.weighted_sum(jnp.ones(5))
+
+        return both(microbatch_size=2), both()
+
+    parts, whole = run(2.0, floats(5, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, whole)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_the_self_check_passes_what_is_right_and_refuses_what_is_not(jit, monkeypatch):
+    def run(examples):
+        grads_fn = dpoptax.per_example_grads(lambda w, x: jnp.sum(jnp.tanh(x @ w)), check=True)
+        return grads_fn(jnp.ones((40, 30)), examples).weighted_sum(jnp.ones(3))
+
+    wrapped = jax.jit(run) if jit else run
+    wrapped(floats(3, 40))
+    jax.clear_caches()
+    choose = dpoptax.per_example.factored.choose_rule
+
+    def wrong(*arguments):
+        rule = choose(*arguments)
+        return rule._replace(squared_norms=lambda factors: 2 * rule.squared_norms(factors))
+
+    monkeypatch.setattr(dpoptax.per_example.factored, "choose_rule", wrong)
+    monkeypatch.setattr(dpoptax.per_example.factored, "is_formed", lambda *_: False)
+    with pytest.raises(RuntimeError, match="norms of params"):
+        wrapped(floats(3, 40))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_norms_and_sums_of_16_bit_parameters_are_float32(dtype):
+    def loss_fn(w, x):
+        return jnp.sum((x @ w).astype(jnp.float32) ** 2)
+
+    w, x = floats(8, 300)[:, :1].T.astype(dtype) * 20, 20 * floats(16, 1).astype(dtype)
+    grads = dpoptax.per_example_grads(loss_fn)(w, x)
+    norms, total = grads.squared_norms(), grads.weighted_sum(jnp.ones(16))
+    assert norms.dtype == total.dtype == jnp.float32
+    assert np.all(np.isfinite(norms))
+    assert float(norms.max()) > 65504  # would overflow float16
+    wide_w, wide_x = w.astype(jnp.float32), x.astype(jnp.float32)
+    exact = jax.vmap(jax.grad(loss_fn), (None, 0))(wide_w, wide_x)
+    np.testing.assert_allclose(norms, jnp.sum(exact**2, (1, 2)), rtol=5e-2)
+
+
+def test_no_array_of_batch_times_parameters_is_ever_made():
+    wide = {"w": jnp.ones((500, 400)), "v": jnp.ones((400, 300))}
+    rule = dpoptax.clipping.flat(1.0)
+
+    def clipped(params, examples):
+        grads = dpoptax.per_example_grads(
+            lambda p, x: jnp.sum(jnp.tanh(jnp.tanh(x @ p["w"]) @ p["v"]))
+        )(params, examples)
+        return grads.weighted_sum(rule.weights(grads.squared_norms()))
+
+    lowered = jax.jit(clipped).lower(wide, floats(32, 500)).compile()
+    held = lowered.memory_analysis().temp_size_in_bytes
+    assert held < 4 * 500 * 400 * 4  # a few copies of the parameters, where stacking takes 32
+
+
+def test_it_runs_inside_jit_over_traced_constants_and_reuses_the_compiled_function():
+    compiled = []
+
+    @jax.jit
+    def update(grads):
+        compiled.append(1)
+        return grads.weighted_sum(jnp.ones(5))
+
+    grads_fn = dpoptax.per_example_grads(lambda w, x: jnp.sum(jnp.tanh(x @ w)))
+    for i in range(3):
+        update(grads_fn(jnp.full((40, 30), 0.1 * i), floats(5, 40)))
+    assert len(compiled) == 1
+
+    @jax.jit
+    def with_constant(scale, w, x):
+        return dpoptax.per_example_grads(lambda w, x: jnp.sum(jnp.tanh(x @ w) * scale))(
+            w, x
+        ).weighted_sum(jnp.ones(5))
+
+    once, twice = (with_constant(s, jnp.ones((4, 3)), floats(5, 4)) for s in (1.0, 2.0))
+    np.testing.assert_allclose(2 * once, twice, rtol=1e-6)
