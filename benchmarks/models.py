@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.02), (128, 128))
         x = nn.Embed(5_000, 128)(ids) + positions
         for _ in range(2):
-            x = x + nn.SelfAttention(4)(nn.LayerNorm()(x))
+            x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
             x = x + nn.Dense(128)(nn.gelu(nn.Dense(512)(nn.LayerNorm()(x))))
         return nn.Dense(2)(nn.LayerNorm()(x).mean(0))
 

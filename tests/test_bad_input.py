@@ -70,6 +70,12 @@ LINEN = LinenBatchNorm()
 LINEN_VARIABLES = LINEN.init(KEY, jnp.ones(3))
 NNX_MODEL = NnxBatchNorm()
 
+
+def effectful(params, example):
+    jax.experimental.io_callback(print, None, example, ordered=True)
+    return jnp.sum(params * example)
+
+
 REFUSED = {
     # clip, noise, normaliser, key
     "clip zero": (lambda: clipping.flat(0.0), "must be positive; got 0.0"),
@@ -234,6 +240,14 @@ REFUSED = {
         ),
         "changes the state of a Flax module",
     ),
+    "side effect in the loss": (
+        lambda: dpoptax.per_example_grads(effectful)(jnp.ones(2), jnp.ones((3, 2))),
+        "loss_fn must be pure.*jax.debug.print may stay",
+    ),
+    "microbatch_size": (
+        lambda: dpoptax.per_example_grads(quadratic, microbatch_size=0),
+        "microbatch_size must be at least 1",
+    ),
     "num_samples": (
         lambda: dpoptax.vi.local_elbo_loss(lambda p, x: (x, x), lambda p, z, x: 0.0, num_samples=0),
         "num_samples must be at least 1",
@@ -263,3 +277,17 @@ def test_a_nan_pixel_changes_nothing_but_that_examples_contribution():
     absent = fit(lambda p, e: jnp.where(e[3] > 0, 0.0, 1.0) * quadratic(p, e[:3]),
                  data=jnp.ones((100, 4)).at[:, 3].set(0).at[5, 3].set(1))  # fmt: skip
     np.testing.assert_allclose(poisoned.params, absent.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"factored": False}, {"microbatch_size": 2}])
+def test_no_examples_and_no_parameters_are_right_and_empty(options):
+    def loss_fn(params, x):
+        kernel = params["k"] if params else jnp.ones((1, 1, 2))
+        return jnp.sum(jax.lax.conv_general_dilated(x[None, None], kernel, (1,), "SAME"))
+
+    grads_fn = dpoptax.per_example_grads(loss_fn, **options)
+    params = {"k": jnp.ones((1, 1, 2))}
+    none = grads_fn(params, jnp.ones((0, 5)))
+    assert none.squared_norms()["k"].shape == (0,)
+    np.testing.assert_array_equal(none.weighted_sum(jnp.ones(0))["k"], jnp.zeros((1, 1, 2)))
+    assert grads_fn({}, jnp.ones((3, 5))).weighted_sum(jnp.ones(3)) == {}

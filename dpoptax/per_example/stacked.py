@@ -78,7 +78,7 @@ def stacked_grads(
         return jax.value_and_grad(loss_fn)(params, *inputs)
 
     losses, gradients = jax.vmap(of_example)(inputs)
-    if tracing.has_convolution(loss_fn, params, inputs):
+    if jax.tree.leaves(params) and tracing.has_convolution(loss_fn, params, inputs):
         gradients = isolated(lambda inputs: of_example(inputs)[1], gradients, inputs, mask)
     return losses, StackedGrads(gradients, mask)
 

@@ -160,7 +160,7 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
             operands=tuple(map(_spec, _needed(eqn, others))),
             output=_spec(eqn.outvars[0].aval),
             tap=program.tap_of(key),
-            source=_source(eqn),
+            source=program.source(eqn),
         )
         found[key] = site
         return _meet(eqn, weight, others, position)
@@ -258,6 +258,7 @@ class _Program:
         kept: by key, filled with the operands of the sites in this jaxpr.
         depth: how many scans are around this jaxpr.
         successors: of an equation of this jaxpr, the addition that alone uses its output.
+        caller: the user's line that called this jaxpr.
     """
 
     meet: Callable[..., Array]
@@ -268,6 +269,11 @@ class _Program:
     kept: dict[Key, tuple[Any, ...]]
     depth: int
     successors: dict[int, int] = dataclasses.field(default_factory=dict)
+    caller: str = "a line inside a library"
+
+    def source(self, eqn: Any) -> str:
+        """The user's line of an equation."""
+        return _source(eqn) or self.caller
 
     def tap_of(self, key: Key) -> Key:
         """Follows an output through the additions that alone use it."""
@@ -311,7 +317,8 @@ class _Program:
         name = eqn.primitive.name
         weights = [i for i, value in enumerate(values) if isinstance(value, Weight)]
         if weights and name in CALLS:
-            return self.run(eqn.params[CALLS[name]], values, key)
+            inside = dataclasses.replace(self, caller=self.source(eqn))
+            return inside.run(eqn.params[CALLS[name]], values, key)
         if weights and name == "scan":
             return self._scan(key, eqn, values)
         if weights and name == "cond":
@@ -329,18 +336,18 @@ class _Program:
                 (moved,) = _bind(eqn, [weight.value])
                 return [dataclasses.replace(weight, value=moved, steps=(*weight.steps, step))]
         self.bound(eqn)
-        return _bind(eqn, self.plain(values, f"used by {name} at {_source(eqn)}"))
+        return _bind(eqn, self.plain(values, f"used by {name} at {self.source(eqn)}"))
 
-    def _inside(self, key: Key, taps: dict[Key, Array], depth: int) -> "_Program":
+    def _inside(self, key: Key, eqn: Any, taps: dict[Key, Array], depth: int) -> "_Program":
         here = {site: tap for site, tap in taps.items() if site[: len(key)] == key}
-        return dataclasses.replace(self, taps=here, kept={}, depth=depth)
+        return dataclasses.replace(self, taps=here, kept={}, depth=depth, caller=self.source(eqn))
 
     def _scan(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
         length = eqn.params["length"]
         num_consts, num_carry = _scan_counts(eqn.params)
         consts, xs = values[:num_consts], values[num_consts + num_carry :]
         carry = self.plain(
-            values[num_consts : num_consts + num_carry], f"carried by a scan at {_source(eqn)}"
+            values[num_consts : num_consts + num_carry], f"carried by a scan at {self.source(eqn)}"
         )
 
         def enter(value: Any, inner: Any, *, sliced: bool) -> Any:
@@ -352,14 +359,14 @@ class _Program:
 
         def body(carry: list[Any], slices: Any) -> Any:
             slice_values, taps = slices
-            program = self._inside(key, taps, self.depth + 1)
+            program = self._inside(key, eqn, taps, self.depth + 1)
             inputs = [
                 *(enter(value, _value(value), sliced=False) for value in consts),
                 *carry,
                 *(enter(x, value, sliced=True) for x, value in zip(xs, slice_values, strict=True)),
             ]
             outputs = program.run(eqn.params["jaxpr"], inputs, key)
-            outputs = program.plain(outputs, f"returned by a scan at {_source(eqn)}")
+            outputs = program.plain(outputs, f"returned by a scan at {self.source(eqn)}")
             # What several sites keep, a step gives out once.
             unique = {id(value): value for value in jax.tree.leaves(program.kept)}
             numbers = {identity: number for number, identity in enumerate(unique)}
@@ -373,7 +380,7 @@ class _Program:
         carry, (ys, kept) = jax.lax.scan(
             body,
             carry,
-            (list(map(_value, xs)), self._inside(key, self.taps, 0).taps),
+            (list(map(_value, xs)), self._inside(key, eqn, self.taps, 0).taps),
             length=length,
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
@@ -387,13 +394,13 @@ class _Program:
 
         def branch(number: int, closed: Any) -> Callable[[list[Any]], Any]:
             def run(arrays: list[Any]) -> Any:
-                program = self._inside(key, self.taps, self.depth)
+                program = self._inside(key, eqn, self.taps, self.depth)
                 inputs = [
                     dataclasses.replace(value, value=array) if isinstance(value, Weight) else array
                     for value, array in zip(operands, arrays, strict=True)
                 ]
                 outputs = program.run(closed, inputs, (*key, number))
-                outputs = program.plain(outputs, f"returned by a cond at {_source(eqn)}")
+                outputs = program.plain(outputs, f"returned by a cond at {self.source(eqn)}")
                 return outputs, self._all_of(key) | program.kept
 
             return run
@@ -417,20 +424,20 @@ class _Program:
 
     def _remat(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
         def run(arrays: list[Any], taps: dict[Key, Array]) -> Any:
-            program = self._inside(key, taps, self.depth)
+            program = self._inside(key, eqn, taps, self.depth)
             inputs = [
                 dataclasses.replace(value, value=array) if isinstance(value, Weight) else array
                 for value, array in zip(values, arrays, strict=True)
             ]
             outputs = program.run(eqn.params["jaxpr"], inputs, key)
-            return program.plain(outputs, f"returned by a checkpoint at {_source(eqn)}"), (
+            return program.plain(outputs, f"returned by a checkpoint at {self.source(eqn)}"), (
                 program.kept
             )
 
         again = jax.checkpoint(
             run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
-        outputs, kept = again(list(map(_value, values)), self._inside(key, self.taps, 0).taps)
+        outputs, kept = again(list(map(_value, values)), self._inside(key, eqn, self.taps, 0).taps)
         self.kept.update(kept)
         return outputs
 
@@ -492,12 +499,12 @@ def _spec(value: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
-def _source(eqn: Any) -> str:
-    """The user's line: the innermost frame outside JAX, Flax and this package."""
+def _source(eqn: Any) -> str | None:
+    """The user's line: the innermost frame outside JAX, Flax and this package, if any."""
     if eqn.source_info.traceback is None:
-        return "an unknown line"
+        return None
     libraries = ("/site-packages/", "/dpoptax/per_example/")
     for frame in eqn.source_info.traceback.frames:
         if not any(part in frame.file_name for part in libraries):
             return f"{frame.file_name}:{frame.line_num}"
-    return "a line inside a library"
+    return None

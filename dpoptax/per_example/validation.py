@@ -69,12 +69,18 @@ def check_loss(loss_fn: Callable[..., Any], params: PyTree, examples: PyTree, ke
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
     extra = () if key is None else (_checks.typed_key("key", key),)
     try:
-        loss = jax.eval_shape(loss_fn, params, example, *extra)
+        closed, loss = jax.make_jaxpr(loss_fn, return_shape=True)(params, example, *extra)
     except (flax.errors.ModifyScopeVariableError, flax.errors.TraceContextError) as error:
         raise ValueError(
             f"loss_fn changes the state of a Flax module while it runs. {_NO_STATE}."
         ) from error
-    if not isinstance(loss, jax.ShapeDtypeStruct):
+    if effects := sorted(str(effect) for effect in closed.effects if "Debug" not in str(effect)):
+        raise ValueError(
+            "loss_fn must be pure, for it is traced and run in an order of its own; got the side "
+            f"effect(s) {', '.join(effects)}. Return what you want to know from a loss of its own; "
+            "jax.debug.print may stay."
+        )
+    if not isinstance(getattr(loss, "shape", None), tuple):
         raise ValueError(
             "loss_fn must return one scalar, the loss of one example; got "
             f"{jax.tree.structure(loss)}. Return the loss alone; if the rest is updated state: "

@@ -58,6 +58,26 @@ def test_norms_and_sums_are_those_of_vmap_grad(make):
         compare(*make(5))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+@pytest.mark.parametrize("name", ["linen mlp over time", "linen convolutions", "nnx text"])
+def test_norms_and_sums_are_right_for_any_batch_size(name, batch):
+    with jax.numpy_dtype_promotion("standard"):
+        compare(*ARCHITECTURES[name](batch))
+
+
+@pytest.mark.parametrize("name", ["linen mlp over time", "linen wide convolution", "nnx text"])
+def test_no_clipped_gradient_leaves_the_ball_by_more_than_rounding(name):
+    with jax.numpy_dtype_promotion("standard"):
+        loss_fn, params, examples = ARCHITECTURES[name](16)
+        grads = jax.jit(dpoptax.per_example_grads(loss_fn))(params, examples)
+        weights = dpoptax.clipping.flat(1e-3).weights(grads.squared_norms())
+        exact = jax.vmap(jax.grad(loss_fn), (None, 0))(params, examples)
+    leaves = [np.asarray(leaf, np.float64).reshape(16, -1) for leaf in jax.tree.leaves(exact)]
+    norms = np.linalg.norm(np.concatenate(leaves, axis=1), axis=1)
+    assert np.all(norms > 1e-3)  # every one is clipped
+    assert np.all(np.asarray(weights, np.float64) * norms <= 1e-3 * (1 + 1e-5))
+
+
 @pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
 def test_padded_rows_may_hold_anything(name):
     with jax.numpy_dtype_promotion("standard"):
