@@ -18,6 +18,7 @@ from dpoptax.per_example import tracing
 from dpoptax.per_example.form import PerExampleGrads
 from dpoptax.per_example.rules import Factors, Rule, choose_rule, is_formed
 from dpoptax.per_example.stacked import StackedGrads, isolated, select
+from dpoptax.precision import widen
 
 
 class Layout:
@@ -40,7 +41,7 @@ class Layout:
             if leaf not in found.stacked:
                 sites = self.sites_of(leaf)
                 self.rules[leaf] = choose_rule(sites, spec)
-                if is_formed(sites, spec, batch):
+                if is_formed(self.rules[leaf], sites, spec, batch):
                     self.formed.add(leaf)
         self._signature = (str(found.jaxpr), self.treedef, batch)
 
@@ -180,5 +181,5 @@ def factored_grads(
 
 
 def _scale(cotangent: Array, weights: Array) -> Array:
-    wide = cotangent.astype(jnp.promote_types(cotangent.dtype, weights.dtype))
-    return wide * weights.reshape(-1, *[1] * (cotangent.ndim - 1)).astype(wide.dtype)
+    wide = widen(cotangent)
+    return wide * weights.astype(wide.dtype).reshape(-1, *[1] * (cotangent.ndim - 1))

@@ -143,6 +143,7 @@ def value_and_per_example_grads(
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
         validation.check_loss(loss_fn, params, examples, key)
+        examples = jax.tree.map(jnp.asarray, examples)
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
         if check and factored and len(rows):
             check_factored(loss_fn, params, inputs)

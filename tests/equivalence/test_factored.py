@@ -78,6 +78,41 @@ def test_no_clipped_gradient_leaves_the_ball_by_more_than_rounding(name):
     assert np.all(np.asarray(weights, np.float64) * norms <= 1e-3 * (1 + 1e-5))
 
 
+def product_of(w, x):
+    return x.reshape(16, 256) @ w
+
+
+def convolution_of(w, x):
+    image, kernel = x.reshape(1, 4, 4, 256), w.reshape(1, 1, 256, 256)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    output = jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+    return output.reshape(16, 256)
+
+
+@pytest.mark.parametrize(("model", "rule"), [(product_of, "Gram"), (convolution_of, "pixel Gram")])
+def test_a_gradient_far_smaller_than_its_factors_stays_in_the_ball_too(model, rule):
+    """Each is a sum of 16 rows that cancel but for a part of 3e-5, of which a Gram loses sight."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(32, 1, 256)), 16, axis=1)
+    c = rng.normal(size=(32, 16, 256))
+    c += 1e-5 * rng.normal(size=(32, 1, 256)) - c.mean(axis=1, keepdims=True)
+    x, c = x.astype(np.float32), c.astype(np.float32)
+
+    def loss_fn(w, example):
+        x, c = example
+        return jnp.sum(model(w, x) * c)
+
+    w = jnp.ones((256, 256))
+    (leaf,) = dpoptax.explain(loss_fn, w, (x, c))
+    assert (leaf.form, leaf.rule) == ("factored", rule)
+    grads = dpoptax.per_example_grads(loss_fn)(w, (x, c))
+    exact = np.einsum("btk,btn->bkn", x.astype(np.float64), c.astype(np.float64))
+    norms = np.linalg.norm(exact.reshape(32, -1), axis=1)
+    l2_clip = 0.3 * norms.min()
+    weights = dpoptax.clipping.flat(l2_clip).weights(grads.squared_norms())
+    assert np.all(np.asarray(weights, np.float64) * norms <= l2_clip * (1 + 1e-5))
+
+
 @pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
 def test_padded_rows_may_hold_anything(name):
     with jax.numpy_dtype_promotion("standard"):

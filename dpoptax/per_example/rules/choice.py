@@ -36,14 +36,15 @@ def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Rule:
     return min(candidates, key=lambda rule: rule.operations)
 
 
-def is_formed(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int) -> bool:
+def is_formed(rule: Rule, sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int) -> bool:
     """Whether the gradients of a leaf are better held than their factors.
 
     They are where they are few enough numbers that writing and reading them costs less than
-    forming them twice, for the norms and for the sum.
+    forming them twice, for the norms and for the sum; and where the norms cost more than that.
 
     Args:
-        sites: all uses of one leaf.
+        rule: of the leaf.
+        sites: all uses of the leaf.
         spec: shape and dtype of the leaf.
         batch: the number of examples.
 
@@ -51,4 +52,5 @@ def is_formed(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int) -> 
         True to form them once.
     """
     size = math.prod(spec.shape)
-    return size <= WORTH * sum(site.numbers for site in sites) and size * batch < FORMED
+    held = sum(site.numbers for site in sites)
+    return size <= WORTH * held and size * batch < FORMED and size * 2 < rule.operations

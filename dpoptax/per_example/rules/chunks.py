@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 # Numbers that a chunk may hold.
-CPU_CHUNK = 2**20
+CPU_CHUNK = 2**22
 ACCELERATOR_CHUNK = 2**26
 
 

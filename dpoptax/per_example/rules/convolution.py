@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules import direct
+from dpoptax.per_example.rules import direct, gram
 from dpoptax.per_example.rules.chunks import map_chunks, on_cpu, sum_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example.rules.rule import Rule
@@ -32,7 +32,7 @@ MOVE = 16.0
 # On a CPU the sum over images with more outputs is faster patch by patch than XLA's own.
 LARGE = 64
 # A longer side of a window is looked up rather than sliced.
-LONG = 4
+LONG = 16
 
 
 def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
@@ -76,12 +76,12 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     if groups == 1 and site.operands[0].shape[numbers.lhs_spec[0]] == 1:
         grams = 2 * outputs**2 + pixels**2
 
-        def gram(chunk: Factors) -> Array:
+        def gram_norms(chunk: Factors) -> Array:
             return _gram_squared_norms(site, chunk)
 
         yield Rule(
             "pixel Gram",
-            lambda factors: map_chunks(gram, factors[0], grams + held // window),
+            lambda factors: map_chunks(gram_norms, factors[0], grams + held // window),
             gradients,
             total,
             pixels**2 * channels + outputs**2 * (features + MOVE * window),
@@ -98,19 +98,19 @@ def _understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
 
 def _products(site: Site, chunk: Factors) -> Float[Array, "batch groups k n"]:
     """P'G of every example; K is window by channels."""
-    patches, cotangents = _patches(site, chunk), _cotangents(site, chunk)
-    if patches.shape[2] == 1:
-        pair = patches[:, :, 0], cotangents[:, :, 0]
-        return jnp.einsum("btk,btn->bkn", *pair, precision=HIGHEST)[:, None]
-    return jnp.einsum("btgk,btgn->bgkn", patches, cotangents, precision=HIGHEST)
+    return _contract("bgkt,btgn->bgkn", _patches(site, chunk), _cotangents(site, chunk))
 
 
 def _product_of_all(site: Site, chunk: Factors) -> Float[Array, "groups k n"]:
-    patches, cotangents = _patches(site, chunk), _cotangents(site, chunk)
-    if patches.shape[2] == 1:
-        pair = patches[:, :, 0], cotangents[:, :, 0]
-        return jnp.einsum("btk,btn->kn", *pair, precision=HIGHEST)[None]
-    return jnp.einsum("btgk,btgn->gkn", patches, cotangents, precision=HIGHEST)
+    return _contract("bgkt,btgn->gkn", _patches(site, chunk), _cotangents(site, chunk))
+
+
+def _contract(formula: str, patches: Array, cotangents: Array) -> Array:
+    if patches.shape[1] > 1:
+        return jnp.einsum(formula, patches, cotangents, precision=HIGHEST)
+    pair = patches[:, 0], cotangents[:, :, 0]
+    product = jnp.einsum(formula.replace("g", ""), *pair, precision=HIGHEST)
+    return jnp.expand_dims(product, -3)
 
 
 def _gram_squared_norms(site: Site, chunk: Factors) -> Float[Array, " batch"]:
@@ -129,24 +129,32 @@ def _gram_squared_norms(site: Site, chunk: Factors) -> Float[Array, " batch"]:
         inputs = functools.reduce(jnp.add, views)
     cotangents = _cotangents(site, chunk)[:, :, 0]
     outputs = jnp.einsum("btn,bsn->bts", cotangents, cotangents, precision=HIGHEST)
-    products = jnp.sum(inputs.reshape(outputs.shape) * outputs, axis=(1, 2))
-    # Rounding may push a small sum below zero; a squared norm is none.
-    return jnp.maximum(products, 0.0)
+    return gram.squared_norms(inputs.reshape(outputs.shape), outputs)
 
 
-def _patches(site: Site, chunk: Factors) -> Float[Array, "batch t groups k"]:
+def _patches(site: Site, chunk: Factors) -> Float[Array, "batch groups k t"]:
     """The kernel's views of the input, by one axis of the window after the other."""
     x = _channels_last(site, chunk)
     window, groups = _window(site), site.params["feature_group_count"]
     x = x.reshape(*x.shape[:-1], groups, -1)
-    x = _pad(site, x, range(2, 2 + len(window)))
+    # Products are fastest, and copies longest, with the outputs last.
+    x = jnp.moveaxis(x, (-2, -1), (1, 2))  # batch, groups, channels, frames, *image
+    image = range(x.ndim - len(window), x.ndim)
+    x = _pad(site, x, image)
     for axis in reversed(range(len(window))):
-        if window[axis] > LONG:
-            x = _gather(site, x, 2 + axis, axis)
-        else:
-            views = [_shift(site, x, 2 + axis, axis, offset) for offset in range(window[axis])]
-            x = jnp.concatenate(views, -1)
-    return x.reshape(len(x), -1, groups, x.shape[-1])
+        x = _views(site, x, axis)
+    return x.reshape(len(x), groups, -1, math.prod(x.shape[-1 - len(window) :]))
+
+
+def _views(site: Site, x: Array, dimension: int) -> Array:
+    """What every place of the window sees along a dimension of the image, on a new axis 2."""
+    axis = x.ndim - len(_window(site)) + dimension
+    size = _window(site)[dimension]
+    if size <= LONG:
+        return jnp.stack([_shift(site, x, axis, dimension, o) for o in range(size)], 2)
+    starts = jnp.arange(_outputs(site, dimension)) * site.params["window_strides"][dimension]
+    offsets = jnp.arange(size) * site.params["rhs_dilation"][dimension]
+    return jnp.moveaxis(jnp.take(x, offsets[:, None] + starts, axis), axis, 2)
 
 
 def _cotangents(site: Site, chunk: Factors) -> Float[Array, "batch t groups n"]:
@@ -183,15 +191,6 @@ def _shift(site: Site, x: Array, axis: int, dimension: int, offset: int) -> Arra
     start = offset * site.params["rhs_dilation"][dimension]
     stride = site.params["window_strides"][dimension]
     return jax.lax.slice_in_dim(x, start, start + (length - 1) * stride + 1, stride, axis)
-
-
-def _gather(site: Site, x: Array, axis: int, dimension: int) -> Array:
-    """Like all shifts at once, by a lookup: fewer operations where the window is long."""
-    size = _window(site)[dimension]
-    starts = jnp.arange(_outputs(site, dimension)) * site.params["window_strides"][dimension]
-    offsets = jnp.arange(size) * site.params["rhs_dilation"][dimension]
-    views = jnp.moveaxis(jnp.take(x, starts[:, None] + offsets, axis), axis + 1, -2)
-    return views.reshape(*views.shape[:-2], -1)
 
 
 def _outputs(site: Site, dimension: int) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax.per_example.rules import direct
+from dpoptax.per_example.rules.chunks import on_cpu
 from dpoptax.per_example.rules.factors import Factors
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.tracing import Site
@@ -32,14 +33,14 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 
     def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
         ids, rows = as_rows(site, factors[0], width)
-        return segment_squared_norms(ids, rows)
+        return segment_squared_norms(ids, rows, spec.shape[0])
 
     yield Rule(
         "segments",
         squared_norms,
         functools.partial(direct.gradients, sites, spec),
         functools.partial(direct.total, sites, spec),
-        # A sort and a segment sum: a few passes over the cotangents.
+        # A segment sum: a few passes over the cotangents.
         8.0 * tokens * width,
         tokens * width,
     )
@@ -82,20 +83,28 @@ def as_rows(
 
 
 def segment_squared_norms(
-    ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"]
+    ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
 ) -> Float[Array, " batch"]:
     """Sums the rows of equal ids within each example, and squares."""
     batch, tokens, width = rows.shape
-    order = jnp.argsort(ids, axis=1)
-    ids = jnp.take_along_axis(ids, order, axis=1)
-    fresh = jnp.concatenate(
-        [jnp.zeros((batch, 1), jnp.int32), (ids[:, 1:] != ids[:, :-1]).astype(jnp.int32)], axis=1
-    )
-    segments = jnp.cumsum(fresh, axis=1) + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
-    sums = jax.ops.segment_sum(
-        jnp.take_along_axis(rows, order[..., None], axis=1).reshape(-1, width),
-        segments.reshape(-1),
-        num_segments=batch * tokens,
-        indices_are_sorted=True,
-    )
+    places = _place_of_equals(ids, rows_in_table)
+    places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
+    sums = jnp.zeros((batch * tokens, width), rows.dtype)
+    sums = sums.at[places.reshape(-1)].add(rows.reshape(-1, width), mode="promise_in_bounds")
     return jnp.sum(jnp.square(sums).reshape(batch, -1), axis=1)
+
+
+def _place_of_equals(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:
+    """For every token a place in its example, the same one for equal tokens."""
+    # Tokens outside the table have rows of zeros: any place does.
+    ids = jnp.clip(ids, 0, max(0, rows_in_table - 1))
+    if not on_cpu():
+        return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)
+    places = jnp.arange(ids.shape[1], dtype=jnp.int32)
+
+    def write_and_read(table: Array, row: Array) -> tuple[Array, Array]:
+        # What earlier examples wrote is never read: this one first writes at all of its tokens.
+        table = table.at[row].set(places, mode="promise_in_bounds")
+        return table, table.at[row].get(mode="promise_in_bounds")
+
+    return jax.lax.scan(write_and_read, jnp.zeros(max(1, rows_in_table), jnp.int32), ids)[1]

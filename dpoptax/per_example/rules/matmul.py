@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax.per_example.rules import gram
 from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example.rules.rule import Rule
@@ -170,7 +171,7 @@ def _to_leaf(site: Site, product: Float[Array, "h k n"], spec: jax.ShapeDtypeStr
 
 
 def _products(pair: Pair) -> Float[Array, "batch h k n"]:
-    a, g = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in pair)
+    a, g = (leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]) for leaf in pair)
     # A product is fastest with its longer side last.
     if a.shape[-1] <= g.shape[-1]:
         products = jnp.einsum("btk,btn->bkn", a, g, precision=HIGHEST)
@@ -180,10 +181,12 @@ def _products(pair: Pair) -> Float[Array, "batch h k n"]:
 
 
 def _outer(pair: Pair) -> Float[Array, " batch"]:
-    def squares(leaf: Array) -> Array:
-        return jnp.sum(jnp.square(leaf), axis=(2, 3))
+    batch, h = pair.a.shape[:2]
 
-    return jnp.sum(squares(pair.a) * squares(pair.g), axis=1)
+    def squares(leaf: Array) -> Array:
+        return jnp.sum(jnp.square(leaf.reshape(batch * h, leaf.shape[2] * leaf.shape[3])), axis=1)
+
+    return jnp.sum((squares(pair.a) * squares(pair.g)).reshape(batch, h), axis=1)
 
 
 def _direct(pair: Pair) -> Float[Array, " batch"]:
@@ -202,7 +205,6 @@ def _gram(pair: Pair) -> Float[Array, " batch"]:
     def norms(pair: Pair) -> Array:
         inputs = jnp.einsum("bhtk,bhsk->bhts", pair.a, pair.a, precision=HIGHEST)
         cotangents = jnp.einsum("bhtn,bhsn->bhts", pair.g, pair.g, precision=HIGHEST)
-        # Rounding may push a small sum below zero; a squared norm is none.
-        return jnp.maximum(jnp.sum(inputs * cotangents, axis=(1, 2, 3)), 0.0)
+        return jnp.sum(gram.squared_norms(inputs, cotangents), axis=1)
 
     return map_chunks(norms, pair, h * t * (2 * t + k + pair.g.shape[3]))
