@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 
 # Equations that give the numbers of one operand in another order or precision, or repeat them.
 MOVES = {
+    "slice",
     "reshape",
     "transpose",
     "broadcast_in_dim",

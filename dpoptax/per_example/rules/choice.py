@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from dpoptax.per_example.rules import convolution, direct, embedding, matmul
+from dpoptax.per_example.rules import convolution, direct, embedding, matmul, tied
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.tracing import Site
 
@@ -30,7 +30,7 @@ def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Rule:
     """
     candidates = [
         rule
-        for module in (matmul, embedding, convolution, direct)
+        for module in (matmul, embedding, tied, convolution, direct)
         for rule in module.candidates(sites, spec)
     ]
     return min(candidates, key=lambda rule: rule.operations)

@@ -116,10 +116,10 @@ def _contract(formula: str, patches: Array, cotangents: Array) -> Array:
 def _gram_squared_norms(site: Site, chunk: Factors) -> Float[Array, " batch"]:
     pixels = _channels_last(site, chunk)[:, 0]  # batch, *image, channels
     image = pixels.shape[1:-1]
-    pixels = pixels.reshape(len(pixels), -1, pixels.shape[-1])
+    pixels = pixels.reshape(len(pixels), math.prod(image), pixels.shape[-1])
     inputs = jnp.einsum("bpc,bqc->bpq", pixels, pixels, precision=HIGHEST)
     dimensions = len(image)
-    inputs = _pad(site, inputs.reshape(-1, *image, *image), range(1, 1 + 2 * dimensions))
+    inputs = _pad(site, inputs.reshape(len(pixels), *image, *image), range(1, 1 + 2 * dimensions))
     for axis, size in enumerate(_window(site)):
         own, other = 1 + axis, 1 + dimensions + axis
         views = [
@@ -136,14 +136,15 @@ def _patches(site: Site, chunk: Factors) -> Float[Array, "batch groups k t"]:
     """The kernel's views of the input, by one axis of the window after the other."""
     x = _channels_last(site, chunk)
     window, groups = _window(site), site.params["feature_group_count"]
-    x = x.reshape(*x.shape[:-1], groups, -1)
+    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     # Products are fastest, and copies longest, with the outputs last.
     x = jnp.moveaxis(x, (-2, -1), (1, 2))  # batch, groups, channels, frames, *image
     image = range(x.ndim - len(window), x.ndim)
     x = _pad(site, x, image)
     for axis in reversed(range(len(window))):
         x = _views(site, x, axis)
-    return x.reshape(len(x), groups, -1, math.prod(x.shape[-1 - len(window) :]))
+    channels, outputs = x.shape[2 + len(window)], x.shape[3 + len(window) :]
+    return x.reshape(len(x), groups, math.prod(window) * channels, math.prod(outputs))
 
 
 def _views(site: Site, x: Array, dimension: int) -> Array:

@@ -1,9 +1,6 @@
 """Rows looked up in a table: the gradient of an example adds cotangents of equal tokens.
 
-    ||grad||^2 = sum over distinct tokens of || sum of their cotangents ||^2
-
-A table that is also the output head has a product beside the lookup, and a cross term:
-`2 sum_t sum_s g_s[token_t] (b_t . h_s)`.
+||grad||^2 = sum over distinct tokens of || sum of their cotangents ||^2
 """
 
 import functools
@@ -28,8 +25,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         return
     (site,) = sites
     width = math.prod(spec.shape[1:])
-    tokens = math.prod(site.output.shape) // width if width else 0
-    tokens *= math.prod(level.length for level in site.levels)
+    tokens = tokens_of(site, width)
 
     def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
         ids, rows = as_rows(site, factors[0], width)
@@ -66,14 +62,19 @@ def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
     )
 
 
+def tokens_of(site: Site, width: int) -> int:
+    """How many rows one example looks up."""
+    tokens = math.prod(site.output.shape) // width if width else 0
+    return tokens * math.prod(level.length for level in site.levels)
+
+
 def as_rows(
     site: Site, factors: Factors, width: int
 ) -> tuple[Int[Array, "batch t"], Float[Array, "batch t width"]]:
     """Brings the factors to tokens `(batch, T)` and cotangents `(batch, T, width)`."""
     (indices,) = factors.operands
-    size = indices.shape[0]
-    rows = widen(factors.cotangent).reshape(size, -1, width)
-    ids = indices.reshape(size, -1)
+    ids = indices.reshape(indices.shape[0], math.prod(indices.shape[1:]))
+    rows = widen(factors.cotangent).reshape(*ids.shape, width)
     # What the lookup dropped or clipped, its transpose drops or clips alike.
     rows_in_table = site.weight.shape[0]
     inside = (ids >= 0) & (ids < rows_in_table)
@@ -91,7 +92,7 @@ def segment_squared_norms(
     places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
     sums = jnp.zeros((batch * tokens, width), rows.dtype)
     sums = sums.at[places.reshape(-1)].add(rows.reshape(-1, width), mode="promise_in_bounds")
-    return jnp.sum(jnp.square(sums).reshape(batch, -1), axis=1)
+    return jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
 
 
 def _place_of_equals(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:

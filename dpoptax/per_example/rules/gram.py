@@ -10,8 +10,7 @@ does not cancel can notice, and which keeps the others from leaving the ball.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Rounding of the sum, in units of the last place of the product of the two matrices' norms;
-# about 1 was the largest seen.
+# Rounding of a sum, in units of the last place of what it sums; about 1 was the largest seen.
 ROUNDING = 2.0
 
 
@@ -23,6 +22,20 @@ def squared_norms(
     def total(products: Array) -> Array:
         return jnp.sum(products, axis=(-2, -1))
 
-    sums = total(inputs * cotangents)
     sizes = jnp.sqrt(total(jnp.square(inputs))) * jnp.sqrt(total(jnp.square(cotangents)))
+    return rounded_up(total(inputs * cotangents), sizes)
+
+
+def rounded_up(
+    sums: Float[Array, "*batch"], sizes: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Adds to sums that are never negative what rounding may have taken from them.
+
+    Args:
+        sums: of terms of both signs.
+        sizes: what the terms may come to without their signs.
+
+    Returns:
+        An upper bound on the exact sums, close to them where little cancels.
+    """
     return jnp.maximum(sums, 0.0) + ROUNDING * jnp.finfo(sums.dtype).eps * sizes
