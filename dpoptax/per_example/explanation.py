@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from dpoptax.per_example import tracing, validation
+from dpoptax.per_example import validation
 from dpoptax.per_example.factored import Layout
 from dpoptax.per_example.rules import direct
+from dpoptax.per_example.sites import Site
 
 HEADER = ("leaf", "shape", "form", "rule", "memory / stacked", "operations / stacked", "source")
 
@@ -115,7 +116,7 @@ def _rows(layout: Layout) -> Iterator[LeafExplanation]:
         )
 
 
-def _sources(sites: Sequence[tracing.Site]) -> str:
+def _sources(sites: Sequence[Site]) -> str:
     sources = list(dict.fromkeys(site.source for site in sites))
     return sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
 

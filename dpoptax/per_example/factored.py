@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example import tracing
-from dpoptax.per_example.form import PerExampleGrads
+from dpoptax.per_example.form import PerExampleGrads, select
 from dpoptax.per_example.rules import Factors, Rule, choose_rule, is_formed
-from dpoptax.per_example.stacked import StackedGrads, isolated, select
+from dpoptax.per_example.sites import Key, Site, cut, tap_spec
+from dpoptax.per_example.stacked import StackedGrads, isolated
 from dpoptax.precision import widen
 
 
@@ -66,7 +67,7 @@ class Layout:
         found = tracing.trace(loss_of_leaves, leaves, one)
         return cls(found, params, batch), found
 
-    def sites_of(self, leaf: int) -> list[tracing.Site]:
+    def sites_of(self, leaf: int) -> list[Site]:
         """The sites of a leaf, in the order of the program."""
         return [site for site in self.sites if site.leaf == leaf]
 
@@ -89,7 +90,7 @@ class FactoredGrads(PerExampleGrads):
         layout: what is static.
     """
 
-    factors: dict[tracing.Key, Factors]
+    factors: dict[Key, Factors]
     plain: dict[int, Array]
     mask: Array
     layout: Layout = dataclasses.field(metadata={"static": True})
@@ -157,18 +158,21 @@ def factored_grads(
     taps = {
         site.tap: jnp.zeros(spec.shape, spec.dtype)
         for site in found.sites
-        for spec in (tracing.tap_spec(site),)
+        for spec in (tap_spec(site),)
     }
     plain = {leaf: leaves[leaf] for leaf in found.stacked}
 
-    def of_example(flat: list[Array]) -> tuple[Array, dict[tracing.Key, Factors], Any]:
+    def of_example(flat: list[Array]) -> tuple[Array, dict[Key, Factors], Any]:
         def loss(taps: Any, plain: dict[int, Array]) -> tuple[Array, Any]:
             values = [plain.get(i, leaf) for i, leaf in enumerate(leaves)]
             return tracing.run_with_taps(found, values, flat, taps)
 
         loss_value, pull, kept = jax.vjp(loss, taps, plain, has_aux=True)
         cotangents, gradients = pull(jnp.ones_like(loss_value))
-        factors = {site.key: Factors(kept[site.key], cotangents[site.tap]) for site in found.sites}
+        factors = {
+            site.key: Factors(kept[site.key], cut(cotangents[site.tap], site.output_window))
+            for site in found.sites
+        }
         return loss_value, factors, gradients
 
     losses, factors, gradients = jax.vmap(of_example)(flat)

@@ -4,7 +4,8 @@ import abc
 from collections.abc import Callable
 from typing import TypeAlias
 
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
 
 # From squared norms, `(batch,)` per leaf, to the weight of every example by its own norms alone.
 WeightsOf: TypeAlias = Callable[[PyTree[Array]], Array]
@@ -57,3 +58,9 @@ class PerExampleGrads(abc.ABC):
 
         An empty tree of parameters gives an empty tree.
         """
+
+
+def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Array:
+    """Keeps the rows marked True, and puts `other` in place of the rest, whatever they hold."""
+    rows = kept.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.where(rows, leaf, jnp.asarray(other, leaf.dtype))

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax.per_example import tracing
 from dpoptax.per_example.form import PerExampleGrads, WeightsOf
+from dpoptax.per_example.interpreter import evaluate
 
 # `(loss_fn, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
 FormOf = Callable[..., tuple[Array, PerExampleGrads]]
@@ -40,7 +40,7 @@ class Program:
         """The gradients of one microbatch."""
 
         def loss_fn(params: PyTree, *inputs: PyTree) -> Array:
-            return tracing.evaluate(self.jaxpr, constants, jax.tree.leaves((params, inputs)))
+            return evaluate(self.jaxpr, constants, jax.tree.leaves((params, inputs)))
 
         return self.form_of(loss_fn, params, inputs, mask)[1]
 

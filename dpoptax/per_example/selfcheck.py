@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from dpoptax.per_example import tracing
 from dpoptax.per_example.factored import factored_grads
+from dpoptax.per_example.interpreter import evaluate
 from dpoptax.per_example.stacked import stacked_grads
 
 
@@ -42,7 +42,7 @@ def check_factored(
 
 def _compare(jaxpr: Any, constants: list[Any], params: PyTree, inputs: tuple[PyTree, ...]) -> None:
     def loss_fn(params: PyTree, *inputs: PyTree) -> Array:
-        return tracing.evaluate(jaxpr, constants, jax.tree.leaves((params, inputs)))
+        return evaluate(jaxpr, constants, jax.tree.leaves((params, inputs)))
 
     def norms_and_sum(form_of: Callable[..., Any]) -> tuple[PyTree, PyTree]:
         def run(params: PyTree, inputs: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:

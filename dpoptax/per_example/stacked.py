@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _checks
 from dpoptax.per_example import tracing
-from dpoptax.per_example.form import PerExampleGrads
+from dpoptax.per_example.form import PerExampleGrads, select
 from dpoptax.precision import widen
 
 
@@ -152,8 +152,3 @@ def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
                 f"*{jnp.shape(param)}); got (batch, *{spec.shape}). A gradient that is summed or "
                 "averaged already cannot be clipped per example: use dpoptax.per_example_grads."
             )
-
-
-def select(kept: Bool[Array, " batch"], leaf: Array) -> Array:
-    """Keeps the rows marked True, and puts zero in place of the others, whatever they hold."""
-    return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))

@@ -1,6 +1,8 @@
 """Models for the tests of gradient forms: a name; a loss of one example, parameters, a batch."""
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,6 +37,23 @@ def of_nnx(build, data, keep=nnx.Param):
     def make(batch):
         graphdef, params, rest = nnx.split(build(nnx.Rngs(0)), keep, ...)
         return lambda p, x: energy(nnx.merge(graphdef, p, rest)(x)), params, data(batch)
+
+    return make
+
+
+def of_haiku(forward, data):
+    def make(batch):
+        model = hk.without_apply_rng(hk.transform(forward))
+        params = model.init(KEY, data(1)[0])
+        return lambda p, x: energy(model.apply(p, x)), params, data(batch)
+
+    return make
+
+
+def of_equinox(build, data):
+    def make(batch):
+        params, static = eqx.partition(build(KEY), eqx.is_inexact_array)
+        return lambda p, x: energy(eqx.combine(p, static)(x)), params, data(batch)
 
     return make
 
@@ -144,6 +163,38 @@ def nested_scans(w, x):
     return energy(jax.lax.scan(outer, jnp.ones(4), w)[0])
 
 
+def haiku_recurrent(x):
+    outputs, _ = hk.dynamic_unroll(hk.LSTM(5), x, hk.LSTM(5).initial_state(None))
+    return hk.Linear(2)(outputs)
+
+
+def equinox_convolutions(key):
+    keys = jax.random.split(key, 3)
+    return eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(2, 6, 3, key=keys[0]),
+            eqx.nn.GroupNorm(2, 6),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.MaxPool2d(2, 2),
+            eqx.nn.Conv2d(6, 4, 2, stride=2, key=keys[1]),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(4, 3, key=keys[2]),
+        ]
+    )
+
+
+def joined(w, x):
+    """Weights side by side: along the free axis, along the contracted axis, and transposed."""
+    y = x @ jnp.concatenate([w["a"], w["b"]], 1) + jnp.concatenate([w["p"], w["q"]]).reshape(1, -1)
+    z = jnp.tanh(y) @ jnp.concatenate([w["c"], w["d"]], 0)
+    return energy(z @ jnp.concatenate([w["c"], w["d"]], 0).T)
+
+
+def tied_to_probabilities(w, i):
+    rows = w[i]
+    return energy(jax.nn.softmax(jnp.tanh(rows) @ jnp.ones((4, 6))) @ w) + energy(rows)
+
+
 def switch(w, x):
     branches = [
         lambda x: jnp.tanh(x @ w["a"]),
@@ -197,6 +248,18 @@ ARCHITECTURES = {
         lambda b: floats(b, 4),
         nnx.LoRAParam,
     ),
+    "haiku mlp": of_haiku(lambda x: hk.nets.MLP([6, 3])(x), lambda b: floats(b, 4)),
+    "haiku lstm": of_haiku(haiku_recurrent, lambda b: floats(b, 5, 4)),
+    "equinox convolutions": of_equinox(equinox_convolutions, lambda b: floats(b, 2, 8, 8)),
+    "joined": plain(
+        joined,
+        {"a": (4, 3), "b": (4, 5), "p": (3,), "q": (5,), "c": (3, 6), "d": (5, 6)},
+        lambda b: floats(b, 7, 4),
+    ),
+    "sliced": plain(
+        lambda w, x: energy(jnp.tanh(x @ w[:, :4]) @ w[:, 4:]), (4, 7), lambda b: floats(b, 3, 4)
+    ),
+    "tied to probabilities": plain(tied_to_probabilities, (6, 4), ids),
     "heads": plain(
         lambda w, x: energy(jnp.einsum("bi,bij->bj", x, w)), (3, 4, 5), lambda b: floats(b, 3, 4)
     ),

@@ -10,7 +10,7 @@ import jax
 
 from dpoptax.per_example.rules import convolution, direct, embedding, matmul, tied
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.sites import Site
 
 # Per-example gradients of one leaf are held if they are fewer numbers, over the batch.
 FORMED = 2**23

@@ -24,7 +24,7 @@ from dpoptax.per_example.rules import direct, gram
 from dpoptax.per_example.rules.chunks import map_chunks, on_cpu, sum_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import CONVOLUTION, Site
+from dpoptax.per_example.sites import CONVOLUTION, Site
 from dpoptax.precision import widen
 
 # What moving a number costs, in multiplications of a large product.

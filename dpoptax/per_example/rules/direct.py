@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax.per_example.form import select
 from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import Factors, leaf_gradient
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import CONVOLUTION, Site
+from dpoptax.per_example.sites import CONVOLUTION, Site
 
 # A gradient formed example by example is far from the speed of one large product.
 OVERHEAD = 8.0
@@ -75,16 +76,12 @@ def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[F
         return jax.vmap(one)(factors)
     # Under vmap XLA spreads NaN from one example's kernel gradient to those of others.
     finite = functools.reduce(jnp.logical_and, map(_finite, jax.tree.leaves(factors)))
-    clean = jax.tree.map(lambda leaf: _select(finite, leaf, 0), factors)
-    return _select(finite, jax.vmap(one)(clean), jnp.nan)
+    clean = jax.tree.map(lambda leaf: select(finite, leaf), factors)
+    return select(finite, jax.vmap(one)(clean), jnp.nan)
 
 
 def _finite(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-
-
-def _select(kept: Array, leaf: Array, other: float) -> Array:
-    return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.asarray(other, leaf.dtype))
 
 
 def _contracted(site: Site) -> int:

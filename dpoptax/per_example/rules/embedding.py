@@ -15,7 +15,7 @@ from dpoptax.per_example.rules import direct
 from dpoptax.per_example.rules.chunks import on_cpu
 from dpoptax.per_example.rules.factors import Factors
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.sites import Site
 from dpoptax.precision import widen
 
 

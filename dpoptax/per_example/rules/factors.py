@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.sites import Site
 from dpoptax.precision import widen
 
 HIGHEST = jax.lax.Precision.HIGHEST

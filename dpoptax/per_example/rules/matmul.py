@@ -22,7 +22,7 @@ from dpoptax.per_example.rules import gram
 from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.sites import Site
 from dpoptax.precision import widen
 
 

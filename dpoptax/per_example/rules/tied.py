@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from dpoptax.per_example.rules import direct, embedding, gram, matmul
 from dpoptax.per_example.rules.factors import HIGHEST, Factors
 from dpoptax.per_example.rules.rule import Rule
-from dpoptax.per_example.tracing import Site
+from dpoptax.per_example.sites import Site
 
 
 def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
