@@ -1,21 +1,24 @@
 """Models for the tests of gradient forms: a name; a loss of one example, parameters, a batch."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 KEY = jax.random.key(0)
 
 
 def floats(batch, *shape):
-    return jax.random.normal(jax.random.key(1), (batch, *shape))
+    return jnp.asarray(np.random.default_rng(1).normal(size=(batch, *shape)), jnp.float32)
 
 
 def ids(batch, length=9, vocabulary=6):
-    return jax.random.randint(jax.random.key(2), (batch, length), 0, vocabulary)
+    return jnp.asarray(np.random.default_rng(2).integers(vocabulary, size=(batch, length)))
 
 
 def energy(outputs):
@@ -23,19 +26,29 @@ def energy(outputs):
     return sum(jnp.sum(jnp.tanh(leaf) * (1 + leaf)) for leaf in jax.tree.leaves(outputs))
 
 
+def drawn(shapes):
+    """Parameters of these shapes: initialisers would take longer than the tests."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda spec: jnp.asarray(rng.normal(0.0, 0.5, spec.shape), spec.dtype), shapes
+    )
+
+
 def linen(model, data):
     def make(batch):
         examples = data(batch)
         example = jax.tree.map(lambda leaf: leaf[0], data(1))
-        params = model.init(KEY, example)["params"]
+        params = drawn(jax.eval_shape(model.init, KEY, example)["params"])
         return lambda p, x: energy(model.apply({"params": p}, x)), params, examples
 
     return make
 
 
 def of_nnx(build, data, keep=nnx.Param):
+    built = functools.cache(lambda: nnx.split(build(nnx.Rngs(0)), keep, ...))
+
     def make(batch):
-        graphdef, params, rest = nnx.split(build(nnx.Rngs(0)), keep, ...)
+        graphdef, params, rest = built()
         return lambda p, x: energy(nnx.merge(graphdef, p, rest)(x)), params, data(batch)
 
     return make
@@ -44,7 +57,7 @@ def of_nnx(build, data, keep=nnx.Param):
 def of_haiku(forward, data):
     def make(batch):
         model = hk.without_apply_rng(hk.transform(forward))
-        params = model.init(KEY, data(1)[0])
+        params = drawn(jax.eval_shape(model.init, KEY, data(1)[0]))
         return lambda p, x: energy(model.apply(p, x)), params, data(batch)
 
     return make
@@ -60,10 +73,12 @@ def of_equinox(build, data):
 
 def plain(loss_fn, shapes, data):
     def make(batch):
-        leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-        keys = jax.random.split(KEY, len(leaves))
-        params = [0.5 * jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)]
-        return loss_fn, jax.tree.unflatten(treedef, params), data(batch)
+        specs = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+            shapes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        return loss_fn, drawn(specs), data(batch)
 
     return make
 

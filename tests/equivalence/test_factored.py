@@ -80,7 +80,7 @@ def test_no_clipped_gradient_leaves_the_ball_by_more_than_rounding(name):
         loss_fn, params, examples = ARCHITECTURES[name](16)
         grads = jax.jit(dpoptax.per_example_grads(loss_fn))(params, examples)
         weights = dpoptax.clipping.flat(1e-3).weights(grads.squared_norms())
-        exact = jax.vmap(jax.grad(loss_fn), (None, 0))(params, examples)
+        exact = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(params, examples)
     leaves = [np.asarray(leaf, np.float64).reshape(16, -1) for leaf in jax.tree.leaves(exact)]
     norms = np.linalg.norm(np.concatenate(leaves, axis=1), axis=1)
     assert np.all(norms > 1e-3)  # every one is clipped
@@ -163,12 +163,16 @@ def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, factored):
     rule = dpoptax.clipping.flat(0.3)
 
     def run(**options):
-        grads_fn = dpoptax.per_example_grads(loss_fn, factored=factored, **options)
-        grads = grads_fn(params, examples, mask=mask)
-        return (
-            grads.squared_norms(), grads.clip_and_sum(rule.weights),
-            grads.weighted_sum(jnp.arange(7.0)), grads.stacked(),
-        )  # fmt: skip
+        @jax.jit
+        def readings(params, examples):
+            grads_fn = dpoptax.per_example_grads(loss_fn, factored=factored, **options)
+            grads = grads_fn(params, examples, mask=mask)
+            return (
+                grads.squared_norms(), grads.clip_and_sum(rule.weights),
+                grads.weighted_sum(jnp.arange(7.0)), grads.stacked(),
+            )  # fmt: skip
+
+        return readings(params, examples)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
