@@ -55,6 +55,27 @@ def count(name: str, value: Any, *, at_least: int = 1) -> int:
     return result
 
 
+def num_examples(value: Any) -> int:
+    """Returns how many examples there are, as a Python int that int32 indices can address."""
+    result = count("num_examples", value)
+    if result > 2**31:
+        raise ValueError(f"num_examples must be at most 2**31; got {result}.")
+    return result
+
+
+def size_of_batch(name: str, value: Any, num_examples: int) -> float:
+    """Returns a number of examples from 1 to num_examples; refuses what looks like a rate."""
+    result = positive(name, value)
+    if result < 1:
+        raise ValueError(
+            f"{name} is a number of examples, at least 1; got {result}. For a sampling rate of "
+            f"{result} pass {result} * num_examples = {result * num_examples:g}."
+        )
+    if result > num_examples:
+        raise ValueError(f"{name} cannot exceed num_examples; got {result:g} of {num_examples}.")
+    return result
+
+
 def open_unit(name: str, value: Any) -> float:
     """Returns `value` as a float strictly between 0 and 1, as a delta must be."""
     result = real(name, value)

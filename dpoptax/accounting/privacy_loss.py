@@ -12,10 +12,11 @@ import math
 import dp_accounting
 import scipy.stats
 from dp_accounting import NeighboringRelation
-from dp_accounting.dp_event import TruncatedSubsampledGaussianDpEvent
+from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 
 from dpoptax import _checks
+from dpoptax.accounting import without_replacement
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
 
@@ -101,16 +102,16 @@ def event_epsilon(
     delta = _checks.open_unit("delta", delta)
     parsed = parse_relation(relation)
     step, count = _step_and_count(event)
-    if isinstance(step, TruncatedSubsampledGaussianDpEvent):
-        overflow = count * _overflow_probability(step)
-        if overflow <= OVERFLOW_SHARE * delta:
-            # Given that at no step the *other* examples fill the batch, which has the same
-            # probability on both neighbours, the mechanism is the untruncated one; what is left
-            # is paid from delta.
-            step = dp_accounting.PoissonSampledDpEvent(
-                step.sampling_probability, dp_accounting.GaussianDpEvent(step.noise_multiplier)
-            )
-            delta -= overflow
+    overflow, untruncated = _without_overflow(step)
+    if count * overflow <= OVERFLOW_SHARE * delta:
+        # Given that at no step the *other* examples fill the batch, which has the same
+        # probability on both neighbours, the mechanism is the untruncated one; what is left
+        # is paid from delta.
+        step = untruncated
+        delta -= count * overflow
+    if isinstance(step, dp_accounting.GaussianDpEvent):
+        # Gaussians compose to a Gaussian.
+        event = dp_accounting.GaussianDpEvent(step.noise_multiplier / math.sqrt(count))
     if (rate_and_noise := _rate_and_noise(step)) is not None:
         one_step = _one_step(step, parsed, coarsening * _grid_step(*rate_and_noise))
         return float(one_step.self_compose(count).get_epsilon_for_delta(delta))
@@ -126,13 +127,23 @@ def _step_and_count(event: dp_accounting.DpEvent) -> tuple[dp_accounting.DpEvent
     return event, count
 
 
-def _overflow_probability(step: TruncatedSubsampledGaussianDpEvent) -> float:
-    """The probability that the others alone fill a batch to its capacity."""
-    return float(
-        scipy.stats.binom.sf(
-            step.truncated_batch_size - 1, step.dataset_size - 1, step.sampling_probability
-        )
-    )
+def _without_overflow(step: dp_accounting.DpEvent) -> tuple[float, dp_accounting.DpEvent]:
+    """The probability that the others alone fill a batch, and the event where they do not."""
+    match step:
+        case TruncatedSubsampledGaussianDpEvent(
+            dataset_size=size,
+            sampling_probability=rate,
+            truncated_batch_size=capacity,
+            noise_multiplier=noise_multiplier,
+        ):
+            overflow = float(scipy.stats.binom.sf(capacity - 1, size - 1, rate))
+            gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+            return overflow, dp_accounting.PoissonSampledDpEvent(rate, gaussian)
+        case MixtureOfGaussiansDpEvent(
+            standard_deviation=deviation, sensitivities=(1.0, 2.0), sampling_probs=(_, overflow)
+        ):
+            return overflow, dp_accounting.GaussianDpEvent(deviation)
+    return 0.0, step
 
 
 def _rate_and_noise(step: dp_accounting.DpEvent) -> tuple[float, float] | None:
@@ -146,6 +157,12 @@ def _rate_and_noise(step: dp_accounting.DpEvent) -> tuple[float, float] | None:
             sampling_probability=rate, noise_multiplier=noise_multiplier
         ):
             return rate, noise_multiplier
+        case dp_accounting.SampledWithoutReplacementDpEvent(
+            source_dataset_size=size,
+            sample_size=sample,
+            event=dp_accounting.GaussianDpEvent(noise_multiplier=noise_multiplier),
+        ):
+            return sample / size, noise_multiplier
     return None
 
 
@@ -171,6 +188,9 @@ def _one_step(
             value_discretization_interval=grid_step,
             neighboring_relation=relation,
         )
+    if isinstance(step, dp_accounting.SampledWithoutReplacementDpEvent):
+        rate = step.sample_size / step.source_dataset_size
+        return without_replacement.one_step(rate, step.event.noise_multiplier, relation, grid_step)
     return privacy_loss_distribution.from_gaussian_mechanism(
         standard_deviation=step.event.noise_multiplier,
         sampling_prob=step.sampling_probability,

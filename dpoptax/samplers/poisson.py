@@ -7,7 +7,6 @@ arXiv:2406.17298), in arrays of static shape.
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import dp_accounting
 import jax
@@ -18,18 +17,12 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from dpoptax import _checks
 from dpoptax.relations import Relation
-from dpoptax.samplers.protocol import Batch
+from dpoptax.samplers import feistel
+from dpoptax.samplers.protocol import Batch, SamplerState, start
 
 # The default capacity is exceeded by a batch with at most this probability, so that truncation
 # costs less than a thousandth of delta for delta >= 1e-6 and 100,000 steps.
 DEFAULT_OVERFLOW = 1e-14
-
-
-class PoissonState(NamedTuple):
-    """What the next batch needs: how many there were, and the key."""
-
-    step: Int[Array, ""]
-    key: PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +60,10 @@ class Poisson:
     max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        num_examples = _checks.count("num_examples", self.num_examples)
-        if num_examples >= 2**31:
-            raise ValueError(f"num_examples must be below 2**31 (int32); got {num_examples}.")
-        expected = _checks.positive("expected_batch_size", self.expected_batch_size)
-        if expected < 1:
-            raise ValueError(
-                f"expected_batch_size is a number of examples, at least 1; got {expected}. For a "
-                f"sampling rate of {expected} pass {expected} * num_examples = "
-                f"{expected * num_examples:g}."
-            )
-        if expected > num_examples:
-            raise ValueError(
-                f"expected_batch_size cannot exceed num_examples; got {expected:g} of "
-                f"{num_examples}."
-            )
+        num_examples = _checks.num_examples(self.num_examples)
+        expected = _checks.size_of_batch(
+            "expected_batch_size", self.expected_batch_size, num_examples
+        )
         capacity = self.max_batch_size
         if capacity is None:
             capacity = _default_capacity(num_examples, expected / num_examples)
@@ -95,20 +77,21 @@ class Poisson:
         """The probability that an example is in a batch."""
         return self.expected_batch_size / self.num_examples
 
-    def init(self, key: PRNGKeyArray) -> PoissonState:
-        """Returns the state before the first batch; `key` must serve sampling and nothing else."""
-        return PoissonState(jnp.zeros((), jnp.int32), _checks.typed_key("key", key))
+    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
+        """Returns the state before batch number `step`.
 
-    def sample(self, state: PoissonState) -> tuple[PoissonState, Batch]:
+        `key` must serve sampling and nothing else.
+        """
+        return start(key, step)
+
+    def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
-        size_key, permutation_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        size = _batch_size(
-            size_key, *_size_table(self.num_examples, self.sampling_rate, self._capacity)
-        )
-        order = jax.random.permutation(permutation_key, self.num_examples)
-        mask = jnp.arange(self._capacity, dtype=jnp.int32) < size
-        indices = jnp.where(mask, order[: self._capacity].astype(jnp.int32), 0)
-        return PoissonState(state.step + 1, state.key), Batch(indices, mask)
+        size_key, permutation_key = state.keys(2)
+        size = binomial(size_key, self.num_examples, self.sampling_rate, self._capacity)
+        places = jnp.arange(self._capacity, dtype=jnp.int32)
+        mask = places < size
+        order = feistel.permute(permutation_key, places, self.num_examples)
+        return state.advanced(), Batch(jnp.where(mask, order, 0), mask)
 
     def event(
         self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
@@ -144,6 +127,11 @@ def _default_capacity(num_examples: int, rate: float) -> int:
     return max(1, int(scipy.stats.binom.isf(DEFAULT_OVERFLOW, num_examples, rate)))
 
 
+def binomial(key: PRNGKeyArray, num_examples: int, rate: float, capacity: int) -> Int[Array, ""]:
+    """Draws min(b, capacity) with b ~ Binomial(num_examples, rate), by 64 random bits."""
+    return _invert(key, *_size_table(num_examples, rate, capacity))
+
+
 @functools.lru_cache(maxsize=32)
 def _size_table(
     num_examples: int, rate: float, capacity: int
@@ -162,7 +150,7 @@ def _size_table(
     return (table >> np.uint64(32)).astype(np.uint32), table.astype(np.uint32)
 
 
-def _batch_size(
+def _invert(
     key: PRNGKeyArray,
     upper: UInt32[np.ndarray, " capacity"],
     lower: UInt32[np.ndarray, " capacity"],

@@ -2,9 +2,12 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from dp_accounting import DpEvent
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
+from dpoptax import _checks
 from dpoptax.relations import Relation
 
 
@@ -18,6 +21,27 @@ class Batch(NamedTuple):
 
     indices: Int[Array, " max_batch_size"]
     mask: Bool[Array, " max_batch_size"]
+
+
+class SamplerState(NamedTuple):
+    """What the next batch needs: how many there were, and the key."""
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+
+    def keys(self, num: int) -> Key[Array, " num"]:
+        """Keys for the next batch and no other."""
+        return jax.random.split(jax.random.fold_in(self.key, self.step), num)
+
+    def advanced(self) -> "SamplerState":
+        """The state after one more batch."""
+        return SamplerState(self.step + 1, self.key)
+
+
+def start(key: PRNGKeyArray, step: int) -> SamplerState:
+    """The state before batch number `step`."""
+    step = _checks.count("step", step, at_least=0)
+    return SamplerState(jnp.asarray(step, jnp.int32), _checks.typed_key("key", key))
 
 
 @runtime_checkable
@@ -36,8 +60,8 @@ class Sampler(Protocol):
     def max_batch_size(self) -> int | None:
         """The static size of every batch, padding included."""
 
-    def init(self, key: PRNGKeyArray) -> Any:
-        """The state before the first batch; `key` serves sampling and nothing else."""
+    def init(self, key: PRNGKeyArray, step: int = 0) -> Any:
+        """The state before batch number `step`; `key` serves sampling and nothing else."""
 
     def sample(self, state: Any) -> tuple[Any, Batch]:
         """The next state and the next batch; pure, jittable, of static shape."""

@@ -1,0 +1,110 @@
+"""Cyclic Poisson sampling: the examples stand in fixed groups, which take turns."""
+
+import dataclasses
+import math
+
+import dp_accounting
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from dpoptax import _checks
+from dpoptax.relations import Relation
+from dpoptax.samplers.poisson import Poisson
+from dpoptax.samplers.protocol import Batch, SamplerState, start
+
+
+@dataclasses.dataclass(frozen=True)
+class CyclicPoisson:
+    """Step t draws a Poisson batch from group t modulo `num_groups`, and no other.
+
+    Example i is in group i modulo `num_groups`, for good. An example takes part in every
+    `num_groups`-th step at most, at a rate `num_groups` times that of `Poisson`: a sampler for
+    data that comes in parts, and for noise that is correlated between steps.
+
+    Attributes:
+        num_examples: how many examples there are.
+        expected_batch_size: the mean size of a batch, in examples; need not be whole.
+        num_groups: how many groups take turns.
+        max_batch_size: as in `Poisson`.
+
+    Raises:
+        TypeError: a count that is not whole.
+        ValueError: a number out of range; more examples per batch than a group has.
+
+    Example:
+        >>> import jax
+        >>> sampler = CyclicPoisson(num_examples=10, expected_batch_size=2.5, num_groups=2)
+        >>> state, batch = sampler.sample(sampler.init(jax.random.key(0), step=1))
+        >>> set((batch.indices[batch.mask] % 2).tolist())
+        {1}
+
+    Reference: Choquette-Choo et al. 2023, arXiv:2306.08153 (cyclic Poisson sampling).
+    """
+
+    num_examples: int
+    expected_batch_size: float
+    num_groups: int
+    max_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        num_examples = _checks.num_examples(self.num_examples)
+        groups = _checks.count("num_groups", self.num_groups)
+        if groups > num_examples:
+            raise ValueError(
+                f"num_groups cannot exceed num_examples; got {groups} of {num_examples}."
+            )
+        expected = _checks.size_of_batch(
+            "expected_batch_size", self.expected_batch_size, num_examples
+        )
+        if expected > num_examples / groups:
+            raise ValueError(
+                f"expected_batch_size cannot exceed the size of a group; got {expected:g} and "
+                f"{num_examples} examples in {groups} groups. Take fewer groups."
+            )
+        object.__setattr__(self, "num_examples", num_examples)
+        object.__setattr__(self, "expected_batch_size", expected)
+        object.__setattr__(self, "num_groups", groups)
+        object.__setattr__(self, "max_batch_size", self._largest.max_batch_size)
+
+    @property
+    def sampling_rate(self) -> float:
+        """The probability that an example is in a batch of its group."""
+        return self.expected_batch_size * self.num_groups / self.num_examples
+
+    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
+        """Returns the state before batch number `step`.
+
+        `key` must serve sampling and nothing else.
+        """
+        return start(key, step)
+
+    def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
+        """Returns the next state and the next batch, drawn independently of all others."""
+        group = state.step % self.num_groups
+        larger = self.num_examples % self.num_groups
+        if larger == 0:
+            batch = self._largest.sample(state)[1]
+        else:
+            smaller = self._of_group(self.num_examples // self.num_groups)
+            batch = jax.lax.cond(
+                group < larger,
+                lambda: self._largest.sample(state)[1],
+                lambda: smaller.sample(state)[1],
+            )
+        indices = batch.indices * self.num_groups + group
+        return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
+
+    def event(
+        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+    ) -> dp_accounting.DpEvent:
+        """Returns the event of the steps in which the first group, the busiest, takes its turn."""
+        turns = math.ceil(num_steps / self.num_groups)
+        return self._largest.event(noise_multiplier, turns, relation)
+
+    @property
+    def _largest(self) -> Poisson:
+        return self._of_group(math.ceil(self.num_examples / self.num_groups))
+
+    def _of_group(self, size: int) -> Poisson:
+        return Poisson(size, self.sampling_rate * size, self.max_batch_size)
