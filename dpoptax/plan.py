@@ -141,29 +141,36 @@ class Plan:
         )
 
     def event(
-        self, num_steps: int | None = None, relation: Relation = "add_or_remove_one"
+        self, num_steps: int | None = None, relation: Relation | None = None
     ) -> dp_accounting.DpEvent:
-        """Returns dp-accounting's event for the first `num_steps` steps, all by default."""
+        """Returns dp-accounting's event for the first `num_steps` steps, all by default.
+
+        Under the sampler's own relation, if no other is named.
+        """
         steps = self._steps(num_steps)
         if steps == 0:
             return dp_accounting.NoOpDpEvent()
         if self.noise_multiplier == 0:
             return dp_accounting.NonPrivateDpEvent()
-        return self.sampler.event(self.noise_multiplier, steps, parse_relation(relation))
+        parsed = parse_relation(relation or self.sampler.relation)
+        return self.sampler.event(self.noise_multiplier, steps, parsed)
 
     def epsilon(
         self,
         num_steps: int | None = None,
         delta: float | None = None,
-        relation: Relation = "add_or_remove_one",
+        relation: Relation | None = None,
     ) -> float:
-        """Returns what the first `num_steps` steps cost, all by default; inf without noise."""
+        """Returns what the first `num_steps` steps cost, all by default; inf without noise.
+
+        Under the sampler's own relation, if no other is named.
+        """
         return accounting.epsilon(
             sampler=self.sampler,
             noise_multiplier=self.noise_multiplier,
             num_steps=self._steps(num_steps),
             delta=self.delta if delta is None else delta,
-            relation=relation,
+            relation=relation or self.sampler.relation,
         )
 
     def report(self, num_steps: int | None = None) -> str:

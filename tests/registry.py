@@ -28,6 +28,11 @@ CLIP_RULES = {"flat": dpoptax.clipping.flat}
 SAMPLERS = {
     "poisson": lambda n, b: dpoptax.samplers.Poisson(n, b),
     "poisson, truncated": lambda n, b: dpoptax.samplers.Poisson(n, b, max_batch_size=b),
+    "fixed size": lambda n, b: dpoptax.samplers.FixedSize(n, b),
+    "shuffled": lambda n, b: dpoptax.samplers.Shuffled(n, b),
+    "balls in bins": lambda n, b: dpoptax.samplers.BallsInBins(n, n // b),
+    "cyclic": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
+    "users": lambda n, b: dpoptax.samplers.Users(range(n), b, max_examples_per_user=1),
 }
 
 

@@ -192,7 +192,40 @@ REFUSED = {
     ),
     "batch beyond the data": (lambda: samplers.Poisson(10, 20), "cannot exceed num_examples"),
     "no data": (lambda: samplers.Poisson(0, 1), "num_examples must be at least 1; got 0"),
-    "too much data": (lambda: samplers.Poisson(2**31, 10), r"below 2\*\*31"),
+    "too much data": (lambda: samplers.Poisson(2**31 + 1, 10), r"at most 2\*\*31"),
+    "rate for a fixed size": (
+        lambda: samplers.FixedSize(60_000, 0.01),
+        r"batch_size is a number .* For a sampling rate of 0.01 pass 0.01 \* num_examples = 600",
+    ),
+    "rate for an epoch's batch": (lambda: samplers.Shuffled(1000, 0.1), "num_examples = 100"),
+    "half an example": (lambda: samplers.FixedSize(100, 10.5), "batch_size must be a whole number"),
+    "full batch beyond the data": (lambda: samplers.FixedSize(10, 20), "cannot exceed"),
+    "more steps than examples": (lambda: samplers.BallsInBins(10, 20), "steps_per_round cannot"),
+    "no bins": (lambda: samplers.BallsInBins(10, 0), "steps_per_round must be at least 1"),
+    "more groups than examples": (lambda: samplers.CyclicPoisson(10, 1, 20), "num_groups cannot"),
+    "batch beyond its group": (
+        lambda: samplers.CyclicPoisson(100, 30, 5),
+        "expected_batch_size cannot exceed the size of a group; got 30 and 100 examples in 5",
+    ),
+    "users in a table": (lambda: samplers.Users([[1, 2]], 1, 1), r"array of shape \(1, 2\)"),
+    "no users": (lambda: samplers.Users([], 1, 1), "user_ids must name the user"),
+    "users of other data": (
+        lambda: samplers.Users([1, 2, 1], 1, 2).arrange(jnp.ones((4, 2))),
+        "got 4 rows and 3 entries",
+    ),
+    "permutation of nothing": (
+        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 0),
+        "num_examples must be at least 1",
+    ),
+    "permutation too large": (
+        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 2**31 + 1),
+        r"at most 2\*\*31",
+    ),
+    "negative step": (lambda: SAMPLER.init(KEY, step=-1), "step must be at least 0"),
+    "shuffled, one example more": (
+        lambda: samplers.Shuffled(100, 10).event(1.0, 5, "add_or_remove_one"),
+        "relation='replace_special'.*or sample with Poisson",
+    ),
     "capacity zero": (lambda: samplers.Poisson(10, 2, 0), "max_batch_size must be at least 1"),
     # accounting
     "delta zero": (lambda: plan(delta=0.0), "delta must lie strictly between 0 and 1"),

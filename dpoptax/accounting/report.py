@@ -28,11 +28,11 @@ def statement(plan: "Plan", num_steps: int) -> str:
     version = importlib.metadata.version("dp-accounting")
     rows = {
         "guarantee": guarantee,
-        "unit, relation": "one example, add_or_remove_one",
+        "unit, relation": f"one {sampler.unit}, {sampler.relation}",
         "under replace_one": f"epsilon = {replaced:.3f} at the same delta",
         "released": "every noisy gradient, hence every iterate and the final parameters",
         "sampler": f"{type(sampler).__name__}, {sampler.expected_batch_size:g} expected of "
-        f"{sampler.num_examples} examples, at most {sampler.max_batch_size}",
+        f"{sampler.num_examples} {sampler.unit}s, at most {sampler.max_batch_size}",
         "l2_clip": f"{plan.clip_rule.l2_clip:g}",
         "noise_multiplier": f"{plan.noise_multiplier:.4f}",
         "steps": f"{num_steps} done of {plan.num_steps} planned",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import dp_accounting
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers.protocol import Batch, SamplerState, start
+from dpoptax.samplers.protocol import Batch, start
 
 # The default capacity is exceeded by a batch with at most this probability.
 DEFAULT_OVERFLOW = 1e-14
@@ -23,12 +23,14 @@ class BallsInBinsState(NamedTuple):
     """What the next batch needs.
 
     Attributes:
-        position: the number of the batch, and the key.
+        step: the number of the batch.
+        key: for sampling and nothing else.
         order: the examples by their step of the round, int32 `(num_examples,)`.
         starts: where in `order` each step begins, int32 `(steps_per_round + 1,)`.
     """
 
-    position: SamplerState
+    step: Int[Array, ""]
+    key: PRNGKeyArray
     order: Int[Array, " num_examples"]
     starts: Int[Array, " steps_per_round_and_one"]
 
@@ -69,6 +71,9 @@ class BallsInBins:
     steps_per_round: int
     max_batch_size: int | None = None
 
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "add_or_remove_one"
+
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)
         steps = _checks.count("steps_per_round", self.steps_per_round)
@@ -95,21 +100,22 @@ class BallsInBins:
 
         `key` must serve sampling and nothing else.
         """
-        position = start(key, step)
-        return BallsInBinsState(position, *self._round(position))
+        number, key = start(key, step)
+        return BallsInBinsState(number, key, *self._round(key, number))
 
     def sample(self, state: BallsInBinsState) -> tuple[BallsInBinsState, Batch]:
         """Returns the next state and the next batch of the round."""
-        position, order, starts = state
-        number = position.step % self.steps_per_round
+        number = state.step % self.steps_per_round
         order, starts = jax.lax.cond(
-            number == 0, lambda: self._round(position), lambda: (order, starts)
+            number == 0,
+            lambda: self._round(state.key, state.step),
+            lambda: (state.order, state.starts),
         )
         assert self.max_batch_size is not None  # __post_init__ has filled it in
         slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
         mask = slots < starts[number + 1] - starts[number]
         indices = order[jnp.where(mask, starts[number] + slots, 0)]
-        state = BallsInBinsState(position.advanced(), order, starts)
+        state = BallsInBinsState(state.step + 1, state.key, order, starts)
         return state, Batch(jnp.where(mask, indices, 0), mask)
 
     def event(
@@ -132,10 +138,10 @@ class BallsInBins:
             )
         return dp_accounting.SelfComposedDpEvent(one_round, rounds)
 
-    def _round(self, position: SamplerState) -> tuple[Array, Array]:
+    def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Sorts the examples by their step of the round; within a step the order is random."""
-        key = jax.random.fold_in(position.key, position.step // self.steps_per_round)
-        step_key, order_key = jax.random.split(key)
+        round_key = jax.random.fold_in(key, step // self.steps_per_round)
+        step_key, order_key = jax.random.split(round_key)
         shape = (self.num_examples,)
         steps = jax.random.randint(step_key, shape, 0, self.steps_per_round, jnp.int32)
         ties = jax.random.bits(order_key, shape, jnp.uint32)

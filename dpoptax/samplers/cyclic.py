@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import dp_accounting
 import jax
@@ -46,6 +47,9 @@ class CyclicPoisson:
     expected_batch_size: float
     num_groups: int
     max_batch_size: int | None = None
+
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)

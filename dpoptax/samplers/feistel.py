@@ -92,20 +92,33 @@ def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool)
     if size <= EXACT:
         order = _sorted_order(key, size)
         return (order if forward else jnp.argsort(order).astype(jnp.int32))[values]
-    left = math.isqrt(size - 1) + 1
-    sizes = left, -(-size // left)
-
-    def outside(x: UInt32[Array, " many"]) -> Array:
-        return x >= jnp.uint32(size)
-
-    def again(x: UInt32[Array, " many"]) -> Array:
-        return jnp.where(outside(x), _network(key, x, sizes, forward=forward), x)
-
     start = values.reshape(values.size).astype(jnp.uint32)
-    images = jax.lax.while_loop(
-        lambda x: jnp.any(outside(x)), again, _network(key, start, sizes, forward=forward)
-    )
-    return images.astype(jnp.int32).reshape(values.shape)
+    sizes = (jnp.uint32(number) for number in (size, *_halves(size)))
+    return _cycle(key, start, *sizes, forward=forward).astype(jnp.int32).reshape(values.shape)
+
+
+def _halves(size: int) -> tuple[int, int]:
+    """The a and b of Z_a x Z_b."""
+    a = math.isqrt(size - 1) + 1
+    return a, -(-size // a)
+
+
+def _cycle(
+    key: PRNGKeyArray,
+    x: UInt32[Array, " many"],
+    size: UInt32[Array, ""],
+    a: UInt32[Array, ""],
+    b: UInt32[Array, ""],
+    *,
+    forward: bool,
+) -> UInt32[Array, " many"]:
+    """Sends all through the network, and again those that came out at or beyond `size`."""
+
+    def again(x: Array) -> Array:
+        return jnp.where(x >= size, _network(key, x, a, b, forward=forward), x)
+
+    images = _network(key, x, a, b, forward=forward)
+    return jax.lax.while_loop(lambda x: jnp.any(x >= size), again, images)
 
 
 def _sorted_order(key: PRNGKeyArray, size: int) -> Int[Array, " size"]:
@@ -115,18 +128,21 @@ def _sorted_order(key: PRNGKeyArray, size: int) -> Int[Array, " size"]:
 
 
 def _network(
-    key: PRNGKeyArray, x: UInt32[Array, " many"], sizes: tuple[int, int], *, forward: bool
+    key: PRNGKeyArray,
+    x: UInt32[Array, " many"],
+    a: UInt32[Array, ""],
+    b: UInt32[Array, ""],
+    *,
+    forward: bool,
 ) -> UInt32[Array, " many"]:
-    a, b = (jnp.uint32(size) for size in sizes)
-
     def two_rounds(halves: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         left, right = halves
         if forward:
-            left = (left + _round_function(key, 2 * number, right, sizes[0])) % a
-            right = (right + _round_function(key, 2 * number + 1, left, sizes[1])) % b
+            left = (left + _round_function(key, 2 * number, right, a)) % a
+            right = (right + _round_function(key, 2 * number + 1, left, b)) % b
         else:
-            right = (right + b - _round_function(key, 2 * number + 1, left, sizes[1])) % b
-            left = (left + a - _round_function(key, 2 * number, right, sizes[0])) % a
+            right = (right + b - _round_function(key, 2 * number + 1, left, b)) % b
+            left = (left + a - _round_function(key, 2 * number, right, a)) % a
         return (left, right), None
 
     numbers = jnp.arange(NUM_ROUNDS // 2, dtype=jnp.uint32)
@@ -135,10 +151,13 @@ def _network(
 
 
 def _round_function(
-    key: PRNGKeyArray, number: UInt32[Array, ""], half: UInt32[Array, " many"], size: int
+    key: PRNGKeyArray,
+    number: UInt32[Array, ""],
+    half: UInt32[Array, " many"],
+    size: UInt32[Array, ""],
 ) -> UInt32[Array, " many"]:
     """64 pseudo-random bits of the round and the half, which has 16 bits at most, modulo `size`."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, (number << 16) | half)
     words = jax.random.key_data(keys)
-    modulus, power = jnp.uint32(size), jnp.uint32(2**32 % size)
-    return ((words[:, 0] % modulus) * power + words[:, 1] % modulus) % modulus
+    power = (jnp.uint32(2**32 - 1) % size + 1) % size  # 2**32 modulo size
+    return ((words[:, 0] % size) * power + words[:, 1] % size) % size

@@ -1,6 +1,7 @@
 """Fixed-size sampling: each step takes the same number of examples, without replacement."""
 
 import dataclasses
+from typing import ClassVar
 
 import dp_accounting
 import jax.numpy as jnp
@@ -41,6 +42,9 @@ class FixedSize:
 
     num_examples: int
     batch_size: int
+
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)

@@ -7,6 +7,7 @@ arXiv:2406.17298), in arrays of static shape.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import dp_accounting
 import jax
@@ -58,6 +59,9 @@ class Poisson:
     num_examples: int
     expected_batch_size: float
     max_batch_size: int | None = None
+
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)

@@ -49,6 +49,14 @@ class Sampler(Protocol):
     """What training asks of a sampler, and what accounting reads of it."""
 
     @property
+    def unit(self) -> str:
+        """What is sampled and protected: an example, a user."""
+
+    @property
+    def relation(self) -> str:
+        """The neighbouring relation that a statement names if not asked for another."""
+
+    @property
     def num_examples(self) -> int:
         """How many examples there are to draw from; a public constant."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import dp_accounting
 import jax
@@ -44,6 +45,9 @@ class Shuffled:
 
     num_examples: int
     batch_size: int
+
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "replace_special"
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)

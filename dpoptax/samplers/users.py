@@ -1,7 +1,7 @@
 """Users as the unit of privacy: one row per user, with all that is kept of it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import dp_accounting
 import jax
@@ -52,6 +52,9 @@ class Users:
     expected_batch_size: float
     max_examples_per_user: int
     max_batch_size: int | None = None
+
+    unit: ClassVar[str] = "user"
+    relation: ClassVar[str] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
         user_ids = np.asarray(self.user_ids)

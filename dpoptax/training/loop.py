@@ -39,7 +39,7 @@ class FitResult:
     num_steps: int
 
     def epsilon(self, delta: float | None = None) -> float:
-        """Returns what the steps that ran cost, under add_or_remove_one."""
+        """Returns what the steps that ran cost, under the relation of the sampler."""
         return self.plan.epsilon(self.num_steps, delta)
 
     def report(self) -> str:

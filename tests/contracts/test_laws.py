@@ -280,7 +280,7 @@ def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
 def test_law_10_the_accounted_event_is_that_of_the_sampler_and_the_noise_that_ran(make):
     sampler = make(50, 5)
     plan = dpoptax.Plan(sampler=sampler, clip=1.0, noise_multiplier=1.3, num_steps=7, delta=1e-4)
-    assert plan.event(5) == sampler.event(1.3, 5, "add_or_remove_one")
+    assert plan.event(5) == sampler.event(1.3, 5, sampler.relation)
     result = dpoptax.training.fit(
         lambda params, x: jnp.sum(params * x),
         jnp.zeros(100),

@@ -27,7 +27,12 @@ def public_functions():
 
 
 def classes_with_examples():
-    return {"Plan": dpoptax.Plan, "Poisson": dpoptax.samplers.Poisson}
+    samplers = vars(dpoptax.samplers).items()
+    return {"Plan": dpoptax.Plan} | {
+        name: value
+        for name, value in samplers
+        if inspect.isclass(value) and not hasattr(value, "_fields") and name != "Sampler"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(public_functions() | classes_with_examples()))

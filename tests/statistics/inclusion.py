@@ -1,0 +1,79 @@
+"""Inclusion tables of samplers, and how likely they are under the law that is claimed."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import scipy.stats
+
+# A correct sampler fails a test at this level once in ten thousand keys; the keys are fixed.
+LEVEL = 1e-4
+
+
+@functools.lru_cache
+def draw(sampler, num_batches, seed=0):
+    """Returns an inclusion table: bool (num_batches, num_examples)."""
+
+    def step(state, _):
+        state, batch = sampler.sample(state)
+        return state, batch
+
+    _, batches = jax.jit(
+        lambda key: jax.lax.scan(step, sampler.init(key), None, length=num_batches)
+    )(jax.random.key(seed))
+    return inclusions(batches, sampler.num_examples)
+
+
+def inclusions(batches, num_examples):
+    table = np.zeros((len(batches.mask), num_examples), bool)
+    steps, slots = np.nonzero(np.asarray(batches.mask))
+    columns = np.asarray(batches.indices)[steps, slots]
+    assert columns.min(initial=0) >= 0
+    assert columns.max(initial=0) < num_examples
+    np.add.at(counts := np.zeros(table.shape, int), (steps, columns), 1)
+    assert counts.max() <= 1, "an example is twice in one batch"
+    return counts.astype(bool)
+
+
+def size_p_value(table, rate):
+    """Chi-square of the batch sizes against the exact binomial, cells pooled to 10 expected."""
+    num_batches, num_examples = table.shape
+    sizes = table.sum(1)
+    law = scipy.stats.binom(num_examples, rate)
+    edges, mass = [-1], 0.0
+    for size in range(num_examples + 1):
+        mass += law.pmf(size)
+        if mass * num_batches >= 10 and law.sf(size) * num_batches >= 10:
+            edges.append(size)
+            mass = 0.0
+    edges.append(num_examples)
+    observed = np.histogram(sizes, np.array(edges) + 0.5)[0]
+    expected = np.diff(law.cdf(edges)) * num_batches
+    return scipy.stats.chisquare(observed, expected).pvalue
+
+
+def single_p_value(table, rate):
+    """Chi-square of how often each example takes part."""
+    num_batches, num_examples = table.shape
+    statistic = np.sum((table.sum(0) - num_batches * rate) ** 2) / (num_batches * rate * (1 - rate))
+    return scipy.stats.chi2.sf(statistic, num_examples)
+
+
+def pair_p_value(table, rate):
+    """Chi-square of how often each pair takes part together."""
+    num_batches, num_examples = table.shape
+    pairs = (table.T.astype(int) @ table.astype(int))[np.triu_indices(num_examples, 1)]
+    expected = num_batches * rate**2
+    # Pairs overlap, so the sum is not exactly chi-square; the largest deviation, with a union
+    # bound, needs no independence.
+    worst = np.abs(pairs - expected).max() / math.sqrt(expected * (1 - rate**2))
+    return min(1.0, 2 * len(pairs) * scipy.stats.norm.sf(worst))
+
+
+def succession_p_value(table, rate):
+    """Whether being drawn changes the chance to be drawn in the next step."""
+    both = np.sum(table[1:] & table[:-1])
+    trials = table[1:].size
+    spread = math.sqrt(trials * rate**2 * (1 - rate**2) * (1 + 2 * rate / (1 + rate)))
+    return 2 * scipy.stats.norm.sf(abs(both - trials * rate**2) / spread)
