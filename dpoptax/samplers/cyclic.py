@@ -87,15 +87,12 @@ class CyclicPoisson:
         """Returns the next state and the next batch, drawn independently of all others."""
         group = state.step % self.num_groups
         larger = self.num_examples % self.num_groups
-        if larger == 0:
-            batch = self._largest.sample(state)[1]
-        else:
-            smaller = self._of_group(self.num_examples // self.num_groups)
-            batch = jax.lax.cond(
-                group < larger,
-                lambda: self._largest.sample(state)[1],
-                lambda: smaller.sample(state)[1],
-            )
+        batch = self._largest.sample(state)[1]
+        if larger:
+            smaller = self._of_group(self.num_examples // self.num_groups).sample(state)[1]
+            missing = len(batch.mask) - len(smaller.mask)
+            smaller = jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), smaller)
+            batch = jax.tree.map(lambda a, b: jnp.where(group < larger, a, b), batch, smaller)
         indices = batch.indices * self.num_groups + group
         return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
 

@@ -17,6 +17,7 @@ takes a network. Up to 512 elements take none: there the order of 64-bit random 
 permutation.
 """
 
+import functools
 import math
 
 import jax
@@ -103,6 +104,8 @@ def _halves(size: int) -> tuple[int, int]:
     return a, -(-size // a)
 
 
+# Compiled once for all sizes, also for callers that are not.
+@functools.partial(jax.jit, static_argnames="forward")
 def _cycle(
     key: PRNGKeyArray,
     x: UInt32[Array, " many"],

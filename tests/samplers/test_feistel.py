@@ -26,14 +26,33 @@ def run_network(sizes, indices):
     return mapped(keys, indices, sizes, halves[:, 0], halves[:, 1])
 
 
+@jax.jit
+def network(key, indices, a, b):
+    return feistel._network(key, indices, a, b, forward=True)
+
+
+def walk(table, size):
+    """Cycle walking by hand."""
+    images = table[:size]
+    while np.any(outside := images >= size):
+        images = np.where(outside, table[images], images)
+    return images
+
+
 def test_it_is_one_to_one_for_every_size_up_to_4096():
-    for low in range(1, 4097, 256):
-        sizes = np.arange(low, low + 256)
-        indices = np.arange(sizes[-1], dtype=np.uint32) % sizes[:, None].astype(np.uint32)
-        images, back = map(np.asarray, run_network(sizes, indices))
-        np.testing.assert_array_equal(back, indices)
-        for size, row in zip(sizes, images, strict=True):
-            np.testing.assert_array_equal(np.sort(row[:size]), np.arange(size))
+    key, indices = jax.random.key(4), np.arange(4096 + 64, dtype=np.uint32)
+    tables = {}
+    for size in range(1, 4097):
+        a, b = feistel._halves(size)
+        assert size <= a * b < size + a
+        if (a, b) not in tables:
+            images = network(key, indices % (a * b), np.uint32(a), np.uint32(b))
+            tables[a, b] = np.asarray(images)[: a * b]
+            np.testing.assert_array_equal(np.sort(tables[a, b]), np.arange(a * b))
+        images = walk(tables[a, b], size)
+        np.testing.assert_array_equal(np.sort(images), np.arange(size))
+        if size % 512 == 9 and size > feistel.EXACT:
+            np.testing.assert_array_equal(feistel.permute(key, jnp.arange(size), size), images)
 
 
 def test_it_is_one_to_one_for_large_sizes():
@@ -53,7 +72,7 @@ def test_permute_and_invert_undo_each_other(size):
     images = feistel.permute(jax.random.key(1), indices, size)
     assert images.dtype == jnp.int32
     assert images.shape == (3, 4)
-    assert np.all((images >= 0) & (images < size))
+    assert np.all((np.asarray(images, np.int64) >= 0) & (np.asarray(images, np.int64) < size))
     np.testing.assert_array_equal(feistel.invert(jax.random.key(1), images, size), indices)
 
 
@@ -116,7 +135,7 @@ def test_images_are_uniform_singly_and_in_pairs(size):
                 assert p_value(images, size) > LEVEL, (p_value.__name__, indices)
 
 
-@pytest.mark.parametrize("size", [513, 1000, 60_000, 10**6])
+@pytest.mark.parametrize("size", [513, 1000, 60_000])
 def test_two_rounds_or_a_weak_round_function_would_fail(size, monkeypatch):
     """The tests above have power, where the network is used."""
 
@@ -125,6 +144,7 @@ def test_two_rounds_or_a_weak_round_function_would_fail(size, monkeypatch):
         return min(p_value(images, size) for p_value in tests)
 
     monkeypatch.setattr(feistel, "NUM_ROUNDS", 2)
+    jax.clear_caches()
     assert worst(images_over_keys(size, [0, 1])) < 1e-12
     monkeypatch.undo()
 
@@ -132,7 +152,10 @@ def test_two_rounds_or_a_weak_round_function_would_fail(size, monkeypatch):
         return (half * (number + 1) + jax.random.key_data(key)[0] % 7) % size
 
     monkeypatch.setattr(feistel, "_round_function", weak)
+    jax.clear_caches()
     assert worst(images_over_keys(size, [0, 1])) < 1e-12
+    monkeypatch.undo()
+    jax.clear_caches()
 
 
 def test_jit_equals_eager_and_vmap_equals_a_loop():

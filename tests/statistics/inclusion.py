@@ -63,7 +63,9 @@ def single_p_value(table, rate):
 def pair_p_value(table, rate):
     """Chi-square of how often each pair takes part together."""
     num_batches, num_examples = table.shape
-    pairs = (table.T.astype(int) @ table.astype(int))[np.triu_indices(num_examples, 1)]
+    pairs = (table.T.astype(np.float32) @ table.astype(np.float32))[
+        np.triu_indices(num_examples, 1)
+    ]
     expected = num_batches * rate**2
     # Pairs overlap, so the sum is not exactly chi-square; the largest deviation, with a union
     # bound, needs no independence.
