@@ -41,7 +41,7 @@ class FixedSize:
     """
 
     num_examples: int
-    batch_size: int
+    batch_size: int | float  # whole; a fraction is refused with the remedy for a rate
 
     unit: ClassVar[str] = "example"
     relation: ClassVar[str] = "add_or_remove_one"
@@ -60,7 +60,7 @@ class FixedSize:
     @property
     def max_batch_size(self) -> int:
         """The size of every batch."""
-        return self.batch_size
+        return int(self.batch_size)
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
         """Returns the state before batch number `step`.
@@ -72,9 +72,9 @@ class FixedSize:
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
         (key,) = state.keys(1)
-        places = jnp.arange(self.batch_size, dtype=jnp.int32)
+        places = jnp.arange(self.max_batch_size, dtype=jnp.int32)
         indices = feistel.permute(key, places, self.num_examples)
-        return state.advanced(), Batch(indices, jnp.ones(self.batch_size, bool))
+        return state.advanced(), Batch(indices, jnp.ones(self.max_batch_size, bool))
 
     def event(
         self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
@@ -86,6 +86,6 @@ class FixedSize:
         """
         del relation
         one_step = dp_accounting.SampledWithoutReplacementDpEvent(
-            self.num_examples, self.batch_size, dp_accounting.GaussianDpEvent(noise_multiplier)
+            self.num_examples, self.max_batch_size, dp_accounting.GaussianDpEvent(noise_multiplier)
         )
         return dp_accounting.SelfComposedDpEvent(one_step, num_steps)

@@ -10,7 +10,7 @@ from dpoptax.samplers.protocol import Batch, Sampler
 
 
 def stream(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> Iterator[Batch]:
-    """Yields the batches of `sampler` from number `step` on, as numpy arrays, without end.
+    """Gives the batches of `sampler` from number `step` on, as numpy arrays, without end.
 
     The law is that of the sampler on the device, and so are the batches: a run that is resumed
     passes the number of its next step and sees what it would have seen, without a replay.
@@ -20,8 +20,8 @@ def stream(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> Iterator[Ba
         key: a key for the sampler and nothing else.
         step: the number of the first batch.
 
-    Yields:
-        A `Batch` of numpy arrays of static shape; read the rows where `mask` is True.
+    Returns:
+        An iterator of `Batch`, of static shape; read the rows where `mask` is True.
 
     Raises:
         TypeError: an old-style key.

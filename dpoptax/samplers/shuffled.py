@@ -44,7 +44,7 @@ class Shuffled:
     """
 
     num_examples: int
-    batch_size: int
+    batch_size: int | float  # whole; a fraction is refused with the remedy for a rate
 
     unit: ClassVar[str] = "example"
     relation: ClassVar[str] = "replace_special"
@@ -63,12 +63,12 @@ class Shuffled:
     @property
     def max_batch_size(self) -> int:
         """The static size of every batch."""
-        return self.batch_size
+        return int(self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """How many batches make one pass over the data."""
-        return math.ceil(self.num_examples / self.batch_size)
+        return -(-self.num_examples // self.max_batch_size)
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
         """Returns the state before batch number `step`.
@@ -80,10 +80,10 @@ class Shuffled:
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch of the epoch."""
         epoch, number = jnp.divmod(state.step, self.steps_per_epoch)
-        slots = jnp.arange(self.batch_size, dtype=jnp.int32)
+        slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
         # Subtracting before adding keeps within int32.
-        mask = slots < self.num_examples - number * self.batch_size
-        places = jnp.where(mask, number * self.batch_size + slots, 0)
+        mask = slots < self.num_examples - number * self.max_batch_size
+        places = jnp.where(mask, number * self.max_batch_size + slots, 0)
         key = jax.random.fold_in(state.key, epoch)
         indices = feistel.permute(key, places, self.num_examples)
         return state.advanced(), Batch(jnp.where(mask, indices, 0), mask)

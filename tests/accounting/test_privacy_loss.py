@@ -6,11 +6,12 @@ import pathlib
 
 import dp_accounting
 import pytest
+import scipy.stats
 from dp_accounting import gaussian_mechanism
 
 import dpoptax
 from dpoptax.accounting import calibrate_noise_multiplier, epsilon, event_epsilon
-from dpoptax.samplers import Poisson
+from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
 
 TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
 REFERENCE = list(csv.DictReader(TABLE.splitlines()))
@@ -33,6 +34,66 @@ def test_the_reference_table(row):
         relation=row["relation"],
     )
     assert float(row["at_least"]) <= value <= float(row["at_most"])
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "size", "noise", "steps", "delta", "relation", "value"),
+    [
+        (60_000, 128, 1.1, 9380, 1e-5, "add_or_remove_one", 6.2845),
+        (60_000, 256, 1.3, 3515, 1e-5, "add_or_remove_one", 4.356358606),
+        (50_000, 4096, 3.0, 1000, 1e-5, "add_or_remove_one", 9.881213484),
+        (60_000, 128, 2.2, 9380, 1e-5, "add_or_remove_one", 0.889913839),
+        (60_000, 256, 1.3, 3515, 1e-5, "replace_one", 5.086535822),
+        (60_000, 128, 1.5, 9360, 1 / 60_000, "replace_one", 2.501782044),
+        (60_000, 128, 1.5, 9360, 1 / 60_000, "replace_special", 2.501782044),
+    ],
+)
+def test_full_batches_are_accounted_at_their_own_law(
+    num_examples, size, noise, steps, delta, relation, value
+):
+    """Against a privacy loss distribution of half the noise, and of the substitution profile."""
+    sampler = FixedSize(num_examples, size)
+    run = {"noise_multiplier": noise, "num_steps": steps, "delta": delta, "relation": relation}
+    assert epsilon(sampler=sampler, **run) == pytest.approx(value, rel=5e-3)
+    assert epsilon(sampler=Poisson(num_examples, size), **run) < value / 2
+
+
+def test_a_full_batch_of_everyone_is_a_gaussian_of_twice_the_clip():
+    run = {"noise_multiplier": 2.0, "num_steps": 1, "delta": 1e-5}
+    exact = event_epsilon(dp_accounting.GaussianDpEvent(1.0), delta=1e-5)
+    for relation in ("add_or_remove_one", "replace_one"):
+        achieved = epsilon(sampler=FixedSize(100, 100), relation=relation, **run)
+        assert achieved == pytest.approx(exact, rel=1e-3)
+
+
+def test_orders_without_amplification_cost_one_gaussian_per_pass():
+    run = {"noise_multiplier": 1.1, "delta": 1e-5}
+    gaussian = event_epsilon(dp_accounting.GaussianDpEvent(1.1 / math.sqrt(20)), delta=1e-5)
+    assert gaussian == pytest.approx(24.92, rel=1e-3)
+    for sampler, relation in (
+        (Shuffled(60_000, 128), "replace_special"),
+        (BallsInBins(60_000, 469), "add_or_remove_one"),
+    ):
+        for steps in (469 * 19 + 1, 469 * 20):  # a pass begun is a pass
+            achieved = epsilon(sampler=sampler, num_steps=steps, relation=relation, **run)
+            assert achieved == pytest.approx(gaussian, rel=1e-4)
+
+
+def test_bins_that_overflow_cost_twice_the_clip_where_they_do():
+    event = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4)
+    assert event.count == 2
+    assert event.event.sensitivities == (1.0, 2.0)
+    full = scipy.stats.binom.sf(13, 39, 1 / 3)
+    assert event.event.sampling_probs == pytest.approx((1 - full, full))
+    # Nobody sits out for one that is exchanged.
+    replaced = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4, "replace_one")
+    assert replaced.event == dp_accounting.GaussianDpEvent(1.1)
+
+
+def test_a_cyclic_run_is_the_poisson_run_of_one_group():
+    run = {"noise_multiplier": 1.1, "delta": 1e-5}
+    cyclic = epsilon(sampler=CyclicPoisson(1000, 10, 4), num_steps=37, **run)
+    assert cyclic == pytest.approx(epsilon(sampler=Poisson(250, 10), num_steps=10, **run))
 
 
 @pytest.mark.parametrize(

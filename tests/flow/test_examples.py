@@ -55,6 +55,17 @@ def test_an_example_prints_numbers_and_a_statement_and_draws(script, name, tmp_p
     assert "ε = " in done.stderr
 
 
+def test_the_samplers_are_compared_and_drawn(tmp_path):
+    done = run("02_which_sampler.py", "--curve", "1.1", "--out", "pictures", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    costs = [
+        float(value) for value in re.findall(r"epsilon = +([\d.]+)$", done.stdout, re.MULTILINE)
+    ]
+    assert costs == [0.89, 1.54, 3.38, 6.28, 24.92, 24.92]
+    with Image.open(tmp_path / "pictures" / "which_sampler.png") as image:
+        assert min(image.size) > 300
+
+
 def test_a_seed_repeats_a_run_and_no_seed_does_not(tmp_path):
     def losses(*arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")

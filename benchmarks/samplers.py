@@ -1,0 +1,100 @@
+"""Times one batch of each sampler against the number of examples, and against its rivals.
+
+    python -m benchmarks.samplers --rounds 9 --out results.json
+
+Every round times all programs one after the other; what is printed are medians over rounds. The
+rivals are `jax.random.choice(replace=False)` and `jax.random.permutation`, and the training step
+of the VAE stands for what a batch is drawn for.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+import dpoptax
+from benchmarks.models import workload
+from benchmarks.step_time import READING_SECONDS, read
+
+BATCH = 128
+SIZES = (10**4, 60_000, 10**6, 10**9)
+# Rivals hold arrays of the length of the data.
+LARGEST_RIVAL = 10**6
+
+
+def programs() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Compiled programs and their arguments, by what they are."""
+    found = {}
+
+    def add(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        found[name] = (jax.jit(function).lower(*arguments).compile(), arguments)
+
+    key = jax.random.key(0)
+    for size in SIZES:
+        for sampler in (
+            dpoptax.samplers.Poisson(size, BATCH),
+            dpoptax.samplers.FixedSize(size, BATCH),
+        ):
+            add(f"{type(sampler).__name__}, {size:,}", sampler.sample, sampler.init(key))
+        if size <= LARGEST_RIVAL:
+
+            def choice(key: Any, size: int = size) -> Any:
+                return jax.random.choice(key, size, (BATCH,), replace=False)
+
+            def permutation(key: Any, size: int = size) -> Any:
+                return jax.random.permutation(key, size)[:BATCH]
+
+            add(f"random.choice, {size:,}", choice, key)
+            add(f"random.permutation, {size:,}", permutation, key)
+    found["VAE training step"] = training_step()
+    return found
+
+
+def training_step() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Gradients, clipping, noise and Adam for one batch of the VAE."""
+    work = workload("vae", BATCH)
+    tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(1)), optax.adam(1e-3))
+    grads_fn = dpoptax.per_example_grads(work.loss_fn)
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        grads = grads_fn(params, examples, key=work.key)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    arguments = (work.params, tx.init(work.params), work.examples)
+    return jax.jit(step).lower(*arguments).compile(), arguments
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    options = parser.parse_args()
+    compiled = programs()
+    repeats = {}
+    for name, (function, arguments) in compiled.items():
+        jax.block_until_ready(function(*arguments))
+        repeats[name] = max(1, int(READING_SECONDS / read(function, arguments, 1)))
+    readings: dict[str, list[float]] = {name: [] for name in compiled}
+    for _ in range(options.rounds):
+        for name, (function, arguments) in compiled.items():
+            readings[name].append(1e6 * read(function, arguments, repeats[name]))
+    medians = {name: statistics.median(times) for name, times in readings.items()}
+    device = jax.devices()[0].device_kind
+    print(f"batch {BATCH}, {device}, {platform.machine()}, JAX {jax.__version__}")
+    for name, microseconds in medians.items():
+        print(f"{name:32} {microseconds:12.0f} us")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"device": device, "microseconds": medians}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
