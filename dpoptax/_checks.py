@@ -76,6 +76,12 @@ def size_of_batch(name: str, value: Any, num_examples: int) -> float:
     return result
 
 
+def whole_size_of_batch(name: str, value: Any, num_examples: int) -> int:
+    """Returns a whole number of examples from 1 to num_examples."""
+    size_of_batch(name, value, num_examples)
+    return count(name, value)
+
+
 def open_unit(name: str, value: Any) -> float:
     """Returns `value` as a float strictly between 0 and 1, as a delta must be."""
     result = real(name, value)

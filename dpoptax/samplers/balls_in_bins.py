@@ -13,10 +13,8 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
+from dpoptax.samplers.poisson import default_capacity
 from dpoptax.samplers.protocol import Batch, start
-
-# The default capacity is exceeded by a batch with at most this probability.
-DEFAULT_OVERFLOW = 1e-14
 
 
 class BallsInBinsState(NamedTuple):
@@ -83,8 +81,7 @@ class BallsInBins:
             )
         capacity = self.max_batch_size
         if capacity is None:
-            law = scipy.stats.binom(num_examples, 1 / steps)
-            capacity = num_examples if steps == 1 else max(1, int(law.isf(DEFAULT_OVERFLOW)))
+            capacity = default_capacity(num_examples, 1 / steps)
         capacity = min(_checks.count("max_batch_size", capacity), num_examples)
         object.__setattr__(self, "num_examples", num_examples)
         object.__setattr__(self, "steps_per_round", steps)

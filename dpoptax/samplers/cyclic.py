@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
 from dpoptax.relations import Relation
-from dpoptax.samplers.poisson import Poisson
+from dpoptax.samplers.poisson import default_capacity, draw, law
 from dpoptax.samplers.protocol import Batch, SamplerState, start
 
 
@@ -69,12 +69,16 @@ class CyclicPoisson:
         object.__setattr__(self, "num_examples", num_examples)
         object.__setattr__(self, "expected_batch_size", expected)
         object.__setattr__(self, "num_groups", groups)
-        object.__setattr__(self, "max_batch_size", self._largest.max_batch_size)
+        capacity = self.max_batch_size
+        if capacity is None:
+            capacity = default_capacity(self._largest_group, self.sampling_rate)
+        capacity = min(_checks.count("max_batch_size", capacity), self._largest_group)
+        object.__setattr__(self, "max_batch_size", capacity)
 
     @property
     def sampling_rate(self) -> float:
         """The probability that an example is in a batch of its group."""
-        return self.expected_batch_size * self.num_groups / self.num_examples
+        return min(1.0, self.expected_batch_size * self.num_groups / self.num_examples)
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
         """Returns the state before batch number `step`.
@@ -86,13 +90,11 @@ class CyclicPoisson:
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
         group = state.step % self.num_groups
-        larger = self.num_examples % self.num_groups
-        batch = self._largest.sample(state)[1]
-        if larger:
-            smaller = self._of_group(self.num_examples // self.num_groups).sample(state)[1]
-            missing = len(batch.mask) - len(smaller.mask)
-            smaller = jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), smaller)
-            batch = jax.tree.map(lambda a, b: jnp.where(group < larger, a, b), batch, smaller)
+        num_larger = self.num_examples % self.num_groups
+        batch = self._draw(state, self._largest_group)
+        if num_larger:
+            smaller = self._draw(state, self._largest_group - 1)
+            batch = jax.tree.map(lambda a, b: jnp.where(group < num_larger, a, b), batch, smaller)
         indices = batch.indices * self.num_groups + group
         return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
 
@@ -100,12 +102,21 @@ class CyclicPoisson:
         self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns the event of the steps in which the first group, the busiest, takes its turn."""
+        del relation
         turns = math.ceil(num_steps / self.num_groups)
-        return self._largest.event(noise_multiplier, turns, relation)
+        assert self.max_batch_size is not None  # __post_init__ has filled it in
+        return law(
+            self._largest_group, self.sampling_rate, self.max_batch_size, noise_multiplier, turns
+        )
 
     @property
-    def _largest(self) -> Poisson:
-        return self._of_group(math.ceil(self.num_examples / self.num_groups))
+    def _largest_group(self) -> int:
+        return -(-self.num_examples // self.num_groups)
 
-    def _of_group(self, size: int) -> Poisson:
-        return Poisson(size, self.sampling_rate * size, self.max_batch_size)
+    def _draw(self, state: SamplerState, size: int) -> Batch:
+        """A batch of a group of that size, padded to the capacity of all."""
+        assert self.max_batch_size is not None  # __post_init__ has filled it in
+        capacity = min(self.max_batch_size, size)
+        batch = draw(state, size, self.sampling_rate, capacity)
+        missing = self.max_batch_size - capacity
+        return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)

@@ -48,9 +48,9 @@ class FixedSize:
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)
-        _checks.size_of_batch("batch_size", self.batch_size, num_examples)
+        size = _checks.whole_size_of_batch("batch_size", self.batch_size, num_examples)
         object.__setattr__(self, "num_examples", num_examples)
-        object.__setattr__(self, "batch_size", _checks.count("batch_size", self.batch_size))
+        object.__setattr__(self, "batch_size", size)
 
     @property
     def expected_batch_size(self) -> float:

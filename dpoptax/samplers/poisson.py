@@ -70,7 +70,7 @@ class Poisson:
         )
         capacity = self.max_batch_size
         if capacity is None:
-            capacity = _default_capacity(num_examples, expected / num_examples)
+            capacity = default_capacity(num_examples, expected / num_examples)
         capacity = min(_checks.count("max_batch_size", capacity), num_examples)
         object.__setattr__(self, "num_examples", num_examples)
         object.__setattr__(self, "expected_batch_size", expected)
@@ -90,12 +90,7 @@ class Poisson:
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
-        size_key, permutation_key = state.keys(2)
-        size = binomial(size_key, self.num_examples, self.sampling_rate, self._capacity)
-        places = jnp.arange(self._capacity, dtype=jnp.int32)
-        mask = places < size
-        order = feistel.permute(permutation_key, places, self.num_examples)
-        return state.advanced(), Batch(jnp.where(mask, order, 0), mask)
+        return state.advanced(), draw(state, self.num_examples, self.sampling_rate, self._capacity)
 
     def event(
         self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
@@ -106,18 +101,9 @@ class Poisson:
         truncated one.
         """
         del relation
-        if self._capacity == self.num_examples:
-            one_step: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(
-                self.sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
-            )
-        else:
-            one_step = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
-                dataset_size=self.num_examples,
-                sampling_probability=self.sampling_rate,
-                truncated_batch_size=self._capacity,
-                noise_multiplier=noise_multiplier,
-            )
-        return dp_accounting.SelfComposedDpEvent(one_step, num_steps)
+        return law(
+            self.num_examples, self.sampling_rate, self._capacity, noise_multiplier, num_steps
+        )
 
     @property
     def _capacity(self) -> int:
@@ -125,10 +111,39 @@ class Poisson:
         return self.max_batch_size
 
 
-def _default_capacity(num_examples: int, rate: float) -> int:
+def default_capacity(num_examples: int, rate: float) -> int:
+    """The size that a batch exceeds with a probability of at most DEFAULT_OVERFLOW."""
     if rate == 1:
         return num_examples
     return max(1, int(scipy.stats.binom.isf(DEFAULT_OVERFLOW, num_examples, rate)))
+
+
+def draw(state: SamplerState, num_examples: int, rate: float, capacity: int) -> Batch:
+    """Draws the batch of a state; see `Poisson`."""
+    size_key, permutation_key = state.keys(2)
+    size = binomial(size_key, num_examples, rate, capacity)
+    places = jnp.arange(capacity, dtype=jnp.int32)
+    mask = places < size
+    order = feistel.permute(permutation_key, places, num_examples)
+    return Batch(jnp.where(mask, order, 0), mask)
+
+
+def law(
+    num_examples: int, rate: float, capacity: int, noise_multiplier: float, num_steps: int
+) -> dp_accounting.DpEvent:
+    """The event of noisy sums over such batches."""
+    if capacity == num_examples:
+        one_step: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(
+            rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+        )
+    else:
+        one_step = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+            dataset_size=num_examples,
+            sampling_probability=rate,
+            truncated_batch_size=capacity,
+            noise_multiplier=noise_multiplier,
+        )
+    return dp_accounting.SelfComposedDpEvent(one_step, num_steps)
 
 
 def binomial(key: PRNGKeyArray, num_examples: int, rate: float, capacity: int) -> Int[Array, ""]:

@@ -51,9 +51,9 @@ class Shuffled:
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)
-        _checks.size_of_batch("batch_size", self.batch_size, num_examples)
+        size = _checks.whole_size_of_batch("batch_size", self.batch_size, num_examples)
         object.__setattr__(self, "num_examples", num_examples)
-        object.__setattr__(self, "batch_size", _checks.count("batch_size", self.batch_size))
+        object.__setattr__(self, "batch_size", size)
 
     @property
     def expected_batch_size(self) -> float:
@@ -81,8 +81,8 @@ class Shuffled:
         """Returns the next state and the next batch of the epoch."""
         epoch, number = jnp.divmod(state.step, self.steps_per_epoch)
         slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
-        # Subtracting before adding keeps within int32.
-        mask = slots < self.num_examples - number * self.max_batch_size
+        # Subtracting from the last index, before adding, keeps within int32.
+        mask = slots <= (self.num_examples - 1) - number * self.max_batch_size
         places = jnp.where(mask, number * self.max_batch_size + slots, 0)
         key = jax.random.fold_in(state.key, epoch)
         indices = feistel.permute(key, places, self.num_examples)

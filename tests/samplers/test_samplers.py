@@ -183,6 +183,25 @@ def test_cyclic_batches_are_poisson_batches_of_their_group(num_examples):
         assert single_p_value(turns[:, own], rate) > LEVEL
 
 
+@pytest.mark.parametrize(("num_examples", "expected", "groups"), [(10, 1, 3), (43, 43 / 5, 5)])
+def test_cyclic_groups_may_expect_less_than_one_or_take_everyone(num_examples, expected, groups):
+    sampler = samplers.CyclicPoisson(num_examples, expected, groups)
+    table = draw(sampler, 6_000)
+    for group in range(groups):
+        own = np.arange(num_examples) % groups == group
+        counts = table[group::groups][:, own].sum()
+        trials, rate = table[group::groups][:, own].size, sampler.sampling_rate
+        assert abs(counts - trials * rate) <= 4 * math.sqrt(trials * rate * (1 - rate))
+
+
+@pytest.mark.parametrize("name", ["Poisson", "FixedSize", "Shuffled"])
+def test_the_largest_number_of_examples_fits(name):
+    sampler = getattr(samplers, name)(2**31, 64)
+    batch = loop(sampler, sampler.init(jax.random.key(0), step=1), 2)
+    assert np.all(batch.indices >= 0)
+    assert batch.mask.sum() > 0
+
+
 def test_users_bring_all_that_is_theirs_up_to_the_cap():
     ids = np.array(["c", "a", "b", "a", "c", "a", "c", "c"])
     sampler = samplers.Users(ids, expected_batch_size=2, max_examples_per_user=3)
