@@ -1,5 +1,6 @@
 """Arguments in, checked arguments out: one refusal per kind of mistake, each with its remedy."""
 
+import fractions
 import math
 import numbers
 import operator
@@ -80,6 +81,15 @@ def whole_size_of_batch(name: str, value: Any, num_examples: int) -> int:
     """Returns a whole number of examples from 1 to num_examples."""
     size_of_batch(name, value, num_examples)
     return count(name, value)
+
+
+def steps_of_epochs(epochs: Any, num_examples: int, batch_size: float) -> int:
+    """Returns how many batches make `epochs` passes, rounded up.
+
+    Exact: in floating point a ceiling or a floor can be one step off.
+    """
+    passes = fractions.Fraction(str(positive("epochs", epochs)))
+    return math.ceil(passes * num_examples / fractions.Fraction(str(batch_size)))
 
 
 def open_unit(name: str, value: Any) -> float:

@@ -6,6 +6,7 @@ in that order, once, in float32 or wider (Abadi et al. 2016, arXiv:1607.00133, a
 the public expected batch size in place of the realised one).
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from dpoptax import _checks
 from dpoptax.clipping import ClipRule, as_clip_rule, noise_stddev
 from dpoptax.noise import add_gaussian
 from dpoptax.per_example import as_per_example_grads
+from dpoptax.schedules import Scheduled, at, checked
 
 
 class PrivatizeState(NamedTuple):
@@ -28,9 +30,9 @@ class PrivatizeState(NamedTuple):
 
 
 def privatize(
-    clip: ClipRule | float,
-    noise_multiplier: float,
-    expected_batch_size: float,
+    clip: ClipRule | Scheduled,
+    noise_multiplier: Scheduled,
+    expected_batch_size: Scheduled,
     key: PRNGKeyArray,
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
@@ -48,7 +50,8 @@ def privatize(
         clip: a clip rule such as `dpoptax.clipping.flat(1.0)`, or a float as its short form.
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
         expected_batch_size: the public normaliser, sampling_rate times num_examples; never the
-            number of examples that a batch happened to have.
+            number of examples that a batch happened to have. Clip, noise and size may each be a
+            `dpoptax.schedules.Piecewise`, read at the number of the release.
         key: a typed PRNG key for noise and nothing else.
 
     Returns:
@@ -71,8 +74,9 @@ def privatize(
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
     rule = as_clip_rule(clip)
-    stddev = noise_stddev(rule, _checks.non_negative("noise_multiplier", noise_multiplier))
-    divisor = _checks.positive("expected_batch_size", expected_batch_size)
+    noise = checked("noise_multiplier", noise_multiplier, _checks.non_negative)
+    noise_stddev(rule, noise)
+    size = checked("expected_batch_size", expected_batch_size, _checks.positive)
     root = _checks.typed_key("key", key)
     runs = itertools.count()
 
@@ -90,8 +94,10 @@ def privatize(
         next_state = PrivatizeState(step=state.step + 1, key=state.key)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        total = grads.clip_and_sum(rule.weights)
+        total = grads.clip_and_sum(functools.partial(rule.weights, step=state.step))
+        stddev = noise_stddev(rule, noise, state.step)
         noisy = add_gaussian(jax.random.fold_in(state.key, state.step), total, stddev)
+        divisor = at(size, state.step)
         release = jax.tree.map(
             lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
             noisy,

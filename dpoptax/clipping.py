@@ -12,10 +12,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from dp_accounting import NeighboringRelation
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
+from dpoptax.schedules import Piecewise, Scheduled, at, extremes
 
 # Squares of smaller float32 numbers vanish, and so would the norms of gradients that small.
 SMALLEST_CLIP = 1e-12
@@ -26,10 +27,12 @@ class ClipRule(Protocol):
     """What `privatize` asks of a clip rule."""
 
     @property
-    def l2_clip(self) -> float:
+    def l2_clip(self) -> Scheduled:
         """The bound on the L2 norm of one example's contribution, and the unit of the noise."""
 
-    def weights(self, squared_norms: PyTree[Float[Array, " batch"]]) -> Float[Array, " batch"]:
+    def weights(
+        self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
+    ) -> Float[Array, " batch"]:
         """The factor for each example, in [0, 1], which follows from its own norms alone."""
 
     def sensitivity(self, relation: Relation) -> float:
@@ -40,10 +43,15 @@ class ClipRule(Protocol):
 class FlatClip:
     """One bound on the norm of the whole gradient; made by `flat`."""
 
-    l2_clip: float
+    l2_clip: Scheduled
 
     def __post_init__(self) -> None:
-        bound = _checks.real("l2_clip", self.l2_clip)
+        bound = self.l2_clip
+        if isinstance(bound, Piecewise):
+            for value in bound.values:
+                FlatClip(value)
+            return
+        bound = _checks.real("l2_clip", bound)
         if bound <= 0:
             raise ValueError(f"l2_clip bounds a norm and must be positive; got {bound}.")
         if bound < SMALLEST_CLIP:
@@ -53,20 +61,23 @@ class FlatClip:
             )
         object.__setattr__(self, "l2_clip", bound)
 
-    def weights(self, squared_norms: PyTree[Float[Array, " batch"]]) -> Float[Array, " batch"]:
+    def weights(
+        self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
+    ) -> Float[Array, " batch"]:
         """Returns min(1, l2_clip / norm), and 0 for an example whose norm is not finite."""
         squared = jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
         # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
-        scale = jnp.minimum(1.0, self.l2_clip / jnp.sqrt(squared))
+        scale = jnp.minimum(1.0, at(self.l2_clip, step) / jnp.sqrt(squared))
         return jnp.where(jnp.isfinite(squared), scale, 0.0)
 
     def sensitivity(self, relation: Relation) -> float:
         """Returns l2_clip, or twice that where one example takes the place of another."""
         replaced = parse_relation(relation) is NeighboringRelation.REPLACE_ONE
-        return 2 * self.l2_clip if replaced else self.l2_clip
+        _, largest = extremes(self.l2_clip)
+        return 2 * largest if replaced else largest
 
 
-def flat(l2_clip: float) -> FlatClip:
+def flat(l2_clip: Scheduled) -> FlatClip:
     """Clips the gradient of each example, all parameters together, to norm `l2_clip`.
 
     The contribution of an example becomes `g * min(1, l2_clip / ||g||)`. An example whose
@@ -76,7 +87,8 @@ def flat(l2_clip: float) -> FlatClip:
 
     Args:
         l2_clip: the bound, in the unit of the gradient; `math.inf` turns clipping off, which
-            only a transformation without noise accepts.
+            only a transformation without noise accepts. A `Piecewise` changes it with the step,
+            and the noise with it, which costs nothing: privacy depends on their ratio.
 
     Returns:
         A frozen rule with `l2_clip`, `weights(squared_norms)` and `sensitivity(relation)`.
@@ -97,7 +109,7 @@ def flat(l2_clip: float) -> FlatClip:
     return FlatClip(l2_clip)
 
 
-def as_clip_rule(clip: ClipRule | float) -> ClipRule:
+def as_clip_rule(clip: ClipRule | Scheduled) -> ClipRule:
     """Returns `clip` itself if it is a rule, `flat(clip)` if it is a number.
 
     Args:
@@ -116,12 +128,15 @@ def as_clip_rule(clip: ClipRule | float) -> ClipRule:
     return clip if isinstance(clip, ClipRule) else flat(clip)
 
 
-def noise_stddev(clip: ClipRule, noise_multiplier: float) -> float:
+def noise_stddev(
+    clip: ClipRule, noise_multiplier: Scheduled, step: Int[Array, ""] | int = 0
+) -> float | Float[Array, ""]:
     """Returns the standard deviation of the noise on the clipped sum: multiplier times bound.
 
     Args:
         clip: the rule that clips.
         noise_multiplier: zero or more.
+        step: where one of the two is a schedule.
 
     Returns:
         A number in the unit of the gradient.
@@ -133,11 +148,13 @@ def noise_stddev(clip: ClipRule, noise_multiplier: float) -> float:
         >>> noise_stddev(flat(2.0), 1.5)
         3.0
     """
-    if noise_multiplier == 0:
+    _, most_noise = extremes(noise_multiplier)
+    if most_noise == 0:
         return 0.0
-    if math.isinf(clip.l2_clip):
+    _, largest = extremes(clip.l2_clip)
+    if math.isinf(largest):
         raise ValueError(
             f"noise needs a finite l2_clip to be scaled by; got l2_clip=inf with "
-            f"noise_multiplier={noise_multiplier}. Pass a finite clip, or noise_multiplier=0."
+            f"noise_multiplier={most_noise}. Pass a finite clip, or noise_multiplier=0."
         )
-    return noise_multiplier * clip.l2_clip
+    return at(noise_multiplier, step) * at(clip.l2_clip, step)

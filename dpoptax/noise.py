@@ -13,7 +13,7 @@ from dpoptax.precision import widen
 
 
 def add_gaussian(
-    key: PRNGKeyArray, total: PyTree[Float[Array, "..."]], stddev: float
+    key: PRNGKeyArray, total: PyTree[Float[Array, "..."]], stddev: float | Float[Array, ""]
 ) -> PyTree[Float[Array, "..."]]:
     """Adds independent N(0, stddev²) noise to every coordinate of `total`.
 
@@ -32,7 +32,7 @@ def add_gaussian(
         True
     """
     leaves, treedef = jax.tree.flatten(total)
-    if stddev == 0 or not leaves:
+    if (isinstance(stddev, float) and stddev == 0) or not leaves:
         return total
     keys = jax.random.split(key, len(leaves))
     noisy = []

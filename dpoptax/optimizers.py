@@ -5,13 +5,14 @@ from jaxtyping import PRNGKeyArray
 
 from dpoptax.aggregation import privatize
 from dpoptax.clipping import ClipRule
+from dpoptax.schedules import Scheduled
 
 
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | float,
-    noise_multiplier: float,
-    expected_batch_size: float,
+    clip: ClipRule | Scheduled,
+    noise_multiplier: Scheduled,
+    expected_batch_size: Scheduled,
     key: PRNGKeyArray,
     *,
     momentum: float | None = None,
@@ -55,9 +56,9 @@ def dp_sgd(
 
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | float,
-    noise_multiplier: float,
-    expected_batch_size: float,
+    clip: ClipRule | Scheduled,
+    noise_multiplier: Scheduled,
+    expected_batch_size: Scheduled,
     key: PRNGKeyArray,
     *,
     b1: float = 0.9,

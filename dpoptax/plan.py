@@ -4,19 +4,18 @@ What clips, what noises and what is accounted all come from it, so no number is 
 """
 
 import dataclasses
-import fractions
-import math
 
 import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
-from dpoptax import _checks, accounting
-from dpoptax.accounting import report as _report
+from dpoptax import _checks, _records, accounting
+from dpoptax.accounting.privacy_loss import run_event
 from dpoptax.aggregation import privatize
 from dpoptax.clipping import ClipRule, as_clip_rule, flat, noise_stddev
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Poisson, Sampler
+from dpoptax.schedules import Scheduled, as_scheduled, checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,10 @@ class Plan:
 
     Attributes:
         sampler: who takes part in each step.
-        clip: a clip rule, or a float as the short form of `dpoptax.clipping.flat`.
-        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
+        clip: a clip rule, or its bound as the short form of `dpoptax.clipping.flat`.
+        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. It
+            and the clip bound may each be an Optax schedule, which is read at every planned step
+            and kept as a `dpoptax.schedules.Piecewise`.
         num_steps: how many steps may run.
         delta: of the guarantee; strictly between 0 and 1, well below 1 / num_examples.
 
@@ -48,8 +49,8 @@ class Plan:
     """
 
     sampler: Sampler
-    clip: ClipRule | float
-    noise_multiplier: float
+    clip: ClipRule | Scheduled | optax.Schedule
+    noise_multiplier: Scheduled | optax.Schedule
     num_steps: int
     delta: float
 
@@ -59,15 +60,19 @@ class Plan:
                 "sampler must be one of dpoptax.samplers, which know their own law; got "
                 f"{self.sampler!r}."
             )
-        checked = {
-            "clip": as_clip_rule(self.clip),
-            "noise_multiplier": _checks.non_negative("noise_multiplier", self.noise_multiplier),
-            "num_steps": _checks.count("num_steps", self.num_steps, at_least=0),
+        num_steps = _checks.count("num_steps", self.num_steps, at_least=0)
+        clip, noise = self.clip, as_scheduled(self.noise_multiplier, num_steps)
+        if not isinstance(clip, ClipRule):
+            clip = as_clip_rule(as_scheduled(clip, num_steps))
+        fields = {
+            "clip": clip,
+            "noise_multiplier": checked("noise_multiplier", noise, _checks.non_negative),
+            "num_steps": num_steps,
             "delta": _checks.open_unit("delta", self.delta),
         }
-        for name, value in checked.items():
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
-        noise_stddev(self.clip_rule, self.noise_multiplier)
+        noise_stddev(self.clip_rule, self.scheduled_noise)
 
     @classmethod
     def calibrate(
@@ -113,12 +118,9 @@ class Plan:
             )
         sampler = Poisson(num_examples, batch_size)
         if epochs is not None:
-            # Exact: in floating point a ceiling or a floor can be one step off.
-            passes = fractions.Fraction(str(_checks.positive("epochs", epochs)))
-            size = fractions.Fraction(str(sampler.expected_batch_size))
-            num_steps = math.ceil(passes * sampler.num_examples / size)
+            num_steps = _checks.steps_of_epochs(epochs, num_examples, sampler.expected_batch_size)
         steps = _checks.count("num_steps", num_steps)
-        noise_multiplier = accounting.calibrate_noise_multiplier(
+        noise_multiplier, _ = accounting.calibrate_noise_multiplier(
             epsilon=epsilon, delta=delta, sampler=sampler, num_steps=steps
         )
         return cls(
@@ -131,13 +133,19 @@ class Plan:
 
     @property
     def clip_rule(self) -> ClipRule:
-        """The clip rule, also where `clip` was given as a float."""
-        return as_clip_rule(self.clip)
+        """The clip rule, also where `clip` was given as its bound."""
+        assert isinstance(self.clip, ClipRule)  # __post_init__ has made it one
+        return self.clip
+
+    @property
+    def scheduled_noise(self) -> Scheduled:
+        """The noise multiplier, also where it was given as an Optax schedule."""
+        return checked("noise_multiplier", self.noise_multiplier, _checks.non_negative)
 
     def privatize(self, key: PRNGKeyArray) -> optax.GradientTransformation:
         """Returns the transformation of this plan; `key` serves its noise and nothing else."""
         return privatize(
-            self.clip_rule, self.noise_multiplier, self.sampler.expected_batch_size, key
+            self.clip_rule, self.scheduled_noise, self.sampler.expected_batch_size, key
         )
 
     def event(
@@ -147,35 +155,67 @@ class Plan:
 
         Under the sampler's own relation, if no other is named.
         """
-        steps = self._steps(num_steps)
-        if steps == 0:
-            return dp_accounting.NoOpDpEvent()
-        if self.noise_multiplier == 0:
-            return dp_accounting.NonPrivateDpEvent()
         parsed = parse_relation(relation or self.sampler.relation)
-        return self.sampler.event(self.noise_multiplier, steps, parsed)
+        return run_event(self.sampler, self.scheduled_noise, self._steps(num_steps), parsed)
+
+    def privacy_loss(
+        self, num_steps: int | None = None, relation: Relation | None = None
+    ) -> accounting.PrivacyLoss:
+        """Returns the privacy loss of the first `num_steps` steps, for further questions.
+
+        Under the sampler's own relation, if no other is named.
+        """
+        parsed = parse_relation(relation or self.sampler.relation)
+        event = self.event(num_steps, parsed)
+        return accounting.event_privacy_loss(event, delta=self.delta, relation=parsed)
 
     def epsilon(
         self,
         num_steps: int | None = None,
         delta: float | None = None,
         relation: Relation | None = None,
+        group_size: int = 1,
     ) -> float:
         """Returns what the first `num_steps` steps cost, all by default; inf without noise.
 
         Under the sampler's own relation, if no other is named.
         """
-        return accounting.epsilon(
-            sampler=self.sampler,
-            noise_multiplier=self.noise_multiplier,
-            num_steps=self._steps(num_steps),
+        parsed = parse_relation(relation or self.sampler.relation)
+        return accounting.event_epsilon(
+            self.event(num_steps, parsed),
             delta=self.delta if delta is None else delta,
-            relation=relation or self.sampler.relation,
+            relation=parsed,
+            group_size=group_size,
         )
 
-    def report(self, num_steps: int | None = None) -> str:
-        """Returns the privacy statement for the first `num_steps` steps, all by default."""
-        return _report.statement(self, self._steps(num_steps))
+    def ledger(self) -> accounting.Ledger:
+        """Returns an empty ledger for a run of this plan."""
+        return accounting.Ledger(self.sampler, self.clip_rule, delta=self.delta)
+
+    def report(self, num_steps: int | None = None) -> accounting.Report:
+        """Returns the privacy statement for the first `num_steps` steps, all by default.
+
+        Print it, or see `accounting.Report` for JSON and a picture.
+        """
+        return accounting.report.of_plan(self, self._steps(num_steps))
+
+    def to_json(self) -> str:
+        """Returns this plan as JSON, which `from_json` reads back.
+
+        Raises:
+            TypeError: a sampler or clip rule of your own, or `Users`, which holds whose every
+                example is.
+        """
+        return _records.plan_to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Returns the plan that `to_json` wrote.
+
+        Raises:
+            ValueError: text that is no such plan; nothing in it is guessed or passed over.
+        """
+        return cls(**_records.plan_fields(text))
 
     def _steps(self, num_steps: int | None) -> int:
         if num_steps is None:

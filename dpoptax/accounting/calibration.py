@@ -1,24 +1,42 @@
-"""A target epsilon in, the least noise that reaches it out."""
+"""A target epsilon in; the least noise, the most steps or the largest batch that keeps it out.
+
+Every value returned is one at which epsilon was evaluated and found at or below the target, and
+comes with that epsilon.
+"""
 
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import scipy.optimize
 import scipy.stats
 
 from dpoptax import _checks
-from dpoptax.accounting.privacy_loss import event_epsilon
+from dpoptax.accounting import search
+from dpoptax.accounting.privacy_loss import event_epsilon, run_event
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers import Sampler
+from dpoptax.samplers import Poisson, Sampler
+from dpoptax.schedules import extremes
 
-# Noise below this gives no guarantee worth the name, and its loss distribution no longer fits.
+# Noise below this gives no guarantee worth the name.
 SMALLEST_NOISE_MULTIPLIER = 0.1
-LARGEST_NOISE_MULTIPLIER = 1e6
-# Of the logarithm of the noise.
-TOLERANCE = 1e-4
+LARGEST_NOISE_MULTIPLIER = 1e9
+MOST_STEPS = 10**9
 # How much coarser than usual the grid of the search is: about that much faster.
 SEARCH_COARSENING = 8.0
+
+
+class Calibrated(NamedTuple):
+    """What was found, and what it costs.
+
+    Attributes:
+        value: the noise multiplier, the number of steps or the batch size.
+        epsilon: at that value, at most the target.
+    """
+
+    value: float
+    epsilon: float
 
 
 def calibrate_noise_multiplier(
@@ -28,11 +46,8 @@ def calibrate_noise_multiplier(
     sampler: Sampler,
     num_steps: int,
     relation: Relation = "add_or_remove_one",
-) -> float:
-    """Returns the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
-
-    Feasible by construction: the value returned is one at which epsilon was evaluated and found
-    at or below the target.
+) -> Calibrated:
+    """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
 
     Args:
         epsilon: the target, positive.
@@ -42,50 +57,195 @@ def calibrate_noise_multiplier(
         relation: which data sets count as neighbours.
 
     Returns:
-        The noise multiplier: standard deviation of the noise on the sum / clip bound.
+        The noise multiplier, at least 0.1, and the epsilon that it costs.
 
     Raises:
         TypeError: a count that is not whole, a number that is not real.
-        ValueError: a number out of range, or a target that no noise in [0.1, 1e6] reaches.
+        ValueError: a number out of range, or a target that no noise up to 1e9 reaches, with the
+            epsilon that is reached.
 
     Example:
-        >>> from dpoptax.accounting import epsilon
         >>> from dpoptax.samplers import Poisson
-        >>> run = dict(sampler=Poisson(60_000, 128), num_steps=9375, delta=1e-5)
-        >>> noise_multiplier = calibrate_noise_multiplier(epsilon=3.0, **run)
-        >>> round(noise_multiplier, 3)
-        0.67
-        >>> 2.99 < epsilon(noise_multiplier=noise_multiplier, **run) <= 3.0
-        True
+        >>> noise_multiplier, achieved = calibrate_noise_multiplier(
+        ...     epsilon=3.0, delta=1e-5, sampler=Poisson(60_000, 128), num_steps=9375
+        ... )
+        >>> round(noise_multiplier, 2), 2.99 < achieved <= 3.0
+        (0.67, True)
     """
     target = _checks.positive("epsilon", epsilon)
     num_steps = _checks.count("num_steps", num_steps)
     delta = _checks.open_unit("delta", delta)
     parsed = parse_relation(relation)
 
-    def excess(log_noise: float, coarsening: float = 1.0) -> float:
-        """Falls as the noise grows; at most zero where the noise suffices."""
-        event = sampler.event(math.exp(log_noise), num_steps, parsed)
-        achieved = event_epsilon(event, delta=delta, relation=parsed, coarsening=coarsening)
-        return math.log(max(achieved, 1e-12) / target)
+    def achieved(log_noise: float, coarsening: float = 1.0) -> float:
+        event = run_event(sampler, math.exp(log_noise), num_steps, parsed)
+        return event_epsilon(event, delta=delta, relation=parsed, coarsening=coarsening)
 
     # The search runs on a coarse grid, which overstates epsilon a little: its root is feasible.
-    coarse = functools.lru_cache(functools.partial(excess, coarsening=SEARCH_COARSENING))
-    rate = sampler.expected_batch_size / sampler.num_examples
-    root = _root(coarse, _first_guess(target, delta, rate, num_steps))
+    coarse = functools.lru_cache(
+        lambda log_noise: _excess(achieved(log_noise, SEARCH_COARSENING), target)
+    )
+    _, size = extremes(sampler.expected_batch_size)
+    lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
+    guess = min(
+        max(_first_guess(target, delta, size / sampler.num_examples, num_steps), lowest), highest
+    )
+    root = search.least_root(coarse, guess, lowest, highest)
+    if math.isinf(root):
+        raise ValueError(
+            f"epsilon = {target:g} at delta = {delta:g} is out of reach: even a noise multiplier of "
+            f"{LARGEST_NOISE_MULTIPLIER:g} costs {achieved(highest):.4g}. Take a larger epsilon or "
+            "delta, or a larger max_batch_size, whose overflow is paid from delta."
+        )
     slope = (coarse(root + 0.02) - coarse(root)) / 0.02
-    while (rest := excess(root)) > 0:
-        root += TOLERANCE
-    if root <= math.log(SMALLEST_NOISE_MULTIPLIER) or slope >= 0:
-        return math.exp(root)
-    # Newton and then the secant, on the fine grid, take back what the coarse one overstated.
-    refined = root - rest / slope + TOLERANCE / 2
-    for _ in range(2):
-        beyond = excess(refined) if refined < root else 0.0
-        if beyond <= 0:
-            return math.exp(min(refined, root))
-        refined += (root - refined) * beyond / (beyond - rest) + TOLERANCE / 2
-    return math.exp(root)
+    while (spent := achieved(root)) > target:
+        root += search.TOLERANCE
+    if root > lowest and slope < 0:
+        # Newton and then the secant, on the fine grid, take back what the coarse one overstated.
+        rest = _excess(spent, target)
+        refined = root - rest / slope + search.TOLERANCE / 2
+        for _ in range(3):
+            if not lowest < refined < root:
+                break
+            cost = achieved(refined)
+            if cost <= target:
+                return Calibrated(math.exp(refined), cost)
+            beyond = _excess(cost, target)
+            refined += (root - refined) * beyond / (beyond - rest) + search.TOLERANCE / 2
+    return Calibrated(math.exp(root), spent)
+
+
+def calibrate_num_steps(
+    *,
+    epsilon: float,
+    delta: float,
+    sampler: Sampler,
+    noise_multiplier: float,
+    relation: Relation = "add_or_remove_one",
+) -> Calibrated:
+    """Finds the largest number of steps that costs at most `epsilon`.
+
+    Args:
+        epsilon: the target, positive.
+        delta: strictly between 0 and 1, well below 1 / num_examples.
+        sampler: the sampler that will run.
+        noise_multiplier: positive.
+        relation: which data sets count as neighbours.
+
+    Returns:
+        The number of steps, at most 1e9, and the epsilon that they cost.
+
+    Raises:
+        TypeError: a number that is not real.
+        ValueError: a number out of range, or a target that a single step exceeds, with the epsilon
+            that it costs.
+
+    Example:
+        >>> from dpoptax.samplers import Poisson
+        >>> num_steps, achieved = calibrate_num_steps(
+        ...     epsilon=1.0, delta=1e-5, sampler=Poisson(60_000, 128), noise_multiplier=1.1
+        ... )
+        >>> abs(num_steps / 11_673 - 1) < 1e-3, 0.999 < achieved <= 1.0
+        (True, True)
+    """
+    target = _checks.positive("epsilon", epsilon)
+    delta = _checks.open_unit("delta", delta)
+    noise = _checks.positive("noise_multiplier", noise_multiplier)
+    parsed = parse_relation(relation)
+
+    @functools.lru_cache
+    def achieved(num_steps: int) -> float:
+        event = run_event(sampler, noise, num_steps, parsed)
+        return event_epsilon(event, delta=delta, relation=parsed)
+
+    _, size = extremes(sampler.expected_batch_size)
+    spread = size / sampler.num_examples * math.sqrt(math.expm1(min(noise**-2, 700.0)))
+    guess = (_gaussian_shift(target, delta) / spread) ** 2
+    steps = search.most_feasible(lambda steps: _excess(achieved(steps), target), guess, MOST_STEPS)
+    if steps == 0:
+        raise ValueError(
+            f"epsilon = {target:g} at delta = {delta:g} is out of reach: one step at noise "
+            f"multiplier {noise:g} costs {achieved(1):.4g}. Take more noise or a smaller batch."
+        )
+    return Calibrated(steps, achieved(steps))
+
+
+def calibrate_batch_size(
+    *,
+    epsilon: float,
+    delta: float,
+    num_examples: int,
+    noise_multiplier: float,
+    num_steps: int | None = None,
+    epochs: float | None = None,
+    make_sampler: Callable[[int, int], Sampler] = Poisson,
+    relation: Relation = "add_or_remove_one",
+) -> Calibrated:
+    """Finds the largest batch that costs at most `epsilon`, at fixed steps or at fixed epochs.
+
+    Args:
+        epsilon: the target, positive.
+        delta: strictly between 0 and 1, well below 1 / num_examples.
+        num_examples: how many examples there are.
+        noise_multiplier: positive.
+        num_steps: how many steps will run, whatever the batch; or
+        epochs: how often each example takes part on average. Give one of the two.
+        make_sampler: makes a sampler of a number of examples and a whole batch size.
+        relation: which data sets count as neighbours.
+
+    Returns:
+        The batch size, whole, and the epsilon that it costs.
+
+    Raises:
+        TypeError: a number of the wrong kind; both or none of num_steps and epochs.
+        ValueError: a number out of range, or a target that a batch of one example exceeds, with
+            the epsilon that it costs.
+
+    Example:
+        >>> batch_size, achieved = calibrate_batch_size(
+        ...     epsilon=1.0, delta=1e-5, num_examples=60_000, noise_multiplier=1.1, num_steps=9380
+        ... )
+        >>> batch_size, 0.99 < achieved <= 1.0
+        (143, True)
+    """
+    target = _checks.positive("epsilon", epsilon)
+    delta = _checks.open_unit("delta", delta)
+    num_examples = _checks.num_examples(num_examples)
+    noise = _checks.positive("noise_multiplier", noise_multiplier)
+    parsed = parse_relation(relation)
+    if (epochs is None) == (num_steps is None):
+        raise TypeError(
+            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}."
+        )
+
+    @functools.lru_cache
+    def achieved(batch_size: int) -> float:
+        sampler = make_sampler(num_examples, batch_size)
+        event = run_event(sampler, noise, steps_of(batch_size), parsed)
+        return event_epsilon(event, delta=delta, relation=parsed)
+
+    def steps_of(batch_size: int) -> int:
+        if epochs is None:
+            return _checks.count("num_steps", num_steps)
+        return _checks.steps_of_epochs(epochs, num_examples, batch_size)
+
+    rate = _gaussian_shift(target, delta) / math.sqrt(math.expm1(min(noise**-2, 700.0)))
+    if epochs is None:
+        guess = num_examples * rate / math.sqrt(steps_of(1))
+    else:
+        guess = num_examples * rate**2 / _checks.positive("epochs", epochs)
+    size = search.most_feasible(lambda size: _excess(achieved(size), target), guess, num_examples)
+    if size == 0:
+        raise ValueError(
+            f"epsilon = {target:g} at delta = {delta:g} is out of reach: {steps_of(1)} steps with "
+            f"one example each cost {achieved(1):.4g}. Take more noise or fewer steps."
+        )
+    return Calibrated(size, achieved(size))
+
+
+def _excess(achieved: float, target: float) -> float:
+    """At most zero where the target is kept."""
+    return math.log(max(achieved, 1e-12) / target) if achieved < math.inf else 1e3
 
 
 def _first_guess(epsilon: float, delta: float, rate: float, num_steps: int) -> float:
@@ -93,6 +253,12 @@ def _first_guess(epsilon: float, delta: float, rate: float, num_steps: int) -> f
 
     mu = rate * sqrt(num_steps * (exp(1 / noise**2) - 1)) (Bu et al. 2020, arXiv:1911.11607).
     """
+    shift = _gaussian_shift(epsilon, delta)
+    return -0.5 * math.log(math.log1p((shift / rate) ** 2 / num_steps))
+
+
+def _gaussian_shift(epsilon: float, delta: float) -> float:
+    """The mu at which a Gaussian mechanism has that epsilon and delta."""
     normal = scipy.stats.norm
 
     def excess_delta(mu: float) -> float:
@@ -100,29 +266,4 @@ def _first_guess(epsilon: float, delta: float, rate: float, num_steps: int) -> f
         tail = math.exp(min(epsilon + normal.logcdf(gap - mu / 2), 0.0))
         return float(normal.cdf(gap + mu / 2) - tail - delta)
 
-    mu = scipy.optimize.brentq(excess_delta, 1e-8, epsilon + 50.0)
-    noise = math.log1p((mu / rate) ** 2 / num_steps) ** -0.5
-    return math.log(min(max(noise, SMALLEST_NOISE_MULTIPLIER), LARGEST_NOISE_MULTIPLIER))
-
-
-def _root(excess: Callable[[float], float], guess: float) -> float:
-    """Returns the point where a falling function reaches zero, to half the tolerance above it.
-
-    The smallest noise considered is returned where even that suffices.
-    """
-    lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
-    low = high = guess
-    step = 0.05
-    while excess(high) > 0:
-        if high >= highest:
-            raise ValueError(
-                f"no noise multiplier up to {LARGEST_NOISE_MULTIPLIER:g} reaches this epsilon: "
-                "take a larger epsilon or delta, or fewer steps."
-            )
-        low, high, step = high, min(high + step, highest), 2 * step
-    while excess(low) <= 0:
-        if low <= lowest:
-            return lowest
-        low, high, step = max(low - step, lowest), low, 2 * step
-    root: float = scipy.optimize.brentq(excess, low, high, xtol=TOLERANCE / 4)
-    return root + TOLERANCE / 2
+    return float(scipy.optimize.brentq(excess_delta, 1e-8, epsilon + 50.0))

@@ -1,47 +1,86 @@
-"""A sampler, a noise multiplier and a number of steps in; epsilon at a delta out.
+"""A sampler, a noise multiplier and a number of steps in; what they cost out.
 
 The mathematics is dp-accounting's privacy loss distribution (PLD), an upper bound that is tight
-up to its grid. This file owns what surrounds it: which event a sampler means, which relation, and
-how fine the grid must be. The convention everywhere is that of the noise multiplier: standard
+up to its grid. This folder owns what surrounds it: which event a sampler means, which relation,
+and how fine the grid must be. The convention everywhere is that of the noise multiplier: standard
 deviation of the noise on the sum, divided by the clip bound.
 """
 
-import functools
+import dataclasses
 import math
 
 import dp_accounting
-import scipy.stats
+import numpy as np
 from dp_accounting import NeighboringRelation
-from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
-from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 
 from dpoptax import _checks
-from dpoptax.accounting import without_replacement
+from dpoptax.accounting.composition import Composition, compositions
+from dpoptax.accounting.one_step import grid_step, one_step
+from dpoptax.accounting.pieces import Pieces, pieces
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
+from dpoptax.schedules import Scheduled, checked
 
-# The share of delta that may pay for batches beyond their capacity before the exact law of
-# truncation, ten times slower to compute, is taken instead.
-OVERFLOW_SHARE = 1e-3
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyLoss:
+    """The privacy loss of a whole run, of which every guarantee is a reading.
+
+    Made by `event_privacy_loss` and `Plan.privacy_loss`.
+
+    Attributes:
+        directions: its distribution for each direction of neighbours (one example more, one less),
+            on a grid and rounded up; None for a run without noise.
+        overflow: a probability added to every delta; see `dpoptax.samplers.Poisson`.
+
+    Example:
+        >>> import dp_accounting
+        >>> loss = event_privacy_loss(dp_accounting.GaussianDpEvent(1.0), delta=1e-5)
+        >>> round(loss.epsilon(1e-5), 2), round(loss.delta(1.0), 4)
+        (4.38, 0.1269)
+    """
+
+    directions: tuple[Composition, ...] | None
+    overflow: float = 0.0
+
+    def epsilon(self, delta: float) -> float:
+        """Returns the least epsilon at `delta`; inf where there is none."""
+        delta = _checks.open_unit("delta", delta)
+        if self.directions is None or delta <= self.overflow:
+            return math.inf
+        return max((one.epsilon(delta - self.overflow) for one in self.directions), default=0.0)
+
+    def delta(self, epsilon: float) -> float:
+        """Returns the least delta at `epsilon`, zero or more."""
+        return float(self.deltas(np.array([_checks.non_negative("epsilon", epsilon)]))[0])
+
+    def deltas(self, epsilons: np.ndarray) -> np.ndarray:
+        """Returns the least delta at each of a vector of epsilons, to an absolute 1e-13 or so."""
+        if self.directions is None:
+            return np.ones(len(epsilons))
+        deltas = [np.zeros(len(epsilons)), *(one.deltas(epsilons) for one in self.directions)]
+        return np.clip(np.max(deltas, axis=0) + self.overflow, 0.0, 1.0)
 
 
 def epsilon(
     *,
     sampler: Sampler,
-    noise_multiplier: float,
+    noise_multiplier: Scheduled,
     num_steps: int,
     delta: float,
     relation: Relation = "add_or_remove_one",
+    group_size: int = 1,
 ) -> float:
     """Returns the epsilon that `num_steps` noisy sums over batches of `sampler` cost at `delta`.
 
     Args:
         sampler: the sampler that ran; its law is the one accounted.
-        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
-            Zero costs `math.inf`.
+        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound;
+            a number, or a `dpoptax.schedules.Piecewise`. Zero costs `math.inf`.
         num_steps: how many releases there were. Zero costs nothing.
         delta: strictly between 0 and 1, well below 1 / num_examples.
         relation: which data sets count as neighbours; see `dpoptax.relations`.
+        group_size: how many examples neighbours differ in, where that is more than one.
 
     Returns:
         Epsilon, an upper bound.
@@ -53,22 +92,26 @@ def epsilon(
     Example:
         >>> from dpoptax.samplers import Poisson
         >>> sampler = Poisson(num_examples=60_000, expected_batch_size=128)
-        >>> eps = epsilon(sampler=sampler, noise_multiplier=1.1, num_steps=9380, delta=1e-5)
-        >>> round(eps, 3)
-        0.89
+        >>> run = dict(sampler=sampler, noise_multiplier=1.1, num_steps=9380, delta=1e-5)
+        >>> round(epsilon(**run), 3), round(epsilon(**run, group_size=3), 2)
+        (0.89, 3.02)
 
     Reference: Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380.
     """
-    noise_multiplier = _checks.non_negative("noise_multiplier", noise_multiplier)
+    noise_multiplier = checked("noise_multiplier", noise_multiplier, _checks.non_negative)
+    event = run_event(sampler, noise_multiplier, num_steps, relation)
+    return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)
+
+
+def run_event(
+    sampler: Sampler, noise_multiplier: Scheduled, num_steps: int, relation: Relation
+) -> dp_accounting.DpEvent:
+    """Returns the event of a run, also of one without steps."""
     num_steps = _checks.count("num_steps", num_steps, at_least=0)
-    delta = _checks.open_unit("delta", delta)
     parsed = parse_relation(relation)
     if num_steps == 0:
-        return 0.0
-    if noise_multiplier == 0:
-        return math.inf
-    event = sampler.event(noise_multiplier, num_steps, parsed)
-    return event_epsilon(event, delta=delta, relation=parsed)
+        return dp_accounting.NoOpDpEvent()
+    return sampler.event(noise_multiplier, num_steps, parsed)
 
 
 def event_epsilon(
@@ -76,14 +119,17 @@ def event_epsilon(
     *,
     delta: float,
     relation: Relation = "add_or_remove_one",
+    group_size: int = 1,
     coarsening: float = 1.0,
 ) -> float:
-    """Returns the epsilon of any dp-accounting event that its PLD accountant supports.
+    """Returns the epsilon of any dp-accounting event whose privacy loss has a distribution.
 
     Args:
-        event: noise multipliers in it are relative to the clip bound, never to the sensitivity.
+        event: noise multipliers in it are relative to the clip bound, never to the sensitivity,
+            also in a `SampledWithoutReplacementDpEvent`.
         delta: strictly between 0 and 1.
         relation: which data sets count as neighbours.
+        group_size: how many examples neighbours differ in.
         coarsening: how many times coarser than usual the grid may be. Coarser is faster, looser,
             and still an upper bound.
 
@@ -101,99 +147,70 @@ def event_epsilon(
     """
     delta = _checks.open_unit("delta", delta)
     parsed = parse_relation(relation)
-    step, count = _step_and_count(event)
-    overflow, untruncated = _without_overflow(step)
-    if count * overflow <= OVERFLOW_SHARE * delta:
-        # Given that at no step the *other* examples fill the batch, which has the same
-        # probability on both neighbours, the mechanism is the untruncated one; what is left
-        # is paid from delta.
-        step = untruncated
-        delta -= count * overflow
-    if isinstance(step, dp_accounting.GaussianDpEvent):
-        # Gaussians compose to a Gaussian.
-        event = dp_accounting.GaussianDpEvent(step.noise_multiplier / math.sqrt(count))
-    if (rate_and_noise := _rate_and_noise(step)) is not None:
-        one_step = _one_step(step, parsed, coarsening * _grid_step(*rate_and_noise))
-        return float(one_step.self_compose(count).get_epsilon_for_delta(delta))
-    accountant = PLDAccountant(parsed)
-    accountant.compose(event)
-    return float(accountant.get_epsilon(delta))
+    group_size = _checks.count("group_size", group_size)
+    found = pieces(event, delta=delta, relation=parsed, group_size=group_size)
+    if found is not None:
+        return _privacy_loss(found, parsed, coarsening).epsilon(delta)
+    single = event_privacy_loss(event, delta=delta, relation=parsed, coarsening=coarsening)
+    return _of_group(single, group_size, delta)
 
 
-def _step_and_count(event: dp_accounting.DpEvent) -> tuple[dp_accounting.DpEvent, int]:
-    count = 1
-    while isinstance(event, dp_accounting.SelfComposedDpEvent):
-        event, count = event.event, count * event.count
-    return event, count
+def event_privacy_loss(
+    event: dp_accounting.DpEvent,
+    *,
+    delta: float,
+    relation: Relation = "add_or_remove_one",
+    coarsening: float = 1.0,
+) -> PrivacyLoss:
+    """Returns the privacy loss of any dp-accounting event, for further questions.
 
+    Args:
+        event: as in `event_epsilon`.
+        delta: the least at which it will be asked; of it, a thousandth may pay for batches that
+            overflow.
+        relation: which data sets count as neighbours.
+        coarsening: as in `event_epsilon`.
 
-def _without_overflow(step: dp_accounting.DpEvent) -> tuple[float, dp_accounting.DpEvent]:
-    """The probability that the others alone fill a batch, and the event where they do not."""
-    match step:
-        case TruncatedSubsampledGaussianDpEvent(
-            dataset_size=size,
-            sampling_probability=rate,
-            truncated_batch_size=capacity,
-            noise_multiplier=noise_multiplier,
-        ):
-            overflow = float(scipy.stats.binom.sf(capacity - 1, size - 1, rate))
-            gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-            return overflow, dp_accounting.PoissonSampledDpEvent(rate, gaussian)
-        case MixtureOfGaussiansDpEvent(
-            standard_deviation=deviation, sensitivities=(1.0, 2.0), sampling_probs=(_, overflow)
-        ):
-            return overflow, dp_accounting.GaussianDpEvent(deviation)
-    return 0.0, step
+    Returns:
+        A `PrivacyLoss`.
 
+    Raises:
+        ValueError: delta out of range, an unknown relation.
+        dp_accounting.UnsupportedEventError: an event without a privacy loss distribution.
 
-def _rate_and_noise(step: dp_accounting.DpEvent) -> tuple[float, float] | None:
-    match step:
-        case dp_accounting.PoissonSampledDpEvent(
-            sampling_probability=rate,
-            event=dp_accounting.GaussianDpEvent(noise_multiplier=noise_multiplier),
-        ):
-            return rate, noise_multiplier
-        case TruncatedSubsampledGaussianDpEvent(
-            sampling_probability=rate, noise_multiplier=noise_multiplier
-        ):
-            return rate, noise_multiplier
-        case dp_accounting.SampledWithoutReplacementDpEvent(
-            source_dataset_size=size,
-            sample_size=sample,
-            event=dp_accounting.GaussianDpEvent(noise_multiplier=noise_multiplier),
-        ):
-            return sample / size, noise_multiplier
-    return None
-
-
-def _grid_step(rate: float, noise_multiplier: float) -> float:
-    """A tenth of the standard deviation of one step's privacy loss, within [1e-7, 1e-4].
-
-    dp-accounting's default of 1e-4 overstates epsilon by multiples where a step costs less.
+    Example:
+        >>> import dp_accounting
+        >>> loss = event_privacy_loss(dp_accounting.GaussianDpEvent(2.0), delta=1e-6)
+        >>> loss.epsilon(1e-5) < loss.epsilon(1e-6)
+        True
     """
-    spread = rate * math.sqrt(math.expm1(min(noise_multiplier**-2, 700.0)))
-    return min(max(spread / 10, 1e-7), 1e-4)
+    parsed = parse_relation(relation)
+    found = pieces(event, delta=_checks.open_unit("delta", delta), relation=parsed)
+    assert found is not None  # only groups can be unknown
+    return _privacy_loss(found, parsed, coarsening)
 
 
-@functools.lru_cache(maxsize=64)
-def _one_step(
-    step: dp_accounting.DpEvent, relation: NeighboringRelation, grid_step: float
-) -> privacy_loss_distribution.PrivacyLossDistribution:
-    if isinstance(step, TruncatedSubsampledGaussianDpEvent):
-        return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
-            dataset_size=step.dataset_size,
-            sampling_probability=step.sampling_probability,
-            truncated_batch_size=step.truncated_batch_size,
-            noise_multiplier=step.noise_multiplier,
-            value_discretization_interval=grid_step,
-            neighboring_relation=relation,
-        )
-    if isinstance(step, dp_accounting.SampledWithoutReplacementDpEvent):
-        rate = step.sample_size / step.source_dataset_size
-        return without_replacement.one_step(rate, step.event.noise_multiplier, relation, grid_step)
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=step.event.noise_multiplier,
-        sampling_prob=step.sampling_probability,
-        value_discretization_interval=grid_step,
-        neighboring_relation=relation,
-    )
+def _privacy_loss(found: Pieces, relation: NeighboringRelation, coarsening: float) -> PrivacyLoss:
+    if not found.private:
+        return PrivacyLoss(None)
+    if not found.counts:
+        return PrivacyLoss(())
+    step = coarsening * grid_step(found.counts)
+    runs = [(one_step(event, relation, step), count) for event, count in found.counts.items()]
+    return PrivacyLoss(tuple(compositions(runs, step)), found.overflow)
+
+
+def _of_group(loss: PrivacyLoss, group_size: int, delta: float) -> float:
+    """What follows for a group from the guarantee of one example, whatever the mechanism.
+
+    (epsilon, d) for one is (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k (Dwork and
+    Roth 2014, theorem 2.2, in the form of Vadhan 2017, lemma 2.2).
+    """
+    epsilons = np.geomspace(1e-4, 1e3 / group_size, 4000)
+    log_factor = group_size * epsilons + np.log1p(-np.exp(-group_size * epsilons))
+    log_factor -= epsilons + np.log1p(-np.exp(-epsilons))
+    with np.errstate(divide="ignore"):
+        feasible = np.log(loss.deltas(epsilons)) + log_factor <= math.log(delta)
+    if not feasible.any():
+        return math.inf
+    return group_size * float(epsilons[np.argmax(feasible)])

@@ -1,46 +1,267 @@
-"""A plan and the steps that ran in, the privacy statement that a person can read out."""
+"""A plan and the steps that ran in, the statement that a person can read, keep and act on out."""
 
+import dataclasses
 import importlib.metadata
+import json
 import math
-from typing import TYPE_CHECKING
+import pathlib
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import dp_accounting
+
+from dpoptax import _records
+from dpoptax.accounting import trade_off
+from dpoptax.accounting.privacy_loss import PrivacyLoss, event_epsilon, event_privacy_loss
+from dpoptax.relations import parse_relation
+from dpoptax.schedules import Scheduled, extremes, passes
 
 if TYPE_CHECKING:
     from dpoptax.plan import Plan
 
+GROUPS = (2, 10)
+FALSE_POSITIVE_RATES = (1e-3, 1e-2)
+PRIORS = (0.5, 0.1, 0.01)
+RELEASED = "every noisy gradient, hence every iterate and the final parameters"
+ASSUMPTIONS = (
+    "keys are secret, and none serves two runs",
+    "noise is a floating-point Gaussian from JAX's generator, taken for an exact one",
+    "runs made to choose model, clip, rate or steps are not counted",
+    "losses, norms, batch sizes and the time a step takes are readings of the data, not private",
+)
 
-def statement(plan: "Plan", num_steps: int) -> str:
-    """Returns the guarantee of `num_steps` steps of `plan`, with everything it rests on.
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was promised to whom, and what it rests on.
+
+    Print it; or `to_json()`, or `save_picture(path)`.
+
+    Attributes:
+        unit: what a neighbouring data set has one more or less of.
+        relation: which data sets count as neighbours.
+        num_units: how many there are.
+        released: what left the program.
+        sampler: its kind and parameters.
+        clip: its kind and bound.
+        noise_multiplier: a number or a schedule.
+        steps_planned: of the plan.
+        steps_done: of them.
+        delta: of the guarantee.
+        epsilon: of the guarantee; inf for a run without noise.
+        epsilon_at: at other deltas.
+        epsilon_replaced: under replace_one, at delta.
+        epsilon_of_group: for so many units that stand or fall together, at delta.
+        epsilon_unamplified: if everyone took part once per pass, at a step known to all.
+        advantage: of an optimal attacker, true minus false positive rate.
+        true_positive_rate: of an optimal attacker, by false positive rate.
+        belief: that an optimal attacker can reach, by belief before; but for a probability delta.
+        mu: of the least private Gaussian that is no more private than the run.
+        accountant: which, and its version.
+        assumptions: what the statement rests on.
+        loss: for the picture.
+    """
+
+    unit: str
+    relation: str
+    num_units: int
+    released: str
+    sampler: dict[str, Any]
+    clip: dict[str, Any]
+    noise_multiplier: Scheduled
+    steps_planned: int
+    steps_done: int
+    delta: float
+    epsilon: float
+    epsilon_at: dict[float, float]
+    epsilon_replaced: float
+    epsilon_of_group: dict[int, float]
+    epsilon_unamplified: float
+    advantage: float
+    true_positive_rate: dict[float, float]
+    belief: dict[float, float]
+    mu: float
+    accountant: str
+    assumptions: tuple[str, ...]
+    loss: PrivacyLoss = dataclasses.field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        width = max(map(len, self._rows()))
+        lines = ["Differential privacy", ""]
+        lines += [f"  {name:<{width}}  {text}" for name, text in self._rows().items()]
+        lines += ["", "What this rests on", *(f"  - {text}" for text in self.assumptions)]
+        return "\n".join([*lines, "", "In words", *_wrapped(self.in_words())])
+
+    def in_words(self) -> str:
+        """Returns one paragraph for a reader who knows no formula."""
+        unit = self.unit
+        if math.isinf(self.epsilon):
+            return (
+                "This run added no noise at some step, and so protects nobody: treat what it "
+                "released as you would treat the data itself."
+            )
+        rate, found = next(iter(self.true_positive_rate.items()))
+        prior, belief = next(iter(self.belief.items()))
+        return (
+            f"The training used {self.num_units:,} {unit}s and released its result with random "
+            f"noise, such that the result would have been nearly as likely had any one {unit} been "
+            f"left out. Somebody who knows all other {unit}s, sees everything released, and wants "
+            f"to tell whether one given {unit} was included, is right at most "
+            f"{50 + 50 * self.advantage:.1f} times in 100 where guessing is right 50 times. If "
+            f"such an attacker may be wrong about one outsider in {round(1 / rate):,}, they find "
+            f"at most {_share(found)} of those included. A belief of {100 * prior:.0f} % that the "
+            f"{unit} was included can rise to {100 * belief:.1f} % at most, but for a chance of "
+            f"one in {round(1 / self.delta):,}. This holds whatever the attacker knows or computes "
+            f"later; it says nothing of what can be concluded about one {unit} from the others."
+        )
+
+    def to_json(self) -> str:
+        """Returns every number as JSON; infinity is the string "inf"."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "loss"
+        }
+        fields["noise_multiplier"] = _records.number_record(self.noise_multiplier)
+        return json.dumps(
+            {"format": "dpoptax report 1", **_finite(fields), "in_words": self.in_words()}, indent=2
+        )
+
+    def save_picture(self, path: str | pathlib.Path) -> None:
+        """Draws what an attacker can do, and writes it to `path`; needs matplotlib.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from dpoptax.accounting import picture
+
+        picture.save(self, pathlib.Path(path))
+
+    def _rows(self) -> dict[str, str]:
+        if math.isinf(self.epsilon):
+            guarantee = "none: this run is not private (epsilon = inf)"
+        else:
+            guarantee = f"({_round_up(self.epsilon)}, {self.delta:.3g})-differential privacy"
+        groups = ", ".join(
+            f"{_round_up(value)} for {size}" for size, value in self.epsilon_of_group.items()
+        )
+        deltas = ", ".join(
+            f"{_round_up(value)} at delta {delta:.3g}" for delta, value in self.epsilon_at.items()
+        )
+        rates = ", ".join(
+            f"{100 * found:.2f} % of members at {100 * rate:g} % false alarms"
+            for rate, found in self.true_positive_rate.items()
+        )
+        beliefs = ", ".join(
+            f"{100 * prior:g} % to {100 * belief:.1f} %" for prior, belief in self.belief.items()
+        )
+        sampler = dict(self.sampler)
+        kind = sampler.pop("kind")
+        return {
+            "guarantee": guarantee,
+            "unit, relation": f"one {self.unit} of {self.num_units}, {self.relation}",
+            "released": self.released,
+            "sampler": f"{kind}, " + ", ".join(f"{k} {_short(v)}" for k, v in sampler.items()),
+            "clip": ", ".join(f"{k} {_short(v)}" for k, v in self.clip.items() if k != "kind"),
+            "noise_multiplier": _short(_records.number_record(self.noise_multiplier)),
+            "steps": f"{self.steps_done} done of {self.steps_planned} planned",
+            "accountant": self.accountant,
+            "epsilon": deltas,
+            "under replace_one": f"{_round_up(self.epsilon_replaced)} at delta {self.delta:.3g}",
+            f"for groups of {self.unit}s": groups,
+            "without amplification": f"{_round_up(self.epsilon_unamplified)}, "
+            "if all took part once per pass, at a known step",
+            "attack advantage": f"{100 * self.advantage:.2f} points of true over false positives",
+            "attack finds at most": rates,
+            "belief can rise from": beliefs,
+            "no worse than": f"a Gaussian release of mu = {_round_up(self.mu)} (mu-GDP)",
+        }
+
+
+def of_plan(plan: "Plan", num_steps: int) -> Report:
+    """Returns the report of the first steps of a plan.
 
     Args:
         plan: what ran.
         num_steps: how many of its steps ran.
 
     Returns:
-        Plain text, a line per fact.
+        A `Report`.
     """
+    sampler, delta = plan.sampler, plan.delta
+    relation = parse_relation(sampler.relation)
+    event = plan.event(num_steps, relation)
+    loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
     epsilon = plan.epsilon(num_steps)
-    replaced = plan.epsilon(num_steps, relation="replace_one")
-    sampler = plan.sampler
-    if math.isinf(epsilon):
-        guarantee = "none: this run is not private (epsilon = inf)"
-    else:
-        guarantee = f"({epsilon:.3f}, {plan.delta:.3g})-differential privacy"
-    version = importlib.metadata.version("dp-accounting")
-    rows = {
-        "guarantee": guarantee,
-        "unit, relation": f"one {sampler.unit}, {sampler.relation}",
-        "under replace_one": f"epsilon = {replaced:.3f} at the same delta",
-        "released": "every noisy gradient, hence every iterate and the final parameters",
-        "sampler": f"{type(sampler).__name__}, {sampler.expected_batch_size:g} expected of "
-        f"{sampler.num_examples} {sampler.unit}s, at most {sampler.max_batch_size}",
-        "l2_clip": f"{plan.clip_rule.l2_clip:g}",
-        "noise_multiplier": f"{plan.noise_multiplier:.4f}",
-        "steps": f"{num_steps} done of {plan.num_steps} planned",
-        "accountant": f"privacy loss distribution, dp-accounting {version}",
-        "not covered": "runs made to choose these settings; losses and other readings of the data; "
-        "floating-point and generator effects",
-    }
-    width = max(map(len, rows))
-    return "\n".join(
-        ["Differential privacy", *(f"  {name:<{width}}  {text}" for name, text in rows.items())]
+    rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
+    return Report(
+        unit=sampler.unit,
+        relation=relation.name.lower(),
+        num_units=sampler.num_examples,
+        released=RELEASED,
+        sampler=_records.sampler_identity(sampler),
+        clip=_records.clip_identity(plan.clip_rule),
+        noise_multiplier=plan.scheduled_noise,
+        steps_planned=plan.num_steps,
+        steps_done=num_steps,
+        delta=delta,
+        epsilon=epsilon,
+        epsilon_at={
+            value: plan.epsilon(num_steps, delta=value)
+            for value in (delta * 10, delta, delta / 10)
+            if value < 1
+        },
+        epsilon_replaced=plan.epsilon(num_steps, relation="replace_one"),
+        epsilon_of_group={k: plan.epsilon(num_steps, group_size=k) for k in GROUPS},
+        epsilon_unamplified=_unamplified(plan, num_steps),
+        advantage=trade_off.advantage(loss),
+        true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
+        belief={prior: trade_off.posterior_belief(epsilon, prior) for prior in PRIORS},
+        mu=trade_off.dominating_mu(loss),
+        accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
+        f"dp-accounting {importlib.metadata.version('dp-accounting')}",
+        assumptions=ASSUMPTIONS,
+        loss=loss,
     )
+
+
+def _unamplified(plan: "Plan", num_steps: int) -> float:
+    """Epsilon if everyone took part once per pass over the data, at a step known to all."""
+    if num_steps == 0:
+        return 0.0
+    _, size = extremes(plan.sampler.expected_batch_size)
+    steps_per_pass = max(math.floor(plan.sampler.num_examples / size), 1)
+    counts = passes(plan.scheduled_noise, num_steps, steps_per_pass)
+    if min(counts) == 0:
+        return math.inf
+    precision = sum(count / noise**2 for noise, count in counts.items())
+    gaussian = dp_accounting.GaussianDpEvent(precision**-0.5)
+    return event_epsilon(gaussian, delta=plan.delta)
+
+
+def _round_up(value: float) -> str:
+    """Three digits behind the point, never below the value."""
+    return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}" if math.isfinite(value) else "inf"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "values" in value:
+        values = value["values"]
+        return f"{values[0]:.4g} to {values[-1]:.4g} in {len(values)} runs of steps"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _share(probability: float) -> str:
+    return f"{math.ceil(1000 * probability):,} in 1,000"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 92, initial_indent="  ", subsequent_indent="  ")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

@@ -11,4 +11,5 @@ from dpoptax.samplers.protocol import Batch as Batch
 from dpoptax.samplers.protocol import Sampler as Sampler
 from dpoptax.samplers.protocol import SamplerState as SamplerState
 from dpoptax.samplers.shuffled import Shuffled as Shuffled
+from dpoptax.samplers.stages import Stages as Stages
 from dpoptax.samplers.users import Users as Users

@@ -1,7 +1,6 @@
 """Balls in bins: in every round each example takes part in one step, chosen at random."""
 
 import dataclasses
-import math
 from typing import ClassVar, NamedTuple
 
 import dp_accounting
@@ -14,7 +13,8 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers.poisson import default_capacity
-from dpoptax.samplers.protocol import Batch, start
+from dpoptax.samplers.protocol import Batch, composed, start
+from dpoptax.schedules import Scheduled
 
 
 class BallsInBinsState(NamedTuple):
@@ -116,7 +116,7 @@ class BallsInBins:
         return state, Batch(jnp.where(mask, indices, 0), mask)
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns an upper bound on `num_steps` noisy sums: one Gaussian per round begun.
 
@@ -124,16 +124,19 @@ class BallsInBins:
         moves the sum by the clip bound; where the others fill that batch, one example more makes
         another sit out and moves it by twice that.
         """
-        rounds = math.ceil(num_steps / self.steps_per_round)
         others = scipy.stats.binom(self.num_examples - 1, 1 / self.steps_per_round)
         assert self.max_batch_size is not None  # __post_init__ has filled it in
         full = float(others.sf(self.max_batch_size - 1))
-        one_round: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
-        if full > 0 and parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
-            one_round = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
-                noise_multiplier, (1.0, 2.0), (1 - full, full)
-            )
-        return dp_accounting.SelfComposedDpEvent(one_round, rounds)
+        adds = parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
+
+        def one_round(noise_multiplier: float) -> dp_accounting.DpEvent:
+            if full > 0 and adds:
+                return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+                    noise_multiplier, (1.0, 2.0), (1 - full, full)
+                )
+            return dp_accounting.GaussianDpEvent(noise_multiplier)
+
+        return composed(one_round, noise_multiplier, num_steps, self.steps_per_round)
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Sorts the examples by their step of the round; within a step the order is random."""

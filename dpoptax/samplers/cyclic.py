@@ -1,7 +1,7 @@
 """Cyclic Poisson sampling: the examples stand in fixed groups, which take turns."""
 
 import dataclasses
-import math
+import functools
 from typing import ClassVar
 
 import dp_accounting
@@ -12,7 +12,8 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _checks
 from dpoptax.relations import Relation
 from dpoptax.samplers.poisson import default_capacity, draw, law
-from dpoptax.samplers.protocol import Batch, SamplerState, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.schedules import Scheduled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +100,15 @@ class CyclicPoisson:
         return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns the event of the steps in which the first group, the busiest, takes its turn."""
         del relation
-        turns = math.ceil(num_steps / self.num_groups)
         assert self.max_batch_size is not None  # __post_init__ has filled it in
-        return law(
-            self._largest_group, self.sampling_rate, self.max_batch_size, noise_multiplier, turns
+        one_turn = functools.partial(
+            law, self._largest_group, self.sampling_rate, self.max_batch_size
         )
+        return composed(one_turn, noise_multiplier, num_steps, self.num_groups)
 
     @property
     def _largest_group(self) -> int:

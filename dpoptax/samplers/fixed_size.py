@@ -10,7 +10,8 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _checks
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers.protocol import Batch, SamplerState, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.schedules import Scheduled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class FixedSize:
         return state.advanced(), Batch(indices, jnp.ones(self.max_batch_size, bool))
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns the event of `num_steps` noisy sums over batches of this sampler.
 
@@ -85,7 +86,11 @@ class FixedSize:
         that one example moves the sum by twice that, dp-accounting's own accountants do not.
         """
         del relation
-        one_step = dp_accounting.SampledWithoutReplacementDpEvent(
-            self.num_examples, self.max_batch_size, dp_accounting.GaussianDpEvent(noise_multiplier)
-        )
-        return dp_accounting.SelfComposedDpEvent(one_step, num_steps)
+
+        def one_step(noise_multiplier: float) -> dp_accounting.DpEvent:
+            gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+            return dp_accounting.SampledWithoutReplacementDpEvent(
+                self.num_examples, self.max_batch_size, gaussian
+            )
+
+        return composed(one_step, noise_multiplier, num_steps)

@@ -19,7 +19,8 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 from dpoptax import _checks
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers.protocol import Batch, SamplerState, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.schedules import Scheduled
 
 # The default capacity is exceeded by a batch with at most this probability, so that truncation
 # costs less than a thousandth of delta for delta >= 1e-6 and 100,000 steps.
@@ -90,10 +91,10 @@ class Poisson:
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
-        return state.advanced(), draw(state, self.num_examples, self.sampling_rate, self._capacity)
+        return state.advanced(), draw(state, self.num_examples, self.sampling_rate, self.capacity)
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns the event of `num_steps` noisy sums over batches of this sampler.
 
@@ -101,12 +102,12 @@ class Poisson:
         truncated one.
         """
         del relation
-        return law(
-            self.num_examples, self.sampling_rate, self._capacity, noise_multiplier, num_steps
-        )
+        one_step = functools.partial(law, self.num_examples, self.sampling_rate, self.capacity)
+        return composed(one_step, noise_multiplier, num_steps)
 
     @property
-    def _capacity(self) -> int:
+    def capacity(self) -> int:
+        """`max_batch_size`, also where none was given."""
         assert self.max_batch_size is not None  # __post_init__ has filled it in
         return self.max_batch_size
 
@@ -129,21 +130,18 @@ def draw(state: SamplerState, num_examples: int, rate: float, capacity: int) -> 
 
 
 def law(
-    num_examples: int, rate: float, capacity: int, noise_multiplier: float, num_steps: int
+    num_examples: int, rate: float, capacity: int, noise_multiplier: float
 ) -> dp_accounting.DpEvent:
-    """The event of noisy sums over such batches."""
+    """The event of one noisy sum over such a batch."""
     if capacity == num_examples:
-        one_step: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(
-            rate, dp_accounting.GaussianDpEvent(noise_multiplier)
-        )
-    else:
-        one_step = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
-            dataset_size=num_examples,
-            sampling_probability=rate,
-            truncated_batch_size=capacity,
-            noise_multiplier=noise_multiplier,
-        )
-    return dp_accounting.SelfComposedDpEvent(one_step, num_steps)
+        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+        return dp_accounting.PoissonSampledDpEvent(rate, gaussian)
+    return dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+        dataset_size=num_examples,
+        sampling_probability=rate,
+        truncated_batch_size=capacity,
+        noise_multiplier=noise_multiplier,
+    )
 
 
 def binomial(key: PRNGKeyArray, num_examples: int, rate: float, capacity: int) -> Int[Array, ""]:

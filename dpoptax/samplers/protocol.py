@@ -1,14 +1,16 @@
 """What a sampler is: a frozen value with public numbers, and a pure init/sample pair."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from dp_accounting import DpEvent
+from dp_accounting import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _checks
 from dpoptax.relations import Relation
+from dpoptax.schedules import Scheduled, passes
 
 
 class Batch(NamedTuple):
@@ -61,7 +63,7 @@ class Sampler(Protocol):
         """How many examples there are to draw from; a public constant."""
 
     @property
-    def expected_batch_size(self) -> float:
+    def expected_batch_size(self) -> Scheduled:
         """The public normaliser of the sum, in examples."""
 
     @property
@@ -74,5 +76,20 @@ class Sampler(Protocol):
     def sample(self, state: Any) -> tuple[Any, Batch]:
         """The next state and the next batch; pure, jittable, of static shape."""
 
-    def event(self, noise_multiplier: float, num_steps: int, relation: Relation) -> DpEvent:
+    def event(self, noise_multiplier: Scheduled, num_steps: int, relation: Relation) -> DpEvent:
         """The law of this sampler under Gaussian noise on the sum, as dp-accounting reads it."""
+
+
+def composed(
+    one_pass: Callable[[float], DpEvent],
+    noise_multiplier: Scheduled,
+    num_steps: int,
+    steps_per_pass: int = 1,
+) -> DpEvent:
+    """The event of a run from that of one pass at a noise multiplier.
+
+    Where the noise changes within a pass, the pass is taken at its least.
+    """
+    counts = passes(noise_multiplier, num_steps, steps_per_pass)
+    runs = [SelfComposedDpEvent(one_pass(level), count) for level, count in counts.items()]
+    return runs[0] if len(runs) == 1 else ComposedDpEvent(runs)

@@ -1,7 +1,6 @@
 """Shuffled epochs: every example takes part once per pass over the data, in a random order."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import dp_accounting
@@ -13,7 +12,8 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers.protocol import Batch, SamplerState, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.schedules import Scheduled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Shuffled:
         return state.advanced(), Batch(jnp.where(mask, indices, 0), mask)
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "replace_special"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "replace_special"
     ) -> dp_accounting.DpEvent:
         """Returns the event of `num_steps` noisy sums: one Gaussian per epoch begun.
 
@@ -103,7 +103,6 @@ class Shuffled:
                 "others between batches. Ask for relation='replace_special' (an example is there "
                 "or contributes nothing) or 'replace_one', or sample with Poisson."
             )
-        epochs = math.ceil(num_steps / self.steps_per_epoch)
-        return dp_accounting.SelfComposedDpEvent(
-            dp_accounting.GaussianDpEvent(noise_multiplier), epochs
+        return composed(
+            dp_accounting.GaussianDpEvent, noise_multiplier, num_steps, self.steps_per_epoch
         )

@@ -13,6 +13,7 @@ from dpoptax import _checks
 from dpoptax.relations import Relation
 from dpoptax.samplers.poisson import Poisson
 from dpoptax.samplers.protocol import Batch, SamplerState
+from dpoptax.schedules import Scheduled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +131,7 @@ class Users:
         return self._poisson.sample(state)
 
     def event(
-        self, noise_multiplier: float, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
     ) -> dp_accounting.DpEvent:
         """Returns the event of `num_steps` noisy sums; neighbours differ in one user."""
         return self._poisson.event(noise_multiplier, num_steps, relation)

@@ -11,9 +11,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _checks
+from dpoptax.accounting import Ledger, Report
 from dpoptax.per_example import validation
 from dpoptax.plan import Plan
 from dpoptax.random import split_by_purpose
+from dpoptax.schedules import slice_of
 from dpoptax.training.progress import ProgressBar
 from dpoptax.training.step import TrainState, init_state, make_train_step, takes_key
 
@@ -30,19 +32,24 @@ class FitResult:
         params: the private parameters.
         state: everything that a further step would need; holds keys, so it must not be released.
         plan: what was planned.
-        num_steps: how many steps ran.
+        ledger: what was charged, each step before it ran.
     """
 
     params: PyTree
     state: TrainState
     plan: Plan
-    num_steps: int
+    ledger: Ledger
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps ran."""
+        return self.ledger.num_steps
 
     def epsilon(self, delta: float | None = None) -> float:
         """Returns what the steps that ran cost, under the relation of the sampler."""
-        return self.plan.epsilon(self.num_steps, delta)
+        return self.ledger.epsilon(delta)
 
-    def report(self) -> str:
+    def report(self) -> Report:
         """Returns the privacy statement of the steps that ran."""
         return self.plan.report(self.num_steps)
 
@@ -109,10 +116,12 @@ def fit(
     def advance(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
         return jax.lax.fori_loop(0, num_steps, lambda _, state: step(state, data)[0], state)
 
+    ledger = plan.ledger()
     done, stride = 0, 1
     with ProgressBar(plan, enabled=progress) as bar:
         while done < plan.num_steps:
             stride = min(stride, plan.num_steps - done)
+            ledger.charge(slice_of(plan.scheduled_noise, done, done + stride), stride)
             began = time.monotonic()
             state = jax.block_until_ready(advance(state, data, jnp.asarray(stride, jnp.int32)))
             done += stride
@@ -120,7 +129,7 @@ def fit(
             # The first call compiles, and so says little; doubling keeps a slow step in check.
             seconds = max(time.monotonic() - began, 1e-6)
             stride = max(1, min(2 * stride, int(stride * SECONDS_PER_DISPATCH / seconds)))
-    return FitResult(params=state.params, state=state, plan=plan, num_steps=done)
+    return FitResult(params=state.params, state=state, plan=plan, ledger=ledger)
 
 
 def _check(

@@ -1,0 +1,192 @@
+"""Steps charged before they are released, one by one, in; what they have cost so far out."""
+
+import json
+import math
+from typing import Any
+
+import dp_accounting
+
+from dpoptax import _checks, _records
+from dpoptax.accounting.privacy_loss import event_epsilon, run_event
+from dpoptax.clipping import ClipRule, as_clip_rule
+from dpoptax.relations import Relation, parse_relation
+from dpoptax.samplers import Sampler
+from dpoptax.schedules import Piecewise, Scheduled
+
+FORMAT = "dpoptax ledger 1"
+# Between one bound that is evaluated and the next lie this share of the steps, or so many.
+STRIDE, FIRST_STEPS = 0.05, 16
+
+
+class Ledger:
+    """What a run has spent, whatever happens to it.
+
+    Charge a step before its update leaves the program: one that is charged and then lost costs
+    a little too much, one that is released and not charged breaks the guarantee.
+
+    The noise may change from step to step only by a plan made before the run. Where it depends on
+    what was released, see `RdpFilter`.
+
+    Example:
+        >>> from dpoptax.samplers import Poisson
+        >>> ledger = Ledger(Poisson(60_000, 128), clip=1.0, delta=1e-5)
+        >>> for _ in range(100):
+        ...     ledger.charge(noise_multiplier=1.1)  # then compute and release the update
+        >>> ledger.num_steps, ledger.epsilon() <= ledger.epsilon_bound() < 1
+        (100, True)
+    """
+
+    def __init__(self, sampler: Sampler, clip: ClipRule | float, *, delta: float) -> None:
+        """Begins a ledger.
+
+        Args:
+            sampler: who takes part in each step.
+            clip: the rule that clips; kept so that a run cannot go on under another.
+            delta: at which epsilon is read.
+
+        Raises:
+            ValueError: delta out of range.
+        """
+        self.sampler = sampler
+        self.clip = as_clip_rule(clip)
+        self.delta = _checks.open_unit("delta", delta)
+        self._runs: list[tuple[float, int]] = []
+        self._others: list[tuple[dp_accounting.DpEvent, int]] = []
+        self._known: dict[Any, float] = {}
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps were charged."""
+        return sum(count for _, count in self._runs)
+
+    def charge(self, noise_multiplier: Scheduled, num_steps: int = 1) -> None:
+        """Counts steps, before their updates are released.
+
+        Args:
+            noise_multiplier: of these steps; a schedule is read from its first step on.
+            num_steps: how many.
+
+        Raises:
+            TypeError: a count that is not whole.
+            ValueError: a negative noise multiplier.
+        """
+        num_steps = _checks.count("num_steps", num_steps, at_least=0)
+        schedule = noise_multiplier
+        if not isinstance(schedule, Piecewise):
+            noise = _checks.non_negative("noise_multiplier", noise_multiplier)
+            schedule = Piecewise((noise,), (max(num_steps, 1),))
+        for value, first, last in schedule.runs(num_steps):
+            if self._runs and self._runs[-1][0] == value:
+                value, before = self._runs.pop()
+                self._runs.append((value, before + last - first))
+            else:
+                self._runs.append((value, last - first))
+
+    def charge_event(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
+        """Counts another release on the same data: a histogram, a quantile, an earlier run.
+
+        Args:
+            event: of dp-accounting; a noise multiplier in it is relative to what one example moves.
+            count: how often.
+
+        Raises:
+            TypeError: not an event, or a count that is not whole.
+        """
+        if not isinstance(event, dp_accounting.DpEvent):
+            raise TypeError(f"expected a dp_accounting.DpEvent; got {event!r}.")
+        self._others.append((event, _checks.count("count", count)))
+
+    def event(self, relation: Relation | None = None) -> dp_accounting.DpEvent:
+        """Returns dp-accounting's event for everything charged."""
+        return self._event(self._runs, relation)
+
+    def epsilon(self, delta: float | None = None, relation: Relation | None = None) -> float:
+        """Returns what everything charged costs; evaluated when asked for, and once.
+
+        Under the sampler's own relation, if no other is named.
+        """
+        parsed = parse_relation(relation or self.sampler.relation)
+        delta = self.delta if delta is None else delta
+        key = (tuple(self._runs), len(self._others), delta, parsed)
+        if key not in self._known:
+            event = self.event(parsed)
+            self._known[key] = event_epsilon(event, delta=delta, relation=parsed)
+        return self._known[key]
+
+    def epsilon_bound(self) -> float:
+        """Returns an upper bound of `epsilon()` that is cheap enough to ask for at every step.
+
+        It is the cost of up to 5 % more steps, so that a run evaluates few distinct ones.
+        """
+        if not self._runs:
+            return self.epsilon()
+        *before, (noise, count) = self._runs
+        steps = self.num_steps
+        if steps > FIRST_STEPS:
+            power = math.ceil(math.log(steps / FIRST_STEPS) / math.log1p(STRIDE) - 1e-9)
+            count += max(math.ceil(FIRST_STEPS * (1 + STRIDE) ** power) - steps, 0)
+        runs = (*before, (noise, count))
+        key = (runs, len(self._others))
+        if key not in self._known:
+            parsed = parse_relation(self.sampler.relation)
+            event = self._event(list(runs), parsed)
+            self._known[key] = event_epsilon(event, delta=self.delta, relation=parsed)
+        return self._known[key]
+
+    def to_json(self) -> str:
+        """Returns the ledger as JSON, for a checkpoint; it holds nothing private."""
+        record = {
+            "format": FORMAT,
+            **self._identity(),
+            "delta": self.delta,
+            "steps": self._runs,
+            "others": [[_records.event_record(event), count] for event, count in self._others],
+        }
+        return json.dumps(record, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, sampler: Sampler, clip: ClipRule | float) -> "Ledger":
+        """Returns the ledger that `to_json` wrote, for a run that goes on as it began.
+
+        Args:
+            text: the JSON.
+            sampler: of the run that goes on.
+            clip: of the run that goes on.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            ValueError: text that is no ledger, or one of another sampler or clip.
+        """
+        record = _records.parse(text, FORMAT, {"sampler", "clip", "delta", "steps", "others"})
+        ledger = cls(sampler, clip, delta=record["delta"])
+        for name, now in ledger._identity().items():
+            if record[name] != now:
+                raise ValueError(
+                    f"this ledger is of the {name} {record[name]} and the run that would go on has "
+                    f"{now}. Go on with the first; or begin a new ledger and charge the old run to "
+                    "it: new.charge_event(old.event())."
+                )
+        for noise, count in record["steps"]:
+            ledger.charge(noise, count)
+        for event, count in record["others"]:
+            ledger.charge_event(_records.event_of(event), count)
+        return ledger
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "sampler": _records.sampler_identity(self.sampler),
+            "clip": _records.clip_identity(self.clip),
+        }
+
+    def _event(
+        self, runs: list[tuple[float, int]], relation: Relation | None
+    ) -> dp_accounting.DpEvent:
+        parsed = parse_relation(relation or self.sampler.relation)
+        events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
+        if runs:
+            values, lengths = zip(*runs, strict=True)
+            noise = values[0] if len(runs) == 1 else Piecewise(values, lengths)
+            events.append(run_event(self.sampler, noise, sum(lengths), parsed))
+        return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)

@@ -1,0 +1,153 @@
+"""Schedules: what runs is what is accounted, whatever changes with the step."""
+
+import math
+
+import dp_accounting
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax import samplers, schedules
+from dpoptax.accounting import epsilon
+from dpoptax.schedules import Piecewise, passes, tabulate
+
+FALLING = Piecewise((2.0, 1.0, 1.5), (3, 4, 2))
+
+
+def test_a_schedule_is_read_at_every_step_and_holds_on():
+    values = [2.0] * 3 + [1.0] * 4 + [1.5] * 5
+    assert [float(FALLING(step)) for step in range(12)] == values
+    traced = jax.jit(jax.vmap(FALLING))(jnp.arange(12))
+    np.testing.assert_array_equal(traced, values)
+    assert tabulate(FALLING, 12) is FALLING
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optax.cosine_decay_schedule(2.0, 40, 0.3),
+        optax.linear_schedule(1.0, 3.0, 20, 5),
+        optax.piecewise_constant_schedule(2.0, {7: 0.5, 30: 0.5}),
+    ],
+)
+def test_optax_schedules_are_tabulated_as_they_are(schedule):
+    table = tabulate(schedule, 50)
+    assert sum(table.lengths) == 50
+    with jax.numpy_dtype_promotion("standard"):
+        expected = [float(schedule(jnp.asarray(step))) for step in range(50)]
+    np.testing.assert_allclose([float(table(step)) for step in range(50)], expected, rtol=1e-6)
+
+
+def test_a_pass_is_taken_at_its_least_noise():
+    # Passes of four steps: (2 2 2 1) (1 1 1 1.5) (1.5 ...)
+    assert passes(FALLING, 9, 4) == {1.0: 2, 1.5: 1}
+    assert passes(FALLING, 9) == {2.0: 3, 1.0: 4, 1.5: 2}
+    assert passes(3.0, 9, 4) == {3.0: 3}
+    assert passes(FALLING, 2, 100) == {2.0: 1}
+
+
+def test_many_values_are_rounded_down_never_up():
+    schedule = tabulate(optax.cosine_decay_schedule(2.0, 500, 0.4), 500)
+    counts = passes(schedule, 500)
+    assert len(counts) <= schedules.MOST_LEVELS
+    assert sum(counts.values()) == 500
+    exact = np.sort([float(schedule(step)) for step in range(500)])
+    rounded = np.sort(np.repeat(list(counts), list(counts.values())))
+    assert np.all(rounded <= exact)
+    assert np.all(rounded > exact * 0.96)
+
+
+def test_a_schedule_of_one_value_is_that_value():
+    sampler, run = samplers.Poisson(1000, 20), {"num_steps": 90, "delta": 1e-5}
+    for schedule in (Piecewise((1.1,), (5,)), Piecewise((1.1, 1.1), (40, 50))):
+        scheduled = epsilon(sampler=sampler, noise_multiplier=schedule, **run)
+        assert scheduled == epsilon(sampler=sampler, noise_multiplier=1.1, **run)
+
+
+def test_a_scheduled_run_costs_what_its_parts_cost_together():
+    sampler = samplers.Poisson(1000, 20)
+    noise = Piecewise((2.0, 1.0), (100, 50))
+    event = dp_accounting.ComposedDpEvent([sampler.event(2.0, 100), sampler.event(1.0, 50)])
+    whole = epsilon(sampler=sampler, noise_multiplier=noise, num_steps=150, delta=1e-5)
+    assert whole == pytest.approx(dpoptax.accounting.event_epsilon(event, delta=1e-5), rel=1e-9)
+    for constant, lower in ((2.0, True), (1.0, False)):
+        other = epsilon(sampler=sampler, noise_multiplier=constant, num_steps=150, delta=1e-5)
+        assert (other < whole) is lower
+
+
+def test_zero_noise_anywhere_in_the_steps_done_is_no_privacy():
+    sampler, noise = samplers.Poisson(1000, 20), Piecewise((1.0, 0.0), (10, 10))
+    run = {"sampler": sampler, "noise_multiplier": noise, "delta": 1e-5}
+    assert epsilon(num_steps=10, **run) < math.inf
+    assert epsilon(num_steps=11, **run) == math.inf
+
+
+def test_noise_clip_and_size_follow_their_schedules():
+    noise, clip = Piecewise((2.0, 1.0), (2, 2)), Piecewise((1.0, 3.0), (1, 3))
+    size = Piecewise((10.0, 20.0), (3, 1))
+    params = jnp.zeros(20_000)
+    tx = dpoptax.privatize(clip, noise, size, jax.random.key(0))
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for step, spread in enumerate([2 * 1 / 10, 2 * 3 / 10, 1 * 3 / 10, 1 * 3 / 20]):
+        assert int(state.step) == step
+        release, state = update(jnp.zeros((1, 20_000)), state, params)
+        assert float(release.std()) == pytest.approx(spread, rel=4.5 / math.sqrt(40_000))
+    quiet = dpoptax.privatize(clip, 0.0, size, jax.random.key(0))
+    state = quiet.init(jnp.zeros(1))
+    for moved in (1 / 10, 3 / 10, 3 / 10, 3 / 20):
+        release, state = quiet.update(jnp.full((1, 1), 100.0), state, jnp.zeros(1))
+        assert float(release[0]) == pytest.approx(moved, rel=1e-6)
+
+
+def test_a_plan_reads_optax_schedules_and_runs_what_it_accounts():
+    plan = dpoptax.Plan(
+        sampler=samplers.Poisson(100, 10),
+        clip=optax.piecewise_constant_schedule(1.0, {3: 2.0}),
+        noise_multiplier=optax.piecewise_constant_schedule(2.0, {2: 0.5}),
+        num_steps=5,
+        delta=1e-5,
+    )
+    assert plan.noise_multiplier == Piecewise((2.0, 1.0), (2, 3))
+    assert plan.clip_rule.l2_clip == Piecewise((1.0, 2.0), (3, 2))
+    assert plan.clip_rule.sensitivity("replace_one") == 4.0
+    same = epsilon(
+        sampler=plan.sampler, noise_multiplier=plan.noise_multiplier, num_steps=5, delta=1e-5
+    )
+    assert plan.epsilon() == same
+    assert dpoptax.Plan.from_json(plan.to_json()) == plan
+    result = dpoptax.training.fit(
+        lambda params, x: jnp.sum(params * x),
+        jnp.zeros(2000),
+        jnp.zeros((100, 2000)),
+        plan=plan,
+        optimizer=optax.sgd(1.0),
+        key=jax.random.key(0),
+        progress=False,
+    )
+    # The parameters are the sum of the noise that ran: of 2, 2, 1, 2, 2 tenths.
+    spread = float(jnp.std(result.params)) * 10
+    assert spread == pytest.approx(math.sqrt(4 + 4 + 1 + 4 + 4), rel=4.5 / math.sqrt(4000))
+    assert result.epsilon() == plan.epsilon()
+    assert result.ledger.num_steps == 5
+
+
+def test_stages_draw_and_cost_what_their_samplers_do():
+    small, large = samplers.Poisson(1000, 10), samplers.Poisson(1000, 100)
+    stages = samplers.Stages(((small, 3), (large, 4)))
+    state, sample = stages.init(jax.random.key(0)), jax.jit(stages.sample)
+    sizes = []
+    for _ in range(9):
+        state, batch = sample(state)
+        assert batch.mask.shape == (large.capacity,)
+        sizes.append(int(batch.mask.sum()))
+    assert max(sizes[:3]) < 40 < min(sizes[3:])
+    event = dp_accounting.ComposedDpEvent([small.event(1.5, 3), large.event(1.0, 6)])
+    noise = Piecewise((1.5, 1.0), (3, 4))
+    assert stages.event(noise, 9) == event
+    assert stages.event(noise, 2) == small.event(1.5, 2)
+    plan = dpoptax.Plan(sampler=stages, clip=1.0, noise_multiplier=noise, num_steps=7, delta=1e-5)
+    assert dpoptax.Plan.from_json(plan.to_json()) == plan
