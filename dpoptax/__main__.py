@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Example:
         >>> main(["calibrate", "--num-examples", "1000", "--batch-size", "100", "--steps", "50",
-        ...       "--epsilon", "2", "--delta", "1e-5"])  # doctest: +ELLIPSIS
+        ...       "--epsilon", "2", "--delta", "1e-5"])
         noise_multiplier ... at epsilon = ...
         0
     """
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dpoptax", description="Privacy of training, in numbers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dpoptax", description="Privacy of training, in numbers."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     report = commands.add_parser(

@@ -228,7 +228,7 @@ def event_of(record: Any) -> dp_accounting.DpEvent:
         ValueError: no event of dp-accounting.
     """
     fields = dict(_mapping("an event", record))
-    kind = getattr(dp_accounting.dp_event, str(fields.pop("event", None)), None)
+    kind = getattr(dp_accounting.dp_event, str(fields.pop("kind", None)), None)
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
         raise ValueError(f"{record!r} is no event of dp-accounting.")
     return kind(**{name: _event_value(value) for name, value in fields.items()})
@@ -238,7 +238,7 @@ def _event_record(value: Any) -> Any:
     if hasattr(value, "class_name"):
         names = [name for name in value._fields if name not in ("module_name", "class_name")]
         numbers = {name: _event_record(getattr(value, name)) for name in names}
-        return {"event": value.class_name, **numbers}
+        return {"kind": value.class_name, **numbers}
     if isinstance(value, list | tuple):
         return [_event_record(item) for item in value]
     return value

@@ -31,8 +31,8 @@ class PrivatizeState(NamedTuple):
 
 def privatize(
     clip: ClipRule | Scheduled,
-    noise_multiplier: Scheduled,
-    expected_batch_size: Scheduled,
+    noise_multiplier: Scheduled | optax.Schedule,
+    expected_batch_size: Scheduled | optax.Schedule,
     key: PRNGKeyArray,
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
@@ -51,7 +51,8 @@ def privatize(
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
         expected_batch_size: the public normaliser, sampling_rate times num_examples; never the
             number of examples that a batch happened to have. Clip, noise and size may each be a
-            `dpoptax.schedules.Piecewise`, read at the number of the release.
+            `dpoptax.schedules.Piecewise`, read at the number of the release; an Optax schedule
+            becomes one by `dpoptax.schedules.tabulate`, so that it can be accounted.
         key: a typed PRNG key for noise and nothing else.
 
     Returns:

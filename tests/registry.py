@@ -32,6 +32,7 @@ SAMPLERS = {
     "shuffled": lambda n, b: dpoptax.samplers.Shuffled(n, b),
     "balls in bins": lambda n, b: dpoptax.samplers.BallsInBins(n, n // b),
     "cyclic": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
+    "stages": lambda n, b: dpoptax.samplers.Stages([(dpoptax.samplers.Poisson(n, b), 5)]),
     "users": lambda n, b: dpoptax.samplers.Users(range(n), b, max_examples_per_user=1),
 }
 

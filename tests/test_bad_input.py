@@ -243,6 +243,50 @@ REFUSED = {
         ),
         "num_steps must be at least 1",
     ),
+    "group of nobody": (lambda: plan().epsilon(group_size=0), "group_size must be at least 1"),
+    "noise as a function": (
+        lambda: dpoptax.privatize(1.0, optax.constant_schedule(1.0), 5.0, jax.random.key(0)),
+        "must be known for every step in advance.*tabulate",
+    ),
+    "schedule of negative noise": (
+        lambda: plan(noise_multiplier=optax.constant_schedule(-1.0)),
+        "values must be zero or more",
+    ),
+    "schedule without an end": (
+        lambda: dpoptax.schedules.Piecewise((1.0, 2.0), (5,)),
+        "values and lengths must be as many",
+    ),
+    "schedule of a clip of zero": (
+        lambda: dpoptax.clipping.flat(dpoptax.schedules.Piecewise((1.0, 0.0), (5, 5))),
+        "l2_clip bounds a norm and must be positive",
+    ),
+    "stages of different data": (
+        lambda: samplers.Stages([(samplers.Poisson(10, 2), 1), (samplers.Poisson(11, 2), 1)]),
+        r"stages must draw from the same examples.*\[10, 11\]",
+    ),
+    "no stages": (lambda: samplers.Stages(()), "stages must draw from the same examples"),
+    "a ledger of no event": (
+        lambda: plan().ledger().charge_event(0.3),
+        "expected a dp_accounting.DpEvent; got 0.3",
+    ),
+    "noise of a step negative": (
+        lambda: plan().ledger().charge(-1.0),
+        "noise_multiplier must be zero or more",
+    ),
+    "shuffled as Poisson": (
+        lambda: plan(sampler=samplers.Shuffled(100, 10)).event(relation="add_or_remove_one"),
+        "shuffled batches have no guarantee under add_or_remove_one",
+    ),
+    "delta one in a budget": (
+        lambda: accounting.RdpFilter(epsilon=1.0, delta=1.0),
+        "delta must lie strictly between 0 and 1",
+    ),
+    "noise zero for steps": (
+        lambda: accounting.calibrate_num_steps(
+            epsilon=1.0, delta=1e-5, sampler=SAMPLER, noise_multiplier=0.0
+        ),
+        "noise_multiplier must be positive",
+    ),
     "unknown relation": (
         lambda: plan().epsilon(relation="add_remove"),
         "relation must be one of add_or_remove_one, replace_one, replace_special; got 'add_remove'",

@@ -85,18 +85,17 @@ def calibrate_noise_multiplier(
     coarse = functools.lru_cache(
         lambda log_noise: _excess(achieved(log_noise, SEARCH_COARSENING), target)
     )
-    _, size = extremes(sampler.expected_batch_size)
     lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
-    guess = min(
-        max(_first_guess(target, delta, size / sampler.num_examples, num_steps), lowest), highest
-    )
-    root = search.least_root(coarse, guess, lowest, highest)
-    if math.isinf(root):
+    _, size = extremes(sampler.expected_batch_size)
+    guess = _first_guess(target, delta, size / sampler.num_examples, num_steps)
+    root = search.least_root(coarse, min(max(guess, lowest), highest), lowest, highest)
+    if math.isinf(root) and (spent := achieved(highest)) > target:
         raise ValueError(
-            f"epsilon = {target:g} at delta = {delta:g} is out of reach: even a noise multiplier of "
-            f"{LARGEST_NOISE_MULTIPLIER:g} costs {achieved(highest):.4g}. Take a larger epsilon or "
-            "delta, or a larger max_batch_size, whose overflow is paid from delta."
+            f"epsilon = {target:g} at delta = {delta:g} is out of reach: even a noise multiplier "
+            f"of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a larger epsilon or delta, "
+            "or a larger max_batch_size, whose overflow is paid from delta."
         )
+    root = min(root, highest)
     slope = (coarse(root + 0.02) - coarse(root)) / 0.02
     while (spent := achieved(root)) > target:
         root += search.TOLERANCE
@@ -154,13 +153,16 @@ def calibrate_num_steps(
     parsed = parse_relation(relation)
 
     @functools.lru_cache
-    def achieved(num_steps: int) -> float:
+    def achieved(num_steps: int, coarsening: float = 1.0) -> float:
         event = run_event(sampler, noise, num_steps, parsed)
-        return event_epsilon(event, delta=delta, relation=parsed)
+        return event_epsilon(event, delta=delta, relation=parsed, coarsening=coarsening)
 
     _, size = extremes(sampler.expected_batch_size)
     spread = size / sampler.num_examples * math.sqrt(math.expm1(min(noise**-2, 700.0)))
     guess = (_gaussian_shift(target, delta) / spread) ** 2
+    guess = search.most_feasible(
+        lambda steps: _excess(achieved(steps, SEARCH_COARSENING), target), guess, MOST_STEPS
+    )
     steps = search.most_feasible(lambda steps: _excess(achieved(steps), target), guess, MOST_STEPS)
     if steps == 0:
         raise ValueError(

@@ -9,19 +9,26 @@ et al. 2023, arXiv:2208.09595.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.fft
 import scipy.optimize
+import scipy.signal
 import scipy.special
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 # The logarithm of what is neglected outside the window, relative to what is asked for.
 NEGLIGIBLE = -45.0
-LARGEST_TILT = 1e5
+# In units of 1 / grid step: beyond, all is on the last point.
+LARGEST_TILT = 30.0
+# Beyond so many points in a window only Chernoff's bound is taken: epsilon is in the hundreds.
+MOST_POINTS = 2**22
+# The least share of the tilted sum beyond epsilon for which its rounding is small beside it.
+SMALLEST_SHARE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,33 +55,32 @@ class Composition:
     steps: Sequence[StepLoss]
     grid_step: float
 
+    def __post_init__(self) -> None:
+        for name in ("_moments", "_window"):  # asked for again and again at the same tilts
+            object.__setattr__(self, name, functools.cache(getattr(self, name)))
+
     def epsilon(self, delta: float) -> float:
         """Returns the least epsilon at which delta suffices; inf if there is none."""
         rest = delta - self._infinite()
         if rest <= 0:
             return math.inf
-        if self._deltas(np.zeros(1), self._tilt(0.0))[0] <= rest:
+        tilt = self._tilt_for_delta(math.log(rest))
+        if self._size(tilt) > MOST_POINTS:
+            return self._chernoff(math.log(rest))
+        losses, probs, tilted = self._tilted_back(tilt)
+        above, discounted = self._tails(probs)
+        # Between two losses delta(epsilon) = above - exp(epsilon - loss) * discounted, of the next.
+        # From above: far below the middle rounding, tilted back, is all there is.
+        exceeding = np.flatnonzero(above - discounted > rest)
+        first = int(exceeding[-1]) + 1 if len(exceeding) else 0
+        if losses[first] <= 0:
             return 0.0
-        # Chernoff: delta <= exp(K(t) - t epsilon), with equality up to a factor at epsilon = K'(t).
-        low, high = 1e-6, 1.0
-        while self._exponent(high) > math.log(rest) and high < LARGEST_TILT:
-            low, high = high, 2 * high
-        for _ in range(25):
-            middle = math.sqrt(low * high)
-            if self._exponent(middle) > math.log(rest):
-                low = middle
-            else:
-                high = middle
-        losses, probs = self._tilted_back(high)
-        above = np.cumsum(probs[::-1])[::-1]
-        discounted = np.cumsum((probs * np.exp(-losses))[::-1])[::-1]
-        # Between two losses delta(epsilon) = above - exp(epsilon) * discounted, of what is above.
-        at_losses = above - np.exp(losses) * discounted
-        first = int(np.argmax(at_losses <= rest))
-        if discounted[first] <= 0 or above[first] <= rest:
-            return max(float(losses[first]), 0.0)
-        inside = math.log((above[first] - rest) / discounted[first])
-        return max(min(inside, float(losses[first])), 0.0)
+        if first == 0 or tilted[first:].sum() < SMALLEST_SHARE:
+            return self._chernoff(math.log(rest))
+        inside = 0.0
+        if discounted[first] > 0 and above[first] > rest:
+            inside = min(math.log((above[first] - rest) / discounted[first]), 0.0)
+        return max(float(losses[first]) + inside, 0.0)
 
     def deltas(self, epsilons: np.ndarray) -> np.ndarray:
         """Returns delta at each epsilon, to an absolute 1e-13 or so, rounded up."""
@@ -82,15 +88,22 @@ class Composition:
         return self._deltas(epsilons, 0.0) + self._infinite() + slack
 
     def _deltas(self, epsilons: np.ndarray, tilt: float) -> np.ndarray:
-        losses, probs = self._tilted_back(tilt)
-        above = np.append(np.cumsum(probs[::-1])[::-1], 0.0)
-        with np.errstate(over="ignore"):
-            discounted = probs * np.exp(np.minimum(-losses, 600.0))
-        discounted = np.append(np.cumsum(discounted[::-1])[::-1], 0.0)
-        first = np.searchsorted(losses, epsilons, side="right")
-        with np.errstate(over="ignore", invalid="ignore"):
-            below = np.where(discounted[first] > 0, np.exp(epsilons) * discounted[first], 0.0)
-        return np.clip(above[first] - below, 0.0, 1.0)
+        losses, probs, _ = self._tilted_back(tilt)
+        above, discounted = (np.append(tail, 0.0) for tail in self._tails(probs))
+        following = np.searchsorted(losses, epsilons, side="right")
+        gaps = epsilons - np.append(losses, math.inf)[following]
+        return np.clip(above[following] - np.exp(gaps) * discounted[following], 0.0, 1.0)
+
+    def _chernoff(self, log_delta: float) -> float:
+        """An upper bound of epsilon that needs no window."""
+        tilts = np.geomspace(1e-2, LARGEST_TILT / self.grid_step, 100)
+        return max(min((self._moments(t)[0] - log_delta) / t for t in tilts), 0.0)
+
+    def _tails(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From each loss l on, the sum of the probabilities, plain and times exp(l - loss)."""
+        above = np.cumsum(probs[::-1])[::-1]
+        decay = [1.0, -math.exp(-self.grid_step)]
+        return above, scipy.signal.lfilter([1.0], decay, probs[::-1])[::-1]
 
     def _infinite(self) -> float:
         return -math.expm1(sum(s.count * math.log1p(-min(s.infinite, 0.5)) for s in self.steps))
@@ -109,22 +122,41 @@ class Composition:
             variance += step.count * float(probs @ np.square(losses - center))
         return log_mass, mean, variance
 
-    def _exponent(self, tilt: float) -> float:
-        log_mass, mean, _ = self._moments(tilt)
-        return log_mass - tilt * mean
+    def _tilt_for_delta(self, log_delta: float) -> float:
+        """The tilt that brings the mean to where delta is about that.
+
+        By Chernoff's bound delta(epsilon) <= exp(K(t) - t epsilon), with equality up to a factor
+        at epsilon = K'(t). Where losses are rare and large, K' all but
+        jumps, so it must be met well.
+        """
+
+        def beyond(tilt: float) -> float:
+            log_mass, mean, _ = self._moments(tilt)
+            return log_mass - tilt * mean - log_delta
+
+        low, high = 0.0, 1.0
+        while beyond(high) > 0:
+            if high * self.grid_step >= LARGEST_TILT:
+                return high
+            low, high = high, 2 * high
+        return float(scipy.optimize.brentq(beyond, low, high, xtol=1e-4 * high, rtol=1e-4))
 
     def _tilt(self, epsilon: float) -> float:
         """The tilt that brings the mean to epsilon, where it is not there already."""
         if self._moments(0.0)[1] >= epsilon:
             return 0.0
         high = 1.0
-        while self._moments(high)[1] < epsilon and high < LARGEST_TILT:
+        while self._moments(high)[1] < epsilon and high * self.grid_step < LARGEST_TILT:
             high *= 2
-        if high >= LARGEST_TILT:
+        if high * self.grid_step >= LARGEST_TILT:
             return 0.0
         return float(
             scipy.optimize.brentq(lambda t: self._moments(t)[1] - epsilon, 0.0, high, rtol=1e-2)
         )
+
+    def _size(self, tilt: float) -> int:
+        low, high = self._window(tilt)
+        return high - low
 
     def _window(self, tilt: float) -> tuple[int, int]:
         """The grid points beyond which the tilted sum has negligible mass, by Chernoff's bound."""
@@ -132,7 +164,7 @@ class Composition:
         scale = max(math.sqrt(variance), self.grid_step)
         reach = {1: math.inf, -1: math.inf}
         for sign in reach:
-            for factor in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
+            for factor in (0.03, 0.2, 1.0, 3.0, 10.0):
                 shift = sign * factor / scale
                 grown, _, _ = self._moments(tilt + shift)
                 bound = (grown - log_mass - shift * mean - NEGLIGIBLE) / abs(shift)
@@ -140,8 +172,8 @@ class Composition:
         low = math.floor((mean - reach[-1]) / self.grid_step) - 1
         return low, math.ceil((mean + reach[1]) / self.grid_step) + 1
 
-    def _tilted_back(self, tilt: float) -> tuple[np.ndarray, np.ndarray]:
-        """The losses around the middle of the tilted sum, and their probabilities without tilt."""
+    def _tilted_back(self, tilt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Losses around the middle of the tilted sum, their probabilities without and with tilt."""
         low, high = self._window(tilt)
         length = scipy.fft.next_fast_len(high - low + 1, real=True)
         spectrum: np.ndarray | float = 1.0
@@ -159,7 +191,8 @@ class Composition:
         places = low + np.arange(length)
         losses = self.grid_step * places
         exponents = np.minimum(log_mass - tilt * losses, 700.0)
-        return losses, sums[places % length] * np.exp(exponents)
+        tilted = sums[places % length]
+        return losses, tilted * np.exp(exponents), tilted
 
 
 def compositions(
@@ -184,6 +217,10 @@ def compositions(
 def _step_loss(pmf: pld_pmf.PLDPmf, count: int) -> StepLoss:
     # dp-accounting has no public way to the probabilities of a distribution.
     dense = pmf.to_dense_pmf()
+    probs = np.asarray(dense._probs)
+    present = np.flatnonzero(probs > 0)
+    first, last = present[0], present[-1] + 1
     with np.errstate(divide="ignore"):
-        log_probs = np.log(np.maximum(np.asarray(dense._probs), 0.0))
-    return StepLoss(log_probs, dense._lower_loss, float(dense._infinity_mass), count)
+        log_probs = np.log(np.maximum(probs[first:last], 0.0))
+    lowest = int(dense._lower_loss + first)
+    return StepLoss(log_probs, lowest, float(dense._infinity_mass), count)

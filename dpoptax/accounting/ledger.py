@@ -36,7 +36,7 @@ class Ledger:
         (100, True)
     """
 
-    def __init__(self, sampler: Sampler, clip: ClipRule | float, *, delta: float) -> None:
+    def __init__(self, sampler: Sampler, clip: ClipRule | Scheduled, *, delta: float) -> None:
         """Begins a ledger.
 
         Args:
@@ -82,7 +82,7 @@ class Ledger:
             else:
                 self._runs.append((value, last - first))
 
-    def charge_event(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
+    def charge_event(self, event: Any, count: int = 1) -> None:
         """Counts another release on the same data: a histogram, a quantile, an earlier run.
 
         Args:
@@ -145,7 +145,7 @@ class Ledger:
         return json.dumps(record, indent=2, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, *, sampler: Sampler, clip: ClipRule | float) -> "Ledger":
+    def from_json(cls, text: str, *, sampler: Sampler, clip: ClipRule | Scheduled) -> "Ledger":
         """Returns the ledger that `to_json` wrote, for a run that goes on as it began.
 
         Args:

@@ -12,7 +12,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dpoptax.accounting import subsampled
 
 FINEST, USUAL, COARSEST = 1e-7, 1e-4, 1e-3
-MOST_POINTS = 100_000
+MOST_POINTS = 125_000
 MANY = 10
 # Times as many where truncation is taken exactly: there two laws of different scale are mixed.
 TRUNCATED_POINTS = 4

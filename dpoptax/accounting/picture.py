@@ -2,20 +2,18 @@
 
 import math
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from dpoptax.accounting import trade_off
-
-if TYPE_CHECKING:
-    from dpoptax.accounting.report import Report
+from dpoptax.accounting.report import Report, round_up
 
 LEAST_RATE = 1e-5
 
 
-def save(report: "Report", path: pathlib.Path) -> None:
+def save(report: Report, path: pathlib.Path) -> None:
     """Draws the trade-off curve and epsilon over delta.
 
     Args:
@@ -37,7 +35,7 @@ def save(report: "Report", path: pathlib.Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def _draw_attack(axes: Any, report: "Report") -> None:
+def _draw_attack(axes: Any, report: Report) -> None:
     rates = np.geomspace(LEAST_RATE, 1.0, 400)
     axes.plot(rates, rates, color="0.6", linestyle=":", label="guessing")
     found = trade_off.true_positive_rates(report.loss, rates)
@@ -49,7 +47,7 @@ def _draw_attack(axes: Any, report: "Report") -> None:
             math.exp(min(report.epsilon, 700.0)) * rates + report.delta,
             1 - math.exp(-report.epsilon) * (1 - report.delta - rates),
         )
-        label = f"all that ({report.epsilon:.2f}, {report.delta:.2g})-DP alone rules out"
+        label = f"what ({report.epsilon:.2f}, {report.delta:.2g})-DP alone would allow"
         axes.plot(rates, np.minimum(bound, 1.0), color="C3", linewidth=1, label=label)
     for rate, value in report.true_positive_rate.items():
         axes.plot([rate], [value], "o", color="C0")
@@ -61,13 +59,16 @@ def _draw_attack(axes: Any, report: "Report") -> None:
     axes.legend(loc="lower right", fontsize=8)
 
 
-def _draw_guarantee(axes: Any, report: "Report") -> None:
-    deltas = np.geomspace(report.delta / 100, min(1000 * report.delta, 0.1), 16)
-    epsilons = [report.loss.epsilon(float(delta)) for delta in deltas]
-    axes.plot(deltas, epsilons, color="C0", linewidth=2)
+def _draw_guarantee(axes: Any, report: Report) -> None:
+    least, most = report.delta / 100, min(1000 * report.delta, 0.1)
+    largest = report.loss.epsilon(least)
+    epsilons = np.linspace(0.0, largest if math.isfinite(largest) else 1.0, 500)
+    deltas = report.loss.deltas(epsilons)
+    shown = deltas <= most
+    axes.plot(deltas[shown], epsilons[shown], color="C0", linewidth=2)
     if math.isfinite(report.epsilon):
         axes.plot([report.delta], [report.epsilon], "o", color="C0")
-        text = f"ε = {report.epsilon:.3f} at δ = {report.delta:.2g}"
+        text = f"ε = {round_up(report.epsilon)} at δ = {report.delta:.2g}"
         axes.annotate(text, (report.delta, report.epsilon), (8, 6), textcoords="offset points")
     axes.axvline(1 / report.num_units, color="0.6", linestyle=":")
     axes.annotate(
@@ -78,7 +79,7 @@ def _draw_guarantee(axes: Any, report: "Report") -> None:
         color="0.4",
         fontsize=8,
     )
-    axes.set(xscale="log", ylim=(0, None))
+    axes.set(xscale="log", xlim=(least / 2, 2 * most), ylim=(0, None))
     axes.set_xlabel("δ")
     axes.set_ylabel("ε")
     axes.set_title(f"The guarantee after {report.steps_done:,} of {report.steps_planned:,} steps")

@@ -19,7 +19,7 @@ from dpoptax.accounting.one_step import grid_step, one_step
 from dpoptax.accounting.pieces import Pieces, pieces
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
-from dpoptax.schedules import Scheduled, checked
+from dpoptax.schedules import Scheduled, checked, extremes, slice_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +106,29 @@ def epsilon(
 def run_event(
     sampler: Sampler, noise_multiplier: Scheduled, num_steps: int, relation: Relation
 ) -> dp_accounting.DpEvent:
-    """Returns the event of a run, also of one without steps."""
+    """Returns the event of a run, also of one without steps or without noise.
+
+    Args:
+        sampler: who takes part in each step.
+        noise_multiplier: a number or a `Piecewise`.
+        num_steps: zero or more.
+        relation: which data sets count as neighbours.
+
+    Returns:
+        dp-accounting's event.
+
+    Example:
+        >>> from dpoptax.samplers import Poisson
+        >>> run_event(Poisson(100, 10), 0.0, 5, "add_or_remove_one")
+        NonPrivateDpEvent()
+    """
     num_steps = _checks.count("num_steps", num_steps, at_least=0)
     parsed = parse_relation(relation)
     if num_steps == 0:
         return dp_accounting.NoOpDpEvent()
+    least, _ = extremes(slice_of(noise_multiplier, 0, num_steps))
+    if least == 0:
+        return dp_accounting.NonPrivateDpEvent()
     return sampler.event(noise_multiplier, num_steps, parsed)
 
 

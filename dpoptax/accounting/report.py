@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dpoptax.plan import Plan
 
 GROUPS = (2, 10)
+# Their laws are slow to put on a grid; a coarser one overstates them by a percent or so.
+GROUP_COARSENING = 8.0
 FALSE_POSITIVE_RATES = (1e-3, 1e-2)
 PRIORS = (0.5, 0.1, 0.01)
 RELEASED = "every noisy gradient, hence every iterate and the final parameters"
@@ -141,12 +143,12 @@ class Report:
         if math.isinf(self.epsilon):
             guarantee = "none: this run is not private (epsilon = inf)"
         else:
-            guarantee = f"({_round_up(self.epsilon)}, {self.delta:.3g})-differential privacy"
+            guarantee = f"({round_up(self.epsilon)}, {self.delta:.3g})-differential privacy"
         groups = ", ".join(
-            f"{_round_up(value)} for {size}" for size, value in self.epsilon_of_group.items()
+            f"{round_up(value)} for {size}" for size, value in self.epsilon_of_group.items()
         )
         deltas = ", ".join(
-            f"{_round_up(value)} at delta {delta:.3g}" for delta, value in self.epsilon_at.items()
+            f"{round_up(value)} at delta {delta:.3g}" for delta, value in self.epsilon_at.items()
         )
         rates = ", ".join(
             f"{100 * found:.2f} % of members at {100 * rate:g} % false alarms"
@@ -167,14 +169,14 @@ class Report:
             "steps": f"{self.steps_done} done of {self.steps_planned} planned",
             "accountant": self.accountant,
             "epsilon": deltas,
-            "under replace_one": f"{_round_up(self.epsilon_replaced)} at delta {self.delta:.3g}",
+            "under replace_one": f"{round_up(self.epsilon_replaced)} at delta {self.delta:.3g}",
             f"for groups of {self.unit}s": groups,
-            "without amplification": f"{_round_up(self.epsilon_unamplified)}, "
+            "without amplification": f"{round_up(self.epsilon_unamplified)}, "
             "if all took part once per pass, at a known step",
             "attack advantage": f"{100 * self.advantage:.2f} points of true over false positives",
             "attack finds at most": rates,
             "belief can rise from": beliefs,
-            "no worse than": f"a Gaussian release of mu = {_round_up(self.mu)} (mu-GDP)",
+            "no worse than": f"a Gaussian release of mu = {round_up(self.mu)} (mu-GDP)",
         }
 
 
@@ -212,7 +214,12 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
             if value < 1
         },
         epsilon_replaced=plan.epsilon(num_steps, relation="replace_one"),
-        epsilon_of_group={k: plan.epsilon(num_steps, group_size=k) for k in GROUPS},
+        epsilon_of_group={
+            size: event_epsilon(
+                event, delta=delta, relation=relation, group_size=size, coarsening=GROUP_COARSENING
+            )
+            for size in GROUPS
+        },
         epsilon_unamplified=_unamplified(plan, num_steps),
         advantage=trade_off.advantage(loss),
         true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
@@ -239,8 +246,19 @@ def _unamplified(plan: "Plan", num_steps: int) -> float:
     return event_epsilon(gaussian, delta=plan.delta)
 
 
-def _round_up(value: float) -> str:
-    """Three digits behind the point, never below the value."""
+def round_up(value: float) -> str:
+    """Writes a number with three digits behind the point, never below it.
+
+    Args:
+        value: an epsilon, say.
+
+    Returns:
+        Digits, or "inf".
+
+    Example:
+        >>> round_up(0.5351)
+        '0.536'
+    """
     return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}" if math.isfinite(value) else "inf"
 
 

@@ -50,12 +50,12 @@ def most_feasible(excess: Callable[[int], float], guess: float, highest: int) ->
     Returns:
         A number at which `excess` was evaluated and found at most zero; 0 if there is none.
     """
-    excess = functools.lru_cache(excess)
+    values: dict[int, float] = {}
     low, high = 0, highest + 1  # feasible, infeasible
-    number = min(max(int(guess), 1), highest)
-    factor = 1.1
+    number, factor = min(max(int(min(guess, highest)), 1), highest), 1.01
     while high - low > 1:
-        if excess(number) <= 0:
+        values[number] = excess(number)
+        if values[number] <= 0:
             low = number
         else:
             high = number
@@ -64,23 +64,28 @@ def most_feasible(excess: Callable[[int], float], guess: float, highest: int) ->
         elif high > highest:
             number = min(max(int(number * factor), number + 1), highest)
         else:
-            number = _between(excess, low, high)
-            continue
+            return _between(excess, low, high, values[low], values[high])
         factor = factor**2
     return low
 
 
-def _between(excess: Callable[[int], float], low: int, high: int) -> int:
-    """A number strictly between, near where the line through the ends, in the logarithm, is zero.
+def _between(
+    excess: Callable[[int], float], low: int, high: int, below: float, above: float
+) -> int:
+    """The largest feasible number from `low` on, below `high`: regula falsi, in the logarithm.
 
-    The point is pushed out a little, alternately, so that both ends move.
+    The value at an end that stays is halved (the Illinois method), so that both ends move; every
+    fourth point halves the interval, so that a function with steps ends too.
     """
-    below, above = excess(low), excess(high)
-    share = 0.5
-    if math.isfinite(above) and math.isfinite(below) and above > below:
-        share = min(max(-below / (above - below), 0.02), 0.98)
-    point = math.exp((1 - share) * math.log(low) + share * math.log(high))
-    if high - low > 8:
-        margin = max(1.0, 0.02 * (high - low))
-        point += margin if -below > above else -margin
-    return min(max(round(point), low + 1), high - 1)
+    turn = 0
+    while high - low > 1:
+        share = -below / (above - below) if turn % 4 < 3 and above > below else 0.5
+        point = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        number = min(max(round(point), low + 1), high - 1)
+        value = excess(number)
+        if value <= 0:
+            low, below, above = number, value, above / 2
+        else:
+            high, above, below = number, value, below / 2
+        turn += 1
+    return low

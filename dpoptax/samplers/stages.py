@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import dp_accounting
@@ -39,7 +39,7 @@ class Stages:
         (16.0, 64.0)
     """
 
-    stages: tuple[tuple[Poisson, int], ...]
+    stages: Sequence[tuple[Poisson, int]]
 
     unit: ClassVar[str] = "example"
     relation: ClassVar[str] = "add_or_remove_one"

@@ -5,8 +5,6 @@ import math
 import dp_accounting
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 from dp_accounting import NeighboringRelation, gaussian_mechanism
 from dp_accounting.pld import privacy_loss_distribution
 
@@ -44,7 +42,8 @@ def test_a_plain_convolution_would_understate_epsilon():
 
 
 @pytest.mark.parametrize(
-    ("rate", "noise", "steps"), [(0.002, 1.1, 1000), (0.1, 0.7, 30), (0.4, 8.0, 400), (1e-4, 0.4, 99)]
+    ("rate", "noise", "steps"),
+    [(0.002, 1.1, 1000), (0.1, 0.7, 30), (0.4, 8.0, 400), (1e-4, 0.4, 99)],
 )
 @pytest.mark.parametrize("relation", list(NeighboringRelation))
 def test_deltas_agree_with_dp_accounting(rate, noise, steps, relation):
@@ -106,6 +105,23 @@ def test_composition_is_associative_and_does_not_depend_on_the_order():
     again = event_epsilon(compose([a, b, b, a]), delta=1e-6)
     assert twice == pytest.approx(again, rel=1e-9)
     assert twice > max(values)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "delta"),
+    [(1.3e-4, 0.53, 1e-12), (0.002, 1.1, 1e-8), (1e-6, 0.3, 1e-5), (0.1, 5.0, 1e-3)],
+)
+def test_epsilon_grows_with_every_step_however_rare_and_large_the_losses(rate, noise, delta):
+    gaussian = dp_accounting.GaussianDpEvent(noise)
+    step = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
+    grid = 8 * grid_step({step: 10**6})
+    one = one_step(step, ADD_OR_REMOVE, grid)
+    values = []
+    for steps in np.unique(np.geomspace(1, 2e6, 100).astype(int)):
+        ours = compositions([(one, int(steps))], grid)
+        values.append(max(direction.epsilon(delta) for direction in ours))
+    assert np.all(np.diff(values) >= -1e-9 * np.array(values[1:]))
+    assert values[-1] > 0.5
 
 
 def test_epsilon_and_delta_invert_each_other():

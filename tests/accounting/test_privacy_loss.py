@@ -10,7 +10,7 @@ import scipy.stats
 from dp_accounting import gaussian_mechanism
 
 import dpoptax
-from dpoptax.accounting import calibrate_noise_multiplier, epsilon, event_epsilon
+from dpoptax.accounting import epsilon, event_epsilon
 from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
 
 TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
@@ -159,54 +159,3 @@ def test_the_ends():
     assert epsilon(sampler=sampler, **(RUN | {"num_steps": 0})) == 0.0
     assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0})) == math.inf
     assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0, "num_steps": 0})) == 0.0
-
-
-def test_an_event_of_another_kind_goes_to_dp_accounting():
-    event = dp_accounting.LaplaceDpEvent(2.0)
-    assert event_epsilon(event, delta=1e-9) == pytest.approx(0.5, rel=1e-3)
-    with pytest.raises(dp_accounting.UnsupportedEventError):
-        event_epsilon(dp_accounting.UnsupportedDpEvent(), delta=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("target", "delta", "num_examples", "expected", "steps", "reference"),
-    [
-        (1.0, 1e-5, 60_000, 128, 9375, 1.02866),
-        (3.0, 1e-5, 60_000, 128, 9375, 0.67031),
-        (8.0, 1e-5, 60_000, 128, 9375, 0.51697),
-        (1.0, 1e-6, 1000, 100, 512, 9.661829),
-        (8.0, 1e-5, 1000, 40, 2250, 1.3459976),
-    ],
-)
-def test_calibration_against_reference_values(
-    target, delta, num_examples, expected, steps, reference
-):
-    sampler = Poisson(num_examples, expected)
-    run = {"sampler": sampler, "num_steps": steps, "delta": delta}
-    noise_multiplier, _ = calibrate_noise_multiplier(epsilon=target, **run)
-    assert noise_multiplier == pytest.approx(reference, rel=2e-3)
-    achieved = epsilon(noise_multiplier=noise_multiplier, **run)
-    assert 0.998 * target <= achieved <= target
-
-
-@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
-@pytest.mark.parametrize(
-    ("target", "expected", "steps"),
-    [(0.05, 10, 200), (1.0, 10, 200), (8.0, 10, 200), (1.0, 1000, 3), (20.0, 1000, 3)],
-)
-def test_calibration_is_feasible_and_tight(target, expected, steps, relation):
-    run = {
-        "sampler": Poisson(1000, expected),
-        "num_steps": steps,
-        "delta": 1e-5,
-        "relation": relation,
-    }
-    noise_multiplier, _ = calibrate_noise_multiplier(epsilon=target, **run)
-    assert epsilon(noise_multiplier=noise_multiplier, **run) <= target
-    assert epsilon(noise_multiplier=noise_multiplier * 0.997, **run) > target
-
-
-def test_where_the_least_noise_suffices_the_least_noise_is_returned(monkeypatch):
-    monkeypatch.setattr(dpoptax.accounting.calibration, "SMALLEST_NOISE_MULTIPLIER", 2.0)
-    run = {"sampler": Poisson(1000, 1), "num_steps": 1, "delta": 0.1}
-    assert calibrate_noise_multiplier(epsilon=5.0, **run).value == pytest.approx(2.0)

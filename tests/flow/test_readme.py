@@ -1,4 +1,4 @@
-"""The README's programs run as they stand, each pasted into a file of its own."""
+"""What the README and the docs show is what one gets."""
 
 import pathlib
 import re
@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+from dpoptax.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -27,3 +30,11 @@ def test_the_programs_of_the_readme_run(program, tmp_path):
         numbers = [float(number) for number in re.findall(r"\d+\.\d+", done.stdout)]
         assert all(2.5 < number < 3.5 for number in numbers[:2])
         assert 0 < numbers[2] < 10
+
+
+def test_the_report_in_the_docs_is_that_of_the_plan_beside_it(capsys):
+    assert main(["report", str(ROOT / "docs" / "mnist_vae_plan.json")]) == 0
+    page = (ROOT / "docs" / "accounting.md").read_text()
+    for line in capsys.readouterr().out.splitlines():
+        if "accountant" not in line:  # which names versions
+            assert line in page
