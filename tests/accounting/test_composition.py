@@ -124,6 +124,16 @@ def test_epsilon_grows_with_every_step_however_rare_and_large_the_losses(rate, n
     assert values[-1] > 0.5
 
 
+@pytest.mark.parametrize("steps", [772_218, 779_354, 781_647, 782_801])
+def test_amplified_rounding_far_below_epsilon_is_not_taken_for_delta(steps):
+    """Where a first search from below found delta reached in noise, and epsilon zero."""
+    gaussian = dp_accounting.GaussianDpEvent(0.5302017753393868)
+    event = dp_accounting.SelfComposedDpEvent(
+        dp_accounting.PoissonSampledDpEvent(1.31e-4, gaussian), steps
+    )
+    assert 8.40 < event_epsilon(event, delta=1.04e-12, coarsening=8.0) < 8.47
+
+
 def test_epsilon_and_delta_invert_each_other():
     event = Poisson(1000, 20).event(1.1, 1000)
     loss = event_privacy_loss(event, delta=1e-8)
