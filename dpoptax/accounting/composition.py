@@ -27,8 +27,9 @@ NEGLIGIBLE = -45.0
 LARGEST_TILT = 30.0
 # Beyond so many points in a window only Chernoff's bound is taken: epsilon is in the hundreds.
 MOST_POINTS = 2**22
-# The least share of the tilted sum beyond epsilon for which its rounding is small beside it.
+# The least share of the tilted sum on either side of epsilon for which rounding is small there.
 SMALLEST_SHARE = 1e-5
+MOST_TRIALS = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,18 +66,35 @@ class Composition:
         if rest <= 0:
             return math.inf
         tilt = self._tilt_for_delta(math.log(rest))
-        if self._size(tilt) > MOST_POINTS:
-            return self._chernoff(math.log(rest))
-        losses, probs, tilted = self._tilted_back(tilt)
-        above, discounted = self._tails(probs)
-        # Between two losses delta(epsilon) = above - exp(epsilon - loss) * discounted, of the next.
-        # From above: far below the middle rounding, tilted back, is all there is.
-        exceeding = np.flatnonzero(above - discounted > rest)
-        first = int(exceeding[-1]) + 1 if len(exceeding) else 0
-        if losses[first] <= 0:
+        lowest, highest = 0.0, math.inf
+        for _ in range(MOST_TRIALS):
+            if self._size(tilt) > MOST_POINTS:
+                break
+            losses, probs, tilted = self._tilted_back(tilt)
+            above, discounted = self._tails(probs)
+            # From above: far below the middle rounding, tilted back, is all there is.
+            exceeding = np.flatnonzero(above - discounted > rest)
+            first = int(exceeding[-1]) + 1 if len(exceeding) else 0
+            # Epsilon must lie in the bulk of the tilted sum, or rounding has its say.
+            if tilted[first:].sum() < SMALLEST_SHARE:
+                lowest = tilt
+            elif tilted[: first + 1].sum() < SMALLEST_SHARE:
+                highest = tilt
+            else:
+                return self._between(losses, above, discounted, first, rest)
+            tilt = 2 * tilt if math.isinf(highest) else (lowest + highest) / 2
+        if self._size(0.0) <= MOST_POINTS and self.deltas(np.zeros(1))[0] <= delta:
             return 0.0
-        if first == 0 or tilted[first:].sum() < SMALLEST_SHARE:
-            return self._chernoff(math.log(rest))
+        return self._chernoff(math.log(rest))
+
+    @staticmethod
+    def _between(
+        losses: np.ndarray, above: np.ndarray, discounted: np.ndarray, first: int, rest: float
+    ) -> float:
+        """Solves delta(epsilon) = above - exp(epsilon - loss) * discounted, of the loss `first`.
+
+        That holds from the loss before it up to itself.
+        """
         inside = 0.0
         if discounted[first] > 0 and above[first] > rest:
             inside = min(math.log((above[first] - rest) / discounted[first]), 0.0)

@@ -134,6 +134,24 @@ def test_amplified_rounding_far_below_epsilon_is_not_taken_for_delta(steps):
     assert 8.40 < event_epsilon(event, delta=1.04e-12, coarsening=8.0) < 8.47
 
 
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps", "delta"),
+    [
+        (1.1683e-5, 19.148, 3, 4.537e-8),  # epsilon is a single step of the grid
+        (8.3133e-5, 0.64969, 5, 9.1823e-5),
+        (1.27e-4, 1.76846, 1, 2.0695e-4),  # delta suffices at epsilon 0
+        (1.0153e-5, 19.8297, 2, 7.5e-4),
+    ],
+)
+def test_epsilons_near_zero_are_those_of_dp_accounting(rate, noise, steps, delta):
+    step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+    grid = 2 * max(grid_step({step: steps}), 1e-5)
+    one = one_step(step, ADD_OR_REMOVE, grid)
+    theirs = (one.self_compose(steps) if steps > 1 else one).get_epsilon_for_delta(delta)
+    ours = max(direction.epsilon(delta) for direction in compositions([(one, steps)], grid))
+    assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-12)
+
+
 def test_epsilon_and_delta_invert_each_other():
     event = Poisson(1000, 20).event(1.1, 1000)
     loss = event_privacy_loss(event, delta=1e-8)
