@@ -25,9 +25,10 @@ GROUP_COARSENING = 8.0
 FALSE_POSITIVE_RATES = (1e-3, 1e-2)
 PRIORS = (0.5, 0.1, 0.01)
 RELEASED = "every noisy gradient, hence every iterate and the final parameters"
+NO_GENERATOR = "none yet: a plan draws nothing"
 ASSUMPTIONS = (
     "keys are secret, and none serves two runs",
-    "noise is a floating-point Gaussian from JAX's generator, taken for an exact one",
+    "noise is a floating-point Gaussian, taken for an exact one",
     "runs made to choose model, clip, rate or steps are not counted",
     "losses, norms, batch sizes and the time a step takes are readings of the data, not private",
 )
@@ -60,6 +61,7 @@ class Report:
         belief: that an optimal attacker can reach, by belief before; but for a probability delta.
         mu: of the least private Gaussian that is no more private than the run.
         accountant: which, and its version.
+        generator: where the random numbers came from.
         assumptions: what the statement rests on.
         loss: for the picture.
     """
@@ -84,6 +86,7 @@ class Report:
     belief: dict[float, float]
     mu: float
     accountant: str
+    generator: str
     assumptions: tuple[str, ...]
     loss: PrivacyLoss = dataclasses.field(repr=False, compare=False)
 
@@ -168,6 +171,7 @@ class Report:
             "noise_multiplier": _short(_records.number_record(self.noise_multiplier)),
             "steps": f"{self.steps_done} done of {self.steps_planned} planned",
             "accountant": self.accountant,
+            "generator": self.generator,
             "epsilon": deltas,
             "under replace_one": f"{round_up(self.epsilon_replaced)} at delta {self.delta:.3g}",
             f"for groups of {self.unit}s": groups,
@@ -227,6 +231,7 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
         mu=trade_off.dominating_mu(loss),
         accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
         f"dp-accounting {importlib.metadata.version('dp-accounting')}",
+        generator=NO_GENERATOR,
         assumptions=ASSUMPTIONS,
         loss=loss,
     )

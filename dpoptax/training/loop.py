@@ -15,6 +15,7 @@ from dpoptax.accounting import Ledger, Report
 from dpoptax.per_example import validation
 from dpoptax.plan import Plan
 from dpoptax.random import split_by_purpose
+from dpoptax.random.keys import root_of
 from dpoptax.schedules import slice_of
 from dpoptax.training.progress import ProgressBar
 from dpoptax.training.step import TrainState, init_state, make_train_step, takes_key
@@ -33,12 +34,14 @@ class FitResult:
         state: everything that a further step would need; holds keys, so it must not be released.
         plan: what was planned.
         ledger: what was charged, each step before it ran.
+        generator: where the random numbers came from.
     """
 
     params: PyTree
     state: TrainState
     plan: Plan
     ledger: Ledger
+    generator: str
 
     @property
     def num_steps(self) -> int:
@@ -51,7 +54,8 @@ class FitResult:
 
     def report(self) -> Report:
         """Returns the privacy statement of the steps that ran."""
-        return self.plan.report(self.num_steps)
+        report = self.plan.report(self.num_steps)
+        return dataclasses.replace(report, generator=self.generator)
 
 
 def fit(
@@ -61,7 +65,7 @@ def fit(
     *,
     plan: Plan,
     optimizer: optax.GradientTransformation,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | int | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
@@ -73,8 +77,9 @@ def fit(
         data: a tree of arrays with a leading axis of `plan.sampler.num_examples`.
         plan: sampler, clip, noise, steps and delta.
         optimizer: any Optax optimizer; it sees private gradients only.
-        key: one root key, split by purpose. The guarantee rests on its being secret: a small
-            seed such as `jax.random.key(0)` is for examples and tests.
+        key: one root key, split by purpose; by default a new one of the operating system's
+            entropy. The guarantee rests on its being secret: a whole number, or a key of a small
+            seed, is for examples and tests, and the report says so.
         progress: whether to show the bar.
 
     Returns:
@@ -99,7 +104,8 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    keys = split_by_purpose(key)
+    root, generator = root_of(key)
+    keys = split_by_purpose(root)
     _check(loss_fn, params, data, plan, keys.model_key)
     tx = optax.chain(plan.privatize(keys.noise_key), optimizer)
     step = make_train_step(loss_fn, tx=tx, sampler=plan.sampler)
@@ -129,7 +135,7 @@ def fit(
             # The first call compiles, and so says little; doubling keeps a slow step in check.
             seconds = max(time.monotonic() - began, 1e-6)
             stride = max(1, min(2 * stride, int(stride * SECONDS_PER_DISPATCH / seconds)))
-    return FitResult(params=state.params, state=state, plan=plan, ledger=ledger)
+    return FitResult(state.params, state, plan, ledger, generator)
 
 
 def _check(

@@ -34,7 +34,7 @@ def test_it_learns_privately_and_reports_what_ran():
     result = run()
     assert float(jnp.abs(result.params - 3.0).max()) < 0.5
     assert result.epsilon() == PLAN.epsilon()
-    assert "60 done of 60 planned" in result.report()
+    assert "60 done of 60 planned" in str(result.report())
 
 
 def test_the_bar_shows_only_epsilons_that_the_steps_beside_them_incurred(capfd):
