@@ -208,7 +208,7 @@ def calibrate_batch_size(
         ...     epsilon=1.0, delta=1e-5, num_examples=60_000, noise_multiplier=1.1, num_steps=9380
         ... )
         >>> batch_size, 0.99 < achieved <= 1.0
-        (143, True)
+        (142, True)
     """
     target = _checks.positive("epsilon", epsilon)
     delta = _checks.open_unit("delta", delta)
@@ -268,4 +268,4 @@ def _gaussian_shift(epsilon: float, delta: float) -> float:
         tail = math.exp(min(epsilon + normal.logcdf(gap - mu / 2), 0.0))
         return float(normal.cdf(gap + mu / 2) - tail - delta)
 
-    return float(scipy.optimize.brentq(excess_delta, 1e-8, epsilon + 50.0))
+    return float(scipy.optimize.brentq(excess_delta, delta, epsilon + 50.0, xtol=1e-15))

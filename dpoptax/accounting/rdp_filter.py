@@ -33,7 +33,7 @@ class RdpFilter:
         ...     budget.charge(release)  # then release, look, and choose the next
         ...     admitted += 1
         >>> admitted, budget.spent() <= 1.0
-        (4, True)
+        (5, True)
 
     Reference: Feldman and Zrnic 2021, arXiv:2008.11193; arXiv:2602.06756 on what is not valid.
     """
