@@ -103,19 +103,26 @@ class Composition:
     def deltas(self, epsilons: np.ndarray) -> np.ndarray:
         """Returns delta at each epsilon, to an absolute 1e-13 or so, rounded up."""
         slack = 1e-13 + 1e-15 * sum(step.count for step in self.steps)
-        return self._deltas(epsilons, 0.0) + self._infinite() + slack
-
-    def _deltas(self, epsilons: np.ndarray, tilt: float) -> np.ndarray:
-        losses, probs, _ = self._tilted_back(tilt)
+        if self._size(0.0) > MOST_POINTS:
+            tilts, log_masses = self._chernoff_curve()
+            bounds = np.min(log_masses[:, None] - tilts[:, None] * epsilons, axis=0)
+            return np.exp(np.minimum(bounds, 0.0)) + self._infinite()
+        losses, probs, _ = self._tilted_back(0.0)
         above, discounted = (np.append(tail, 0.0) for tail in self._tails(probs))
         following = np.searchsorted(losses, epsilons, side="right")
         gaps = epsilons - np.append(losses, math.inf)[following]
-        return np.clip(above[following] - np.exp(gaps) * discounted[following], 0.0, 1.0)
+        finite = np.clip(above[following] - np.exp(gaps) * discounted[following], 0.0, 1.0)
+        return finite + self._infinite() + slack
 
     def _chernoff(self, log_delta: float) -> float:
         """An upper bound of epsilon that needs no window."""
+        tilts, log_masses = self._chernoff_curve()
+        return max(float(np.min((log_masses - log_delta) / tilts)), 0.0)
+
+    def _chernoff_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tilts t and K(t): log delta(epsilon) <= K(t) - t epsilon at every one of them."""
         tilts = np.geomspace(1e-2, LARGEST_TILT / self.grid_step, 100)
-        return max(min((self._moments(t)[0] - log_delta) / t for t in tilts), 0.0)
+        return tilts, np.array([self._moments(float(tilt))[0] for tilt in tilts])
 
     def _tails(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From each loss l on, the sum of the probabilities, plain and times exp(l - loss)."""
@@ -124,7 +131,9 @@ class Composition:
         return above, scipy.signal.lfilter([1.0], decay, probs[::-1])[::-1]
 
     def _infinite(self) -> float:
-        return -math.expm1(sum(s.count * math.log1p(-min(s.infinite, 0.5)) for s in self.steps))
+        if any(step.infinite >= 1 for step in self.steps):
+            return 1.0
+        return -math.expm1(sum(step.count * math.log1p(-step.infinite) for step in self.steps))
 
     def _moments(self, tilt: float) -> tuple[float, float, float]:
         """The cumulant generating function at a tilt, and the mean and variance there."""
@@ -158,19 +167,6 @@ class Composition:
                 return high
             low, high = high, 2 * high
         return float(scipy.optimize.brentq(beyond, low, high, xtol=1e-4 * high, rtol=1e-4))
-
-    def _tilt(self, epsilon: float) -> float:
-        """The tilt that brings the mean to epsilon, where it is not there already."""
-        if self._moments(0.0)[1] >= epsilon:
-            return 0.0
-        high = 1.0
-        while self._moments(high)[1] < epsilon and high * self.grid_step < LARGEST_TILT:
-            high *= 2
-        if high * self.grid_step >= LARGEST_TILT:
-            return 0.0
-        return float(
-            scipy.optimize.brentq(lambda t: self._moments(t)[1] - epsilon, 0.0, high, rtol=1e-2)
-        )
 
     def _size(self, tilt: float) -> int:
         low, high = self._window(tilt)

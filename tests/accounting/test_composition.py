@@ -152,6 +152,14 @@ def test_epsilons_near_zero_are_those_of_dp_accounting(rate, noise, steps, delta
     assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-12)
 
 
+def test_a_run_too_long_for_a_window_is_bounded_all_the_same(monkeypatch):
+    loss = event_privacy_loss(Poisson(1000, 20).event(1.1, 1000), delta=1e-6)
+    exact, delta = loss.epsilon(1e-6), loss.delta(5.0)
+    monkeypatch.setattr("dpoptax.accounting.composition.MOST_POINTS", 10)
+    assert exact < loss.epsilon(1e-6) < 1.3 * exact
+    assert delta < loss.delta(5.0) < 1e-6  # Chernoff lacks the factor of about 1 / (tilt^2 spread)
+
+
 def test_epsilon_and_delta_invert_each_other():
     event = Poisson(1000, 20).event(1.1, 1000)
     loss = event_privacy_loss(event, delta=1e-8)

@@ -42,7 +42,7 @@ def test_public_docstrings_have_args_returns_and_an_example_that_runs(name):
     assert doc, "no docstring"
     assert ">>>" in doc, "no example that runs"
     if inspect.isfunction(value):
-        assert "Args:" in doc
+        assert "Args:" in doc or not inspect.signature(value).parameters
         assert "Returns:" in doc
 
 
