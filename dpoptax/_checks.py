@@ -83,6 +83,14 @@ def whole_size_of_batch(name: str, value: Any, num_examples: int) -> int:
     return count(name, value)
 
 
+def epochs_or_steps(epochs: Any, num_steps: Any) -> None:
+    """Refuses both lengths of a run, and none."""
+    if (epochs is None) == (num_steps is None):
+        raise TypeError(
+            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}."
+        )
+
+
 def steps_of_epochs(epochs: Any, num_examples: int, batch_size: float) -> int:
     """Returns how many batches make `epochs` passes, rounded up.
 

@@ -112,10 +112,7 @@ class Plan:
             >>> plan.num_steps, plan.epsilon() <= 2.0
             (50, True)
         """
-        if (epochs is None) == (num_steps is None):
-            raise TypeError(
-                f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}."
-            )
+        _checks.epochs_or_steps(epochs, num_steps)
         sampler = Poisson(num_examples, batch_size)
         if epochs is not None:
             num_steps = _checks.steps_of_epochs(epochs, num_examples, sampler.expected_batch_size)

@@ -215,10 +215,7 @@ def calibrate_batch_size(
     num_examples = _checks.num_examples(num_examples)
     noise = _checks.positive("noise_multiplier", noise_multiplier)
     parsed = parse_relation(relation)
-    if (epochs is None) == (num_steps is None):
-        raise TypeError(
-            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}."
-        )
+    _checks.epochs_or_steps(epochs, num_steps)
 
     @functools.lru_cache
     def achieved(batch_size: int) -> float:

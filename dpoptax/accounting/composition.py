@@ -102,7 +102,6 @@ class Composition:
 
     def deltas(self, epsilons: np.ndarray) -> np.ndarray:
         """Returns delta at each epsilon, to an absolute 1e-13 or so, rounded up."""
-        slack = 1e-13 + 1e-15 * sum(step.count for step in self.steps)
         if self._size(0.0) > MOST_POINTS:
             tilts, log_masses = self._chernoff_curve()
             bounds = np.min(log_masses[:, None] - tilts[:, None] * epsilons, axis=0)
@@ -112,6 +111,7 @@ class Composition:
         following = np.searchsorted(losses, epsilons, side="right")
         gaps = epsilons - np.append(losses, math.inf)[following]
         finite = np.clip(above[following] - np.exp(gaps) * discounted[following], 0.0, 1.0)
+        slack = 1e-13 + 1e-15 * sum(step.count for step in self.steps)
         return finite + self._infinite() + slack
 
     def _chernoff(self, log_delta: float) -> float:
@@ -135,14 +135,19 @@ class Composition:
             return 1.0
         return -math.expm1(sum(step.count * math.log1p(-step.infinite) for step in self.steps))
 
+    def _tilted(self, step: StepLoss, tilt: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """The grid points of one step, their tilted probabilities, and the log of their sum."""
+        places = step.lowest + np.arange(len(step.log_probs))
+        exponents = step.log_probs + tilt * (self.grid_step * places)
+        mass = float(scipy.special.logsumexp(exponents))
+        return places, np.exp(exponents - mass), mass
+
     def _moments(self, tilt: float) -> tuple[float, float, float]:
         """The cumulant generating function at a tilt, and the mean and variance there."""
         log_mass = mean = variance = 0.0
         for step in self.steps:
-            losses = self.grid_step * (step.lowest + np.arange(len(step.log_probs)))
-            exponents = step.log_probs + tilt * losses
-            mass = float(scipy.special.logsumexp(exponents))
-            probs = np.exp(exponents - mass)
+            places, probs, mass = self._tilted(step, tilt)
+            losses = self.grid_step * places
             center = float(probs @ losses)
             log_mass += step.count * mass
             mean += step.count * center
@@ -153,8 +158,8 @@ class Composition:
         """The tilt that brings the mean to where delta is about that.
 
         By Chernoff's bound delta(epsilon) <= exp(K(t) - t epsilon), with equality up to a factor
-        at epsilon = K'(t). Where losses are rare and large, K' all but
-        jumps, so it must be met well.
+        at epsilon = K'(t). Where losses are rare and large, K' all but jumps, so it must be met
+        well.
         """
 
         def beyond(tilt: float) -> float:
@@ -193,13 +198,9 @@ class Composition:
         spectrum: np.ndarray | float = 1.0
         log_mass = 0.0
         for step in self.steps:
-            places = step.lowest + np.arange(len(step.log_probs))
-            exponents = step.log_probs + tilt * self.grid_step * places
-            mass = float(scipy.special.logsumexp(exponents))
+            places, probs, mass = self._tilted(step, tilt)
             log_mass += step.count * mass
-            folded = np.bincount(
-                places % length, weights=np.exp(exponents - mass), minlength=length
-            )
+            folded = np.bincount(places % length, weights=probs, minlength=length)
             spectrum = spectrum * scipy.fft.rfft(folded) ** step.count
         sums = np.maximum(scipy.fft.irfft(spectrum, length), 0.0)
         places = low + np.arange(length)

@@ -105,13 +105,7 @@ class Ledger:
 
         Under the sampler's own relation, if no other is named.
         """
-        parsed = parse_relation(relation or self.sampler.relation)
-        delta = self.delta if delta is None else delta
-        key = (tuple(self._runs), len(self._others), delta, parsed)
-        if key not in self._known:
-            event = self.event(parsed)
-            self._known[key] = event_epsilon(event, delta=delta, relation=parsed)
-        return self._known[key]
+        return self._epsilon(self._runs, self.delta if delta is None else delta, relation)
 
     def epsilon_bound(self) -> float:
         """Returns an upper bound of `epsilon()` that is cheap enough to ask for at every step.
@@ -125,13 +119,7 @@ class Ledger:
         if steps > FIRST_STEPS:
             power = math.ceil(math.log(steps / FIRST_STEPS) / math.log1p(STRIDE) - 1e-9)
             count += max(math.ceil(FIRST_STEPS * (1 + STRIDE) ** power) - steps, 0)
-        runs = (*before, (noise, count))
-        key = (runs, len(self._others))
-        if key not in self._known:
-            parsed = parse_relation(self.sampler.relation)
-            event = self._event(list(runs), parsed)
-            self._known[key] = event_epsilon(event, delta=self.delta, relation=parsed)
-        return self._known[key]
+        return self._epsilon([*before, (noise, count)], self.delta, None)
 
     def to_json(self) -> str:
         """Returns the ledger as JSON, for a checkpoint; it holds nothing private."""
@@ -179,6 +167,17 @@ class Ledger:
             "sampler": _records.sampler_identity(self.sampler),
             "clip": _records.clip_identity(self.clip),
         }
+
+    def _epsilon(
+        self, runs: list[tuple[float, int]], delta: float, relation: Relation | None
+    ) -> float:
+        """What these steps and all other releases cost; what was asked before is remembered."""
+        parsed = parse_relation(relation or self.sampler.relation)
+        key = (tuple(runs), len(self._others), delta, parsed)
+        if key not in self._known:
+            event = self._event(runs, parsed)
+            self._known[key] = event_epsilon(event, delta=delta, relation=parsed)
+        return self._known[key]
 
     def _event(
         self, runs: list[tuple[float, int]], relation: Relation | None

@@ -184,7 +184,7 @@ def event_privacy_loss(
 
     Args:
         event: as in `event_epsilon`.
-        delta: the least at which it will be asked; of it, a thousandth may pay for batches that
+        delta: the least at which it will be asked; of it, a twentieth may pay for batches that
             overflow.
         relation: which data sets count as neighbours.
         coarsening: as in `event_epsilon`.

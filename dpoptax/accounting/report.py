@@ -198,7 +198,8 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
     relation = parse_relation(sampler.relation)
     event = plan.event(num_steps, relation)
     loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
-    epsilon = plan.epsilon(num_steps)
+    deltas = [value for value in (delta * 10, delta, delta / 10) if value < 1]
+    epsilon_at = {value: plan.epsilon(num_steps, delta=value) for value in deltas}
     rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
     return Report(
         unit=sampler.unit,
@@ -211,12 +212,8 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
         steps_planned=plan.num_steps,
         steps_done=num_steps,
         delta=delta,
-        epsilon=epsilon,
-        epsilon_at={
-            value: plan.epsilon(num_steps, delta=value)
-            for value in (delta * 10, delta, delta / 10)
-            if value < 1
-        },
+        epsilon=epsilon_at[delta],
+        epsilon_at=epsilon_at,
         epsilon_replaced=plan.epsilon(num_steps, relation="replace_one"),
         epsilon_of_group={
             size: event_epsilon(
@@ -227,7 +224,7 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
         epsilon_unamplified=_unamplified(plan, num_steps),
         advantage=trade_off.advantage(loss),
         true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
-        belief={prior: trade_off.posterior_belief(epsilon, prior) for prior in PRIORS},
+        belief={prior: trade_off.posterior_belief(epsilon_at[delta], prior) for prior in PRIORS},
         mu=trade_off.dominating_mu(loss),
         accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
         f"dp-accounting {importlib.metadata.version('dp-accounting')}",
