@@ -16,11 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import dpoptax
 from benchmarks.models import workload
 from benchmarks.step_time import READING_SECONDS, read
+from dpoptax import mechanisms
+from dpoptax.per_example import as_per_example_grads
 
 BATCH = 128
 # As many as the VAE of the d3p paper has parameters.
@@ -29,6 +32,16 @@ KEYS = {
     "threefry": lambda: jax.random.key(0),
     "chacha20": lambda: dpoptax.random.test_key(0),
 }
+
+
+def noise(mechanism: Any) -> Callable[..., Any]:
+    """The release of one small example with the parameters of the VAE."""
+
+    def release(key: Any) -> Any:
+        grads = as_per_example_grads(jnp.zeros((1, NORMALS)))
+        return mechanism.release(key, grads, dpoptax.clipping.flat(1.0), 1.0, 0)
+
+    return release
 
 
 def vae_step(key: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -60,6 +73,8 @@ def main() -> None:
         for name, (function, arguments) in {
             f"{NORMALS:,} normals": (lambda key: jax.random.normal(key, (NORMALS,)), (make(),)),
             f"{NORMALS:,} words": (lambda key: jax.random.bits(key, (NORMALS,)), (make(),)),
+            "four normals": (noise(mechanisms.floating_point(num_normals=4)), (make(),)),
+            "exact noise": (noise(mechanisms.exact()), (make(),)),
             "1,000 keys": (lambda key: jax.random.split(key, 1000), (make(),)),
             "VAE private step": vae_step(make()),
         }.items():

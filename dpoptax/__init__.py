@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 # 1, 6: who takes part, and what it costs
 from dpoptax import accounting as accounting
 from dpoptax import clipping as clipping
+from dpoptax import mechanisms as mechanisms
 from dpoptax import random as random
 from dpoptax import samplers as samplers
 from dpoptax import training as training

@@ -13,6 +13,7 @@ import dp_accounting
 
 from dpoptax import samplers
 from dpoptax.clipping import ClipRule, FlatClip
+from dpoptax.mechanisms import Exact, FloatingPoint, Mechanism
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import Piecewise, Scheduled
 
@@ -29,6 +30,10 @@ SAMPLERS = {
         samplers.BallsInBins,
         samplers.CyclicPoisson,
     )
+}
+MECHANISMS: dict[str, type[FloatingPoint | Exact]] = {
+    "floating_point": FloatingPoint,
+    "exact": Exact,
 }
 
 
@@ -51,6 +56,7 @@ def plan_to_json(plan: "Plan") -> str:
         "noise_multiplier": number_record(plan.noise_multiplier),
         "num_steps": plan.num_steps,
         "delta": plan.delta,
+        "mechanism": mechanism_record(plan.mechanism),
     }
     return json.dumps(record, indent=2, allow_nan=False)
 
@@ -67,13 +73,14 @@ def plan_fields(text: str) -> dict[str, Any]:
     Raises:
         ValueError: anything else.
     """
-    names = {"sampler", "clip", "noise_multiplier", "num_steps", "delta"}
+    names = {"sampler", "clip", "noise_multiplier", "num_steps", "delta", "mechanism"}
     record = parse(text, FORMAT, names)
     return {
         **record,
         "sampler": sampler_of(record["sampler"]),
         "clip": clip_of(record["clip"]),
         "noise_multiplier": _number_of(record["noise_multiplier"]),
+        "mechanism": mechanism_of(record["mechanism"]),
     }
 
 
@@ -149,6 +156,45 @@ def sampler_of(record: Any) -> Sampler:
         raise ValueError(f"unknown sampler {kind!r}; expected one of {known}.")
     _only(kind, fields, {field.name for field in dataclasses.fields(SAMPLERS[kind])})
     return SAMPLERS[kind](**fields)
+
+
+def mechanism_record(mechanism: Mechanism) -> dict[str, Any]:
+    """Returns the kind and the numbers of a mechanism.
+
+    Args:
+        mechanism: one of `dpoptax.mechanisms`.
+
+    Returns:
+        What JSON can hold.
+
+    Raises:
+        TypeError: another.
+    """
+    if isinstance(mechanism, FloatingPoint):
+        return {"kind": "floating_point", **dataclasses.asdict(mechanism)}
+    if isinstance(mechanism, Exact):
+        return {"kind": "exact", **dataclasses.asdict(mechanism)}
+    raise TypeError(f"{type(mechanism).__name__} has no record; it is not of dpoptax.")
+
+
+def mechanism_of(record: Any) -> Mechanism:
+    """Returns the mechanism of a record.
+
+    Args:
+        record: what `mechanism_record` returned.
+
+    Returns:
+        A mechanism.
+
+    Raises:
+        ValueError: a record of no known kind, or with other numbers than it needs.
+    """
+    fields = dict(_mapping("a mechanism", record))
+    kind = fields.pop("kind", None)
+    if kind not in MECHANISMS:
+        raise ValueError(f"unknown mechanism {kind!r}; expected one of {', '.join(MECHANISMS)}.")
+    _only(kind, fields, {field.name for field in dataclasses.fields(MECHANISMS[kind])})
+    return MECHANISMS[kind](**fields)
 
 
 def sampler_identity(sampler: Sampler) -> dict[str, Any]:

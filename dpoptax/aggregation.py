@@ -6,7 +6,6 @@ in that order, once, in float32 or wider (Abadi et al. 2016, arXiv:1607.00133, a
 the public expected batch size in place of the realised one).
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -15,11 +14,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from dpoptax import _checks
-from dpoptax.clipping import ClipRule, as_clip_rule, noise_stddev
-from dpoptax.noise import add_gaussian
+from dpoptax import _checks, _records
+from dpoptax.clipping import ClipRule, as_clip_rule
+from dpoptax.mechanisms import FLOATING_POINT, Mechanism
 from dpoptax.per_example import as_per_example_grads
-from dpoptax.schedules import Scheduled, at, checked
+from dpoptax.random.claims import Claim
+from dpoptax.random.domains import in_domain
+from dpoptax.schedules import Scheduled, at, checked, extremes
 
 
 class PrivatizeState(NamedTuple):
@@ -34,6 +35,8 @@ def privatize(
     noise_multiplier: Scheduled | optax.Schedule,
     expected_batch_size: Scheduled | optax.Schedule,
     key: PRNGKeyArray,
+    *,
+    mechanism: Mechanism = FLOATING_POINT,
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
 
@@ -41,10 +44,12 @@ def privatize(
     and typed like the parameters. It takes `PerExampleGrads` or a plain tree of arrays with a
     leading example axis.
 
-    The noise of step t of the n-th `init` is drawn from a key of its own, derived from `key`, so
-    that neither two steps nor two runs of one transformation share noise. A second transformation
-    made with the same `key` repeats the first: give every run its own key. The count of `init`
-    calls is taken when `init` is traced: a jitted `init` called twice gives one state twice.
+    The noise of step t of the n-th `init` is drawn from a key of its own, derived from `key` and
+    from what is released: clip, noise, size, mechanism and the shapes of the parameters. Neither
+    two steps nor two runs of one transformation share noise, and a saved state goes on bit for bit,
+    but draws other noise if it is restored into a changed transformation. What cannot be seen from
+    here is yours to keep apart: one key in two runs one after the other, other data or another
+    learning rate under a restored state, and a jitted `init` called twice, which gives one state.
 
     Args:
         clip: a clip rule such as `dpoptax.clipping.flat(1.0)`, or a float as its short form.
@@ -54,13 +59,16 @@ def privatize(
             `dpoptax.schedules.Piecewise`, read at the number of the release; an Optax schedule
             becomes one by `dpoptax.schedules.tabulate`, so that it can be accounted.
         key: a typed PRNG key for noise and nothing else.
+        mechanism: how the noise is made, `dpoptax.mechanisms.exact()` for one that trusts no
+            floating point; normal draws by default.
 
     Returns:
         An `optax.GradientTransformation` with a `PrivatizeState`.
 
     Raises:
         TypeError: an argument of the wrong kind, an old-style key among them.
-        ValueError: a bound that is not positive, negative noise, or noise without a finite bound.
+        ValueError: a bound that is not positive, negative noise, or noise without a finite bound;
+            when used, a key that serves another transformation of the same chain.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -76,13 +84,21 @@ def privatize(
     """
     rule = as_clip_rule(clip)
     noise = checked("noise_multiplier", noise_multiplier, _checks.non_negative)
-    noise_stddev(rule, noise)
+    mechanism.check(rule, noise)
     size = checked("expected_batch_size", expected_batch_size, _checks.positive)
     root = _checks.typed_key("key", key)
     runs = itertools.count()
+    claim = Claim(root)
+    identity = [
+        _records.clip_identity(rule),
+        _records.number_record(noise),
+        _records.number_record(size),
+        repr(mechanism),
+    ]
 
     def init(params: PyTree) -> PrivatizeState:
         del params
+        claim.begin()
         return PrivatizeState(
             step=jnp.zeros((), jnp.int32), key=jax.random.fold_in(root, next(runs))
         )
@@ -95,9 +111,15 @@ def privatize(
         next_state = PrivatizeState(step=state.step + 1, key=state.key)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        total = grads.clip_and_sum(functools.partial(rule.weights, step=state.step))
-        stddev = noise_stddev(rule, noise, state.step)
-        noisy = add_gaussian(jax.random.fold_in(state.key, state.step), total, stddev)
+        if extremes(noise) != (0.0, 0.0):
+            claim.use()
+        shapes = [
+            (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
+            for path, spec in jax.tree_util.tree_leaves_with_path(specs)
+        ]
+        key = in_domain(state.key, f"{identity} {shapes}")
+        key = jax.random.fold_in(key, state.step)
+        noisy = mechanism.release(key, grads, rule, noise, state.step)
         divisor = at(size, state.step)
         release = jax.tree.map(
             lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),

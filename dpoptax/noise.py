@@ -1,19 +1,25 @@
-"""A sum in, a noisy sum out: one independent normal draw per coordinate.
+"""A sum in, a noisy sum out: independent normal draws for every coordinate.
 
 The draw is float32 or wider whatever the dtype of the parameters. It is a floating-point
 Gaussian: its tails end near 5.4 standard deviations in float32, and the attack on its least
 significant bits (Mironov 2012) is outside the guarantee.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.precision import widen
 
 
 def add_gaussian(
-    key: PRNGKeyArray, total: PyTree[Float[Array, "..."]], stddev: float | Float[Array, ""]
+    key: PRNGKeyArray,
+    total: PyTree[Float[Array, "..."]],
+    stddev: float | Float[Array, ""],
+    *,
+    num_normals: int = 1,
 ) -> PyTree[Float[Array, "..."]]:
     """Adds independent N(0, stddev²) noise to every coordinate of `total`.
 
@@ -21,6 +27,7 @@ def add_gaussian(
         key: used once, here; each leaf draws from a key of its own, split from it.
         total: a tree of float32 or float64 arrays.
         stddev: in the unit of `total`; zero returns `total` as it is.
+        num_normals: how many draws make one of that deviation.
 
     Returns:
         A tree like `total`.
@@ -38,6 +45,17 @@ def add_gaussian(
     noisy = []
     for leaf_key, leaf in zip(keys, leaves, strict=True):
         wide = widen(leaf)
-        draw = jax.random.normal(leaf_key, wide.shape, wide.dtype)
-        noisy.append(wide + jnp.asarray(stddev, wide.dtype) * draw)
+        share = jnp.asarray(stddev, wide.dtype) / math.sqrt(num_normals)
+        noisy.append(wide + share * _sum_of_normals(leaf_key, wide, num_normals))
     return jax.tree.unflatten(treedef, noisy)
+
+
+def _sum_of_normals(key: PRNGKeyArray, like: Array, num_normals: int) -> Array:
+    if num_normals == 1:
+        return jax.random.normal(key, like.shape, like.dtype)
+    keys = jax.random.split(key, num_normals)
+
+    def add(index: Int[Array, ""] | int, total: Array) -> Array:
+        return total + jax.random.normal(keys[index], like.shape, like.dtype)
+
+    return jax.lax.fori_loop(0, num_normals, add, jnp.zeros_like(like))

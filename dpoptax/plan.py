@@ -12,7 +12,8 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _checks, _records, accounting
 from dpoptax.accounting.privacy_loss import run_event
 from dpoptax.aggregation import privatize
-from dpoptax.clipping import ClipRule, as_clip_rule, flat, noise_stddev
+from dpoptax.clipping import ClipRule, as_clip_rule, flat
+from dpoptax.mechanisms import FLOATING_POINT, Mechanism
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.schedules import Scheduled, as_scheduled, checked
@@ -30,6 +31,7 @@ class Plan:
             and kept as a `dpoptax.schedules.Piecewise`.
         num_steps: how many steps may run.
         delta: of the guarantee; strictly between 0 and 1, well below 1 / num_examples.
+        mechanism: how the noise is made, one of `dpoptax.mechanisms`; all are accounted alike.
 
     Raises:
         TypeError: a field of the wrong kind.
@@ -53,6 +55,7 @@ class Plan:
     noise_multiplier: Scheduled | optax.Schedule
     num_steps: int
     delta: float
+    mechanism: Mechanism = FLOATING_POINT
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, Sampler):
@@ -72,7 +75,9 @@ class Plan:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        noise_stddev(self.clip_rule, self.scheduled_noise)
+        if not isinstance(self.mechanism, Mechanism):
+            raise TypeError(f"mechanism must be one of dpoptax.mechanisms; got {self.mechanism!r}.")
+        self.mechanism.check(self.clip_rule, self.scheduled_noise)
 
     @classmethod
     def calibrate(
@@ -142,7 +147,11 @@ class Plan:
     def privatize(self, key: PRNGKeyArray) -> optax.GradientTransformation:
         """Returns the transformation of this plan; `key` serves its noise and nothing else."""
         return privatize(
-            self.clip_rule, self.scheduled_noise, self.sampler.expected_batch_size, key
+            self.clip_rule,
+            self.scheduled_noise,
+            self.sampler.expected_batch_size,
+            key,
+            mechanism=self.mechanism,
         )
 
     def event(

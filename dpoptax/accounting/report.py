@@ -28,7 +28,6 @@ RELEASED = "every noisy gradient, hence every iterate and the final parameters"
 NO_GENERATOR = "none yet: a plan draws nothing"
 ASSUMPTIONS = (
     "keys are secret, and none serves two runs",
-    "noise is a floating-point Gaussian, taken for an exact one",
     "runs made to choose model, clip, rate or steps are not counted",
     "losses, norms, batch sizes and the time a step takes are readings of the data, not private",
 )
@@ -229,7 +228,7 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
         accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
         f"dp-accounting {importlib.metadata.version('dp-accounting')}",
         generator=NO_GENERATOR,
-        assumptions=ASSUMPTIONS,
+        assumptions=(*ASSUMPTIONS, plan.mechanism.trust),
         loss=loss,
     )
 

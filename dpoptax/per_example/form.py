@@ -46,7 +46,14 @@ class PerExampleGrads(abc.ABC):
         The weight of an example must follow from its own norms alone: a form may ask for some
         examples now and for others later.
         """
-        return self.weighted_sum(weights_of(self.squared_norms()))
+        return self.sum_by_parts(lambda part: part.weighted_sum(weights_of(part.squared_norms())))
+
+    def sum_by_parts(self, function: Callable[["PerExampleGrads"], PyTree]) -> PyTree:
+        """Returns the sum of `function(part)` over parts of the batch: one part, or microbatches.
+
+        What `function` makes of an example must follow from that example alone.
+        """
+        return function(self)
 
     @abc.abstractmethod
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
@@ -61,6 +68,20 @@ class PerExampleGrads(abc.ABC):
 
 
 def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Array:
-    """Keeps the rows marked True, and puts `other` in place of the rest, whatever they hold."""
+    """Keeps the rows marked True, and puts `other` in place of the rest, whatever they hold.
+
+    Args:
+        kept: bool `(batch,)`.
+        leaf: `(batch, ...)`.
+        other: what takes the place of the other rows.
+
+    Returns:
+        An array like `leaf`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> select(jnp.array([True, False]), jnp.array([1.0, jnp.nan]))
+        Array([1., 0.], dtype=float32)
+    """
     rows = kept.reshape(-1, *[1] * (leaf.ndim - 1))
     return jnp.where(rows, leaf, jnp.asarray(other, leaf.dtype))

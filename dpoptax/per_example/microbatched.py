@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax.per_example.form import PerExampleGrads, WeightsOf
+from dpoptax.per_example.form import PerExampleGrads
 from dpoptax.per_example.interpreter import evaluate
 
 # `(loss_fn, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
@@ -80,9 +80,9 @@ class MicrobatchedGrads(PerExampleGrads):
         """See `PerExampleGrads.weighted_sum`."""
         return self._sum(lambda grads, part: grads.weighted_sum(part), weights)
 
-    def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:
-        """See `PerExampleGrads.clip_and_sum`; one pass over the batch."""
-        return self._sum(lambda grads, _: grads.clip_and_sum(weights_of), None)
+    def sum_by_parts(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
+        """See `PerExampleGrads.sum_by_parts`; one pass over the batch."""
+        return self._sum(lambda grads, _: function(grads), None)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""

@@ -1,8 +1,10 @@
 """One root key in, one key per purpose out, so that no two purposes ever share a draw."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
@@ -23,7 +25,11 @@ class Keys(NamedTuple):
 
 
 def split_by_purpose(key: PRNGKeyArray) -> Keys:
-    """Splits a root key into one key per purpose; the root must not be used again.
+    """Derives one key per purpose from a root key; the root must not be used again.
+
+    By the names of the purposes, so that no number used in a `fold_in` or a `split` elsewhere
+    meets them by chance: `jax.random.split(key, 3)[1]` and `jax.random.fold_in(key, 1)` are one
+    key with JAX's default generator.
 
     Args:
         key: a typed PRNG key, used for nothing else.
@@ -40,4 +46,27 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
         >>> keys.noise_key.shape
         ()
     """
-    return Keys(*jax.random.split(_checks.typed_key("key", key), len(Keys._fields)))
+    root = _checks.typed_key("key", key)
+    return Keys(*(in_domain(root, f"dpoptax {purpose}") for purpose in Keys._fields))
+
+
+def in_domain(key: PRNGKeyArray, domain: str) -> PRNGKeyArray:
+    """Returns the key of a domain: another for every key and every text.
+
+    Args:
+        key: of which nothing else is derived but by `fold_in`.
+        domain: any text.
+
+    Returns:
+        A key of the same kind.
+
+    Example:
+        >>> import jax
+        >>> here, there = (in_domain(jax.random.key(0), text) for text in ("here", "there"))
+        >>> bool((jax.random.key_data(here) != jax.random.key_data(there)).any())
+        True
+    """
+    digest = hashlib.sha256(domain.encode()).digest()
+    for word in np.frombuffer(digest[:8], "<u4"):
+        key = jax.random.fold_in(key, word)
+    return key

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -162,6 +163,27 @@ def test_normals_are_normal():
     for bound in (2, 3, 4):
         expected = 2 * scipy.stats.norm.sf(bound) * n
         assert abs(np.sum(np.abs(draws) > bound) - expected) < 5 * math.sqrt(expected) + 1
+
+
+def _count(key, bit_width, shape):
+    del key
+    assert bit_width == 32
+    return (jnp.arange(math.prod(shape), dtype=jnp.uint32) << np.uint32(9)).reshape(shape)
+
+
+def test_the_tails_of_float32_normals_are_those_of_the_law_to_five_standard_deviations():
+    """All 2**23 normals that there are, once each: what their law is if the bits are uniform."""
+    counting = jax.extend.random.define_prng_impl(
+        key_shape=(1,), seed=lambda seed: jnp.zeros(1, jnp.uint32), split=None,
+        random_bits=_count, fold_in=None, name="counting", tag="count",
+    )  # fmt: skip
+    key = jax.random.wrap_key_data(jnp.zeros(1, jnp.uint32), impl=counting)
+    values = np.asarray(jax.random.normal(key, (2**23,)), np.float64)
+    assert len(np.unique(values)) > 2**22
+    for bound in (1, 2, 3, 4, 4.5, 5):
+        for tail in (values > bound, values < -bound):
+            assert abs(tail.sum() - scipy.stats.norm.sf(bound) * 2**23) < 2
+    assert 5.2 < values.max() < 5.6
 
 
 def test_secure_keys_are_new_each_time_and_of_full_length():
