@@ -2,6 +2,7 @@
 
 from dpoptax.training.loop import FitResult as FitResult
 from dpoptax.training.loop import fit as fit
+from dpoptax.training.objective import Objective as Objective
 from dpoptax.training.step import StepInfo as StepInfo
 from dpoptax.training.step import TrainState as TrainState
 from dpoptax.training.step import init_state as init_state

@@ -15,8 +15,10 @@ from dpoptax.accounting import Ledger, Report
 from dpoptax.per_example import validation
 from dpoptax.plan import Plan
 from dpoptax.random import split_by_purpose
+from dpoptax.random.domains import in_domain
 from dpoptax.random.keys import root_of
 from dpoptax.schedules import slice_of
+from dpoptax.training.objective import Objective
 from dpoptax.training.progress import ProgressBar
 from dpoptax.training.step import TrainState, init_state, make_train_step, takes_key
 
@@ -59,7 +61,7 @@ class FitResult:
 
 
 def fit(
-    loss_fn: Callable[..., Float[Array, ""]],
+    loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,
     data: PyTree,
     *,
@@ -72,7 +74,8 @@ def fit(
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
-            `loss_fn(params, example, key)` for one that draws.
+            `loss_fn(params, example, key)` for one that draws; or an `Objective`, such as
+            `dpoptax.vi.global_elbo` makes.
         params: the initial parameters; they must not depend on the private data.
         data: a tree of arrays with a leading axis of `plan.sampler.num_examples`.
         plan: sampler, clip, noise, steps and delta.
@@ -106,8 +109,12 @@ def fit(
     """
     root, generator = root_of(key)
     keys = split_by_purpose(root)
-    _check(loss_fn, params, data, plan, keys.model_key)
-    tx = optax.chain(plan.privatize(keys.noise_key), optimizer)
+    _check_data(data, plan)
+    validation.check_params(params)
+    private = plan.privatize(keys.noise_key)
+    if isinstance(loss_fn, Objective):
+        private = loss_fn.around(private, in_domain(keys.model_key, "objective"))
+    tx = optax.chain(private, optimizer)
     step = make_train_step(loss_fn, tx=tx, sampler=plan.sampler)
     state = init_state(
         params,
@@ -116,6 +123,7 @@ def fit(
         sampling_key=keys.sampling_key,
         model_key=keys.model_key,
     )
+    _check_loss(loss_fn, state, data)
     data = jax.tree.map(jnp.asarray, data)
 
     @jax.jit
@@ -138,15 +146,20 @@ def fit(
     return FitResult(state.params, state, plan, ledger, generator)
 
 
-def _check(
-    loss_fn: Callable[..., Any], params: PyTree, data: PyTree, plan: Plan, key: PRNGKeyArray
-) -> None:
-    """Refuses what would fail, or would train something else, before the first step."""
+def _check_data(data: PyTree, plan: Plan) -> None:
     num_examples = _checks.batch_size("data", data)
     if num_examples != plan.sampler.num_examples:
         raise ValueError(
             f"the plan is for {plan.sampler.num_examples} examples and data has {num_examples}: "
             "its epsilon would not be this run's. Make the sampler with the size of the data."
         )
-    validation.check_params(params)
-    validation.check_loss(loss_fn, params, data, key if takes_key(loss_fn) else None)
+
+
+def _check_loss(loss_fn: Callable[..., Any] | Objective, state: TrainState, data: PyTree) -> None:
+    """Refuses what would fail, or would train something else, before the first step."""
+    if isinstance(loss_fn, Objective):
+        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
+        validation.check_loss(loss_fn.loss, point, data, state.model_key)
+    else:
+        key = state.model_key if takes_key(loss_fn) else None
+        validation.check_loss(loss_fn, state.params, data, key)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.samplers import Sampler, take
+from dpoptax.training.objective import Objective
 
 
 class TrainState(NamedTuple):
@@ -81,14 +82,18 @@ def init_state(
 
 
 def make_train_step(
-    loss_fn: Callable[..., Float[Array, ""]], *, tx: optax.GradientTransformation, sampler: Sampler
+    loss_fn: Callable[..., Float[Array, ""]] | Objective,
+    *,
+    tx: optax.GradientTransformation,
+    sampler: Sampler,
 ) -> TrainStep:
     """Returns one private step: sample, take, per-example gradients, update.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
-            `loss_fn(params, example, key)` for one that draws.
-        tx: `privatize` chained with an optimizer.
+            `loss_fn(params, example, key)` for one that draws; or an `Objective`.
+        tx: `privatize` chained with an optimizer; with an objective, `objective.around(privatize)`
+            chained with an optimizer.
         sampler: who takes part; the one that `tx` was scaled for.
 
     Returns:
@@ -108,13 +113,16 @@ def make_train_step(
         >>> int(state.step)
         1
     """
-    grads_fn = value_and_per_example_grads(loss_fn)
-    needs_key = takes_key(loss_fn)
+    objective = loss_fn if isinstance(loss_fn, Objective) else None
+    loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
+    grads_fn = value_and_per_example_grads(loss_of)
+    needs_key = takes_key(loss_of)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
-        losses, grads = grads_fn(state.params, take(data, batch), mask=batch.mask, key=key)
+        point = objective.point(state.params, state.opt_state) if objective else state.params
+        losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
         info = StepInfo(
@@ -133,7 +141,7 @@ def make_train_step(
     return step
 
 
-def takes_key(loss_fn: Callable[..., Any]) -> bool:
+def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
     """Whether a loss is `(params, example, key)` rather than `(params, example)`.
 
     Raises:
@@ -141,13 +149,13 @@ def takes_key(loss_fn: Callable[..., Any]) -> bool:
     """
     positional = [
         parameter
-        for parameter in inspect.signature(loss_fn).parameters.values()
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     required = sum(parameter.default is parameter.empty for parameter in positional)
     if required not in (2, 3):
         raise TypeError(
-            "loss_fn must take (params, example) or (params, example, key); got one that requires "
-            f"{required} arguments. Bind the others with functools.partial."
+            f"{name} must take ({first}, example) or ({first}, example, key); got one that "
+            f"requires {required} arguments. Bind the others with functools.partial."
         )
     return required == 3

@@ -1,0 +1,306 @@
+"""A guide, a log-likelihood and a prior in, the negative ELBO as an objective out.
+
+With latents theta that all examples share,
+
+    (1/N) -ELBO(psi) = mean_i E_q[-log p(x_i | theta)] + (1/N) KL(q_psi || p)
+
+on the scale of one example, so that neither the clip nor the learning rate depends on N. The first
+term is a mean over examples, to be clipped and noised. The second depends on psi alone, which every
+release before has made public: its gradient is added after the noise, whole and free of charge.
+
+Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749, for clipped gradients of an ELBO;
+Jälkö, Prediger, Honkela and Kaski 2022, arXiv:2210.15961, for aligned gradients.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dpoptax import _checks
+from dpoptax.random.domains import in_domain
+from dpoptax.training.step import takes_key
+
+# `log_likelihood(theta, example)`, or `(theta, example, key)` for one that draws: a scalar.
+LogLikelihood = Callable[..., Float[Array, ""]]
+# The log density of the latents, or the scale of N(0, scale**2 I).
+Prior = Callable[[PyTree], Float[Array, ""]] | float
+
+
+class KlState(NamedTuple):
+    """What the divergence from the prior needs beside the state of what it is added to."""
+
+    inner: Any
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+
+
+class AlignedState(NamedTuple):
+    """The same, and the noise of the draw at which this step takes its gradients."""
+
+    inner: Any
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    aligned_draw: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class _Elbo:
+    guide: nn.Module
+    log_likelihood: LogLikelihood
+    prior: Prior
+    num_examples: int
+
+    def kl(self, psi: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Returns KL(q || prior): exactly for a normal prior, else by one reparameterised draw."""
+        if not callable(self.prior):
+            return self._guide(psi, self.prior, method="kl")
+        theta = self._guide(psi, key)
+        return self._guide(psi, theta, method="log_prob") - self.prior(theta)
+
+    def _guide(self, psi: PyTree, *arguments: Any, **options: Any) -> Any:
+        return self.guide.apply({"params": psi}, *arguments, **options)
+
+    def _negative_log_likelihood(
+        self, theta: PyTree, example: PyTree, key: PRNGKeyArray
+    ) -> Float[Array, ""]:
+        if takes_key(self.log_likelihood, "log_likelihood", "theta"):
+            return -self.log_likelihood(theta, example, key)
+        return -self.log_likelihood(theta, example)
+
+    def _plus_kl(self, gradient: PyTree, psi: PyTree, key: PRNGKeyArray) -> PyTree:
+        pull = jax.grad(self.kl)(psi, key)
+        return jax.tree.map(
+            lambda g, p: g + (p / self.num_examples).astype(g.dtype), gradient, pull
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalElbo(_Elbo):
+    """The negative ELBO for latents that all examples share; made by `global_elbo`."""
+
+    num_samples: int
+    kl_clipped: bool
+
+    def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        """The loss of one example, with draws of its own; see `Objective.loss`."""
+
+        def one(key: PRNGKeyArray) -> Array:
+            draw_key, model_key = jax.random.split(key)
+            return self._negative_log_likelihood(self._guide(point, draw_key), example, model_key)
+
+        kl_key, key = jax.random.split(key)
+        if self.num_samples == 1:
+            value = one(key)
+        else:
+            value = jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
+        return value + self.kl(point, kl_key) / self.num_examples if self.kl_clipped else value
+
+    def point(self, params: PyTree, opt_state: Any) -> PyTree:
+        """The parameters themselves; see `Objective.point`."""
+        del opt_state
+        return params
+
+    def around(
+        self, private: optax.GradientTransformation, key: PRNGKeyArray
+    ) -> optax.GradientTransformation:
+        """Adds the gradient of the divergence after the noise; see `Objective.around`."""
+        key = _checks.typed_key("key", key)
+        if self.kl_clipped:
+            return private
+
+        def init(params: PyTree) -> KlState:
+            return KlState(private.init(params), jnp.zeros((), jnp.int32), key)
+
+        def update(updates: Any, state: KlState, params: Any = None) -> tuple[PyTree, KlState]:
+            params = _required(params)
+            noisy, inner = private.update(updates, state.inner, params)
+            total = self._plus_kl(noisy, params, jax.random.fold_in(state.key, state.step))
+            return total, KlState(inner, state.step + 1, state.key)
+
+        return optax.GradientTransformation(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedElbo(_Elbo):
+    """One draw for the whole batch, and private gradients by theta; made by `aligned_elbo`."""
+
+    def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        """The loss of one example at the draw of this step; see `Objective.loss`."""
+        return self._negative_log_likelihood(point, example, key)
+
+    def point(self, params: PyTree, opt_state: Any) -> PyTree:
+        """The latents drawn for this step; see `Objective.point`.
+
+        Raises:
+            KeyError: no part of `opt_state` is of `around`.
+        """
+        draw = optax.tree_utils.tree_get(opt_state, "aligned_draw")
+        if draw is None:
+            raise KeyError(
+                "the optimizer's state holds no draw for aligned gradients. Make the "
+                "transformation by optax.chain(elbo.around(private, key), optimizer)."
+            )
+        return self._guide(params, draw, method="transform")
+
+    def around(
+        self, private: optax.GradientTransformation, key: PRNGKeyArray
+    ) -> optax.GradientTransformation:
+        """Takes the private gradient by theta to one by psi, and adds that of the divergence.
+
+        By the chain rule through theta = f(psi, eta), where psi and eta are public.
+        """
+        key = _checks.typed_key("key", key)
+
+        def draw(params: PyTree, state_key: PRNGKeyArray, step: Int[Array, ""]) -> PyTree:
+            step_key = jax.random.fold_in(in_domain(state_key, "draw"), step)
+            return self._guide(params, step_key, method="noise")
+
+        def init(params: PyTree) -> AlignedState:
+            step = jnp.zeros((), jnp.int32)
+            eta = draw(params, key, step)
+            theta = self._guide(params, eta, method="transform")
+            return AlignedState(private.init(theta), step, key, eta)
+
+        def update(
+            updates: Any, state: AlignedState, params: Any = None
+        ) -> tuple[PyTree, AlignedState]:
+            params = _required(params)
+            theta, pull_back = jax.vjp(
+                lambda psi: self._guide(psi, state.aligned_draw, method="transform"), params
+            )
+            noisy, inner = private.update(updates, state.inner, theta)
+            (gradient,) = pull_back(noisy)
+            kl_key = jax.random.fold_in(in_domain(state.key, "divergence"), state.step)
+            eta = draw(params, state.key, state.step + 1)
+            total = self._plus_kl(gradient, params, kl_key)
+            return total, AlignedState(inner, state.step + 1, state.key, eta)
+
+        return optax.GradientTransformation(init, update)
+
+
+def global_elbo(
+    guide: nn.Module,
+    log_likelihood: LogLikelihood,
+    prior: Prior = 1.0,
+    *,
+    num_examples: int,
+    num_samples: int = 1,
+    kl: Literal["after_noise", "clipped"] = "after_noise",
+) -> GlobalElbo:
+    """Makes the objective of Bayesian inference for latents that all examples share.
+
+    Pass it to `training.fit` in place of a loss. In a loop of your own,
+
+        tx = optax.chain(elbo.around(dpoptax.privatize(...), key), optimizer)
+        grads = per_example_grads(elbo.loss)(elbo.point(psi, opt_state), examples, key=...)
+
+    Args:
+        guide: of `dpoptax.vi.guides`, for the latents theta.
+        log_likelihood: `log_likelihood(theta, example)`, or `(theta, example, key)` for one that
+            draws: the scalar log p(x_i | theta), or a lower bound of it where the example has
+            latents of its own (minus the loss of `local_elbo_loss`).
+        prior: the scale s of N(0, s**2 I), for which the divergence is exact; or the log density of
+            theta, for which it is estimated by one draw per step.
+        num_examples: N, a public constant.
+        num_samples: draws of theta per example and step.
+        kl: "after_noise" adds the gradient of the divergence where it is free; "clipped" makes it
+            part of the loss of every example, as d3p does, for comparison: a clip then shrinks
+            prior and likelihood together.
+
+    Returns:
+        A `dpoptax.training.Objective`.
+
+    Raises:
+        TypeError: a number of the wrong kind, a log-likelihood of another signature.
+        ValueError: a number out of range, or another word for `kl`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> guide = dpoptax.vi.guides.mean_field(jnp.zeros(()))
+        >>> elbo = global_elbo(guide, lambda mean, x: -0.5 * (x - mean) ** 2, num_examples=200)
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(200, 20),
+        ...     clip=2.0, noise_multiplier=1.0, num_steps=50, delta=1e-4,
+        ... )
+        >>> psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+        >>> result = dpoptax.training.fit(
+        ...     elbo, psi, jnp.ones(200), plan=plan, optimizer=optax.sgd(0.1), key=0, progress=False
+        ... )
+        >>> abs(float(result.params["loc"]) - 1) < 0.3
+        True
+
+    Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
+    """
+    if kl not in ("after_noise", "clipped"):
+        raise ValueError(f'kl is "after_noise" or "clipped"; got {kl!r}.')
+    return GlobalElbo(
+        *_checked(guide, log_likelihood, prior, num_examples),
+        num_samples=_checks.count("num_samples", num_samples),
+        kl_clipped=kl == "clipped",
+    )
+
+
+def aligned_elbo(
+    guide: nn.Module, log_likelihood: LogLikelihood, prior: Prior = 1.0, *, num_examples: int
+) -> AlignedElbo:
+    """Makes the same objective with aligned gradients: less noise, and scales that converge.
+
+    One draw of theta serves the batch, and only the gradient by theta is made private. That by the
+    parameters of the guide follows by the chain rule, which costs nothing: the scale gets no noise
+    of its own, and the clip bounds half as many coordinates.
+
+    Args:
+        guide: as in `global_elbo`.
+        log_likelihood: as in `global_elbo`.
+        prior: as in `global_elbo`.
+        num_examples: as in `global_elbo`.
+
+    Returns:
+        A `dpoptax.training.Objective`, to be used as in `global_elbo`; the gradients of a loop of
+        your own are taken at `elbo.point(psi, opt_state)`.
+
+    Raises:
+        TypeError: as in `global_elbo`.
+        ValueError: as in `global_elbo`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> guide = dpoptax.vi.guides.mean_field(jnp.zeros(()))
+        >>> elbo = aligned_elbo(guide, lambda mean, x: -0.5 * (x - mean) ** 2, num_examples=200)
+        >>> psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+        >>> private = dpoptax.privatize(2.0, 1.0, 20, jax.random.key(1))
+        >>> tx = optax.chain(elbo.around(private, jax.random.key(2)), optax.sgd(0.1))
+        >>> state = tx.init(psi)
+        >>> theta = elbo.point(psi, state)
+        >>> grads = dpoptax.per_example_grads(elbo.loss)(theta, jnp.ones(20), key=jax.random.key(3))
+        >>> updates, state = tx.update(grads, state, psi)
+        >>> sorted(updates)
+        ['loc', 'raw_scale']
+
+    Reference: Jälkö, Prediger, Honkela and Kaski 2022, arXiv:2210.15961.
+    """
+    return AlignedElbo(*_checked(guide, log_likelihood, prior, num_examples))
+
+
+def _checked(
+    guide: nn.Module, log_likelihood: LogLikelihood, prior: Prior, num_examples: int
+) -> tuple[nn.Module, LogLikelihood, Prior, int]:
+    takes_key(log_likelihood, "log_likelihood", "theta")
+    if not callable(prior):
+        prior = _checks.positive("prior", prior)
+    return guide, log_likelihood, prior, _checks.num_examples(num_examples)
+
+
+def _required(params: Any) -> PyTree:
+    if params is None:
+        raise ValueError(
+            "the divergence from the prior depends on the parameters: call "
+            "tx.update(grads, state, params)."
+        )
+    return params

@@ -1,0 +1,224 @@
+"""Bayesian linear regression, whose posterior has a closed form, and what clip and noise do to it."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax.vi import aligned_elbo, global_elbo, guides
+
+N, D, NOISE = 1000, 5, 0.5
+
+
+class Regression(NamedTuple):
+    data: tuple
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def log_likelihood(weights, example):
+    x, y = example
+    return -0.5 * ((y - x @ weights) / NOISE) ** 2 - math.log(NOISE * math.sqrt(2 * math.pi))
+
+
+def standard_normal(weights):
+    return -0.5 * jnp.sum(weights**2) - 0.5 * weights.size * math.log(2 * math.pi)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """Correlated inputs, so that a mean field and a full rank differ."""
+    x_key, w_key, y_key = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(x_key, (N, D)).at[:, 1].mul(0.6)
+    x = x.at[:, 1].add(0.8 * x[:, 0])
+    y = x @ jax.random.normal(w_key, (D,)) + NOISE * jax.random.normal(y_key, (N,))
+    precision = np.eye(D) + np.asarray(x.T @ x, float) / NOISE**2
+    covariance = np.linalg.inv(precision)
+    return Regression((x, y), covariance @ np.asarray(x.T @ y, float) / NOISE**2, covariance)
+
+
+def start(guide):
+    return guide.init(jax.random.key(0), jax.random.key(0))["params"]
+
+
+def fit(elbo, data, *, steps, rate, plan=None, key=0):
+    if plan is None:
+        plan = dpoptax.Plan(
+            sampler=dpoptax.samplers.Poisson(N, N), clip=math.inf, noise_multiplier=0.0,
+            num_steps=steps, delta=1e-5,
+        )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
+        return dpoptax.training.fit(
+            elbo, start(elbo.guide), data, plan=plan, key=jax.random.key(key), progress=False,
+            optimizer=optax.adam(optax.exponential_decay(rate, steps, 0.01)),
+        ).params  # fmt: skip
+
+
+def scales(guide, psi):
+    draws = jax.vmap(lambda key: guide.apply({"params": psi}, key))(
+        jax.random.split(jax.random.key(9), 20_000)
+    )
+    return np.cov(np.asarray(draws, float).T)
+
+
+PRIORS = {"scale": 1.0, "density": standard_normal}
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
+@pytest.mark.parametrize("rank", ["mean field", "full rank"])
+def test_without_noise_the_posterior_is_the_closed_form(regression, rank, make, prior):
+    """A draw per step leaves a Monte Carlo error, smaller where every example has its own."""
+    full = rank == "full rank"
+    guide = (guides.full_rank if full else guides.mean_field)(jnp.zeros(D), initial_scale=0.03)
+    psi = fit(make(guide, log_likelihood, prior, num_examples=N), regression.data,
+              steps=3000, rate=0.1)  # fmt: skip
+    expected = regression.covariance
+    if not full:  # the best mean field keeps the precisions, and loses variance
+        expected = np.diag(1 / np.diag(np.linalg.inv(regression.covariance)))
+    spread = np.sqrt(np.diag(expected))
+    error = np.abs(np.asarray(psi["loc"]) - regression.mean).max()
+    assert error < (0.2 if make is global_elbo else 0.5) * spread.max()
+    found = scales(guide, psi)
+    np.testing.assert_allclose(np.sqrt(np.diag(found)) / spread, 1, atol=0.15)
+    correlation = found[0, 1] / math.sqrt(found[0, 0] * found[1, 1])
+    truth = expected[0, 1] / math.sqrt(expected[0, 0] * expected[1, 1])
+    assert abs(correlation - truth) < 0.15
+    assert abs(truth) > 0.5 or not full  # so that the test of the correlation has power
+
+
+def one_update(elbo, data, psi, *, clip=math.inf, noise_multiplier=0.0, seed=0):
+    private = dpoptax.privatize(clip, noise_multiplier, N, jax.random.key(seed))
+    tx = optax.chain(elbo.around(private, jax.random.key(1)), optax.sgd(1.0))
+
+    @jax.jit
+    def step(state):
+        point = elbo.point(psi, state)
+        grads = dpoptax.per_example_grads(elbo.loss)(point, data, key=jax.random.key(2))
+        return tx.update(grads, state, psi)[0]
+
+    return step(tx.init(psi))
+
+
+@pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
+def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regression, make):
+    """With the draws that ran, by another path: the gradient of the sum, over all parameters."""
+    guide = guides.full_rank(jnp.zeros(D))
+    elbo = make(guide, log_likelihood, num_examples=N)
+    psi = jax.tree.map(lambda leaf: leaf + 0.1, start(guide))
+    found = one_update(elbo, regression.data, psi)
+
+    def plain(psi):
+        if make is aligned_elbo:
+            tx = elbo.around(dpoptax.privatize(1.0, 0.0, N, jax.random.key(0)), jax.random.key(1))
+            eta = tx.init(psi).aligned_draw
+            theta = guide.apply({"params": psi}, eta, method="transform")
+            losses = jax.vmap(lambda example: -log_likelihood(theta, example))(regression.data)
+        else:
+            keys = jax.random.split(jax.random.key(2), N)
+            losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(psi, regression.data, keys)
+        return jnp.sum(losses) / N + guide.apply({"params": psi}, 1.0, method="kl") / N
+
+    expected = jax.grad(plain)(psi)
+    for name, leaf in found.items():
+        np.testing.assert_allclose(leaf, -expected[name], rtol=2e-4, atol=2e-5)
+
+
+def test_a_clipped_divergence_shrinks_with_the_likelihood_and_a_free_one_does_not(regression):
+    """Far from the prior, with a clip that swallows the likelihood, only the free one pulls back."""
+    guide = guides.mean_field(jnp.full(D, 1000.0))
+    psi = start(guide)
+    clip = 1e-6
+    steps = {
+        kl: np.asarray(
+            one_update(
+                global_elbo(guide, log_likelihood, num_examples=N, kl=kl),
+                regression.data, psi, clip=clip,
+            )["loc"]
+        )
+        for kl in ("after_noise", "clipped")
+    }  # fmt: skip
+    assert np.linalg.norm(steps["clipped"]) <= clip
+    np.testing.assert_allclose(steps["after_noise"], -1000 / N, rtol=1e-4)
+
+
+def test_aligned_gradients_noise_the_location_alone(regression):
+    """Two draws of the noise: the scale's gradients differ as the location's, times eta T'(s)."""
+    guide = guides.mean_field(jnp.zeros(D))
+    psi = start(guide)
+    elbo = aligned_elbo(guide, log_likelihood, num_examples=N)
+    one, two = (
+        one_update(elbo, regression.data, psi, clip=1.0, noise_multiplier=100.0, seed=seed)
+        for seed in range(2)
+    )
+    eta = elbo.around(optax.identity(), jax.random.key(1)).init(psi).aligned_draw
+    slope = jax.nn.sigmoid(psi["raw_scale"])
+    moved = {name: one[name] - two[name] for name in one}
+    np.testing.assert_allclose(moved["raw_scale"], slope * eta * moved["loc"], rtol=1e-4)
+    assert float(jnp.linalg.norm(moved["loc"])) > 0.05
+
+
+def test_at_epsilon_one_aligned_gradients_come_nearer_in_mean_and_scale(regression):
+    steps, sampler = 1000, dpoptax.samplers.Poisson(N, 200)
+    noise, _ = dpoptax.accounting.calibrate_noise_multiplier(
+        epsilon=1.0, delta=1e-5, sampler=sampler, num_steps=steps
+    )
+    plan = dpoptax.Plan(
+        sampler=sampler, clip=2.0, noise_multiplier=noise, num_steps=steps, delta=1e-5
+    )
+    guide = guides.mean_field(jnp.zeros(D))
+    spread = 1 / np.sqrt(np.diag(np.linalg.inv(regression.covariance)))
+    errors = {}
+    for make in (global_elbo, aligned_elbo):
+        elbo = make(guide, log_likelihood, num_examples=N)
+        found = [
+            fit(elbo, regression.data, steps=steps, rate=0.1, plan=plan, key=k) for k in range(10)
+        ]
+        errors[make] = np.mean(
+            [
+                (
+                    np.linalg.norm(psi["loc"] - regression.mean),
+                    np.abs(np.log(jax.nn.softplus(psi["raw_scale"]) / spread)).mean(),
+                )
+                for psi in found
+            ],
+            axis=0,
+        )
+    assert np.all(errors[aligned_elbo] < errors[global_elbo])
+
+
+def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
+    """The scale of the noise, as a point, beside the weights."""
+    x, y = regression.data
+
+    def likelihood(theta, example):
+        scale = jnp.exp(theta["log_scale"])
+        away = example[1] - example[0] @ theta["weights"]
+        return -0.5 * (away / scale) ** 2 - theta["log_scale"]
+
+    guide = guides.joint(
+        weights=guides.mean_field(jnp.zeros(D)), log_scale=guides.point(jnp.zeros(()))
+    )
+    psi = fit(global_elbo(guide, likelihood, num_examples=N), (x, y), steps=3000, rate=0.1)
+    theta = guide.apply({"params": psi}, jax.random.key(0))
+    residual = np.std(np.asarray(y - x @ regression.mean, float))
+    assert abs(float(jnp.exp(theta["log_scale"])) / residual - 1) < 0.03
+
+
+def test_what_does_not_fit_is_refused():
+    guide = guides.mean_field(jnp.zeros(D))
+    with pytest.raises(TypeError, match=r"log_likelihood must take \(theta, example\)"):
+        global_elbo(guide, lambda theta: 0.0, num_examples=N)
+    with pytest.raises(ValueError, match="prior must be positive"):
+        aligned_elbo(guide, log_likelihood, -1.0, num_examples=N)
+    elbo = aligned_elbo(guide, log_likelihood, num_examples=N)
+    with pytest.raises(KeyError, match="holds no draw for aligned gradients"):
+        elbo.point(start(guide), optax.sgd(1.0).init(start(guide)))
+    tx = elbo.around(optax.identity(), jax.random.key(0))
+    with pytest.raises(ValueError, match="call tx.update"):
+        tx.update(jnp.zeros((1, D)), tx.init(start(guide)))
