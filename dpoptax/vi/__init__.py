@@ -1,8 +1,13 @@
 """Variational inference: negative ELBOs whose gradients are made private, and what follows."""
 
 from dpoptax.vi import guides as guides
+from dpoptax.vi.averaging import average_iterates as average_iterates
+from dpoptax.vi.averaging import averaged as averaged
 from dpoptax.vi.elbo import local_elbo_loss as local_elbo_loss
-from dpoptax.vi.global_elbo import AlignedElbo as AlignedElbo
-from dpoptax.vi.global_elbo import GlobalElbo as GlobalElbo
-from dpoptax.vi.global_elbo import aligned_elbo as aligned_elbo
-from dpoptax.vi.global_elbo import global_elbo as global_elbo
+from dpoptax.vi.global_latents import AlignedElbo as AlignedElbo
+from dpoptax.vi.global_latents import GlobalElbo as GlobalElbo
+from dpoptax.vi.global_latents import aligned_elbo as aligned_elbo
+from dpoptax.vi.global_latents import global_elbo as global_elbo
+from dpoptax.vi.natural import natural_gradient as natural_gradient
+from dpoptax.vi.natural import preconditioned as preconditioned
+from dpoptax.vi.natural import spread as spread

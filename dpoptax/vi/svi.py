@@ -1,4 +1,4 @@
-"""`numpyro.infer.SVI` with a clip and noise: a NumPyro model and guide in, private parameters out.
+"""A NumPyro model and guide in, private parameters out: NumPyro's SVI with a clip and noise.
 
 The methods are those of SVI, and the arguments those of d3p's class of the same name, so that a
 script of either moves over by its imports. The gradients are `numpyro_elbo`'s.
@@ -24,7 +24,7 @@ from dpoptax.random import split_by_purpose
 from dpoptax.random.domains import in_domain
 from dpoptax.samplers import Sampler
 from dpoptax.training import FitResult, fit
-from dpoptax.vi.numpyro_elbo import NumPyroElbo, numpyro_elbo
+from dpoptax.vi.numpyro_bridge import NumPyroElbo, numpyro_elbo
 
 
 class SVIState(NamedTuple):
@@ -219,7 +219,7 @@ class DPSVI:
 
         Raises:
             TypeError: an argument of the wrong kind.
-            ValueError: as `numpyro_elbo`; data that are NaN where the model takes them for observed.
+            ValueError: as `numpyro_elbo`; data that are NaN where the model observes them.
         """
         keys = split_by_purpose(_checks.typed_key("rng_key", rng_key))
         self._elbo = elbo = self._objective(keys.model_key, args, kwargs)

@@ -13,7 +13,7 @@ from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, auto
 from numpyro.infer.elbo import RenyiELBO
 
 import dpoptax
-from dpoptax.vi.numpyro_elbo import numpyro_elbo
+from dpoptax.vi.numpyro_bridge import numpyro_elbo
 from dpoptax.vi.svi import DPSVI
 
 N, D = 300, 3
@@ -264,7 +264,7 @@ def test_nan_in_the_data_is_refused_unless_the_model_masks_it(data):
     holes = y.at[5].set(jnp.nan)
     sampler = dpoptax.samplers.Poisson(N, 30)
     svi = svi_of(regression, autoguide.AutoNormal(regression))
-    with pytest.raises(ValueError, match="density of site 'y' is NaN.*handlers.mask"):
+    with pytest.raises(ValueError, match=r"density of site 'y' is NaN.*handlers\.mask"):
         svi.run(jax.random.key(0), 2, x, holes, sampler=sampler, progress_bar=False)
 
     def masked(x, y):

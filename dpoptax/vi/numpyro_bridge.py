@@ -125,7 +125,8 @@ class NumPyroElbo:
                 continue
             rows = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1)
             if rows.any():
-                self._check_row(jax.tree.map(lambda leaf: leaf[rows.argmax()], data))
+                first = int(rows.argmax())
+                self._check_row(jax.tree.map(lambda leaf, row=first: leaf[row], data))
 
     def _check_row(self, example: PyTree) -> None:
         values = self.constrain(self.init())
@@ -367,7 +368,7 @@ def _check_observed(model: Trace, scales: Mapping[str, float]) -> None:
     for name, site in _sample_sites(model):
         if site["is_observed"] and name not in scales:
             raise ValueError(
-                f"observed site {name!r} lies in no plate over the data, so it cannot be told which "
+                f"observed site {name!r} lies in no plate over the data, so nobody can tell which "
                 "part of it belongs to which example. Put it into numpyro.plate('data', "
                 "num_examples, subsample_size=len(x))."
             )
