@@ -125,8 +125,31 @@ def draw(state: SamplerState, num_examples: int, rate: float, capacity: int) -> 
     size = binomial(size_key, num_examples, rate, capacity)
     places = jnp.arange(capacity, dtype=jnp.int32)
     mask = places < size
-    order = feistel.permute(permutation_key, places, num_examples)
+    if 4 * capacity <= num_examples <= feistel.EXACT:
+        order = _subset(permutation_key, size, num_examples, capacity)
+    else:
+        order = feistel.permute(permutation_key, places, num_examples)
     return Batch(jnp.where(mask, order, 0), mask)
+
+
+def _subset(
+    key: PRNGKeyArray, size: Int[Array, ""], num_examples: int, capacity: int
+) -> Int[Array, " capacity"]:
+    """Draws `size` different numbers below num_examples, every set of them alike; the rest is -1.
+
+    As quick as the set is small: Floyd's algorithm (Bentley and Floyd 1987).
+    """
+    high, low = jax.random.bits(key, (2, capacity), jnp.uint32)
+
+    def insert(count: Int[Array, ""], chosen: Array) -> Array:
+        top = num_examples - size + count
+        modulus = (top + 1).astype(jnp.uint32)
+        power = (jnp.uint32(2**32 - 1) % modulus + 1) % modulus  # 2**32 modulo the modulus
+        drawn = ((high[count] % modulus) * power + low[count] % modulus) % modulus
+        drawn = drawn.astype(jnp.int32)
+        return chosen.at[count].set(jnp.where(jnp.any(chosen == drawn), top, drawn))
+
+    return jax.lax.fori_loop(0, size, insert, jnp.full(capacity, -1, jnp.int32))
 
 
 def law(

@@ -91,15 +91,21 @@ class GlobalElbo(_Elbo):
         """The loss of one example, with draws of its own; see `Objective.loss`."""
 
         def one(key: PRNGKeyArray) -> Array:
+            # Keys are split only where both halves are needed: every split takes time.
+            if not takes_key(self.log_likelihood):
+                return self._negative_log_likelihood(self._guide(point, key), example, key)
             draw_key, model_key = jax.random.split(key)
             return self._negative_log_likelihood(self._guide(point, draw_key), example, model_key)
 
+        def mean(key: PRNGKeyArray) -> Array:
+            if self.num_samples == 1:
+                return one(key)
+            return jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
+
+        if not self.kl_clipped:
+            return mean(key)
         kl_key, key = jax.random.split(key)
-        if self.num_samples == 1:
-            value = one(key)
-        else:
-            value = jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
-        return value + self.kl(point, kl_key) / self.num_examples if self.kl_clipped else value
+        return mean(key) + self.kl(point, kl_key) / self.num_examples
 
     def point(self, params: PyTree, opt_state: Any) -> PyTree:
         """The parameters themselves; see `Objective.point`."""

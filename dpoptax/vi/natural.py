@@ -1,4 +1,4 @@
-"""Gradients by the parameters of a mean field in, better scaled ones out, before or after the noise.
+"""Gradients of a mean field in, better scaled ones out, before the clip or after the noise.
 
 The gradients by the scales are small, since theta = loc + T(raw) eta moves little with raw: clipped
 together with those by the location they vanish in the noise. Two remedies: to scale them up before
@@ -44,7 +44,8 @@ def preconditioned(
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
         >>> private = dpoptax.privatize(1.0, 1.1, 8, jax.random.key(0))
-        >>> tx = optax.chain(preconditioned(private, lambda p: {"w": 1.0, "b": 10.0}), optax.sgd(1.0))
+        >>> scale = lambda params: {"w": 1.0, "b": 10.0}
+        >>> tx = optax.chain(preconditioned(private, scale), optax.sgd(1.0))
         >>> params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
         >>> grads = {"w": jnp.ones((8, 3)), "b": jnp.ones(8)}
         >>> updates, _ = tx.update(grads, tx.init(params), params)

@@ -26,10 +26,20 @@ P_VALUES = {
 
 @pytest.mark.parametrize("p_value", P_VALUES.values(), ids=P_VALUES)
 @pytest.mark.parametrize(
-    ("num_examples", "expected"), [(2, 1), (3, 1), (10, 2.5), (100, 8), (1000, 20)]
+    ("num_examples", "expected", "capacity"),
+    # Small batches of few examples are drawn by Floyd's algorithm, others by a permutation.
+    [
+        (2, 1, 2),
+        (3, 1, 3),
+        (10, 2.5, 10),
+        (100, 8, 100),
+        (60, 3, 15),
+        (400, 9, 40),
+        (1000, 20, 100),
+    ],
 )
-def test_the_law_is_independent_inclusion(p_value, num_examples, expected):
-    sampler = Poisson(num_examples, expected, max_batch_size=min(num_examples, 100))
+def test_the_law_is_independent_inclusion(p_value, num_examples, expected, capacity):
+    sampler = Poisson(num_examples, expected, max_batch_size=capacity)
     table = draw(sampler, 20_000)
     assert p_value(table, sampler.sampling_rate) > LEVEL
 
