@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import dpoptax
+from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 
 class Workload(NamedTuple):
@@ -101,26 +101,10 @@ class Transformer(nn.Module):
         return nn.Dense(2)(nn.LayerNorm()(x).mean(0))
 
 
-class Vae(nn.Module):
-    def setup(self):
-        self.hidden, self.loc, self.scale = nn.Dense(400), nn.Dense(50), nn.Dense(50)
-        self.back, self.logits = nn.Dense(400), nn.Dense(784)
-
-    def encode(self, x):
-        hidden = nn.softplus(self.hidden(x))
-        return self.loc(hidden), jnp.exp(self.scale(hidden))
-
-    def decode(self, z):
-        return self.logits(nn.softplus(self.back(z)))
-
-    def __call__(self, x):
-        return self.decode(self.encode(x)[0])
-
-
 MODELS = {
     "logistic": (Logistic(), (104,), None, None),
     "fcnn": (Fcnn(), (104,), None, 2),
-    "vae": (Vae(), (784,), None, None),
+    "vae": (DenseVAE(), (784,), None, None),
     "mnist": (MnistCnn(), (28, 28, 1), None, 10),
     "embedding": (Embedding(), (256,), 10_004, 2),
     "cifar": (CifarCnn(), (32, 32, 3), None, 10),
@@ -142,17 +126,7 @@ def workload(name: str, batch: int) -> Workload:
     if count != PARAMETER_COUNTS[name]:
         raise AssertionError(f"{name} has {count} parameters, not {PARAMETER_COUNTS[name]}")
     if name == "vae":
-        loss_fn = dpoptax.vi.local_elbo_loss(
-            lambda params, x: model.apply({"params": params}, x, method="encode"),
-            lambda params, z, x: (
-                -jnp.sum(
-                    optax.sigmoid_binary_cross_entropy(
-                        model.apply({"params": params}, z, method="decode"), x
-                    )
-                )
-            ),
-        )
-        return Workload(loss_fn, params, x, key)
+        return Workload(bernoulli_vae_loss(model), params, x, key)
     if classes is None:
         y = jax.random.bernoulli(y_key, 0.5, (batch,)).astype(jnp.float32)
         loss_of = optax.sigmoid_binary_cross_entropy

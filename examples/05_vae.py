@@ -32,6 +32,7 @@ import optax
 from matplotlib.figure import Figure
 
 import dpoptax
+from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 DESCRIPTION = (
     "Trains a VAE with differential privacy and without, and draws what both have learnt. "
@@ -62,71 +63,21 @@ def load_images(dataset: str) -> example_data.Data:
     )
 
 
-# 2. Model
-
-
-class VAE(nn.Module):
-    """One hidden layer of softplus units each way, a Gaussian latent, Bernoulli pixels."""
-
-    pixels: int
-    hidden: int
-    latent: int
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer
-
-    def setup(self) -> None:
-        """Names the five layers."""
-        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
-        self.encoder_hidden = dense(self.hidden)
-        self.loc = dense(self.latent)
-        self.log_scale = dense(self.latent)
-        self.decoder_hidden = dense(self.hidden)
-        self.logits = dense(self.pixels)
-
-    def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the location and the scale of q(z | x)."""
-        hidden = nn.softplus(self.encoder_hidden(image))
-        return self.loc(hidden), jnp.exp(self.log_scale(hidden))
-
-    def decode(self, latent: jax.Array) -> jax.Array:
-        """Returns the logits of p(x | z), one per pixel."""
-        return self.logits(nn.softplus(self.decoder_hidden(latent)))
-
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Returns the logits of a reconstruction, through the location of q(z | x)."""
-        loc, _ = self.encode(image)
-        return self.decode(loc)
+# 2. Model: `dpoptax.vi.models.DenseVAE`, one hidden layer of softplus units each way
 
 
 MODELS = {
     # Small: every parameter gets noise, so each has to be worth it.
-    "digits": VAE(64, 40, 5, nn.initializers.lecun_normal(), nn.initializers.zeros),
+    "digits": DenseVAE(64, 40, 5, nn.initializers.lecun_normal(), nn.initializers.zeros),
     # As published: 688,884 parameters, all of them drawn from N(0, 0.01^2).
-    "mnist": VAE(784, 400, 50, nn.initializers.normal(0.01), nn.initializers.normal(0.01)),
+    "mnist": DenseVAE(784, 400, 50),
 }
 
 
-# 3. Loss: the negative ELBO of one image, in nats
+# 3. Loss: `bernoulli_vae_loss`, the negative ELBO of one image, in nats; it has no batch axis
 
 # Draws of the latent per image. More draws cost time but no privacy, and steady the gradient.
 NUM_SAMPLES = {"digits": 8, "mnist": 1}
-
-
-def negative_elbo(model: VAE, num_samples: int = 1) -> Callable[..., jax.Array]:
-    """Returns `loss_fn(params, image, key)`; there is no batch axis in it.
-
-    A grey pixel counts as the probability of a white one: the Bernoulli log-likelihood is linear
-    in the pixel, so this is its average over images drawn in black and white.
-    """
-
-    def encode(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return model.apply({"params": params}, image, method="encode")
-
-    def log_likelihood(params: Any, latent: jax.Array, image: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, latent, method="decode")
-        return -jnp.sum(optax.sigmoid_binary_cross_entropy(logits, image))
-
-    return dpoptax.vi.local_elbo_loss(encode, log_likelihood, num_samples=num_samples)
 
 
 # 4. Plan: who takes part in each step, the clip, the noise, the number of steps and delta
@@ -172,11 +123,11 @@ def one_of_each(data: example_data.Data) -> np.ndarray:
     return np.stack([data.test_inputs[data.test_labels == digit][0] for digit in range(10)])
 
 
-def reconstruct(model: VAE, params: Any, images: np.ndarray) -> jax.Array:
+def reconstruct(model: DenseVAE, params: Any, images: np.ndarray) -> jax.Array:
     return nn.sigmoid(model.apply({"params": params}, images))
 
 
-def sample_prior(model: VAE, params: Any, num_images: int, key: jax.Array) -> jax.Array:
+def sample_prior(model: DenseVAE, params: Any, num_images: int, key: jax.Array) -> jax.Array:
     """Returns new images: latents from N(0, I), decoded."""
     latents = jax.random.normal(key, (num_images, model.latent))
     return nn.sigmoid(model.apply({"params": params}, latents, method="decode"))
@@ -212,7 +163,7 @@ def main() -> None:
     initial = model.init(init_key, jnp.zeros(model.pixels))["params"]
     fit = functools.partial(
         dpoptax.training.fit,
-        negative_elbo(model, NUM_SAMPLES[options.dataset]),
+        bernoulli_vae_loss(model, num_samples=NUM_SAMPLES[options.dataset]),
         initial,
         data.train_inputs,
         optimizer=optax.adam(options.learning_rate),
@@ -225,7 +176,7 @@ def main() -> None:
     nonprivate = fit(plan=without_privacy(plan), key=nonprivate_key)
 
     test_loss = functools.partial(
-        mean_loss, negative_elbo(model), images=data.test_inputs, key=test_key
+        mean_loss, bernoulli_vae_loss(model), images=data.test_inputs, key=test_key
     )
     print("\nTest loss: negative ELBO in nats per image, lower is better")
     print(f"  private      {test_loss(private.params):8.2f}")

@@ -1,6 +1,7 @@
 """Variational inference: negative ELBOs whose gradients are made private, and what follows."""
 
 from dpoptax.vi import guides as guides
+from dpoptax.vi import models as models
 from dpoptax.vi.averaging import average_iterates as average_iterates
 from dpoptax.vi.averaging import averaged as averaged
 from dpoptax.vi.elbo import local_elbo_loss as local_elbo_loss

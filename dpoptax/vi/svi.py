@@ -63,7 +63,7 @@ class DPSVI:
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, dpoptax
         >>> import numpyro.distributions as dist
-        >>> from numpyro.infer import ELBO
+        >>> from numpyro.infer import Trace_ELBO
         >>> def model(x):
         ...     mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
         ...     with numpyro.plate("data", 200, subsample_size=len(x)):

@@ -66,6 +66,14 @@ def test_the_samplers_are_compared_and_drawn(tmp_path):
         assert min(image.size) > 300
 
 
+def test_a_script_of_d3p_runs_by_its_imports(tmp_path):
+    done = run("06_from_d3p.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy, epsilon = map(float, re.search(r"([\d.]+) %, epsilon ([\d.]+)", done.stdout).groups())
+    assert accuracy > 85
+    assert 1.9 < epsilon <= 2
+
+
 def test_a_seed_repeats_a_run_and_no_seed_does_not(tmp_path):
     def losses(*arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")

@@ -1,0 +1,236 @@
+"""Models of the literature, as Flax modules and log-likelihoods of one example.
+
+Each is a few lines to copy and change; what they are good for is a known size and a known result.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from dpoptax import _checks
+from dpoptax.vi.elbo import local_elbo_loss
+
+
+class DenseVAE(nn.Module):  # type: ignore[misc]
+    """One hidden layer of softplus units each way, a normal latent, Bernoulli pixels.
+
+    With 784 pixels, 400 hidden units, 50 latents and all parameters drawn from N(0, 0.01**2) it is
+    the VAE of the d3p paper (arXiv:2103.11648), of 688,884 parameters.
+
+    Attributes:
+        pixels: of a flat image.
+        hidden: units of either layer.
+        latent: numbers that an image is explained by.
+        kernel_init: of all weights.
+        bias_init: of all biases.
+        num_classes: of a label that encoder and decoder are told, 0 for none.
+    """
+
+    pixels: int = 784
+    hidden: int = 400
+    latent: int = 50
+    kernel_init: Any = nn.initializers.normal(0.01)
+    bias_init: Any = nn.initializers.normal(0.01)
+    num_classes: int = 0
+
+    def setup(self) -> None:
+        """Names the five layers."""
+        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        self.encoder_hidden = dense(self.hidden)
+        self.loc = dense(self.latent)
+        self.log_scale = dense(self.latent)
+        self.decoder_hidden = dense(self.hidden)
+        self.logits = dense(self.pixels)
+
+    def encode(self, image: Array, label: Array | None = None) -> tuple[Array, Array]:
+        """Returns the location and the scale of q(z | x)."""
+        hidden = nn.softplus(self.encoder_hidden(self._labelled(image, label)))
+        return self.loc(hidden), jnp.exp(self.log_scale(hidden))
+
+    def decode(self, latent: Array, label: Array | None = None) -> Array:
+        """Returns the logits of p(x | z), one for each pixel."""
+        return self.logits(nn.softplus(self.decoder_hidden(self._labelled(latent, label))))
+
+    def __call__(self, image: Array, label: Array | None = None) -> Array:
+        """Returns the logits of a reconstruction, through the location of q(z | x)."""
+        return self.decode(self.encode(image, label)[0], label)
+
+    def _labelled(self, x: Array, label: Array | None) -> Array:
+        if label is None:
+            return x
+        return jnp.concatenate([x, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], -1)
+
+
+class ConvVAE(nn.Module):  # type: ignore[misc]
+    """Three strided convolutions and their transposes, a normal latent, Bernoulli pixels.
+
+    For images `(32, 32, 3)` it has the 640,423 parameters of the d3p paper's CIFAR VAE.
+
+    Attributes:
+        latent: numbers that an image is explained by.
+        features: of the convolutions.
+        shape: of an image; its sides are multiples of 8.
+    """
+
+    latent: int = 50
+    features: tuple[int, ...] = (32, 64, 128)
+    shape: tuple[int, int, int] = (32, 32, 3)
+
+    def setup(self) -> None:
+        """Names the layers."""
+        rows, columns, channels = self.shape
+        reduced = 2 ** len(self.features)
+        self.small = (rows // reduced, columns // reduced, self.features[-1])
+        self.down = [nn.Conv(size, (4, 4), strides=2) for size in self.features]
+        self.loc, self.log_scale = nn.Dense(self.latent), nn.Dense(self.latent)
+        self.wide = nn.Dense(int(np.prod(self.small)))
+        upwards = (*reversed(self.features[:-1]), channels)
+        self.up = [nn.ConvTranspose(size, (4, 4), strides=(2, 2)) for size in upwards]
+
+    def encode(self, image: Array) -> tuple[Array, Array]:
+        """Returns the location and the scale of q(z | x)."""
+        for layer in self.down:
+            image = nn.relu(layer(image))
+        flat = image.reshape(-1)
+        return self.loc(flat), jnp.exp(self.log_scale(flat))
+
+    def decode(self, latent: Array) -> Array:
+        """Returns the logits of p(x | z), one for each pixel and channel."""
+        image = nn.relu(self.wide(latent)).reshape(self.small)
+        for layer in self.up[:-1]:
+            image = nn.relu(layer(image))
+        return self.up[-1](image)
+
+    def __call__(self, image: Array) -> Array:
+        """Returns the logits of a reconstruction, through the location of q(z | x)."""
+        return self.decode(self.encode(image)[0])
+
+
+def bernoulli_vae_loss(
+    model: nn.Module, *, num_samples: int = 1, redraw: bool = False
+) -> Callable[[PyTree, PyTree, PRNGKeyArray], Float[Array, ""]]:
+    """Returns the negative ELBO of one image under a VAE of this module, in nats.
+
+    A grey pixel counts as the probability of a white one. The log-likelihood is linear in the
+    pixel, so that this is its average over images drawn in black and white, but for the encoder.
+
+    Args:
+        model: a `DenseVAE` or `ConvVAE`, or a module with their `encode` and `decode`.
+        num_samples: draws of the latent per image.
+        redraw: draw the image in black and white anew whenever it is looked at, as d3p does.
+
+    Returns:
+        `loss_fn(params, image, key)`, or `loss_fn(params, (image, label), key)`.
+
+    Raises:
+        TypeError: `num_samples` is not whole.
+        ValueError: `num_samples` is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = DenseVAE(pixels=16, hidden=8, latent=2)
+        >>> params = model.init(jax.random.key(0), jnp.zeros(16))["params"]
+        >>> loss = bernoulli_vae_loss(model)(params, jnp.zeros(16), jax.random.key(1))
+        >>> 10.0 < float(loss) < 12.5  # 16 log 2 = 11.09 where nothing is learnt
+        True
+
+    Reference: Kingma and Welling 2014, arXiv:1312.6114.
+    """
+
+    def encode(params: PyTree, example: PyTree) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = model.apply(
+            {"params": params}, *_as_tuple(example), method="encode"
+        )
+        return found
+
+    def log_likelihood(params: PyTree, latent: Array, example: PyTree) -> Array:
+        image, *label = _as_tuple(example)
+        logits = model.apply({"params": params}, latent, *label, method="decode")
+        return -jnp.sum(optax.sigmoid_binary_cross_entropy(logits, image))
+
+    loss_fn = local_elbo_loss(encode, log_likelihood, num_samples=num_samples)
+    if not redraw:
+        return loss_fn
+
+    def redrawn_loss_fn(params: PyTree, example: PyTree, key: PRNGKeyArray) -> Array:
+        draw_key, key = jax.random.split(key)
+        image, *label = _as_tuple(example)
+        white = jax.random.uniform(draw_key, image.shape, image.dtype) < image
+        image = white.astype(image.dtype)
+        return loss_fn(params, (image, *label) if label else image, key)
+
+    return redrawn_loss_fn
+
+
+def _as_tuple(example: PyTree) -> tuple[Any, ...]:
+    return example if isinstance(example, tuple) else (example,)
+
+
+def logistic_regression(theta: PyTree, example: PyTree) -> Float[Array, ""]:
+    """Returns log p(y | x) of a logistic regression.
+
+    Args:
+        theta: `{"weights": (inputs,), "bias": ()}`, the latents of `global_elbo`.
+        example: `(x, y)` with x `(inputs,)` and y 0 or 1.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> theta = {"weights": jnp.zeros(2), "bias": jnp.zeros(())}
+        >>> logistic_regression(theta, (jnp.ones(2), jnp.ones(())))
+        Array(-0.6931472, dtype=float32)
+    """
+    x, y = example
+    logit = x @ theta["weights"] + theta["bias"]
+    return -optax.sigmoid_binary_cross_entropy(logit, y)
+
+
+def hierarchical_logistic_regression(
+    *, num_nodes: int = 15
+) -> Callable[[Array, PyTree], Float[Array, ""]]:
+    """Returns log p(y | x, g) where the weights of a group follow from its features.
+
+        w ~ N(M g, I),   y ~ Bernoulli(logistic(w . x))
+
+    The weights are integrated out for every example by Gauss-Hermite quadrature along x, so that M
+    is the only latent and no two examples are coupled.
+
+    Args:
+        num_nodes: of the quadrature.
+
+    Returns:
+        `log_likelihood(M, (x, g, y))` with M `(inputs, features)`.
+
+    Raises:
+        TypeError: `num_nodes` is not whole.
+        ValueError: `num_nodes` is below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_likelihood = hierarchical_logistic_regression()
+        >>> value = log_likelihood(jnp.zeros((5, 3)), (jnp.ones(5), jnp.ones(3), jnp.ones(())))
+        >>> round(float(value), 5)  # log 1/2
+        -0.69315
+
+    Reference: Prediger et al. 2022, arXiv:2103.11648, section 5, for the model.
+    """
+    count = _checks.count("num_nodes", num_nodes)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    log_weights = jnp.asarray(np.log(weights / weights.sum()), jnp.float32)
+
+    def log_likelihood(latent: Array, example: PyTree) -> Array:
+        x, features, y = example
+        along = jnp.sqrt(jnp.sum(x**2)) * jnp.asarray(nodes, x.dtype)
+        logits = x @ latent @ features + along
+        return jax.nn.logsumexp(jax.nn.log_sigmoid((2 * y - 1) * logits) + log_weights)
+
+    return log_likelihood

@@ -1,0 +1,1 @@
+"""Published experiments of DP variational inference, run again with dpoptax."""

@@ -1,0 +1,50 @@
+"""Runs published experiments again and writes the page that compares.
+
+    python -m reproduce                            # everything; hours on two cores
+    python -m reproduce --only vae --seeds 1       # one part, one seed
+
+A run that has a record is not run again, so it may be stopped at any time and goes on where it was.
+MNIST comes from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names.
+"""
+
+import argparse
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+# The examples' data sets are read by the examples' own module.
+sys.path.append(str(ROOT / "examples"))
+
+import jax  # noqa: E402
+
+from reproduce import hierarchical, mixture, page, runs, vae  # noqa: E402
+
+PARTS = {"vae": vae, "hierarchical": hierarchical, "mixture": mixture}
+
+
+def main() -> None:
+    """Parses the command line, runs, and writes the page."""
+    parser = argparse.ArgumentParser(prog="reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--seeds", type=int, default=3, help="how many of each run [3]")
+    parser.add_argument("--records", type=pathlib.Path, default=ROOT / "docs" / "reproduction.json")
+    parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "reproduction.md")
+    parser.add_argument("--list", action="store_true", help="print the runs and stop")
+    options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds must be at least 1; got {options.seeds}")
+    chosen = [run for name in options.only for run in PARTS[name].runs(tuple(range(options.seeds)))]
+    known = runs.load(options.records)
+    if options.list:
+        for run in chosen:
+            print(f"{run.seconds:6.0f} s  {'done' if run.name in known else '    '}  {run.name}")
+        return
+    # NumPyro and Optax mix integers and floats.
+    with jax.numpy_dtype_promotion("standard"):
+        records = runs.run_all(chosen, options.records)
+    page.write(records, options.page)
+    print(f"the page is {options.page}")
+
+
+if __name__ == "__main__":
+    main()

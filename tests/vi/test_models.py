@@ -1,0 +1,77 @@
+"""Models that ship: their published sizes, and their likelihoods against sums."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dpoptax
+from dpoptax.vi import models
+
+SIZES = {
+    "dense": (models.DenseVAE(), (784,), 688_884),
+    "convolutional": (models.ConvVAE(), (32, 32, 3), 640_423),
+}
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def whole(model, image, label=None):
+    """Encoder and decoder, so that `init` meets all layers."""
+    loc, scale = model.encode(image, *([] if label is None else [label]))
+    return model.decode(loc + scale, *([] if label is None else [label]))
+
+
+@pytest.mark.parametrize(("model", "shape", "size"), SIZES.values(), ids=SIZES)
+def test_sizes_are_the_published_ones_and_gradients_private(model, shape, size):
+    image = jnp.zeros(shape)
+    params = nn.init(whole, model)(jax.random.key(0), image)["params"]
+    assert count(params) == size
+    grads = dpoptax.per_example_grads(models.bernoulli_vae_loss(model))(
+        params, jnp.stack([image, image + 1]), key=jax.random.key(1)
+    )
+    norms = jnp.stack(jax.tree.leaves(grads.squared_norms()))
+    assert bool(jnp.all(jnp.isfinite(norms)) & jnp.all(norms.sum(0) > 0))
+
+
+def test_a_label_is_told_to_encoder_and_decoder():
+    model = models.DenseVAE(pixels=12, hidden=8, latent=2, num_classes=3,
+                            kernel_init=nn.initializers.lecun_normal())  # fmt: skip
+    image, key = jnp.linspace(0, 1, 12), jax.random.key(1)
+    params = nn.init(whole, model)(jax.random.key(0), image, jnp.array(0))["params"]
+    loss_fn = models.bernoulli_vae_loss(model)
+    losses = {float(loss_fn(params, (image, jnp.array(label)), key)) for label in range(3)}
+    assert len(losses) == 3
+
+
+def test_a_redrawn_image_is_black_and_white_and_the_loss_the_same_on_average():
+    """At zero weights the encoder sees nothing, and the loss is linear in the pixels."""
+    model = models.DenseVAE(pixels=6, hidden=4, latent=2)
+    params = nn.init(whole, model)(jax.random.key(0), jnp.zeros(6))["params"]
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["logits"]["bias"] = jnp.linspace(-2.0, 2.0, 6)
+    image = jnp.linspace(0.1, 0.9, 6)
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    grey = models.bernoulli_vae_loss(model)(params, image, keys[0])
+    redrawn = jax.vmap(models.bernoulli_vae_loss(model, redraw=True), (None, None, 0))(
+        params, image, keys
+    )
+    assert abs(float(redrawn.mean() - grey)) < 4.5 * float(redrawn.std()) / math.sqrt(20_000)
+    assert len(np.unique(np.round(redrawn, 4))) <= 2**6
+
+
+def test_group_weights_are_integrated_out():
+    """Quadrature against an average over a million draws of the group's weights."""
+    latent = 0.7 * jax.random.normal(jax.random.key(0), (5, 3))
+    x, features = jax.random.normal(jax.random.key(1), (5,)), jnp.array([1.0, -0.5, 0.3])
+    log_likelihood = models.hierarchical_logistic_regression()
+    weights = latent @ features + jax.random.normal(jax.random.key(2), (1_000_000, 5))
+    chance = jax.nn.sigmoid(weights @ x)
+    for y, expected in ((1.0, chance.mean()), (0.0, 1 - chance.mean())):
+        found = jnp.exp(log_likelihood(latent, (x, features, jnp.array(y))))
+        assert abs(float(found - expected)) < 4.5 * float(chance.std()) / 1000
