@@ -37,11 +37,11 @@ def run_all(runs: Iterable[Run], path: pathlib.Path) -> dict[str, Record]:
     missing = [run for run in runs if run.name not in records]
     total = sum(run.seconds for run in missing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    layout = "{desc}: {percentage:3.0f} %|{bar}| {elapsed} of about {postfix}"
+    layout = "{desc}{percentage:3.0f} %|{bar}| {elapsed}{postfix}"
     with tqdm(total=total, bar_format=layout, desc="nothing to do") as bar:
         for run in missing:
             bar.set_description(run.name)
-            bar.set_postfix_str(f"{total / 60:.0f} min")
+            bar.set_postfix_str(f"about {total / 60:.0f} min in all")
             began = time.perf_counter()
             record = run.compute()
             took = time.perf_counter() - began

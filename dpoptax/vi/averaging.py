@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax import _checks
+from dpoptax.vi.divergence import required
 
 
 class AverageState(NamedTuple):
@@ -56,10 +57,7 @@ def average_iterates(*, start: int = 0) -> optax.GradientTransformation:
     def update(
         updates: PyTree, state: AverageState, params: Any = None
     ) -> tuple[PyTree, AverageState]:
-        if params is None:
-            raise ValueError(
-                "an average of parameters needs them: tx.update(grads, state, params)."
-            )
+        params = required(params)
         count = jnp.maximum(state.step - first + 1, 1)
 
         def mean(average: Array, parameter: Array, change: Array) -> Array:

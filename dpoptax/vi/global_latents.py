@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax import _checks
 from dpoptax.random.domains import in_domain
 from dpoptax.training.step import takes_key
+from dpoptax.vi.divergence import plus_divergence, plus_gradient, required
 
 # `log_likelihood(theta, example)`, or `(theta, example, key)` for one that draws: a scalar.
 LogLikelihood = Callable[..., Float[Array, ""]]
@@ -32,16 +33,8 @@ LogLikelihood = Callable[..., Float[Array, ""]]
 Prior = Callable[[PyTree], Float[Array, ""]] | float
 
 
-class KlState(NamedTuple):
-    """What the divergence from the prior needs beside the state of what it is added to."""
-
-    inner: Any
-    step: Int[Array, ""]
-    key: PRNGKeyArray
-
-
 class AlignedState(NamedTuple):
-    """The same, and the noise of the draw at which this step takes its gradients."""
+    """A `DivergenceState`, and the noise of the draw where this step takes its gradients."""
 
     inner: Any
     step: Int[Array, ""]
@@ -72,12 +65,6 @@ class _Elbo:
         if takes_key(self.log_likelihood, "log_likelihood", "theta"):
             return -self.log_likelihood(theta, example, key)
         return -self.log_likelihood(theta, example)
-
-    def _plus_kl(self, gradient: PyTree, psi: PyTree, key: PRNGKeyArray) -> PyTree:
-        pull = jax.grad(self.kl)(psi, key)
-        return jax.tree.map(
-            lambda g, p: g + (p / self.num_examples).astype(g.dtype), gradient, pull
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,20 +103,9 @@ class GlobalElbo(_Elbo):
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
         """Adds the gradient of the divergence after the noise; see `Objective.around`."""
-        key = _checks.typed_key("key", key)
         if self.kl_clipped:
             return private
-
-        def init(params: PyTree) -> KlState:
-            return KlState(private.init(params), jnp.zeros((), jnp.int32), key)
-
-        def update(updates: Any, state: KlState, params: Any = None) -> tuple[PyTree, KlState]:
-            params = _required(params)
-            noisy, inner = private.update(updates, state.inner, params)
-            total = self._plus_kl(noisy, params, jax.random.fold_in(state.key, state.step))
-            return total, KlState(inner, state.step + 1, state.key)
-
-        return optax.GradientTransformation(init, update)
+        return plus_divergence(private, self.kl, self.num_examples, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +152,7 @@ class AlignedElbo(_Elbo):
         def update(
             updates: Any, state: AlignedState, params: Any = None
         ) -> tuple[PyTree, AlignedState]:
-            params = _required(params)
+            params = required(params)
             theta, pull_back = jax.vjp(
                 lambda psi: self._guide(psi, state.aligned_draw, method="transform"), params
             )
@@ -184,7 +160,7 @@ class AlignedElbo(_Elbo):
             (gradient,) = pull_back(noisy)
             kl_key = jax.random.fold_in(in_domain(state.key, "divergence"), state.step)
             eta = draw(params, state.key, state.step + 1)
-            total = self._plus_kl(gradient, params, kl_key)
+            total = plus_gradient(gradient, self.kl, self.num_examples, params, kl_key)
             return total, AlignedState(inner, state.step + 1, state.key, eta)
 
         return optax.GradientTransformation(init, update)
@@ -301,12 +277,3 @@ def _checked(
     if not callable(prior):
         prior = _checks.positive("prior", prior)
     return guide, log_likelihood, prior, _checks.num_examples(num_examples)
-
-
-def _required(params: Any) -> PyTree:
-    if params is None:
-        raise ValueError(
-            "the divergence from the prior depends on the parameters: call "
-            "tx.update(grads, state, params)."
-        )
-    return params

@@ -22,6 +22,7 @@ from dpoptax.per_example import PerExampleGrads, as_per_example_grads
 from dpoptax.per_example.form import select
 from dpoptax.per_example.stacked import StackedGrads
 from dpoptax.precision import widen
+from dpoptax.vi.divergence import required
 
 
 def preconditioned(
@@ -56,10 +57,7 @@ def preconditioned(
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        if params is None:
-            raise ValueError(
-                "the scale depends on the parameters: tx.update(grads, state, params)."
-            )
+        params = required(params)
         factors = scale(params)
         grads: PerExampleGrads = as_per_example_grads(updates, params)
 
@@ -119,10 +117,7 @@ def natural_gradient() -> optax.GradientTransformation:
     """
 
     def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        if params is None:
-            raise ValueError(
-                "the Fisher information depends on the parameters: tx.update(grads, state, params)."
-            )
+        params = required(params)
         raw = params["raw_scale"]
         variance = jax.nn.softplus(raw) ** 2
         slope = jax.nn.sigmoid(raw)

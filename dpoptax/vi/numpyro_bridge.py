@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from dpoptax import _checks
+from dpoptax.vi.divergence import plus_divergence
 
 Trace = Mapping[str, Mapping[str, Any]]
 
@@ -32,14 +33,6 @@ class _Terms(NamedTuple):
 
     own: Float[Array, ""]
     shared: Float[Array, ""]
-
-
-class NumPyroState(NamedTuple):
-    """What the divergence from the prior needs beside the state of what it is added to."""
-
-    inner: Any
-    step: Int[Array, ""]
-    key: PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,22 +79,9 @@ class NumPyroElbo:
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
         """Adds the gradient of the divergence after the noise; see `Objective.around`."""
-        key = _checks.typed_key("key", key)
         if self.kl_clipped:
             return private
-
-        def init(params: PyTree) -> NumPyroState:
-            return NumPyroState(private.init(params), jnp.zeros((), jnp.int32), key)
-
-        def update(
-            updates: Any, state: NumPyroState, params: Any = None
-        ) -> tuple[PyTree, NumPyroState]:
-            noisy, inner = private.update(updates, state.inner, params)
-            pull = jax.grad(self.kl)(params, jax.random.fold_in(state.key, state.step))
-            total = jax.tree.map(lambda g, p: g + p / self.num_examples, noisy, pull)
-            return total, NumPyroState(inner, state.step + 1, state.key)
-
-        return optax.GradientTransformation(init, update)
+        return plus_divergence(private, self.kl, self.num_examples, key)
 
     def kl(self, params: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """Returns log q(theta) - log p(theta) over draws of what all examples share."""
