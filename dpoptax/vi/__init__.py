@@ -9,6 +9,9 @@ from dpoptax.vi.global_latents import AlignedElbo as AlignedElbo
 from dpoptax.vi.global_latents import GlobalElbo as GlobalElbo
 from dpoptax.vi.global_latents import aligned_elbo as aligned_elbo
 from dpoptax.vi.global_latents import global_elbo as global_elbo
+from dpoptax.vi.missing import observed_log_prob as observed_log_prob
 from dpoptax.vi.natural import natural_gradient as natural_gradient
 from dpoptax.vi.natural import preconditioned as preconditioned
 from dpoptax.vi.natural import spread as spread
+from dpoptax.vi.predictive import combine as combine
+from dpoptax.vi.predictive import synthetic_data as synthetic_data
