@@ -15,3 +15,5 @@ from dpoptax.vi.natural import preconditioned as preconditioned
 from dpoptax.vi.natural import spread as spread
 from dpoptax.vi.predictive import combine as combine
 from dpoptax.vi.predictive import synthetic_data as synthetic_data
+from dpoptax.vi.trace import noise_aware as noise_aware
+from dpoptax.vi.trace import trace_gradients as trace_gradients
