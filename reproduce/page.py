@@ -120,16 +120,20 @@ def _hierarchical(records: dict[str, Record], picture: pathlib.Path) -> str:
             cells.append(_mean(found, "auc", 3) if found else "")
             curves[kind].append(statistics.mean(r["auc"] for r in found) if found else float("nan"))
         text += f"| {size} | " + " | ".join(cells) + " |\n"
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6.4, 4.6), dpi=150, layout="constrained")
+    # The plain model lies so far below that one axis would squeeze the others into a line.
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for kind, values in curves.items():
         style = {"plain": ":", "not private": "--"}.get(kind, "-")
+        axes = below if kind == "plain" else above
         axes.plot(sizes, values, style, marker="o", label=kind.replace("epsilon", "ε ="))
-    axes.set(xscale="log", xlabel="people in the data, N", ylabel="area under the curve")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    for axes in (above, below):
+        axes.legend(frameon=False, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+    below.set(xscale="log", xlabel="people in the data, N")
+    below.set_xticks(sizes, [str(size) for size in sizes])
+    below.minorticks_off()
+    figure.supylabel("area under the curve", fontsize=10)
     figure.savefig(picture)
     return f"{text}\n![area under the curve over N]({picture.name})\n"
 
