@@ -7,6 +7,7 @@ both directions: a plan that is read is the plan that was written.
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import dp_accounting
@@ -146,14 +147,10 @@ def sampler_of(record: Any) -> Sampler:
     Raises:
         ValueError: a record of no known kind, or with other numbers than it needs.
     """
-    fields = dict(_mapping("a sampler", record))
-    kind = fields.pop("kind", None)
+    kind, fields = _kind_and_fields("sampler", record, [*SAMPLERS, "Stages"])
     if kind == "Stages":
         _only("Stages", fields, {"stages"})
         return samplers.Stages(tuple((sampler_of(s), n) for s, n in fields["stages"]))  # type: ignore[misc]
-    if kind not in SAMPLERS:
-        known = ", ".join([*SAMPLERS, "Stages"])
-        raise ValueError(f"unknown sampler {kind!r}; expected one of {known}.")
     _only(kind, fields, {field.name for field in dataclasses.fields(SAMPLERS[kind])})
     return SAMPLERS[kind](**fields)
 
@@ -189,10 +186,7 @@ def mechanism_of(record: Any) -> Mechanism:
     Raises:
         ValueError: a record of no known kind, or with other numbers than it needs.
     """
-    fields = dict(_mapping("a mechanism", record))
-    kind = fields.pop("kind", None)
-    if kind not in MECHANISMS:
-        raise ValueError(f"unknown mechanism {kind!r}; expected one of {', '.join(MECHANISMS)}.")
+    kind, fields = _kind_and_fields("mechanism", record, MECHANISMS)
     _only(kind, fields, {field.name for field in dataclasses.fields(MECHANISMS[kind])})
     return MECHANISMS[kind](**fields)
 
@@ -343,6 +337,15 @@ def _mapping(what: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{what} is a JSON object; got {record!r}.")
     return record
+
+
+def _kind_and_fields(what: str, record: Any, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """Takes a record apart; refuses one of no known kind."""
+    fields = dict(_mapping(f"a {what}", record))
+    kind = fields.pop("kind", None)
+    if kind not in known:
+        raise ValueError(f"unknown {what} {kind!r}; expected one of {', '.join(known)}.")
+    return kind, fields
 
 
 def _only(what: str, record: dict[str, Any], names: set[str]) -> None:

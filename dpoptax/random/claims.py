@@ -12,7 +12,10 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 _clock = itertools.count()
-_holders: dict[bytes, "weakref.WeakSet[Claim]"] = {}
+# A key is forgotten with the last transformation that holds it.
+_holders: "weakref.WeakValueDictionary[bytes, weakref.WeakSet[Claim]]" = (
+    weakref.WeakValueDictionary()
+)
 
 
 class Claim:

@@ -25,6 +25,37 @@ class DivergenceState(NamedTuple):
     key: PRNGKeyArray
 
 
+class AtTheParameters:
+    """An `Objective` whose gradients are taken at the parameters, and its divergence added."""
+
+    num_examples: int
+    num_samples: int
+    kl_clipped: bool
+
+    def kl(self, psi: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Returns the divergence from the prior, of parameters and a key alone."""
+        raise NotImplementedError
+
+    def point(self, params: PyTree, opt_state: Any) -> PyTree:
+        """The parameters themselves; see `Objective.point`."""
+        del opt_state
+        return params
+
+    def around(
+        self, private: optax.GradientTransformation, key: PRNGKeyArray
+    ) -> optax.GradientTransformation:
+        """Adds the gradient of the divergence after the noise; see `Objective.around`."""
+        if self.kl_clipped:
+            return private
+        return plus_divergence(private, self.kl, self.num_examples, key)
+
+    def _mean(self, one: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray) -> Array:
+        """The mean of `one` over as many keys as there are samples."""
+        if self.num_samples == 1:
+            return one(key)
+        return jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
+
+
 def plus_divergence(
     private: optax.GradientTransformation, kl: Divergence, num_examples: int, key: PRNGKeyArray
 ) -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax import _checks
 from dpoptax.random.domains import in_domain
 from dpoptax.training.step import takes_key
-from dpoptax.vi.divergence import plus_divergence, plus_gradient, required
+from dpoptax.vi.divergence import AtTheParameters, plus_gradient, required
 
 # `log_likelihood(theta, example)`, or `(theta, example, key)` for one that draws: a scalar.
 LogLikelihood = Callable[..., Float[Array, ""]]
@@ -68,7 +68,7 @@ class _Elbo:
 
 
 @dataclasses.dataclass(frozen=True)
-class GlobalElbo(_Elbo):
+class GlobalElbo(_Elbo, AtTheParameters):
     """The negative ELBO for latents that all examples share; made by `global_elbo`."""
 
     num_samples: int
@@ -84,28 +84,10 @@ class GlobalElbo(_Elbo):
             draw_key, model_key = jax.random.split(key)
             return self._negative_log_likelihood(self._guide(point, draw_key), example, model_key)
 
-        def mean(key: PRNGKeyArray) -> Array:
-            if self.num_samples == 1:
-                return one(key)
-            return jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_samples)))
-
         if not self.kl_clipped:
-            return mean(key)
+            return self._mean(one, key)
         kl_key, key = jax.random.split(key)
-        return mean(key) + self.kl(point, kl_key) / self.num_examples
-
-    def point(self, params: PyTree, opt_state: Any) -> PyTree:
-        """The parameters themselves; see `Objective.point`."""
-        del opt_state
-        return params
-
-    def around(
-        self, private: optax.GradientTransformation, key: PRNGKeyArray
-    ) -> optax.GradientTransformation:
-        """Adds the gradient of the divergence after the noise; see `Objective.around`."""
-        if self.kl_clipped:
-            return private
-        return plus_divergence(private, self.kl, self.num_examples, key)
+        return self._mean(one, key) + self.kl(point, kl_key) / self.num_examples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
@@ -23,7 +22,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from dpoptax import _checks
-from dpoptax.vi.divergence import plus_divergence
+from dpoptax.vi.divergence import AtTheParameters
 
 Trace = Mapping[str, Mapping[str, Any]]
 
@@ -36,13 +35,13 @@ class _Terms(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NumPyroElbo:
+class NumPyroElbo(AtTheParameters):
     """The negative ELBO of a NumPyro model and guide; made by `numpyro_elbo`."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
     num_examples: int
-    num_particles: int
+    num_samples: int
     analytic_kl: bool
     kl_clipped: bool
     example: tuple[Any, ...]
@@ -68,24 +67,11 @@ class NumPyroElbo:
             own, shared = self._terms(point, example, key)
             return -(own + shared / self.num_examples) if self.kl_clipped else -own
 
-        return self._over_particles(one, key)
+        return self._mean(one, key)
 
-    def point(self, params: PyTree, opt_state: Any) -> PyTree:
-        """The parameters themselves; see `Objective.point`."""
-        del opt_state
-        return params
-
-    def around(
-        self, private: optax.GradientTransformation, key: PRNGKeyArray
-    ) -> optax.GradientTransformation:
-        """Adds the gradient of the divergence after the noise; see `Objective.around`."""
-        if self.kl_clipped:
-            return private
-        return plus_divergence(private, self.kl, self.num_examples, key)
-
-    def kl(self, params: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+    def kl(self, psi: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """Returns log q(theta) - log p(theta) over draws of what all examples share."""
-        return self._over_particles(lambda k: -self._terms(params, self.example, k).shared, key)
+        return self._mean(lambda k: -self._terms(psi, self.example, k).shared, key)
 
     def check_data(self, data: PyTree) -> None:
         """Refuses data that the model takes for observed where they are NaN.
@@ -122,11 +108,6 @@ class NumPyroElbo:
                         "obs=jnp.where(observed, x, 0.0) within "
                         "numpyro.handlers.mask(mask=observed), observed = ~jnp.isnan(x)."
                     )
-
-    def _over_particles(self, one: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray) -> Array:
-        if self.num_particles == 1:
-            return one(key)
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, self.num_particles)))
 
     def _terms(self, params: PyTree, example: PyTree, key: PRNGKeyArray) -> _Terms:
         values = self.constrain(params)
@@ -234,7 +215,7 @@ def numpyro_elbo(
         model=model,
         guide=guide,
         num_examples=num_examples,
-        num_particles=loss.num_particles,
+        num_samples=loss.num_particles,
         analytic_kl=isinstance(loss, TraceMeanField_ELBO),
         kl_clipped=kl == "clipped",
         example=example,
