@@ -56,11 +56,12 @@ def breast_cancer() -> Data:
     return data._replace(columns=tuple(map(str, bunch.feature_names)))
 
 
-def mnist() -> Data:
+def mnist(name: str = "mnist") -> Data:
     """Returns MNIST through TensorFlow Datasets: 60,000 + 10,000 images, 28 x 28, in [0, 1].
 
-    It is read from the folder in the environment variable TFDS_DATA_DIR, by default
-    ~/tensorflow_datasets, and downloaded into it the first time. Decoding takes some ten seconds.
+    Or "fashion_mnist", of the same sizes. It is read from the folder in the environment variable
+    TFDS_DATA_DIR, by default ~/tensorflow_datasets, and downloaded into it the first time. Decoding
+    takes some ten seconds.
 
     Raises:
         SystemExit: a package or the data is missing; the message says what to do.
@@ -70,11 +71,11 @@ def mnist() -> Data:
     try:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder("mnist")
+        builder = tfds.builder(name)
         if not Path(builder.data_path).exists():
             _check_download(builder.URL)
             tfds.disable_progress_bar()
-        train, test = tfds.data_source("mnist", split=["train", "test"])
+        train, test = tfds.data_source(name, split=["train", "test"])
     except ImportError as error:
         raise SystemExit(
             f"error: MNIST needs TensorFlow Datasets ({_one_line(error)}): "
@@ -82,8 +83,8 @@ def mnist() -> Data:
         ) from None
     except Exception as error:  # a downloader fails in many ways, and the remedy is the same
         raise SystemExit(
-            f"error: there is no prepared MNIST, and it cannot be downloaded ({_one_line(error)}): "
-            "set TFDS_DATA_DIR to a folder with a prepared copy, or connect to the internet, "
+            f"error: no {name} is prepared, and it cannot be downloaded ({_one_line(error)}): set "
+            "TFDS_DATA_DIR to a folder with a prepared copy, or connect to the internet, "
             "or use --dataset digits"
         ) from None
     return Data(*_decode(train), *_decode(test))

@@ -4,7 +4,8 @@
     python -m reproduce --only vae --seeds 1       # one part, one seed
 
 A run that has a record is not run again, so it may be stopped at any time and goes on where it was.
-MNIST comes from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names.
+MNIST and Fashion-MNIST come from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names,
+Adult from the folder that DPOPTAX_ADULT_DIR names; a run whose data are missing is left out.
 """
 
 import argparse
@@ -17,9 +18,15 @@ sys.path.append(str(ROOT / "examples"))
 
 import jax  # noqa: E402
 
-from reproduce import hierarchical, mixture, page, runs, vae  # noqa: E402
+from reproduce import adult, batches, hierarchical, mixture, page, runs, vae  # noqa: E402
 
-PARTS = {"vae": vae, "hierarchical": hierarchical, "mixture": mixture}
+PARTS = {
+    "vae": vae,
+    "hierarchical": hierarchical,
+    "mixture": mixture,
+    "adult": adult,
+    "batches": batches,
+}
 
 
 def main() -> None:

@@ -32,7 +32,10 @@ def load(path: pathlib.Path) -> dict[str, Record]:
 
 
 def run_all(runs: Iterable[Run], path: pathlib.Path) -> dict[str, Record]:
-    """Runs what has no record yet, and writes the file after each; a bar shows the time left."""
+    """Runs what has no record yet, and writes the file after each; a bar shows the time left.
+
+    A run whose data are missing is left out, with a line that says what to do.
+    """
     records = load(path)
     missing = [run for run in runs if run.name not in records]
     total = sum(run.seconds for run in missing)
@@ -43,7 +46,12 @@ def run_all(runs: Iterable[Run], path: pathlib.Path) -> dict[str, Record]:
             bar.set_description(run.name)
             bar.set_postfix_str(f"about {total / 60:.0f} min in all")
             began = time.perf_counter()
-            record = run.compute()
+            try:
+                record = run.compute()
+            except SystemExit as missing_data:
+                bar.write(f"left out: {run.name}: {missing_data}")
+                bar.update(run.seconds)
+                continue
             took = time.perf_counter() - began
             records[run.name] = record | {
                 "seconds": round(took, 1),

@@ -234,3 +234,33 @@ def hierarchical_logistic_regression(
         return jax.nn.logsumexp(jax.nn.log_sigmoid((2 * y - 1) * logits) + log_weights)
 
     return log_likelihood
+
+
+def gaussian_mixture(theta: PyTree, point: Float[Array, " inputs"]) -> Float[Array, ""]:
+    """Returns log p(x) of a mixture of round normals, the components summed over.
+
+    No point has a latent of its own, so that nothing but `theta` is learnt.
+
+    Args:
+        theta: `{"weights": (components,), "centres": (components, inputs), "variances":
+            (components,)}`, weights on the simplex and variances positive; see
+            `dpoptax.vi.guides.constrained`.
+        point: x.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> theta = {
+        ...     "weights": jnp.full(2, 0.5), "centres": jnp.zeros((2, 2)), "variances": jnp.ones(2)
+        ... }
+        >>> round(float(gaussian_mixture(theta, jnp.zeros(2))), 4)  # -log(2 pi)
+        -1.8379
+
+    Reference: Prediger et al. 2022, arXiv:2103.11648, section 5.
+    """
+    variances = theta["variances"]
+    distances = jnp.sum((point - theta["centres"]) ** 2, axis=1) / variances
+    log_scale = point.size * jnp.log(2 * jnp.pi * variances)
+    return jax.nn.logsumexp(jnp.log(theta["weights"]) - 0.5 * (distances + log_scale))

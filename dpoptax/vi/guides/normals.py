@@ -1,26 +1,9 @@
-"""A tree of latents in, a family of distributions over it out, as a small Flax module.
-
-    theta = f(psi, eta),   eta ~ N(0, I)
-
-The parameters psi of a guide are what is trained; theta is a tree like the one it was made for, on
-the whole real line (see `bijectors` for constrained latents). Every guide has these methods, to be
-called by `guide.apply({"params": psi}, ..., method="...")`:
-
-    noise(key)      eta
-    transform(eta)  theta
-    log_prob(theta) log q(theta)
-    kl(scale)       KL(q || N(0, scale**2 I)), exactly
-
-and `guide.apply({"params": psi}, key)` draws theta. Its initial parameters are
-`guide.init(key, key)["params"]`, a dictionary with the location under "loc".
+"""Latents in, a normal law over them out: independent, of any covariance, or in between.
 
 Reference: Kucukelbir et al. 2017, arXiv:1603.00788; Ong, Nott and Smith 2018 for low rank.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,55 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _checks
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Start:
-    """The latents that a guide is made for, at some location."""
-
-    latents: PyTree
-
-    @property
-    def size(self) -> int:
-        """How many numbers the latents are."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.latents))
-
-
-class Guide(nn.Module):  # type: ignore[misc]
-    """What all guides share; see the module's docstring."""
-
-    start: Start
-    initial_scale: float = 0.1
-
-    def __call__(self, key: PRNGKeyArray) -> PyTree:
-        """Draws the latents."""
-        return self.transform(self.noise(key))
-
-    def noise(self, key: PRNGKeyArray) -> Any:
-        """Draws what `transform` takes: one flat standard normal vector."""
-        return jax.random.normal(key, (self.start.size,))
-
-    def transform(self, eta: Any) -> PyTree:
-        """Returns the latents for one draw of noise."""
-        raise NotImplementedError
-
-    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
-        """Returns the log density of the latents."""
-        raise NotImplementedError
-
-    def kl(self, scale: float) -> Float[Array, ""]:
-        """Returns the divergence from N(0, scale**2 I)."""
-        raise NotImplementedError
-
-    def _located(self) -> "Start":
-        # In a holder, for Flax freezes dictionaries that are attributes of a module.
-        return Start(self.param("loc", lambda _: self.start.latents))
-
-    def _raw(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A parameter of which softplus is initially `initial_scale`."""
-        value = math.log(math.expm1(self.initial_scale))
-        raw: Array = self.param(name, lambda _: jnp.full(shape, value, jnp.float32))
-        return raw
+from dpoptax.vi.guides.base import Guide, arguments
 
 
 class MeanField(Guide):
@@ -188,65 +123,6 @@ class LowRank(Guide):
         return jnp.sum(jnp.log(scale)) + jnp.sum(jnp.log(jnp.diag(inner)))
 
 
-class Point(Guide):
-    """One value, no uncertainty; made by `point`."""
-
-    def setup(self) -> None:
-        """Names the parameter."""
-        self.located = self._located()
-
-    def noise(self, key: PRNGKeyArray) -> Array:
-        """See `Guide.noise`."""
-        del key
-        return jnp.zeros(0)
-
-    def transform(self, eta: Array) -> PyTree:
-        """See `Guide.transform`."""
-        del eta
-        return self.located.latents
-
-    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
-        """Returns zero: a value that is not a latent has no density."""
-        del theta
-        return jnp.zeros(())
-
-    def kl(self, scale: float) -> Float[Array, ""]:
-        """Returns zero: no prior pulls at it."""
-        del scale
-        return jnp.zeros(())
-
-
-class Joint(nn.Module):  # type: ignore[misc]
-    """Independent guides side by side, for latents by name; made by `joint`."""
-
-    guides: Mapping[str, nn.Module]
-
-    def __call__(self, key: PRNGKeyArray) -> PyTree:
-        """Draws the latents."""
-        return self.transform(self.noise(key))
-
-    def noise(self, key: PRNGKeyArray) -> Any:
-        """Draws what `transform` takes, by name."""
-        keys = jax.random.split(key, len(self.guides))
-        return {
-            name: guide.noise(part)
-            for (name, guide), part in zip(sorted(self.guides.items()), keys, strict=True)
-        }
-
-    def transform(self, eta: Any) -> PyTree:
-        """See `Guide.transform`."""
-        return {name: guide.transform(eta[name]) for name, guide in self.guides.items()}
-
-    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
-        """See `Guide.log_prob`."""
-        parts = [guide.log_prob(theta[name]) for name, guide in self.guides.items()]
-        return jnp.stack(parts).sum()
-
-    def kl(self, scale: float) -> Float[Array, ""]:
-        """See `Guide.kl`."""
-        return jnp.stack([guide.kl(scale) for guide in self.guides.values()]).sum()
-
-
 def mean_field(latents: PyTree, *, initial_scale: float = 0.1) -> MeanField:
     """Makes a guide of independent normal latents.
 
@@ -272,7 +148,7 @@ def mean_field(latents: PyTree, *, initial_scale: float = 0.1) -> MeanField:
 
     Reference: Kucukelbir et al. 2017, arXiv:1603.00788.
     """
-    return MeanField(**_arguments(latents, initial_scale))
+    return MeanField(**arguments(latents, initial_scale))
 
 
 def full_rank(latents: PyTree, *, initial_scale: float = 0.1) -> FullRank:
@@ -298,7 +174,7 @@ def full_rank(latents: PyTree, *, initial_scale: float = 0.1) -> FullRank:
 
     Reference: Kucukelbir et al. 2017, arXiv:1603.00788.
     """
-    return FullRank(**_arguments(latents, initial_scale))
+    return FullRank(**arguments(latents, initial_scale))
 
 
 def low_rank(latents: PyTree, *, rank: int, initial_scale: float = 0.1) -> LowRank:
@@ -325,70 +201,7 @@ def low_rank(latents: PyTree, *, rank: int, initial_scale: float = 0.1) -> LowRa
     Reference: Ong, Nott and Smith 2018, "Gaussian variational approximation with a factor
     covariance structure".
     """
-    return LowRank(rank=_checks.count("rank", rank), **_arguments(latents, initial_scale))
-
-
-def point(latents: PyTree) -> Point:
-    """Makes a guide of one value: for parameters that are trained beside latents.
-
-    Args:
-        latents: as in `mean_field`.
-
-    Returns:
-        A Flax module with `loc`.
-
-    Raises:
-        TypeError: as in `mean_field`.
-        ValueError: as in `mean_field`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> guide = point(jnp.ones(2))
-        >>> psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-        >>> guide.apply({"params": psi}, jax.random.key(1))
-        Array([1., 1.], dtype=float32)
-    """
-    return Point(**_arguments(latents, 1.0))
-
-
-def joint(**guides: nn.Module) -> Joint:
-    """Puts guides side by side: independent, each for the latents of its name.
-
-    Args:
-        **guides: by name.
-
-    Returns:
-        A Flax module; its latents are a dictionary of those names.
-
-    Raises:
-        ValueError: no guides.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> guide = joint(w=mean_field(jnp.zeros(3)), encoder=point(jnp.ones(2)))
-        >>> psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-        >>> sorted(guide.apply({"params": psi}, jax.random.key(1)))
-        ['encoder', 'w']
-    """
-    if not guides:
-        raise ValueError("joint takes at least one guide by name, joint(w=mean_field(...)).")
-    return Joint(guides)
-
-
-def _arguments(latents: PyTree, initial_scale: float) -> dict[str, Any]:
-    if not jax.tree.leaves(latents):
-        raise ValueError("a guide needs latents; got a tree without arrays.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(latents):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"latents{jax.tree_util.keystr(path)} must be floating-point; got "
-                f"{jnp.result_type(leaf)}. Discrete latents have no reparameterised draw: sum "
-                "over them in the log-likelihood."
-            )
-    return {
-        "start": Start(jax.tree.map(jnp.asarray, latents)),
-        "initial_scale": _checks.positive("initial_scale", initial_scale),
-    }
+    return LowRank(rank=_checks.count("rank", rank), **arguments(latents, initial_scale))
 
 
 def _standard_log_prob(standard: Array) -> Array:

@@ -1,0 +1,136 @@
+"""Times epochs of the MNIST VAE by batch size: private, and without privacy in two ways.
+
+    python -m benchmarks.epoch --batches 128 512 --rounds 7 --out results.json
+
+A step draws its batch on the device, draws the pixels in black and white, and updates by Adam.
+"Not private" takes exactly as many examples as the batch has, off a permutation; "same batches"
+takes the padded batches of the private sampler, and tells what privacy costs beyond padding.
+Every round times all programs one after the other; what is printed are medians over rounds, of
+ratios too. The data are random: no step takes longer for it.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import dpoptax
+from benchmarks.step_time import read
+from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
+
+NUM_EXAMPLES = 60_000
+GENERATORS = {"threefry": jax.random.key, "chacha20": dpoptax.random.test_key}
+MODEL = DenseVAE()
+LOSS = bernoulli_vae_loss(MODEL, redraw=True)
+
+Program = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def private(batch: int, key: Any) -> Program:
+    """A step of `training.fit`, and its state."""
+    keys = dpoptax.random.split_by_purpose(key)
+    sampler = dpoptax.samplers.Poisson(NUM_EXAMPLES, batch)
+    tx = optax.chain(dpoptax.privatize(10.0, 1.5, batch, keys.noise_key), optax.adam(1e-3))
+    step = dpoptax.training.make_train_step(LOSS, tx=tx, sampler=sampler)
+    state = dpoptax.training.init_state(
+        MODEL.init(jax.random.key(0), jnp.zeros(784))["params"],
+        tx=tx,
+        sampler=sampler,
+        sampling_key=keys.sampling_key,
+        model_key=keys.model_key,
+    )
+    return lambda state, images: step(state, images)[0], (state,)
+
+
+def plain(batch: int, key: Any, *, padded: bool) -> Program:
+    """A step without clipping and noise, and its state."""
+    optimizer = optax.adam(1e-3)
+    keys = dpoptax.random.split_by_purpose(key)
+    sampler = dpoptax.samplers.Poisson(NUM_EXAMPLES, batch)
+    order = jax.random.permutation(keys.sampling_key, NUM_EXAMPLES)
+
+    def step(state: Any, images: Any) -> Any:
+        params, opt_state, sampler_state, count = state
+        if padded:
+            sampler_state, drawn = sampler.sample(sampler_state)
+            examples, mask = dpoptax.samplers.take(images, drawn), drawn.mask
+        else:
+            start = count * batch % (NUM_EXAMPLES - batch)
+            examples = images[jax.lax.dynamic_slice(order, (start,), (batch,))]
+            mask = jnp.ones(batch, bool)
+        model_keys = jax.random.split(jax.random.fold_in(keys.model_key, count), len(mask))
+
+        def mean_loss(params: Any) -> jax.Array:
+            losses = jax.vmap(LOSS, (None, 0, 0))(params, examples, model_keys)
+            return jnp.sum(jnp.where(mask, losses, 0.0)) / batch
+
+        updates, opt_state = optimizer.update(jax.grad(mean_loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, sampler_state, count + 1
+
+    params = MODEL.init(jax.random.key(0), jnp.zeros(784))["params"]
+    state = (params, optimizer.init(params), sampler.init(keys.sampling_key), jnp.zeros((), int))
+    return step, (state,)
+
+
+def measure(batch: int, *, rounds: int, steps: int, generator: str) -> dict[str, float]:
+    """Returns seconds per epoch of each program, and ratios of the private one to the others."""
+    make = GENERATORS[generator]
+    programs = {
+        "private": private(batch, make(0)),
+        "same batches": plain(batch, make(0), padded=True),
+        "not private": plain(batch, make(0), padded=False),
+    }
+    images = jax.random.uniform(jax.random.key(1), (NUM_EXAMPLES, 784))
+    compiled = {}
+    for name, (step, (state,)) in programs.items():
+
+        def several(state: Any, images: Any, step: Any = step) -> Any:
+            return jax.lax.fori_loop(0, steps, lambda _, state: step(state, images), state)
+
+        compiled[name] = (jax.jit(several).lower(state, images).compile(), (state, images))
+        jax.block_until_ready(compiled[name][0](state, images))
+    readings: dict[str, list[float]] = {name: [] for name in compiled}
+    for _ in range(rounds):
+        for name, (program, arguments) in compiled.items():
+            readings[name].append(read(program, arguments, 1))
+    epoch = NUM_EXAMPLES / batch / steps
+    found = {name: epoch * statistics.median(times) for name, times in readings.items()}
+    for name in ("same batches", "not private"):
+        ratios = [p / t for p, t in zip(readings["private"], readings[name], strict=True)]
+        found[f"private / {name}"] = statistics.median(ratios)
+    return found
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=60, help="per reading [60]")
+    parser.add_argument("--generator", choices=GENERATORS, default="chacha20")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    options = parser.parse_args()
+    device = jax.devices()[0].device_kind
+    print(f"{options.generator}, {device}, {platform.machine()}, JAX {jax.__version__}")
+    found = {}
+    with jax.numpy_dtype_promotion("standard"):
+        for batch in options.batches:
+            found[batch] = measure(
+                batch, rounds=options.rounds, steps=options.steps, generator=options.generator
+            )
+            cells = "   ".join(f"{name} {value:.2f}" for name, value in found[batch].items())
+            print(f"batch {batch:5}   {cells}", flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"device": device, "epochs": found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a batch costs: its size, and how it is drawn.
+
+Seconds per epoch of the MNIST VAE over batch sizes, private and not, and microseconds per batch of
+128 by a Feistel permutation and by `jax.random.choice` (arXiv:2103.11648, section 4). Times of this
+machine, medians over interleaved rounds.
+"""
+
+import functools
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import dpoptax
+from benchmarks import epoch
+from benchmarks.step_time import READING_SECONDS, read
+from reproduce.runs import Record, Run
+
+BATCHES = (64, 128, 256, 512, 1024)
+POPULATIONS = (10_000, 60_000, 1_000_000)
+ROUNDS, DRAWN = 5, 128
+
+
+def seconds_per_epoch(batch: int) -> Record:
+    """Seconds per epoch, private and not, and their ratios."""
+    return epoch.measure(batch, rounds=ROUNDS, steps=40, generator="chacha20")
+
+
+def microseconds_per_batch(population: int) -> Record:
+    """Microseconds for the indices of one batch, without replacement."""
+    sampler = dpoptax.samplers.FixedSize(population, DRAWN)
+    key = jax.random.key(0)
+
+    def choice(key: Any) -> Any:
+        return jax.random.choice(key, population, (DRAWN,), replace=False)
+
+    programs = {"Feistel": (sampler.sample, sampler.init(key)), "choice": (choice, key)}
+    compiled, repeats = {}, {}
+    for name, (function, argument) in programs.items():
+        compiled[name] = (jax.jit(function).lower(argument).compile(), (argument,))
+        jax.block_until_ready(compiled[name][0](argument))
+        repeats[name] = max(1, int(READING_SECONDS / read(*compiled[name], 1)))
+    readings: dict[str, list[float]] = {name: [] for name in compiled}
+    for _ in range(ROUNDS):
+        for name, (function, arguments) in compiled.items():
+            readings[name].append(1e6 * read(function, arguments, repeats[name]))
+    return {name: statistics.median(times) for name, times in readings.items()}
+
+
+def runs(seeds: tuple[int, ...]) -> Iterator[Run]:
+    """All runs of this part; times have no seeds."""
+    del seeds
+    for batch in BATCHES:
+        yield Run(f"batches: size {batch}", 60, functools.partial(seconds_per_epoch, batch))
+    for population in POPULATIONS:
+        compute = functools.partial(microseconds_per_batch, population)
+        yield Run(f"batches: of {population}", 10, compute)
