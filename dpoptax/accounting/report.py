@@ -17,6 +17,7 @@ from dpoptax.relations import parse_relation
 from dpoptax.schedules import Scheduled, extremes, passes
 
 if TYPE_CHECKING:
+    from dpoptax.accounting.ledger import Ledger
     from dpoptax.plan import Plan
 
 GROUPS = (2, 10)
@@ -49,6 +50,7 @@ class Report:
         noise_multiplier: a number or a schedule.
         steps_planned: of the plan.
         steps_done: of them.
+        steps_lost: that were charged beside them: done, lost in a crash, and not repeated alike.
         delta: of the guarantee.
         epsilon: of the guarantee; inf for a run without noise.
         epsilon_at: at other deltas.
@@ -74,6 +76,7 @@ class Report:
     noise_multiplier: Scheduled
     steps_planned: int
     steps_done: int
+    steps_lost: int
     delta: float
     epsilon: float
     epsilon_at: dict[float, float]
@@ -161,6 +164,7 @@ class Report:
         )
         sampler = dict(self.sampler)
         kind = sampler.pop("kind")
+        lost = f", and {self.steps_lost} lost in a crash" if self.steps_lost else ""
         return {
             "guarantee": guarantee,
             "unit, relation": f"one {self.unit} of {self.num_units}, {self.relation}",
@@ -168,7 +172,7 @@ class Report:
             "sampler": f"{kind}, " + ", ".join(f"{k} {_short(v)}" for k, v in sampler.items()),
             "clip": ", ".join(f"{k} {_short(v)}" for k, v in self.clip.items() if k != "kind"),
             "noise_multiplier": _short(_records.number_record(self.noise_multiplier)),
-            "steps": f"{self.steps_done} done of {self.steps_planned} planned",
+            "steps": f"{self.steps_done} done of {self.steps_planned} planned{lost}",
             "accountant": self.accountant,
             "generator": self.generator,
             "epsilon": deltas,
@@ -193,12 +197,28 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
     Returns:
         A `Report`.
     """
+    ledger = plan.ledger()
+    ledger.charge(plan.scheduled_noise, num_steps)
+    return of_run(plan, ledger, num_steps)
+
+
+def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
+    """Returns the report of a run.
+
+    Args:
+        plan: what was planned.
+        ledger: what was charged.
+        num_steps: how many steps of the plan ran, of those charged.
+
+    Returns:
+        A `Report`.
+    """
     sampler, delta = plan.sampler, plan.delta
     relation = parse_relation(sampler.relation)
-    event = plan.event(num_steps, relation)
+    event = ledger.event(relation)
     loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
     deltas = [value for value in (delta * 10, delta, delta / 10) if value < 1]
-    epsilon_at = {value: plan.epsilon(num_steps, delta=value) for value in deltas}
+    epsilon_at = {value: ledger.epsilon(value) for value in deltas}
     rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
     return Report(
         unit=sampler.unit,
@@ -210,17 +230,18 @@ def of_plan(plan: "Plan", num_steps: int) -> Report:
         noise_multiplier=plan.scheduled_noise,
         steps_planned=plan.num_steps,
         steps_done=num_steps,
+        steps_lost=ledger.num_steps - num_steps,
         delta=delta,
         epsilon=epsilon_at[delta],
         epsilon_at=epsilon_at,
-        epsilon_replaced=plan.epsilon(num_steps, relation="replace_one"),
+        epsilon_replaced=ledger.epsilon(relation="replace_one"),
         epsilon_of_group={
             size: event_epsilon(
                 event, delta=delta, relation=relation, group_size=size, coarsening=GROUP_COARSENING
             )
             for size in GROUPS
         },
-        epsilon_unamplified=_unamplified(plan, num_steps),
+        epsilon_unamplified=_unamplified(plan, ledger.num_steps),
         advantage=trade_off.advantage(loss),
         true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
         belief={prior: trade_off.posterior_belief(epsilon_at[delta], prior) for prior in PRIORS},

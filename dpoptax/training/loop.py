@@ -1,89 +1,85 @@
 """A loss, parameters, data and a plan in; private parameters and their report out."""
 
-import dataclasses
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from dpoptax import _checks
-from dpoptax.accounting import Ledger, Report
+from dpoptax import _checks, samplers
+from dpoptax.accounting import Ledger
 from dpoptax.per_example import validation
 from dpoptax.plan import Plan
 from dpoptax.random import split_by_purpose
 from dpoptax.random.domains import in_domain
 from dpoptax.random.keys import root_of
 from dpoptax.schedules import slice_of
+from dpoptax.training.checkpoints import Checkpoints, identity_of
+from dpoptax.training.engines import Engine, FromHost, Resident
+from dpoptax.training.interrupts import Interrupts
+from dpoptax.training.keeping import Kept
 from dpoptax.training.objective import Objective
-from dpoptax.training.progress import ProgressBar
-from dpoptax.training.step import TrainState, init_state, make_train_step, takes_key
+from dpoptax.training.progress import Reporter, Show
+from dpoptax.training.result import FitResult
+from dpoptax.training.step import (
+    Take,
+    TrainState,
+    TrainStep,
+    init_state,
+    make_train_step,
+    takes_key,
+)
+from dpoptax.training.streaming import Streamed, example_of
 
 # How long one dispatch to the device should take, in seconds: long enough that its cost vanishes,
 # short enough that the progress bar moves.
 SECONDS_PER_DISPATCH = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What training leaves behind.
-
-    Attributes:
-        params: the private parameters.
-        state: everything that a further step would need; holds keys, so it must not be released.
-        plan: what was planned.
-        ledger: what was charged, each step before it ran.
-        generator: where the random numbers came from.
-    """
-
-    params: PyTree
-    state: TrainState
-    plan: Plan
-    ledger: Ledger
-    generator: str
-
-    @property
-    def num_steps(self) -> int:
-        """How many steps ran."""
-        return self.ledger.num_steps
-
-    def epsilon(self, delta: float | None = None) -> float:
-        """Returns what the steps that ran cost, under the relation of the sampler."""
-        return self.ledger.epsilon(delta)
-
-    def report(self) -> Report:
-        """Returns the privacy statement of the steps that ran."""
-        report = self.plan.report(self.num_steps)
-        return dataclasses.replace(report, generator=self.generator)
-
-
 def fit(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,
-    data: PyTree,
+    data: PyTree | Streamed,
     *,
     plan: Plan,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray | int | None = None,
-    progress: bool = True,
+    progress: bool | Show = True,
+    resume: str | os.PathLike[str] | Checkpoints | None = None,
+    max_seconds: float | None = None,
+    microbatch_size: int | None = None,
+    take: Take = samplers.take,
 ) -> FitResult:
     """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
+
+    Ctrl-C, a request to terminate and the time limit end it after the steps that are under way,
+    with a result and a report of what ran. A second Ctrl-C acts as ever.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
             `loss_fn(params, example, key)` for one that draws; or an `Objective`, such as
             `dpoptax.vi.global_elbo` makes.
-        params: the initial parameters; they must not depend on the private data.
-        data: a tree of arrays with a leading axis of `plan.sampler.num_examples`.
+        params: the initial parameters; they must not depend on the private data. Their sharding
+            is kept.
+        data: a tree of arrays with a leading axis of `plan.sampler.num_examples`; it is moved to
+            the device whole. `Streamed(data)` stays on the host.
         plan: sampler, clip, noise, steps and delta.
         optimizer: any Optax optimizer; it sees private gradients only.
         key: one root key, split by purpose; by default a new one of the operating system's
             entropy. The guarantee rests on its being secret: a whole number, or a key of a small
             seed, is for examples and tests, and the report says so.
-        progress: whether to show the bar.
+        progress: whether to show the bar; or a function, called with a `Progress` now and then.
+        resume: a folder, or `Checkpoints`, that keeps the run: if there is one in it, it goes on
+            where it was, bit for bit. Where the program or the data changed meanwhile, it draws
+            other noise, and what the crash lost stays charged.
+        max_seconds: ends training after so much time.
+        microbatch_size: works through each batch in parts of so many examples, for less memory.
+        take: `take(data, batch)`, the examples of a batch; one of your own may place them on a
+            mesh of devices.
 
     Returns:
         A `FitResult` with the parameters and the report of what ran.
@@ -92,7 +88,7 @@ def fit(
         TypeError: a loss of another signature, parameters that are not floating-point, an
             old-style key.
         ValueError: data of another length than the plan's, a loss that is not a scalar, a model
-            with mutable state. All before the first step.
+            with mutable state, a folder with another run. All before the first step.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -109,13 +105,14 @@ def fit(
     """
     root, generator = root_of(key)
     keys = split_by_purpose(root)
+    if max_seconds is not None:
+        max_seconds = _checks.non_negative("max_seconds", max_seconds)
     _check_data(data, plan)
     validation.check_params(params)
     private = plan.privatize(keys.noise_key)
     if isinstance(loss_fn, Objective):
         private = loss_fn.around(private, in_domain(keys.model_key, "objective"))
     tx = optax.chain(private, optimizer)
-    step = make_train_step(loss_fn, tx=tx, sampler=plan.sampler)
     state = init_state(
         params,
         tx=tx,
@@ -123,31 +120,80 @@ def fit(
         sampling_key=keys.sampling_key,
         model_key=keys.model_key,
     )
-    _check_loss(loss_fn, state, data)
-    data = jax.tree.map(jnp.asarray, data)
+    _check_loss(loss_fn, state, example_of(data))
 
-    @jax.jit
-    def advance(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
-        return jax.lax.fori_loop(0, num_steps, lambda _, state: step(state, data)[0], state)
+    def make_step(take: Take) -> TrainStep:
+        return make_train_step(
+            loss_fn, tx=tx, sampler=plan.sampler, take=take, microbatch_size=microbatch_size
+        )
 
-    ledger = plan.ledger()
-    done, stride = 0, 1
-    with ProgressBar(plan, enabled=progress) as bar:
-        while done < plan.num_steps:
+    kept = None if resume is None else Kept(resume, identity_of(plan, params, key), generator)
+    with contextlib.ExitStack() as stack:
+        if kept is not None:
+            stack.callback(kept.close)
+            state = kept.restore(state, plan)
+            generator = kept.generator
+        done = int(state.step)
+        if done == plan.num_steps:
+            return _result(state, plan, done, kept, generator, "plan")
+        engine: Engine
+        if isinstance(data, Streamed):
+            engine = FromHost(make_step, data, take, sampler=plan.sampler, state=state)
+        else:
+            engine = Resident(make_step, data, take)
+        stack.callback(engine.close)
+        if kept is not None:
+            state = kept.enter(state, engine.digest(state), plan)
+        ledger = _ledger(plan, done, () if kept is None else kept.lost())
+        bar = stack.enter_context(Reporter(progress, ledger, done=done, num_steps=plan.num_steps))
+        interrupts = stack.enter_context(Interrupts(max_seconds))
+        stride = engine.most() or 1
+        while done < plan.num_steps and interrupts.reason is None:
             stride = min(stride, plan.num_steps - done)
             ledger.charge(slice_of(plan.scheduled_noise, done, done + stride), stride)
+            if kept is not None:
+                kept.allow(done + stride)
             began = time.monotonic()
-            state = jax.block_until_ready(advance(state, data, jnp.asarray(stride, jnp.int32)))
+            state = engine.advance(state, stride)
             done += stride
-            bar.update(done)
-            # The first call compiles, and so says little; doubling keeps a slow step in check.
             seconds = max(time.monotonic() - began, 1e-6)
-            stride = max(1, min(2 * stride, int(stride * SECONDS_PER_DISPATCH / seconds)))
-    return FitResult(state.params, state, plan, ledger, generator)
+            if kept is not None:
+                kept.save_if_due(state)
+            bar.update(done, last=done == plan.num_steps or interrupts.reason is not None)
+            if engine.most() is None:
+                # The first call compiles, and so says little; doubling keeps a slow step in check.
+                within = min(SECONDS_PER_DISPATCH, max(interrupts.seconds_left, 0.0))
+                stride = max(1, min(2 * stride, int(stride * within / seconds)))
+        if kept is not None:
+            kept.save(state)
+        return _result(state, plan, done, kept, generator, interrupts.reason or "plan")
 
 
-def _check_data(data: PyTree, plan: Plan) -> None:
-    num_examples = _checks.batch_size("data", data)
+def _ledger(plan: Plan, done: int, lost: Iterable[tuple[int, int]]) -> Ledger:
+    """What the run as it stands cost, and what crashes lost."""
+    ledger = plan.ledger()
+    for first, last in ((0, done), *lost):
+        if first < last:
+            ledger.charge(slice_of(plan.scheduled_noise, first, last), last - first)
+    return ledger
+
+
+def _result(
+    state: TrainState, plan: Plan, done: int, kept: Kept | None, generator: str, stopped: str
+) -> FitResult:
+    return FitResult(
+        params=state.params,
+        state=state,
+        plan=plan,
+        num_steps=done,
+        ledger=_ledger(plan, done, () if kept is None else kept.lost(done)),
+        generator=generator,
+        stopped=stopped,
+    )
+
+
+def _check_data(data: PyTree | Streamed, plan: Plan) -> None:
+    num_examples = len(data) if isinstance(data, Streamed) else _checks.batch_size("data", data)
     if num_examples != plan.sampler.num_examples:
         raise ValueError(
             f"the plan is for {plan.sampler.num_examples} examples and data has {num_examples}: "
@@ -155,11 +201,13 @@ def _check_data(data: PyTree, plan: Plan) -> None:
         )
 
 
-def _check_loss(loss_fn: Callable[..., Any] | Objective, state: TrainState, data: PyTree) -> None:
+def _check_loss(
+    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree
+) -> None:
     """Refuses what would fail, or would train something else, before the first step."""
     if isinstance(loss_fn, Objective):
         point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
-        validation.check_loss(loss_fn.loss, point, data, state.model_key)
+        validation.check_loss(loss_fn.loss, point, examples, state.model_key)
     else:
         key = state.model_key if takes_key(loss_fn) else None
-        validation.check_loss(loss_fn, state.params, data, key)
+        validation.check_loss(loss_fn, state.params, examples, key)

@@ -1,30 +1,59 @@
-"""Steps done in, a bar with the epsilon that they cost out."""
+"""Steps done in, a bar or a call with the epsilon that they cost out."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 import tqdm
 
-from dpoptax.plan import Plan
+from dpoptax.accounting import Ledger
 
-# The share of the running time that may go into evaluating epsilon for the bar.
+# The share of the running time that may go into evaluating epsilon.
 SHARE_OF_TIME = 0.05
 
 
-class ProgressBar:
-    """A tqdm bar that moves only together with its epsilon.
+class Progress(NamedTuple):
+    """Where a run is. All of one moment: the steps shown incurred the epsilon beside them.
 
-    Step and epsilon are always of one moment: no epsilon is shown that the steps shown beside it
-    did not incur.
+    Attributes:
+        step: steps done.
+        num_steps: steps planned.
+        epsilon: what everything released so far cost.
+        delta: at which.
+        seconds_left: an estimate.
     """
 
-    def __init__(self, plan: Plan, *, enabled: bool) -> None:
-        self._plan = plan
-        self._bar = tqdm.tqdm(total=plan.num_steps, unit="step", disable=not enabled)
+    step: int
+    num_steps: int
+    epsilon: float
+    delta: float
+    seconds_left: float
+
+
+Show = Callable[[Progress], None]
+
+
+class Reporter:
+    """Shows progress when it is due: at the end, or when evaluating epsilon costs little."""
+
+    def __init__(self, show: bool | Show, ledger: Ledger, *, done: int, num_steps: int) -> None:
+        """Begins.
+
+        Args:
+            show: True for a bar, False for nothing, or what is to be called.
+            ledger: of the run; charged before `update`.
+            done: steps that were done before.
+            num_steps: steps planned.
+        """
+        self._bar = tqdm.tqdm(total=num_steps, initial=done, unit="step", disable=show is not True)
+        self._show = self._on_bar if show is True else show
+        self._ledger = ledger
+        self._started, self._first, self._num_steps = time.monotonic(), done, num_steps
         self._cost = 0.0
         self._shown_at = -float("inf")
 
-    def __enter__(self) -> "ProgressBar":
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(
@@ -35,15 +64,27 @@ class ProgressBar:
     ) -> None:
         self._bar.close()
 
-    def update(self, done: int) -> None:
-        """Shows `done` steps and their epsilon, if due: at the end, or when it costs little."""
+    def update(self, done: int, *, last: bool = False) -> None:
+        """Shows that `done` steps are done, if due.
+
+        Args:
+            done: steps, all of them charged to the ledger.
+            last: no other will follow.
+        """
         now = time.monotonic()
-        due = now - self._shown_at > self._cost / SHARE_OF_TIME
-        if self._bar.disable or not (due or done == self._plan.num_steps):
+        if not callable(self._show) or not (
+            last or now - self._shown_at > self._cost / SHARE_OF_TIME
+        ):
             return
-        epsilon = self._plan.epsilon(done)
+        epsilon = self._ledger.epsilon()
         self._shown_at = time.monotonic()
         self._cost = self._shown_at - now
-        self._bar.set_postfix_str(f"ε = {epsilon:.3f} at δ = {self._plan.delta:g}", refresh=False)
-        self._bar.update(done - self._bar.n)
+        pace = (now - self._started) / max(done - self._first, 1)
+        left = pace * (self._num_steps - done)
+        self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, left))
+
+    def _on_bar(self, progress: Progress) -> None:
+        text = f"ε = {progress.epsilon:.3f} at δ = {progress.delta:g}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(progress.step - self._bar.n)
         self._bar.refresh()

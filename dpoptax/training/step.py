@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.per_example import value_and_per_example_grads
-from dpoptax.samplers import Sampler, take
+from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training.objective import Objective
 
 
@@ -36,6 +36,8 @@ class StepInfo(NamedTuple):
     nonprivate_batch_size: Int[Array, ""]
 
 
+# From data and a batch to its examples.
+Take = Callable[[PyTree, Batch], PyTree]
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, StepInfo]]
 
 
@@ -86,6 +88,8 @@ def make_train_step(
     *,
     tx: optax.GradientTransformation,
     sampler: Sampler,
+    take: Take = take,
+    microbatch_size: int | None = None,
 ) -> TrainStep:
     """Returns one private step: sample, take, per-example gradients, update.
 
@@ -95,6 +99,9 @@ def make_train_step(
         tx: `privatize` chained with an optimizer; with an objective, `objective.around(privatize)`
             chained with an optimizer.
         sampler: who takes part; the one that `tx` was scaled for.
+        take: `take(data, batch)`, the examples of a batch with a leading axis of max_batch_size;
+            `dpoptax.samplers.take` by default. One of your own may place them on a mesh.
+        microbatch_size: as in `dpoptax.per_example_grads`; noise is added once all the same.
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
@@ -115,7 +122,7 @@ def make_train_step(
     """
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
-    grads_fn = value_and_per_example_grads(loss_of)
+    grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
     needs_key = takes_key(loss_of)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:

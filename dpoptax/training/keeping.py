@@ -1,0 +1,177 @@
+"""A running fit in, a run that can be taken up again out: when to save, and what a crash cost."""
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from dpoptax import samplers
+from dpoptax.plan import Plan
+from dpoptax.random.domains import in_domain
+from dpoptax.training.checkpoints import Checkpoints, RunFolder
+from dpoptax.training.step import TrainState
+
+# Samplers whose steps are independent, so that a run may go on under new keys after any of them.
+INDEPENDENT = (samplers.Poisson, samplers.FixedSize, samplers.Users)
+
+
+class Kept:
+    """The run in a folder, from the first look into it to the last checkpoint."""
+
+    def __init__(
+        self,
+        resume: str | os.PathLike[str] | Checkpoints,
+        identity: dict[str, Any],
+        generator: str,
+    ) -> None:
+        """Opens the folder.
+
+        Args:
+            resume: where, or where and how.
+            identity: of the run, see `identity_of`.
+            generator: of the keys of a new run, in words.
+        """
+        self._settings = resume if isinstance(resume, Checkpoints) else Checkpoints(resume)
+        self._folder = RunFolder(self._settings, identity)
+        self.generator = generator
+        self._segment: int | None = None
+        self._saved_step: int | None = None
+        self._saved_at = time.monotonic()
+
+    def restore(self, state: TrainState, plan: Plan) -> TrainState:
+        """Returns the state that was saved last, or the one given if none was.
+
+        Args:
+            state: of a new run.
+            plan: of the run.
+
+        Returns:
+            Where to begin.
+
+        Raises:
+            ValueError: the folder holds another run, or a longer one.
+        """
+        restored = self._folder.restore(state)
+        if restored is None:
+            return state
+        if restored.step > plan.num_steps:
+            raise ValueError(
+                f"this run has made {restored.step} steps and the plan has {plan.num_steps}. "
+                "Plan that many at least: they were released."
+            )
+        self.generator, self._segment = restored.generator, restored.segment
+        self._saved_step = restored.step
+        return restored.state
+
+    def enter(self, state: TrainState, program: str, plan: Plan) -> TrainState:
+        """Goes on from `state` with a program; returns the state with the keys for it.
+
+        Args:
+            state: of `restore`.
+            program: its digest.
+            plan: of the run.
+
+        Returns:
+            The same state, under other keys if it goes on otherwise than it began.
+
+        Raises:
+            ValueError: it would go on otherwise, and the sampler's law does not allow it.
+        """
+        journal, done = self._folder.journal, int(state.step)
+        began = self._segment
+        alike = began is not None and journal.continues(program, done)
+        if began is not None and not alike and not isinstance(plan.sampler, INDEPENDENT):
+            raise ValueError(
+                "the loss, the optimizer, the data, the devices or JAX changed since the "
+                f"checkpoint, and {type(plan.sampler).__name__} ties the steps of a pass together: "
+                "they cannot be drawn anew. Go on as it began, or begin anew in another folder."
+            )
+        if not alike:
+            journal.begin(program, done)
+        self._segment = len(journal.segments) - 1
+        if began is not None and began != self._segment:
+            lost = sum(last - first for first, last in self.lost(done))
+            if not alike:
+                warnings.warn(
+                    "the loss, the optimizer, the data, the devices or JAX changed since the "
+                    f"checkpoint of step {done}: training goes on with other noise, and {lost} "
+                    "steps that ran after it stay charged.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            state = rekeyed(state, f"segment {self._segment} {program}")
+        if self._saved_step is None:
+            self.save(state)
+        return state
+
+    def lost(self, done: int | None = None) -> Iterator[tuple[int, int]]:
+        """Gives the steps that were let run and are no part of the run as it stands.
+
+        Args:
+            done: steps of the run as it stands; by default as many as it is to repeat alike.
+
+        Yields:
+            First step and the one behind the last.
+        """
+        journal = self._folder.journal
+        yield from journal.lost(journal.segments[-1].last if done is None else done)
+
+    def allow(self, steps: int) -> None:
+        """Notes, before they run, that steps up to number `steps` may be released.
+
+        Args:
+            steps: how many in all.
+        """
+        self._folder.journal.allow(steps)
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Saves if the last time is long enough ago.
+
+        Args:
+            state: after the steps that are done.
+        """
+        if time.monotonic() - self._saved_at >= self._settings.every_seconds:
+            self.save(state)
+
+    def save(self, state: TrainState) -> None:
+        """Saves, unless this step is saved.
+
+        Args:
+            state: after the steps that are done.
+        """
+        assert self._segment is not None
+        step = int(state.step)
+        if step != self._saved_step and self._folder.save(
+            step, state, segment=self._segment, generator=self.generator
+        ):
+            self._saved_step = step
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Releases the folder."""
+        self._folder.close()
+
+
+def rekeyed(state: PyTree, domain: str) -> PyTree:
+    """Returns a state whose every key is another, derived from what it was.
+
+    Args:
+        state: a tree with keys among its leaves.
+        domain: any text.
+
+    Returns:
+        A tree like it.
+    """
+
+    def one(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return leaf
+        flat = [in_domain(key, domain) for key in leaf.reshape(-1)]
+        return jnp.stack(flat).reshape(leaf.shape)
+
+    return jax.tree.map(one, state)

@@ -1,0 +1,147 @@
+"""Data on the host in, the examples of several batches on the device out, read ahead of time.
+
+Who takes part is drawn on the device, as ever; a thread reads the rows of the next batches while
+the device works on these. The numbers are those of data that lie on the device.
+"""
+
+import concurrent.futures
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from dpoptax import _checks
+from dpoptax.samplers import Batch, Sampler
+
+# Several batches go to the device at once, of so many bytes together.
+BYTES_AT_ONCE = 1 << 26
+MOST_BATCHES = 32
+
+
+class Streamed:
+    """Data that stay on the host, for `fit`: arrays, memory maps, or a source of single examples.
+
+    Example:
+        >>> import numpy as np
+        >>> Streamed({"x": np.arange(5.0)}).rows(np.array([3, 1]))["x"]
+        array([3., 1.])
+    """
+
+    def __init__(self, data: Any) -> None:
+        """Takes the data; nothing is read yet.
+
+        Args:
+            data: a tree of numpy arrays or memory maps with a leading axis of num_examples; or an
+                object with `len(data)` and `data[index]` for one example, such as a data source
+                of Grain or TensorFlow Datasets.
+
+        Raises:
+            TypeError: neither.
+            ValueError: arrays of different lengths.
+        """
+        leaves = jax.tree.leaves(data)
+        self._data = data
+        self._by_rows = bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+        if self._by_rows:
+            self._length = _checks.batch_size("data", data)
+        elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+            self._length = len(data)
+        else:
+            raise TypeError(
+                "data to stream must be a tree of arrays, or have len(data) and data[index]; got "
+                f"{type(data).__name__}."
+            )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def rows(self, indices: np.ndarray) -> PyTree:
+        """Reads examples.
+
+        Args:
+            indices: int `(count,)`.
+
+        Returns:
+            A tree of arrays with a leading axis of `count`.
+        """
+        if self._by_rows:
+            return jax.tree.map(lambda leaf: np.asarray(leaf[indices]), self._data)
+        examples = [self._data[int(index)] for index in indices]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+
+class Reader:
+    """Gives the examples of the batches to come, several batches at a time."""
+
+    def __init__(self, data: Streamed, sampler: Sampler, sampler_state: Any) -> None:
+        """Begins to read.
+
+        Args:
+            data: on the host.
+            sampler: who takes part.
+            sampler_state: before the first batch.
+        """
+        row = jax.tree.leaves(data.rows(np.zeros(1, np.int64)))
+        assert sampler.max_batch_size is not None
+        size = sampler.max_batch_size * sum(leaf.nbytes for leaf in row)
+        self._max_batch_size = sampler.max_batch_size
+        self.batches = max(1, min(MOST_BATCHES, BYTES_AT_ONCE // max(size, 1)))
+        self._data = data
+
+        def sample(state: Any, _: None) -> tuple[Any, Batch]:
+            return sampler.sample(state)
+
+        self._draw: Callable[[Any], tuple[Any, Batch]] = jax.jit(
+            lambda state: jax.lax.scan(sample, state, length=self.batches)
+        )
+        self._state = sampler_state
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "dpoptax reader")
+        self._ahead: queue.SimpleQueue[concurrent.futures.Future[PyTree]] = queue.SimpleQueue()
+        self._ask()
+
+    def next(self) -> PyTree:
+        """Returns examples of the next `batches` batches, `(batches, max_batch_size, ...)`."""
+        ready = self._ahead.get()
+        self._ask()
+        return ready.result()
+
+    def like(self) -> PyTree:
+        """Returns shapes and types of what `next` returns."""
+        rows = jax.tree.map(jnp.asarray, self._data.rows(np.zeros(1, np.int64)))
+        lead = (self.batches, self._max_batch_size)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), rows
+        )
+
+    def close(self) -> None:
+        """Stops reading."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self) -> None:
+        self._ahead.put(self._thread.submit(self._read))
+
+    def _read(self) -> PyTree:
+        self._state, batch = self._draw(self._state)
+        indices = np.where(np.asarray(batch.mask), np.asarray(batch.indices), 0)
+        rows = self._data.rows(indices.reshape(-1))
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf.reshape(*indices.shape, *leaf.shape[1:])), rows
+        )
+
+
+def example_of(data: Any) -> PyTree:
+    """Returns one example with a leading axis of one, to check a loss against.
+
+    Args:
+        data: a tree of arrays, or `Streamed`.
+
+    Returns:
+        A tree of arrays.
+    """
+    if isinstance(data, Streamed):
+        return data.rows(np.zeros(1, np.int64))
+    return jax.tree.map(lambda leaf: leaf[:1], data)
