@@ -66,8 +66,8 @@ def mnist(name: str = "mnist") -> Data:
     Raises:
         SystemExit: a package or the data is missing; the message says what to do.
     """
-    for name in ("absl", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for noisy in ("absl", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         import tensorflow_datasets as tfds
 

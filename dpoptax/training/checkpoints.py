@@ -204,7 +204,7 @@ class RunFolder:
         if _digest(arrays) != record["digest"]:
             raise ValueError("its arrays are not those that were written")
         found = [
-            _key(arrays[str(number)], record["leaves"][name][2])
+            _key(_freed(arrays[str(number)]), record["leaves"][name][2])
             for number, name in enumerate(leaves)
         ]
         return jax.tree.unflatten(jax.tree.structure(like), found)
@@ -266,6 +266,11 @@ def _description(leaf: Any) -> list[Any]:
     data = _data(leaf)
     generator = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
     return [list(data.shape), data.dtype.name, generator]
+
+
+def _freed(array: Array) -> Array:
+    """An array of one device as a new one, not tied to it: programs differ by such ties."""
+    return jnp.asarray(np.asarray(array)) if len(array.sharding.device_set) == 1 else array
 
 
 def _key(data: Array, generator: str | None) -> Array:

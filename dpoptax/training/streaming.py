@@ -36,8 +36,8 @@ class Streamed:
 
         Args:
             data: a tree of numpy arrays or memory maps with a leading axis of num_examples; or an
-                object with `len(data)` and `data[index]` for one example, such as a data source
-                of Grain or TensorFlow Datasets.
+                object with `len(data)` and `data[index]` for one example, such as a list, or a data
+                source of Grain or TensorFlow Datasets.
 
         Raises:
             TypeError: neither.
@@ -45,7 +45,8 @@ class Streamed:
         """
         leaves = jax.tree.leaves(data)
         self._data = data
-        self._by_rows = bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+        shaped = bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+        self._by_rows = shaped and not isinstance(data, list)
         if self._by_rows:
             self._length = _checks.batch_size("data", data)
         elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
