@@ -27,6 +27,8 @@ BITS, SPLIT, FOLD_IN, SEED = (0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)
 COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 MOST_BLOCKS = 2**32
+# What `str(jax.random.key_impl(key))` says of a key.
+CHACHA20_TAG = "cc20"
 # So many blocks at a time stay in the cache of a processor.
 CPU_CHUNK = 4096
 
@@ -155,5 +157,5 @@ CHACHA20 = jax.extend.random.define_prng_impl(
     random_bits=_random_bits,
     fold_in=_fold_in,
     name="chacha20",
-    tag="cc20",
+    tag=CHACHA20_TAG,
 )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
@@ -16,8 +17,8 @@ def secure_key() -> PRNGKeyArray:
     """Draws a ChaCha20 key of 256 bits from the operating system.
 
     A guarantee rests on the secrecy of its key: do not print it, keep it with data as sensitive
-    as the training data, and forget it after the run. Where several processes train together, one
-    draws the key and sends it to the others.
+    as the training data, and forget it after the run. Where several processes train together
+    (`jax.distributed`), the first one's is sent to the others.
 
     Returns:
         A typed key for every `jax.random` function, and for `split_by_purpose`.
@@ -30,6 +31,8 @@ def secure_key() -> PRNGKeyArray:
     Reference: RFC 8439.
     """
     words = np.frombuffer(os.urandom(32), np.uint32)
+    if jax.process_count() > 1:
+        words = multihost_utils.broadcast_one_to_all(words)
     return jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
 
 

@@ -5,6 +5,7 @@ from dpoptax.samplers.balls_in_bins import BallsInBins as BallsInBins
 from dpoptax.samplers.cyclic import CyclicPoisson as CyclicPoisson
 from dpoptax.samplers.fixed_size import FixedSize as FixedSize
 from dpoptax.samplers.gather import take as take
+from dpoptax.samplers.gather import take_over as take_over
 from dpoptax.samplers.host import stream as stream
 from dpoptax.samplers.poisson import Poisson as Poisson
 from dpoptax.samplers.protocol import Batch as Batch

@@ -1,5 +1,7 @@
 """Data on the device and a batch of indices in, the examples of the batch out."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
@@ -29,3 +31,41 @@ def take(
     """
     rows = jnp.where(batch.mask, batch.indices, 0)
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), data)
+
+
+def take_over(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], PyTree]:
+    """Returns a `take` that lays the examples of a batch out over devices.
+
+    Args:
+        sharding: of a batch, such as `NamedSharding(mesh, PartitionSpec("data"))`, on a mesh of
+            axes that the compiler shards by itself, `jax.sharding.Mesh(devices, names)`.
+
+    Returns:
+        A function like `take`, for `dpoptax.training`.
+
+    Raises:
+        ValueError: when used, a batch that does not divide over the devices.
+
+    Example:
+        >>> import jax, numpy as np, jax.numpy as jnp
+        >>> mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+        >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        >>> batch = Batch(jnp.array([2, 0]), jnp.array([True, False]))
+        >>> take_over(sharding)({"x": jnp.array([10, 11, 12])}, batch)["x"].tolist()
+        [12, 10]
+    """
+
+    def spread(data: PyTree, batch: Batch) -> PyTree:
+        examples = take(data, batch)
+        for leaf in jax.tree.leaves(examples):
+            try:
+                sharding.shard_shape(leaf.shape)
+            except ValueError:
+                devices = len(sharding.device_set)
+                raise ValueError(
+                    f"a batch of {len(batch.mask)} places does not divide over {devices} devices. "
+                    "Make the sampler with max_batch_size, a multiple of the devices."
+                ) from None
+        return jax.lax.with_sharding_constraint(examples, sharding)
+
+    return spread

@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 
 from dpoptax import _checks, _records
 from dpoptax.plan import Plan
-from dpoptax.random.chacha20 import CHACHA20
+from dpoptax.random.chacha20 import CHACHA20, CHACHA20_TAG
 from dpoptax.training.journal import Journal
 
 FORMAT = "dpoptax checkpoint 1"
@@ -276,8 +276,7 @@ def _freed(array: Array) -> Array:
 def _key(data: Array, generator: str | None) -> Array:
     if generator is None:
         return data
-    named = CHACHA20 if generator == _CHACHA20_NAME else generator
-    return jax.random.wrap_key_data(data, impl=named)
+    return jax.random.wrap_key_data(data, impl=CHACHA20 if generator == CHACHA20_TAG else generator)
 
 
 def _digest(arrays: dict[str, Array]) -> str:
@@ -291,6 +290,3 @@ def _digest(arrays: dict[str, Array]) -> str:
 
 def _short(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-_CHACHA20_NAME = str(jax.random.key_impl(jax.random.key(0, impl=CHACHA20)))

@@ -16,6 +16,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+
 SLOT = 1 << 15
 FORMAT = "dpoptax journal 1"
 
@@ -115,6 +117,8 @@ class Journal:
         line = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         if len(line) > SLOT:
             raise OSError(f"{self._path} is full: the run was taken up too often.")
+        if jax.process_index() != 0:  # all have the same journal, and one writes it
+            return
         if not self._path.exists():
             self._path.write_bytes(b" " * (2 * SLOT))
             self._path.chmod(0o600)

@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from dpoptax import samplers
 from dpoptax.plan import Plan
 from dpoptax.random.domains import in_domain
+from dpoptax.training.agreement import if_any
 from dpoptax.training.checkpoints import Checkpoints, RunFolder
 from dpoptax.training.step import TrainState
 
@@ -56,6 +59,8 @@ class Kept:
         Raises:
             ValueError: the folder holds another run, or a longer one.
         """
+        if jax.process_count() > 1:
+            state = on_all_processes(state)
         restored = self._folder.restore(state)
         if restored is None:
             return state
@@ -135,7 +140,7 @@ class Kept:
         Args:
             state: after the steps that are done.
         """
-        if time.monotonic() - self._saved_at >= self._settings.every_seconds:
+        if if_any(time.monotonic() - self._saved_at >= self._settings.every_seconds):
             self.save(state)
 
     def save(self, state: TrainState) -> None:
@@ -155,6 +160,29 @@ class Kept:
     def close(self) -> None:
         """Releases the folder."""
         self._folder.close()
+
+
+def on_all_processes(state: PyTree) -> PyTree:
+    """Returns a state whose every array is one of all processes, as a checkpoint needs them.
+
+    Args:
+        state: the same in every process where an array is of one alone.
+
+    Returns:
+        A tree like it.
+    """
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+
+    def one(leaf: Any) -> Any:
+        if not leaf.is_fully_addressable:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        here = np.asarray(leaf)
+        return jax.make_array_from_callback(here.shape, everywhere, lambda index: here[index])
+
+    return jax.tree.map(one, state)
 
 
 def rekeyed(state: PyTree, domain: str) -> PyTree:

@@ -18,6 +18,7 @@ from dpoptax.random import split_by_purpose
 from dpoptax.random.domains import in_domain
 from dpoptax.random.keys import root_of
 from dpoptax.schedules import slice_of
+from dpoptax.training.agreement import if_any, of_first
 from dpoptax.training.checkpoints import Checkpoints, identity_of
 from dpoptax.training.engines import Engine, FromHost, Resident
 from dpoptax.training.interrupts import Interrupts
@@ -148,8 +149,8 @@ def fit(
         bar = stack.enter_context(Reporter(progress, ledger, done=done, num_steps=plan.num_steps))
         interrupts = stack.enter_context(Interrupts(max_seconds))
         stride = engine.most() or 1
-        while done < plan.num_steps and interrupts.reason is None:
-            stride = min(stride, plan.num_steps - done)
+        while done < plan.num_steps and not if_any(interrupts.reason is not None):
+            stride = min(of_first(stride), plan.num_steps - done)
             ledger.charge(slice_of(plan.scheduled_noise, done, done + stride), stride)
             if kept is not None:
                 kept.allow(done + stride)
@@ -166,7 +167,7 @@ def fit(
                 stride = max(1, min(2 * stride, int(stride * within / seconds)))
         if kept is not None:
             kept.save(state)
-        return _result(state, plan, done, kept, generator, interrupts.reason or "plan")
+        return _result(state, plan, done, kept, generator, _why(interrupts, plan, done))
 
 
 def _ledger(plan: Plan, done: int, lost: Iterable[tuple[int, int]]) -> Ledger:
@@ -190,6 +191,12 @@ def _result(
         generator=generator,
         stopped=stopped,
     )
+
+
+def _why(interrupts: Interrupts, plan: Plan, done: int) -> str:
+    if done == plan.num_steps:
+        return "plan"
+    return interrupts.reason or "another process"
 
 
 def _check_data(data: PyTree | Streamed, plan: Plan) -> None:

@@ -43,13 +43,14 @@ def run(folder, steps=40, data=DATA, loss=loss_fn, rate=0.1, key=KEY, every=0.0,
     """A run that saves after every dispatch; `stop_at` interrupts it there."""
     stop_at = changes.pop("stop_at", None)
     planned = changes.pop("plan", None) or plan(steps)
+    optimizer = optax.sgd(rate, momentum=0.9)
 
     def stop(progress):
         if progress.step >= stop_at:
             signal.raise_signal(signal.SIGINT)
 
     return fit(
-        loss, {"w": jnp.zeros(2)}, data, plan=planned, optimizer=optax.sgd(rate, momentum=0.9), key=key,
+        loss, {"w": jnp.zeros(2)}, data, plan=planned, optimizer=optimizer, key=key,
         progress=False if stop_at is None else stop,
         resume=None if folder is None else Checkpoints(folder, every_seconds=every), **changes,
     )  # fmt: skip
@@ -203,7 +204,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
         damage(step)
     with (
         pytest.warns(RuntimeWarning, match="cannot be read"),
-        pytest.raises(ValueError, match="none of the checkpoints .* count this run in full"),
+        pytest.raises(ValueError, match=r"none of the checkpoints .* count this run in full"),
     ):
         run(folder)
 
