@@ -24,6 +24,10 @@ class PerExampleGrads(abc.ABC):
 
     mask: Array
 
+    def __contains__(self, name: object) -> bool:
+        """Returns False: Flax's `TrainState` asks gradients for collections by name."""
+        return False
+
     @abc.abstractmethod
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """Returns, for each parameter leaf, the squared L2 norm of every example's gradient.

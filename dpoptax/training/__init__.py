@@ -2,6 +2,7 @@
 
 from dpoptax.training.checkpoints import Checkpoints as Checkpoints
 from dpoptax.training.loop import fit as fit
+from dpoptax.training.memory import choose_microbatch_size as choose_microbatch_size
 from dpoptax.training.objective import Objective as Objective
 from dpoptax.training.progress import Progress as Progress
 from dpoptax.training.result import FitResult as FitResult

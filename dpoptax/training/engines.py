@@ -48,17 +48,12 @@ class Resident:
             data: a tree of arrays.
             gather: takes them.
         """
-        step = make_step(gather)
         self._data = jax.tree.map(jnp.asarray, data)
-
-        def run(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
-            return jax.lax.fori_loop(0, num_steps, lambda _, state: step(state, data)[0], state)
-
-        self._run = jax.jit(run)
+        self._steps = _Steps(make_step(gather), lambda data, index: data)
 
     def advance(self, state: TrainState, num_steps: int) -> TrainState:
         """See `Engine.advance`."""
-        return jax.block_until_ready(self._run(state, self._data, jnp.asarray(num_steps)))
+        return self._steps.run(state, self._data, num_steps)
 
     def most(self) -> int | None:
         """See `Engine.most`."""
@@ -66,8 +61,7 @@ class Resident:
 
     def digest(self, state: TrainState) -> str:
         """See `Engine.digest`."""
-        program = self._run.lower(state, self._data, jnp.asarray(1)).as_text()
-        return _digest(program, self._data)
+        return _digest(self._steps.text(state, self._data), self._data)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -101,22 +95,15 @@ class FromHost:
             everyone = Batch(order, jnp.ones(len(batch.mask), bool))
             return rows if gather is take else gather(rows, everyone)
 
-        step = make_step(all_rows)
         self._data = data
         self._reader = Reader(data, sampler, state.sampler_state)
-
-        def run(state: TrainState, rows: PyTree, num_steps: Int[Array, ""]) -> TrainState:
-            def one(index: Int[Array, ""], state: TrainState) -> TrainState:
-                return step(state, jax.tree.map(lambda leaf: leaf[index], rows))[0]
-
-            return jax.lax.fori_loop(0, num_steps, one, state)
-
-        self._run = jax.jit(run)
+        self._steps = _Steps(
+            make_step(all_rows), lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows)
+        )
 
     def advance(self, state: TrainState, num_steps: int) -> TrainState:
         """See `Engine.advance`."""
-        rows = self._reader.next()
-        return jax.block_until_ready(self._run(state, rows, jnp.asarray(num_steps)))
+        return self._steps.run(state, self._reader.next(), num_steps)
 
     def most(self) -> int | None:
         """See `Engine.most`."""
@@ -124,13 +111,56 @@ class FromHost:
 
     def digest(self, state: TrainState) -> str:
         """See `Engine.digest`."""
-        program = self._run.lower(state, self._reader.like(), jnp.asarray(1)).as_text()
+        program = self._steps.text(state, self._reader.like())
         chosen = np.linspace(0, len(self._data) - 1, LOOKED_AT).astype(np.int64)
         return _digest(f"{len(self._data)} {program}", self._data.rows(chosen))
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._reader.close()
+
+
+class _Steps:
+    """Several steps: a loop on the device, unless the device is slow at loops."""
+
+    def __init__(self, step: TrainStep, data_of: Callable[[PyTree, Any], PyTree]) -> None:
+        """`data_of(data, index)` is what step number `index` of a dispatch takes for data."""
+
+        def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> TrainState:
+            return step(state, data_of(data, index))[0]
+
+        self._one = jax.jit(one)
+
+        def several(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
+            return jax.lax.fori_loop(
+                0, num_steps, lambda index, state: self._one(state, data, index), state
+            )
+
+        self._several = jax.jit(several)
+        self._loops: bool | None = None
+
+    def run(self, state: TrainState, data: PyTree, num_steps: int) -> TrainState:
+        """Makes so many steps, and waits for them."""
+        if self._loops is None:
+            self._loops = self._in_loops(state, data)
+        if self._loops:
+            state = self._several(state, data, jnp.asarray(num_steps))
+        else:
+            for index in range(num_steps):
+                state = self._one(state, data, jnp.asarray(index))
+        return jax.block_until_ready(state)
+
+    def text(self, state: TrainState, data: PyTree) -> str:
+        """Returns the program of a step."""
+        return self._one.lower(state, data, jnp.asarray(0)).as_text()
+
+    def _in_loops(self, state: TrainState, data: PyTree) -> bool:
+        # XLA has fast convolutions for CPUs, but not within loops: there they take up to eight
+        # times as long, and a step with one is long enough for a dispatch of its own.
+        if jax.default_backend() != "cpu":
+            return True
+        jaxpr = self._one.trace(state, data, jnp.asarray(0)).jaxpr
+        return "conv_general_dilated" not in str(jaxpr)
 
 
 def _digest(program: str, data: Any) -> str:

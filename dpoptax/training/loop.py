@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -23,6 +23,7 @@ from dpoptax.training.checkpoints import Checkpoints, identity_of
 from dpoptax.training.engines import Engine, FromHost, Resident
 from dpoptax.training.interrupts import Interrupts
 from dpoptax.training.keeping import Kept
+from dpoptax.training.memory import choose_microbatch_size
 from dpoptax.training.objective import Objective
 from dpoptax.training.progress import Reporter, Show
 from dpoptax.training.result import FitResult
@@ -52,7 +53,7 @@ def fit(
     progress: bool | Show = True,
     resume: str | os.PathLike[str] | Checkpoints | None = None,
     max_seconds: float | None = None,
-    microbatch_size: int | None = None,
+    microbatch_size: int | Literal["auto"] | None = None,
     take: Take = samplers.take,
 ) -> FitResult:
     """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
@@ -78,7 +79,8 @@ def fit(
             where it was, bit for bit. Where the program or the data changed meanwhile, it draws
             other noise, and what the crash lost stays charged.
         max_seconds: ends training after so much time.
-        microbatch_size: works through each batch in parts of so many examples, for less memory.
+        microbatch_size: works through each batch in parts of so many examples, for less memory;
+            "auto" for the largest that `choose_microbatch_size` finds.
         take: `take(data, batch)`, the examples of a batch; one of your own may place them on a
             mesh of devices.
 
@@ -121,11 +123,15 @@ def fit(
         sampling_key=keys.sampling_key,
         model_key=keys.model_key,
     )
-    _check_loss(loss_fn, state, example_of(data))
+    examples = example_of(data)
+    _check_loss(loss_fn, state, examples)
+    if microbatch_size == "auto":
+        microbatch_size = _fitting(loss_fn, state, examples, plan)
+    parts = microbatch_size
 
     def make_step(take: Take) -> TrainStep:
         return make_train_step(
-            loss_fn, tx=tx, sampler=plan.sampler, take=take, microbatch_size=microbatch_size
+            loss_fn, tx=tx, sampler=plan.sampler, take=take, microbatch_size=parts
         )
 
     kept = None if resume is None else Kept(resume, identity_of(plan, params, key), generator)
@@ -190,6 +196,21 @@ def _result(
         ledger=_ledger(plan, done, () if kept is None else kept.lost(done)),
         generator=generator,
         stopped=stopped,
+    )
+
+
+def _fitting(
+    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree, plan: Plan
+) -> int | None:
+    """The microbatch for a plan, from shapes alone."""
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
+    point = state.params
+    if isinstance(loss_fn, Objective):
+        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
+        loss_fn = loss_fn.loss
+    assert plan.sampler.max_batch_size is not None
+    return choose_microbatch_size(
+        loss_fn, point, example, max_batch_size=plan.sampler.max_batch_size
     )
 
 

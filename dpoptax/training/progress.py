@@ -10,7 +10,7 @@ import tqdm
 from dpoptax.accounting import Ledger
 
 # The share of the running time that may go into evaluating epsilon.
-SHARE_OF_TIME = 0.05
+SHARE_OF_TIME = 0.02
 
 
 class Progress(NamedTuple):

@@ -74,6 +74,41 @@ def test_a_script_of_d3p_runs_by_its_imports(tmp_path):
     assert 1.9 < epsilon <= 2
 
 
+def test_a_convolutional_network_is_trained_and_taken_up(tmp_path):
+    arguments = ("--seed", "0", "--out", "pictures", "--resume", "run", "--quiet")
+    done = run("03_mnist_cnn.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    private, untrained = (
+        float(re.search(rf"^  {name} +([\d.]+)$", done.stdout, re.MULTILINE)[1])
+        for name in ("private", "untrained")
+    )
+    assert private > 70 > 30 > untrained
+    assert "225 done of 225 planned" in done.stdout
+    with Image.open(tmp_path / "pictures" / "cnn_digits.png") as image:
+        assert min(image.size) > 300
+    again = run("03_mnist_cnn.py", *arguments, cwd=tmp_path)
+    assert again.stdout == done.stdout
+    other = run("03_mnist_cnn.py", *arguments, "--l2-clip", "2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds a run of another clip" in other.stderr
+
+
+def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
+    done = run("04_adapters.py", "--seed", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        float(re.search(rf"^  {name} +([\d.]+)$", done.stdout, re.MULTILINE)[1])
+        for name in ("before", "after")
+    )
+    assert before < 35
+    assert after > 60
+    trained, frozen = re.search(
+        r"Adapting ([\d,]+) parameters beside ([\d,]+)", done.stdout
+    ).groups()
+    assert int(trained.replace(",", "")) < 0.2 * int(frozen.replace(",", ""))
+    assert re.search(r"epsilon (1\.9\d\d|2\.000) at delta 1e-05, 100 steps", done.stdout)
+
+
 def test_a_seed_repeats_a_run_and_no_seed_does_not(tmp_path):
     def losses(*arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")

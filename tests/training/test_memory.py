@@ -1,0 +1,64 @@
+"""Microbatches are chosen by what the compiler says of memory, from shapes alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax.training import choose_microbatch_size, fit
+
+
+def loss_fn(params, x):
+    """Its gradient by `params` is taken in full for every example: an outer product."""
+    return jnp.sum(jnp.tanh(jnp.outer(params, x)))
+
+
+VECTOR = jax.ShapeDtypeStruct((500,), jnp.float32)
+
+
+def choose(limit, size=48):
+    return choose_microbatch_size(loss_fn, VECTOR, VECTOR, max_batch_size=size, memory_limit=limit)
+
+
+def test_less_memory_means_smaller_parts_down_to_a_refusal():
+    sizes = [choose(limit) for limit in (10**9, 3 * 10**7, 8 * 10**6)]
+    assert sizes[0] is None
+    assert 48 > sizes[1] > sizes[2] >= 1
+    assert all(size & (size - 1) == 0 for size in sizes[1:])
+    with pytest.raises(ValueError, match="one example at a time takes .* the limit is 1,000"):
+        choose(1000)
+
+
+def test_a_model_of_a_hundred_million_parameters_is_planned_without_one():
+    params = {"wide": jax.ShapeDtypeStruct((10_000, 10_000), jnp.float32)}
+    example = jax.ShapeDtypeStruct((10_000,), jnp.float32)
+
+    def dense(params, x):
+        return jnp.sum((x @ params["wide"]) ** 2)
+
+    # Factored, a batch needs the sum of its gradients and little more; stacked it would be 26 GB.
+    assert (
+        choose_microbatch_size(
+            dense, params, example, max_batch_size=64, memory_limit=2 * 4 * 10**8
+        )
+        is None
+    )
+
+
+def test_fit_takes_what_was_chosen(monkeypatch):
+    monkeypatch.setattr("dpoptax.training.memory._limit", lambda: 4 * 10**6)
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(100, 20), clip=1.0, noise_multiplier=1.0, num_steps=2,
+        delta=1e-3,
+    )  # fmt: skip
+    data = jax.random.normal(jax.random.key(0), (100, 500))
+
+    def train(size):
+        return fit(
+            loss_fn, jnp.ones(500), data, plan=plan, optimizer=optax.sgd(0.1),
+            key=jax.random.key(0), progress=False, microbatch_size=size,
+        ).params  # fmt: skip
+
+    np.testing.assert_allclose(train("auto"), train(None), rtol=1e-5, atol=1e-6)
