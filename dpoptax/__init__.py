@@ -12,6 +12,7 @@ from dpoptax import accounting as accounting
 from dpoptax import clipping as clipping
 from dpoptax import mechanisms as mechanisms
 from dpoptax import random as random
+from dpoptax import readings as readings
 from dpoptax import samplers as samplers
 from dpoptax import training as training
 from dpoptax import vi as vi
