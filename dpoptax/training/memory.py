@@ -48,12 +48,11 @@ def choose_microbatch_size(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params, x):
-        ...     return jnp.sum(jnp.outer(params, x) ** 2)
-        >>> wide = jax.ShapeDtypeStruct((1000,), jnp.float32)
-        >>> choose_microbatch_size(loss_fn, wide, wide, max_batch_size=64, memory_limit=10**9)
-        >>> size = choose_microbatch_size(
-        ...     loss_fn, wide, wide, max_batch_size=64, memory_limit=3 * 10**7)
-        >>> size < 64
+        ...     return jnp.sum(jnp.cumsum(params * x) ** 2)
+        >>> wide = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+        >>> x = jax.ShapeDtypeStruct((), jnp.float32)
+        >>> choose_microbatch_size(loss_fn, wide, x, max_batch_size=48, memory_limit=10**9)
+        >>> choose_microbatch_size(loss_fn, wide, x, max_batch_size=48, memory_limit=10**7) < 48
         True
     """
     limit = _limit() if memory_limit is None else _checks.count("memory_limit", memory_limit)

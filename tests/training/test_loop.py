@@ -115,3 +115,41 @@ def test_a_loss_that_draws_gets_another_key_every_step():
         **options,
     ).params
     assert not np.allclose(two, 2 * one)
+
+
+def test_progress_is_told_to_a_function():
+    told = []
+    result = run(progress=told.append)
+    assert told[-1].step == told[-1].num_steps == 60
+    assert told[-1].epsilon == result.epsilon()
+    assert told[-1].seconds_left == 0
+    for progress in told:
+        assert progress.delta == PLAN.delta
+        assert progress.epsilon == PLAN.epsilon(progress.step)
+
+
+def test_a_convolution_is_stepped_as_any_other_model():
+    """On a CPU its steps are dispatched one by one; the numbers are those of the bare step."""
+    images = jax.random.normal(jax.random.key(3), (400, 6, 6, 1))
+
+    def conv_loss(kernel, image):
+        found = jax.lax.conv_general_dilated(
+            image[None], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.sum(found**2)
+
+    plan = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=5, delta=1e-4)
+    initial = jnp.ones((3, 3, 1, 2))
+    key = jax.random.key(0)
+    result = fit(
+        conv_loss, initial, images, plan=plan, optimizer=optax.sgd(0.1), key=key, progress=False
+    )
+    keys = dpoptax.random.split_by_purpose(key)
+    tx = optax.chain(plan.privatize(keys.noise_key), optax.sgd(0.1))
+    step = jax.jit(make_train_step(conv_loss, tx=tx, sampler=SAMPLER))
+    state = init_state(
+        initial, tx=tx, sampler=SAMPLER, sampling_key=keys.sampling_key, model_key=keys.model_key
+    )
+    for _ in range(5):
+        state, _ = step(state, images)
+    np.testing.assert_allclose(result.params, state.params, rtol=1e-5)
