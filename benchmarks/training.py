@@ -24,7 +24,7 @@ from dpoptax.training import Progress, TrainState, fit, init_state, make_train_s
 from dpoptax.training.checkpoints import Checkpoints, RunFolder
 
 NUM_EXAMPLES, BATCH = 4096, 128
-STEPS = {"vae": 200, "logistic": 20_000}
+STEPS = {"vae": 800, "logistic": 40_000}
 
 
 def seconds_per_step_of_fit(loss_fn: Any, params: Any, data: Any, plan: Any, tx: Any) -> float:
