@@ -73,12 +73,20 @@ class RunFolder:
         Args:
             settings: where, and how much to keep.
             identity: what must not change from one start of the run to the next.
+
+        Raises:
+            ValueError: a folder with other things in it.
         """
         self._path = pathlib.Path(settings.path).resolve()
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._path.chmod(0o700)
         notice = self._path / "HOLDS_KEYS.txt"
         if not notice.exists():
+            if any(self._path.iterdir()):
+                raise ValueError(
+                    f"{self._path} holds other things than a run. Name a folder for this run "
+                    "alone: keys are kept in it, and only its owner may read it."
+                )
+            self._path.chmod(0o700)
             notice.write_text(NOTICE)
         self.journal = Journal(self._path / "journal")
         self._identity = identity

@@ -45,8 +45,8 @@ class Journal:
         self._path = path
         self._sequence = 0
         self.segments: list[Segment] = []
-        if path.exists():
-            halves = path.read_bytes()
+        halves = path.read_bytes() if path.exists() else b""
+        if halves.strip():  # else nothing was let run
             found = [_parsed(halves[start : start + SLOT]) for start in (0, SLOT)]
             records = [record for record in found if record is not None]
             if not records:

@@ -243,6 +243,8 @@ def test_a_folder_holds_keys_and_says_so(tmp_path):
     run(tmp_path / "run", steps=2)
     assert (tmp_path / "run").stat().st_mode & 0o077 == 0
     assert "keep it as the training data" in (tmp_path / "run" / "HOLDS_KEYS.txt").read_text()
+    with pytest.raises(ValueError, match="holds other things than a run"):
+        run(tmp_path, steps=2)
 
 
 @pytest.mark.parametrize("source", ["arrays", "single examples"])
@@ -285,6 +287,8 @@ def test_a_journal_that_is_torn_keeps_its_other_half(tmp_path):
     torn[newest * SLOT + 40] ^= 1
     (tmp_path / "journal").write_bytes(torn)
     assert Journal(tmp_path / "journal").segments == [("a", 0, 10)]
+    (tmp_path / "journal").write_bytes(b" " * len(whole))
+    assert Journal(tmp_path / "journal").segments == []
     (tmp_path / "journal").write_bytes(b"x" * len(whole))
     with pytest.raises(ValueError, match="nobody can tell how many steps were released"):
         Journal(tmp_path / "journal")
