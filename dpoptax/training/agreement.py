@@ -31,3 +31,13 @@ def if_any(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def together(where: str) -> None:
+    """Waits until all processes are here.
+
+    Args:
+        where: the same text everywhere.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)

@@ -77,16 +77,14 @@ class FromHost:
         gather: Take,
         *,
         sampler: Sampler,
-        state: TrainState,
     ) -> None:
-        """Begins to read.
+        """Takes the data; reading begins with the first step.
 
         Args:
             make_step: as in `Resident`.
             data: on the host.
             gather: places what was read; it is asked for all rows of it in their order.
             sampler: who takes part.
-            state: before the first step.
         """
 
         def all_rows(rows: PyTree, batch: Batch) -> PyTree:
@@ -96,13 +94,15 @@ class FromHost:
             return rows if gather is take else gather(rows, everyone)
 
         self._data = data
-        self._reader = Reader(data, sampler, state.sampler_state)
+        self._reader = Reader(data, sampler)
         self._steps = _Steps(
             make_step(all_rows), lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows)
         )
 
     def advance(self, state: TrainState, num_steps: int) -> TrainState:
         """See `Engine.advance`."""
+        # From here on, for a run that is taken up may have been given other keys before.
+        self._reader.begin(state.sampler_state)
         return self._steps.run(state, self._reader.next(), num_steps)
 
     def most(self) -> int | None:
@@ -111,7 +111,7 @@ class FromHost:
 
     def digest(self, state: TrainState) -> str:
         """See `Engine.digest`."""
-        program = self._steps.text(state, self._reader.like())
+        program = self._steps.text(state, self._reader.like)
         chosen = np.linspace(0, len(self._data) - 1, LOOKED_AT).astype(np.int64)
         return _digest(f"{len(self._data)} {program}", self._data.rows(chosen))
 

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from dpoptax import samplers
 from dpoptax.plan import Plan
 from dpoptax.random.domains import in_domain
-from dpoptax.training.agreement import if_any
+from dpoptax.training.agreement import if_any, together
 from dpoptax.training.checkpoints import Checkpoints, RunFolder
 from dpoptax.training.step import TrainState
 
@@ -41,6 +41,7 @@ class Kept:
         """
         self._settings = resume if isinstance(resume, Checkpoints) else Checkpoints(resume)
         self._folder = RunFolder(self._settings, identity)
+        together("the journal is read")  # before the first process writes to it
         self.generator = generator
         self._segment: int | None = None
         self._saved_step: int | None = None

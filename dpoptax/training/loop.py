@@ -145,7 +145,7 @@ def fit(
             return _result(state, plan, done, kept, generator, "plan")
         engine: Engine
         if isinstance(data, Streamed):
-            engine = FromHost(make_step, data, take, sampler=plan.sampler, state=state)
+            engine = FromHost(make_step, data, take, sampler=plan.sampler)
         else:
             engine = Resident(make_step, data, take)
         stack.callback(engine.close)

@@ -78,19 +78,22 @@ class Streamed:
 class Reader:
     """Gives the examples of the batches to come, several batches at a time."""
 
-    def __init__(self, data: Streamed, sampler: Sampler, sampler_state: Any) -> None:
-        """Begins to read.
+    def __init__(self, data: Streamed, sampler: Sampler) -> None:
+        """Looks at one example; nothing is drawn yet.
 
         Args:
             data: on the host.
             sampler: who takes part.
-            sampler_state: before the first batch.
         """
-        row = jax.tree.leaves(data.rows(np.zeros(1, np.int64)))
         assert sampler.max_batch_size is not None
-        size = sampler.max_batch_size * sum(leaf.nbytes for leaf in row)
-        self._max_batch_size = sampler.max_batch_size
+        row = jax.tree.map(jnp.asarray, data.rows(np.zeros(1, np.int64)))
+        size = sampler.max_batch_size * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
         self.batches = max(1, min(MOST_BATCHES, BYTES_AT_ONCE // max(size, 1)))
+        lead = (self.batches, sampler.max_batch_size)
+        # Shapes and types of what `next` returns.
+        self.like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), row
+        )
         self._data = data
 
         def sample(state: Any, _: None) -> tuple[Any, Batch]:
@@ -99,24 +102,25 @@ class Reader:
         self._draw: Callable[[Any], tuple[Any, Batch]] = jax.jit(
             lambda state: jax.lax.scan(sample, state, length=self.batches)
         )
-        self._state = sampler_state
+        self._state: Any = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "dpoptax reader")
         self._ahead: queue.SimpleQueue[concurrent.futures.Future[PyTree]] = queue.SimpleQueue()
-        self._ask()
+
+    def begin(self, sampler_state: Any) -> None:
+        """Begins to read, unless it did.
+
+        Args:
+            sampler_state: before the first batch.
+        """
+        if self._state is None:
+            self._state = sampler_state
+            self._ask()
 
     def next(self) -> PyTree:
         """Returns examples of the next `batches` batches, `(batches, max_batch_size, ...)`."""
         ready = self._ahead.get()
         self._ask()
         return ready.result()
-
-    def like(self) -> PyTree:
-        """Returns shapes and types of what `next` returns."""
-        rows = jax.tree.map(jnp.asarray, self._data.rows(np.zeros(1, np.int64)))
-        lead = (self.batches, self._max_batch_size)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), rows
-        )
 
     def close(self) -> None:
         """Stops reading."""

@@ -257,6 +257,37 @@ def test_streamed_data_give_the_same_numbers_and_go_on(tmp_path, source):
     assert same(run(tmp_path / "run", steps=100, data=data), run(None, steps=100))
 
 
+def test_a_changed_run_on_streamed_data_reads_those_whom_its_new_keys_draw(tmp_path, monkeypatch):
+    """Rows read under the old keys would be other people than those accounted for."""
+    monkeypatch.setattr("dpoptax.training.streaming.MOST_BATCHES", 1)
+    # A step without noise moves w by the sum of its rows: one bit for each of twenty people.
+    people = (2.0 ** np.arange(20)).astype(np.float32)
+    free = plan(sampler=dpoptax.samplers.Poisson(20, 5), clip=2.0**30, noise_multiplier=0.0)
+
+    def until(step, scale):
+        def stop(progress):
+            if progress.step >= step:
+                signal.raise_signal(signal.SIGINT)
+
+        return fit(
+            lambda w, person: scale * w * person, jnp.zeros(()), Streamed(people), plan=free,
+            optimizer=optax.sgd(5.0 / scale), key=KEY, progress=stop,
+            resume=Checkpoints(tmp_path / "run", every_seconds=0.0),
+        )  # fmt: skip
+
+    first = until(1, scale=1.0)
+    with pytest.warns(RuntimeWarning, match="other noise"):
+        second = until(2, scale=2.0)
+    drawn = second.state.sampler_state
+    assert int(drawn.step) == second.num_steps == 2
+    assert not np.array_equal(
+        jax.random.key_data(drawn.key), jax.random.key_data(first.state.sampler_state.key)
+    )
+    _, batch = free.sampler.sample(type(drawn)(drawn.step - 1, drawn.key))
+    expected = people[np.asarray(batch.indices)[np.asarray(batch.mask)]].sum()
+    assert float(first.params - second.params) == expected > 0
+
+
 def test_what_cannot_be_streamed_is_refused():
     with pytest.raises(TypeError, match="must be a tree of arrays, or have len"):
         Streamed(7)
