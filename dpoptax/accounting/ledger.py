@@ -55,6 +55,14 @@ class Ledger:
         self._known: dict[Any, float] = {}
 
     @property
+    def scheduled_noise(self) -> Scheduled:
+        """The noise multiplier of the steps that were charged; 0 before the first."""
+        if not self._runs:
+            return 0.0
+        values, lengths = zip(*self._runs, strict=True)
+        return values[0] if len(values) == 1 else Piecewise(values, lengths)
+
+    @property
     def num_steps(self) -> int:
         """How many steps were charged."""
         return sum(count for _, count in self._runs)

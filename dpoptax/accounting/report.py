@@ -241,7 +241,7 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
             )
             for size in GROUPS
         },
-        epsilon_unamplified=_unamplified(plan, ledger.num_steps),
+        epsilon_unamplified=_unamplified(plan, ledger),
         advantage=trade_off.advantage(loss),
         true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
         belief={prior: trade_off.posterior_belief(epsilon_at[delta], prior) for prior in PRIORS},
@@ -254,13 +254,13 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
     )
 
 
-def _unamplified(plan: "Plan", num_steps: int) -> float:
+def _unamplified(plan: "Plan", ledger: "Ledger") -> float:
     """Epsilon if everyone took part once per pass over the data, at a step known to all."""
-    if num_steps == 0:
+    if ledger.num_steps == 0:
         return 0.0
     _, size = extremes(plan.sampler.expected_batch_size)
     steps_per_pass = max(math.floor(plan.sampler.num_examples / size), 1)
-    counts = passes(plan.scheduled_noise, num_steps, steps_per_pass)
+    counts = passes(ledger.scheduled_noise, ledger.num_steps, steps_per_pass)
     if min(counts) == 0:
         return math.inf
     precision = sum(count / noise**2 for noise, count in counts.items())

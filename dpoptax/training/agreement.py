@@ -1,5 +1,7 @@
 """What one process decides in, what all of them do out: none may make a step that others do not."""
 
+import hashlib
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -31,6 +33,21 @@ def if_any(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def of_all(digest: str) -> str:
+    """Returns a digest of the digests of all processes.
+
+    Args:
+        digest: of this process, in hexadecimal digits.
+
+    Returns:
+        The same everywhere; with one process, the digest itself.
+    """
+    if jax.process_count() == 1:
+        return digest
+    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    return hashlib.sha256(multihost_utils.process_allgather(own).tobytes()).hexdigest()
 
 
 def together(where: str) -> None:

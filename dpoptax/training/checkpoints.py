@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import warnings
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,13 @@ from jaxtyping import Array, PyTree
 from dpoptax import _checks, _records
 from dpoptax.plan import Plan
 from dpoptax.random.chacha20 import CHACHA20, CHACHA20_TAG
+from dpoptax.training.agreement import together
 from dpoptax.training.journal import Journal
+
+try:
+    import fcntl
+except ImportError:  # on Windows a folder has no lock
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "dpoptax checkpoint 1"
 NOTICE = "This folder holds keys of differential privacy: keep it as the training data are kept.\n"
@@ -80,7 +86,8 @@ class RunFolder:
         self._path = pathlib.Path(settings.path).resolve()
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
         notice = self._path / "HOLDS_KEYS.txt"
-        if not notice.exists():
+        self._lock = _locked(self._path / "lock") if notice.exists() else None
+        if not notice.exists() and jax.process_index() == 0:
             if any(self._path.iterdir()):
                 raise ValueError(
                     f"{self._path} holds other things than a run. Name a folder for this run "
@@ -88,6 +95,8 @@ class RunFolder:
                 )
             self._path.chmod(0o700)
             notice.write_text(NOTICE)
+        together("the folder is there")
+        self._lock = self._lock or _locked(self._path / "lock")
         self.journal = Journal(self._path / "journal")
         self._identity = identity
         self._manager = ocp.CheckpointManager(
@@ -115,6 +124,11 @@ class RunFolder:
             if record is None:
                 continue
             self._compare(record)
+            if set(record["leaves"]) != set(_named_leaves(like)):
+                raise ValueError(
+                    f"{self._path} holds a run whose optimizer has another state. Go on with that "
+                    "one, or begin anew in another folder."
+                )
             try:
                 state = self._state(step, record, like)
             except Exception as error:  # damage shows in as many ways as there are readers
@@ -144,7 +158,10 @@ class RunFolder:
             Whether it was written.
         """
         leaves = _named_leaves(state)
-        arrays = {str(number): _data(leaf) for number, leaf in enumerate(leaves.values())}
+        # Orbax takes no arrays without elements.
+        arrays = {
+            str(number): _data(leaf) for number, leaf in enumerate(leaves.values()) if leaf.size
+        }
         record = {
             "format": FORMAT,
             "identity": self._identity,
@@ -174,6 +191,8 @@ class RunFolder:
     def close(self) -> None:
         """Releases the folder."""
         self._manager.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _record(self, step: int) -> dict[str, Any] | None:
         try:
@@ -202,6 +221,8 @@ class RunFolder:
         targets = {}
         for number, (name, leaf) in enumerate(leaves.items()):
             shape, dtype, _ = record["leaves"][name]
+            if 0 in shape:
+                continue
             sharding = getattr(_data(leaf), "sharding", None)
             targets[str(number)] = jax.ShapeDtypeStruct(
                 tuple(shape), jnp.dtype(dtype), sharding=sharding
@@ -211,10 +232,13 @@ class RunFolder:
         )["state"]
         if _digest(arrays) != record["digest"]:
             raise ValueError("its arrays are not those that were written")
-        found = [
-            _key(_freed(arrays[str(number)]), record["leaves"][name][2])
-            for number, name in enumerate(leaves)
-        ]
+        found = []
+        for number, (name, leaf) in enumerate(leaves.items()):
+            if str(number) not in arrays:
+                found.append(leaf)
+                continue
+            array, tied = arrays[str(number)], getattr(_data(leaf), "committed", False)
+            found.append(_key(array if tied else _freed(array), record["leaves"][name][2]))
         return jax.tree.unflatten(jax.tree.structure(like), found)
 
     def _passed_over(self, step: int, error: Exception) -> None:
@@ -224,6 +248,22 @@ class RunFolder:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _locked(path: pathlib.Path) -> IO[str] | None:
+    """Takes the lock of a folder for the first process; the system frees it when that ends."""
+    if jax.process_index() != 0 or fcntl is None:
+        return None
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(
+            f"another process is training in {path.parent}. Wait until it has ended: two would "
+            "release what one is charged for."
+        ) from None
+    return file
 
 
 def identity_of(plan: Plan, params: PyTree, key: Any) -> dict[str, Any]:

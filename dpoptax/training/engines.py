@@ -5,7 +5,11 @@ whatever the batches drawn and however many steps a dispatch makes.
 """
 
 import hashlib
-from collections.abc import Callable
+import importlib.metadata
+import os
+import platform
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -14,11 +18,12 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax.samplers import Batch, Sampler, take
+from dpoptax.training.agreement import of_all, of_first
 from dpoptax.training.step import Take, TrainState, TrainStep
 from dpoptax.training.streaming import Reader, Streamed
 
-# How many examples of a source are looked at to tell it from another.
-LOOKED_AT = 64
+# So many examples of streamed data are read at a time for their digest.
+ROWS_AT_ONCE = 1024
 
 
 class Engine(Protocol):
@@ -61,7 +66,7 @@ class Resident:
 
     def digest(self, state: TrainState) -> str:
         """See `Engine.digest`."""
-        return _digest(self._steps.text(state, self._data), self._data)
+        return _digest(self._steps.text(state, self._data), [self._data])
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -111,9 +116,13 @@ class FromHost:
 
     def digest(self, state: TrainState) -> str:
         """See `Engine.digest`."""
-        program = self._steps.text(state, self._reader.like)
-        chosen = np.linspace(0, len(self._data) - 1, LOOKED_AT).astype(np.int64)
-        return _digest(f"{len(self._data)} {program}", self._data.rows(chosen))
+        # All of it: data that differ in one example must not meet the same noise.
+        everyone = np.arange(len(self._data))
+        parts = (
+            self._data.rows(everyone[first : first + ROWS_AT_ONCE])
+            for first in range(0, len(everyone), ROWS_AT_ONCE)
+        )
+        return _digest(self._steps.text(state, self._reader.like), parts)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -163,13 +172,28 @@ class _Steps:
         return "conv_general_dilated" not in str(jaxpr)
 
 
-def _digest(program: str, data: Any) -> str:
+def _digest(program: str, parts: Iterable[PyTree]) -> str:
+    """A digest of all that decides what a step computes, but for the state."""
     digest = hashlib.sha256()
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    for text in (program, jax.__version__, *devices):
+    flags = os.environ.get("XLA_FLAGS", "")
+    versions = (jax.__version__, importlib.metadata.version("jaxlib"), platform.platform(), flags)
+    for text in (program, *versions, *devices):
         digest.update(text.encode())
-    for leaf in jax.tree.leaves(data):
-        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        if whole and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
+    if "callback" in program:  # what it calls is not in the program: never the same again
+        digest.update(str(of_first(secrets.randbits(31))).encode())
+    for part in parts:
+        for leaf in jax.tree.leaves(part):
+            for array in _arrays(leaf):
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return of_all(digest.hexdigest())
+
+
+def _arrays(leaf: Any) -> Iterator[np.ndarray]:
+    """What of a leaf lies with this process."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        yield from (np.asarray(shard.data) for shard in leaf.addressable_shards)
+    else:
+        yield np.asarray(leaf)

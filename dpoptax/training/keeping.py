@@ -64,6 +64,11 @@ class Kept:
             state = on_all_processes(state)
         restored = self._folder.restore(state)
         if restored is None:
+            if any(segment.last > segment.first for segment in self._folder.journal.segments):
+                raise ValueError(
+                    "the folder's journal says that steps ran, and there is no checkpoint. Begin "
+                    "anew in another folder, under another key, and count this run in full."
+                )
             return state
         if restored.step > plan.num_steps:
             raise ValueError(
@@ -86,15 +91,22 @@ class Kept:
             The same state, under other keys if it goes on otherwise than it began.
 
         Raises:
-            ValueError: it would go on otherwise, and the sampler's law does not allow it.
+            ValueError: it would go on otherwise, and the sampler's law does not allow it; or the
+                journal is gone.
+            OSError: the first checkpoint could not be written.
         """
         journal, done = self._folder.journal, int(state.step)
         began = self._segment
+        if began is not None and began >= len(journal.segments):
+            raise ValueError(
+                "the folder's journal is gone, so nobody can tell which steps ran after the "
+                "checkpoint. Begin anew in another folder, and count this run in full."
+            )
         alike = began is not None and journal.continues(program, done)
         if began is not None and not alike and not isinstance(plan.sampler, INDEPENDENT):
             raise ValueError(
                 "the loss, the optimizer, the data, the devices or JAX changed since the "
-                f"checkpoint, and {type(plan.sampler).__name__} ties the steps of a pass together: "
+                f"checkpoint, and {type(plan.sampler).__name__} ties the steps of a run together: "
                 "they cannot be drawn anew. Go on as it began, or begin anew in another folder."
             )
         if not alike:
@@ -113,6 +125,8 @@ class Kept:
             state = rekeyed(state, f"segment {self._segment} {program}")
         if self._saved_step is None:
             self.save(state)
+            if self._saved_step is None:
+                raise OSError("the first checkpoint could not be written; nothing was run.")
         return state
 
     def lost(self, done: int | None = None) -> Iterator[tuple[int, int]]:
@@ -175,6 +189,7 @@ def on_all_processes(state: PyTree) -> PyTree:
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
 
     def one(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
         if not leaf.is_fully_addressable:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -19,7 +19,7 @@ class Progress(NamedTuple):
     Attributes:
         step: steps done.
         num_steps: steps planned.
-        epsilon: what everything released so far cost.
+        epsilon: what these steps cost, and those that a crash lost.
         delta: at which.
         seconds_left: an estimate.
     """

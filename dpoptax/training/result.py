@@ -22,7 +22,7 @@ class FitResult:
         ledger: what was charged, each step before it ran; those that a crash lost, and a changed
             program could not repeat, among them.
         generator: where the random numbers came from.
-        stopped: why training ended: "plan", the name of a signal, or "time limit".
+        stopped: why training ended: "plan", the name of a signal, "time limit", "another process".
     """
 
     params: PyTree

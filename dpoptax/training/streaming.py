@@ -120,22 +120,21 @@ class Reader:
         """Returns examples of the next `batches` batches, `(batches, max_batch_size, ...)`."""
         ready = self._ahead.get()
         self._ask()
-        return ready.result()
+        return jax.tree.map(jnp.asarray, ready.result())
 
     def close(self) -> None:
         """Stops reading."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> None:
-        self._ahead.put(self._thread.submit(self._read))
-
-    def _read(self) -> PyTree:
+        # Drawn in the caller's thread: settings of JAX may be those of a thread.
         self._state, batch = self._draw(self._state)
+        self._ahead.put(self._thread.submit(self._read, batch))
+
+    def _read(self, batch: Batch) -> PyTree:
         indices = np.where(np.asarray(batch.mask), np.asarray(batch.indices), 0)
         rows = self._data.rows(indices.reshape(-1))
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(leaf.reshape(*indices.shape, *leaf.shape[1:])), rows
-        )
+        return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), rows)
 
 
 def example_of(data: Any) -> PyTree:

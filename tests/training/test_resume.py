@@ -178,7 +178,7 @@ def test_another_model_and_fewer_steps_are_refused(tmp_path):
 def test_a_sampler_that_ties_steps_together_refuses_a_changed_run(tmp_path):
     tied = plan(sampler=dpoptax.samplers.Shuffled(300, 30))
     run(tmp_path / "run", plan=tied, stop_at=5)
-    with pytest.raises(ValueError, match="Shuffled ties the steps of a pass together"):
+    with pytest.raises(ValueError, match="Shuffled ties the steps of a run together"):
         run(tmp_path / "run", plan=tied, rate=0.2)
     assert same(run(tmp_path / "run", plan=tied), run(None, plan=tied))
 
@@ -227,6 +227,71 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(tmp_path, monkeypatch):
     rest = run(tmp_path / "run")
     assert same(rest, result)
     assert rest.epsilon() == plan().epsilon()
+
+
+def test_a_folder_that_lost_its_checkpoints_or_its_journal_is_refused(tmp_path):
+    run(tmp_path / "run", stop_at=5)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="says that steps ran, and there is no checkpoint"):
+        run(tmp_path / "run")
+    (tmp_path / "copy" / "journal").unlink()
+    with pytest.raises(ValueError, match=r"journal is gone.* count this run in full"):
+        run(tmp_path / "copy", rate=0.2)
+
+
+def test_a_first_checkpoint_that_fails_is_an_error_before_the_first_step(tmp_path, monkeypatch):
+    def full(self, step, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with (
+        pytest.warns(RuntimeWarning, match="was not written"),
+        pytest.raises(OSError, match="could not be written; nothing was run"),
+    ):
+        run(tmp_path / "run")
+
+
+def test_another_optimizer_and_a_second_process_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    run(folder, stop_at=5)
+    with pytest.raises(ValueError, match="whose optimizer has another state"):
+        fit(
+            loss_fn, {"w": jnp.zeros(2)}, DATA, plan=plan(), optimizer=optax.sgd(0.1), key=KEY,
+            progress=False, resume=folder,
+        )  # fmt: skip
+
+    def meanwhile(progress):
+        with pytest.raises(ValueError, match="another process is training"):
+            run(folder)
+
+    fit(
+        loss_fn, {"w": jnp.zeros(2)}, DATA, plan=plan(), key=KEY, progress=meanwhile,
+        optimizer=optax.sgd(0.1, momentum=0.9), resume=folder,
+    )  # fmt: skip
+
+
+def test_one_changed_row_of_streamed_data_is_a_change(tmp_path):
+    run(tmp_path / "run", data=Streamed(DATA), stop_at=1)
+    other = DATA.copy()
+    other[7] += 1e-3
+    with pytest.warns(RuntimeWarning, match="other noise"):
+        run(tmp_path / "run", data=Streamed(other), steps=40)
+
+
+def test_parameters_tied_to_a_device_and_empty_ones_go_on_alike(tmp_path):
+    params = {"w": jnp.zeros(2), "none": jnp.zeros((0, 3))}
+    params = jax.device_put(params, jax.devices()[0])
+    data = jnp.asarray(DATA, jnp.bfloat16)
+
+    def train(folder, **options):
+        return fit(
+            lambda p, x: loss_fn(p, x.astype(jnp.float32)), params, data, plan=plan(),
+            optimizer=optax.sgd(0.1), key=KEY, progress=False, resume=folder, **options,
+        )  # fmt: skip
+
+    train(tmp_path / "run", max_seconds=0.0)
+    assert same(train(tmp_path / "run"), train(None))
 
 
 def test_without_a_key_a_run_is_taken_up_under_its_own(tmp_path):

@@ -104,6 +104,8 @@ def test_what_has_no_support_is_refused():
         guides.constrained(latents, {"rate": "positive"})
     with pytest.raises(ValueError, match=r"latents\['rate'\] must start within its support"):
         guides.constrained({"rate": jnp.array(-1.0)}, {"rate": constraints.positive})
+    with pytest.raises(ValueError, match=r"latents\['rate'\] must start inside its support, not"):
+        guides.constrained({"rate": jnp.array(0.0)}, {"rate": constraints.unit_interval})
     with pytest.raises(TypeError, match=r"latents\['rate'\] has a support of integers"):
         guides.constrained(latents, {"rate": constraints.nonnegative_integer})
     guide = guides.constrained(latents, {"rate": constraints.positive})

@@ -150,4 +150,11 @@ def constrained(
         if not bool(jnp.all(support(jnp.asarray(leaf)))):
             raise ValueError(f"{name} must start within its support, {support}; got {leaf}.")
     bijections = Bijections(treedef, tuple(biject_to(support) for support in wanted))
-    return Constrained(make(bijections.inverse(latents)), bijections)
+    line = bijections.inverse(jax.tree.map(jnp.asarray, latents))
+    for (path, leaf), found in zip(paths, jax.tree.leaves(line), strict=True):
+        if not bool(jnp.all(jnp.isfinite(found))):
+            raise ValueError(
+                f"latents{jax.tree_util.keystr(path)} must start inside its support, not at an "
+                f"end; got {leaf}."
+            )
+    return Constrained(make(line), bijections)
