@@ -16,13 +16,13 @@ import pytest
 import dpoptax
 
 ROOT = pathlib.Path(__file__).parents[2]
+STRICT_ON_CPU = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 COMMON = """
 import sys, jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import dpoptax
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 x = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
 start = {"a": np.full((16, 32), 0.1, np.float32), "b": np.full((32,), 0.1, np.float32)}
@@ -120,7 +120,7 @@ def python(code, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | STRICT_ON_CPU | environment,
     )  # fmt: skip
 
 
