@@ -111,13 +111,18 @@ def open_unit(name: str, value: Any) -> float:
     return result
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed PRNG keys."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
 def typed_key(name: str, key: Any) -> jax.Array:
     """Returns `key` if it is one typed PRNG key; refuses integers and old-style uint32 keys."""
     if not isinstance(key, jax.Array):
         raise TypeError(
             f"{name} must be a typed PRNG key such as jax.random.key(seed); got {key!r}."
         )
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not is_key(key):
         raise TypeError(
             f"{name} must be a typed PRNG key; got an array of {key.dtype} with shape {key.shape}. "
             "Make it with jax.random.key(seed), or wrap old key data with "

@@ -57,10 +57,7 @@ class Ledger:
     @property
     def scheduled_noise(self) -> Scheduled:
         """The noise multiplier of the steps that were charged; 0 before the first."""
-        if not self._runs:
-            return 0.0
-        values, lengths = zip(*self._runs, strict=True)
-        return values[0] if len(values) == 1 else Piecewise(values, lengths)
+        return _schedule_of(self._runs)
 
     @property
     def num_steps(self) -> int:
@@ -193,7 +190,14 @@ class Ledger:
         parsed = parse_relation(relation or self.sampler.relation)
         events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
         if runs:
-            values, lengths = zip(*runs, strict=True)
-            noise = values[0] if len(runs) == 1 else Piecewise(values, lengths)
-            events.append(run_event(self.sampler, noise, sum(lengths), parsed))
+            num_steps = sum(count for _, count in runs)
+            events.append(run_event(self.sampler, _schedule_of(runs), num_steps, parsed))
         return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def _schedule_of(runs: list[tuple[float, int]]) -> Scheduled:
+    """The noise multiplier of runs of equal steps; 0 for none."""
+    if not runs:
+        return 0.0
+    values, lengths = zip(*runs, strict=True)
+    return values[0] if len(values) == 1 else Piecewise(values, lengths)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from dpoptax import _checks
 from dpoptax.per_example.factored import factored_grads
 from dpoptax.per_example.interpreter import evaluate
 from dpoptax.per_example.stacked import stacked_grads
@@ -71,7 +72,7 @@ def _compare(jaxpr: Any, constants: list[Any], params: PyTree, inputs: tuple[PyT
 def _stand_ins(values: PyTree) -> PyTree:
     def stand_in(number: int, leaf: Any) -> Array:
         key, dtype = jax.random.key(number), jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if _checks.is_key(leaf):
             return jax.random.split(key, leaf.shape)
         if jnp.issubdtype(dtype, jnp.floating):
             return jax.random.normal(key, jnp.shape(leaf), dtype)

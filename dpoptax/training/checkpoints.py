@@ -85,18 +85,8 @@ class RunFolder:
         """
         self._path = pathlib.Path(settings.path).resolve()
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        notice = self._path / "HOLDS_KEYS.txt"
-        self._lock = _locked(self._path / "lock") if notice.exists() else None
-        if not notice.exists() and jax.process_index() == 0:
-            if any(self._path.iterdir()):
-                raise ValueError(
-                    f"{self._path} holds other things than a run. Name a folder for this run "
-                    "alone: keys are kept in it, and only its owner may read it."
-                )
-            self._path.chmod(0o700)
-            notice.write_text(NOTICE)
+        self._lock = _claimed(self._path) if jax.process_index() == 0 else None
         together("the folder is there")
-        self._lock = self._lock or _locked(self._path / "lock")
         self.journal = Journal(self._path / "journal")
         self._identity = identity
         self._manager = ocp.CheckpointManager(
@@ -250,17 +240,26 @@ class RunFolder:
         )
 
 
-def _locked(path: pathlib.Path) -> IO[str] | None:
-    """Takes the lock of a folder for the first process; the system frees it when that ends."""
-    if jax.process_index() != 0 or fcntl is None:
+def _claimed(path: pathlib.Path) -> IO[str] | None:
+    """Makes an empty folder one of a run, and locks it; the system frees it with the process."""
+    notice = path / "HOLDS_KEYS.txt"
+    if not notice.exists():
+        if any(path.iterdir()):
+            raise ValueError(
+                f"{path} holds other things than a run. Name a folder for this run "
+                "alone: keys are kept in it, and only its owner may read it."
+            )
+        path.chmod(0o700)
+        notice.write_text(NOTICE)
+    if fcntl is None:
         return None
-    file = path.open("w")
+    file = (path / "lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise ValueError(
-            f"another process is training in {path.parent}. Wait until it has ended: two would "
+            f"another process is training in {path}. Wait until it has ended: two would "
             "release what one is charged for."
         ) from None
     return file
@@ -301,18 +300,14 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
 def _data(leaf: Any) -> Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    return jax.random.key_data(leaf) if _checks.is_key(leaf) else jnp.asarray(leaf)
 
 
 def _description(leaf: Any) -> list[Any]:
     """Shape, type, and the generator of a key."""
     data = _data(leaf)
-    generator = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
+    generator = str(jax.random.key_impl(leaf)) if _checks.is_key(leaf) else None
     return [list(data.shape), data.dtype.name, generator]
 
 

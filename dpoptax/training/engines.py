@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from dpoptax import _checks
 from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training.agreement import of_all, of_first
 from dpoptax.training.step import Take, TrainState, TrainStep
@@ -191,7 +192,7 @@ def _digest(program: str, parts: Iterable[PyTree]) -> str:
 
 def _arrays(leaf: Any) -> Iterator[np.ndarray]:
     """What of a leaf lies with this process."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if _checks.is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         yield from (np.asarray(shard.data) for shard in leaf.addressable_shards)

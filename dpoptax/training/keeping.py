@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from dpoptax import samplers
+from dpoptax import _checks, samplers
 from dpoptax.plan import Plan
 from dpoptax.random.domains import in_domain
 from dpoptax.training.agreement import if_any, together
@@ -192,7 +192,7 @@ def on_all_processes(state: PyTree) -> PyTree:
         leaf = jnp.asarray(leaf)
         if not leaf.is_fully_addressable:
             return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if _checks.is_key(leaf):
             data = one(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         here = np.asarray(leaf)
@@ -213,7 +213,7 @@ def rekeyed(state: PyTree, domain: str) -> PyTree:
     """
 
     def one(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        if not _checks.is_key(leaf):
             return leaf
         flat = [in_domain(key, domain) for key in leaf.reshape(-1)]
         return jnp.stack(flat).reshape(leaf.shape)

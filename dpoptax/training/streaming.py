@@ -86,7 +86,7 @@ class Reader:
             sampler: who takes part.
         """
         assert sampler.max_batch_size is not None
-        row = jax.tree.map(jnp.asarray, data.rows(np.zeros(1, np.int64)))
+        row = jax.tree.map(jnp.asarray, example_of(data))
         size = sampler.max_batch_size * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
         self.batches = max(1, min(MOST_BATCHES, BYTES_AT_ONCE // max(size, 1)))
         lead = (self.batches, sampler.max_batch_size)
