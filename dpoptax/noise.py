@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.precision import widen
+from dpoptax.random.threefry import written_out
 
 
 def add_gaussian(
@@ -52,10 +53,10 @@ def add_gaussian(
 
 def _sum_of_normals(key: PRNGKeyArray, like: Array, num_normals: int) -> Array:
     if num_normals == 1:
-        return jax.random.normal(key, like.shape, like.dtype)
+        return jax.random.normal(written_out(key), like.shape, like.dtype)
     keys = jax.random.split(key, num_normals)
 
     def add(index: Int[Array, ""] | int, total: Array) -> Array:
-        return total + jax.random.normal(keys[index], like.shape, like.dtype)
+        return total + jax.random.normal(written_out(keys[index]), like.shape, like.dtype)
 
     return jax.lax.fori_loop(0, num_normals, add, jnp.zeros_like(like))
