@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import dpoptax
-from dpoptax.readings import norm_histogram
+from dpoptax.clipping import flat
+from dpoptax.readings import nonprivate_norms, norm_histogram
 
 EDGES = (0.0, 0.5, 1.0, 4.0)
 NORMS = np.array([0.1, 0.49, 0.5, 0.9, 3.0, 100.0, 0.0], np.float32)
@@ -64,3 +65,16 @@ def test_two_releases_of_one_draw_cost_more_than_of_two():
 def test_edges_that_are_none_are_refused(edges):
     with pytest.raises(ValueError, match="edges must increase from 0"):
         norm_histogram(GRADS, edges, 1.0, jax.random.key(0))
+
+
+def test_what_is_not_finite_is_left_out_and_counts_as_clipped():
+    data = jnp.array([[0.5], [jnp.inf], [3.0], [9.0]])
+    grads = dpoptax.per_example_grads(lambda w, x: jnp.sum(w * x))(
+        jnp.zeros(1), data, mask=jnp.array([True, True, True, False])
+    )
+    share, median = nonprivate_norms(grads, flat(1.0))
+    np.testing.assert_allclose([share, median], [2 / 3, 3.0], rtol=1e-6)
+    nobody = dpoptax.per_example_grads(lambda w, x: jnp.sum(w * x))(
+        jnp.zeros(1), data, mask=jnp.zeros(4, bool)
+    )
+    assert np.isnan(nonprivate_norms(nobody, flat(1.0))).all()

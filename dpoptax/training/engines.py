@@ -20,9 +20,10 @@ from jaxtyping import Array, Int, PyTree
 from dpoptax import _checks
 from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training.agreement import of_all, of_first
-from dpoptax.training.step import Take, TrainState, TrainStep
+from dpoptax.training.step import StepInfo, Take, TrainState, TrainStep
 from dpoptax.training.streaming import Reader, Streamed
 
+_Made = tuple[TrainState, StepInfo | None]
 # So many examples of streamed data are read at a time for their digest.
 ROWS_AT_ONCE = 1024
 
@@ -30,8 +31,8 @@ ROWS_AT_ONCE = 1024
 class Engine(Protocol):
     """What makes the steps."""
 
-    def advance(self, state: TrainState, num_steps: int) -> TrainState:
-        """Makes so many steps, and waits for them."""
+    def advance(self, state: TrainState, num_steps: int) -> _Made:
+        """Makes so many steps, and waits for them; gives readings of the last if asked for."""
 
     def most(self) -> int | None:
         """The steps that a dispatch makes unless the run ends before, or None for any number."""
@@ -46,18 +47,26 @@ class Engine(Protocol):
 class Resident:
     """Data on the device."""
 
-    def __init__(self, make_step: Callable[[Take], TrainStep], data: PyTree, gather: Take) -> None:
+    def __init__(
+        self,
+        make_step: Callable[[Take], TrainStep],
+        data: PyTree,
+        gather: Take,
+        *,
+        informs: bool = False,
+    ) -> None:
         """Moves the data to the device, where they are not there yet.
 
         Args:
             make_step: of what takes the examples of a batch.
             data: a tree of arrays.
             gather: takes them.
+            informs: whether to give readings.
         """
         self._data = jax.tree.map(jnp.asarray, data)
-        self._steps = _Steps(make_step(gather), lambda data, index: data)
+        self._steps = _Steps(make_step(gather), lambda data, index: data, informs)
 
-    def advance(self, state: TrainState, num_steps: int) -> TrainState:
+    def advance(self, state: TrainState, num_steps: int) -> _Made:
         """See `Engine.advance`."""
         return self._steps.run(state, self._data, num_steps)
 
@@ -83,6 +92,7 @@ class FromHost:
         gather: Take,
         *,
         sampler: Sampler,
+        informs: bool = False,
     ) -> None:
         """Takes the data; reading begins with the first step.
 
@@ -91,6 +101,7 @@ class FromHost:
             data: on the host.
             gather: places what was read; it is asked for all rows of it in their order.
             sampler: who takes part.
+            informs: as in `Resident`.
         """
 
         def all_rows(rows: PyTree, batch: Batch) -> PyTree:
@@ -102,10 +113,12 @@ class FromHost:
         self._data = data
         self._reader = Reader(data, sampler)
         self._steps = _Steps(
-            make_step(all_rows), lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows)
+            make_step(all_rows),
+            lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows),
+            informs,
         )
 
-    def advance(self, state: TrainState, num_steps: int) -> TrainState:
+    def advance(self, state: TrainState, num_steps: int) -> _Made:
         """See `Engine.advance`."""
         # From here on, for a run that is taken up may have been given other keys before.
         self._reader.begin(state.sampler_state)
@@ -133,32 +146,38 @@ class FromHost:
 class _Steps:
     """Several steps: a loop on the device, unless the device is slow at loops."""
 
-    def __init__(self, step: TrainStep, data_of: Callable[[PyTree, Any], PyTree]) -> None:
+    def __init__(
+        self, step: TrainStep, data_of: Callable[[PyTree, Any], PyTree], informs: bool
+    ) -> None:
         """`data_of(data, index)` is what step number `index` of a dispatch takes for data."""
 
-        def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> TrainState:
-            return step(state, data_of(data, index))[0]
+        def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> _Made:
+            state, info = step(state, data_of(data, index))
+            return state, info if informs else None
 
         self._one = jax.jit(one)
 
-        def several(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> TrainState:
+        def several(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> _Made:
+            shapes = jax.eval_shape(one, state, data, num_steps)[1]
+            nothing = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), shapes)
             return jax.lax.fori_loop(
-                0, num_steps, lambda index, state: self._one(state, data, index), state
+                0, num_steps, lambda index, made: self._one(made[0], data, index), (state, nothing)
             )
 
         self._several = jax.jit(several)
         self._loops: bool | None = None
 
-    def run(self, state: TrainState, data: PyTree, num_steps: int) -> TrainState:
+    def run(self, state: TrainState, data: PyTree, num_steps: int) -> _Made:
         """Makes so many steps, and waits for them."""
+        info = None
         if self._loops is None:
             self._loops = self._in_loops(state, data)
         if self._loops:
-            state = self._several(state, data, jnp.asarray(num_steps))
+            state, info = self._several(state, data, jnp.asarray(num_steps))
         else:
             for index in range(num_steps):
-                state = self._one(state, data, jnp.asarray(index))
-        return jax.block_until_ready(state)
+                state, info = self._one(state, data, jnp.asarray(index))
+        return jax.block_until_ready((state, info))
 
     def text(self, state: TrainState, data: PyTree) -> str:
         """Returns the program of a step."""

@@ -55,6 +55,7 @@ def fit(
     max_seconds: float | None = None,
     microbatch_size: int | Literal["auto"] | None = None,
     take: Take = samplers.take,
+    nonprivate_readings: bool = False,
 ) -> FitResult:
     """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
 
@@ -83,6 +84,8 @@ def fit(
             "auto" for the largest that `choose_microbatch_size` finds.
         take: `take(data, batch)`, the examples of a batch; one of your own may place them on a
             mesh of devices.
+        nonprivate_readings: whether progress also tells loss, share clipped and median norm of the
+            last step, which are outside the guarantee; `dpoptax.readings` has what is inside.
 
     Returns:
         A `FitResult` with the parameters and the report of what ran.
@@ -131,7 +134,12 @@ def fit(
 
     def make_step(take: Take) -> TrainStep:
         return make_train_step(
-            loss_fn, tx=tx, sampler=plan.sampler, take=take, microbatch_size=parts
+            loss_fn,
+            tx=tx,
+            sampler=plan.sampler,
+            take=take,
+            microbatch_size=parts,
+            watch=plan.clip_rule if nonprivate_readings else None,
         )
 
     kept = None if resume is None else Kept(resume, identity_of(plan, params, key), generator)
@@ -145,9 +153,11 @@ def fit(
             return _result(state, plan, done, kept, generator, "plan")
         engine: Engine
         if isinstance(data, Streamed):
-            engine = FromHost(make_step, data, take, sampler=plan.sampler)
+            engine = FromHost(
+                make_step, data, take, sampler=plan.sampler, informs=nonprivate_readings
+            )
         else:
-            engine = Resident(make_step, data, take)
+            engine = Resident(make_step, data, take, informs=nonprivate_readings)
         stack.callback(engine.close)
         if kept is not None:
             state = kept.enter(state, engine.digest(state), plan)
@@ -161,12 +171,12 @@ def fit(
             if kept is not None:
                 kept.allow(done + stride)
             began = time.monotonic()
-            state = engine.advance(state, stride)
+            state, info = engine.advance(state, stride)
             done += stride
             seconds = max(time.monotonic() - began, 1e-6)
             if kept is not None:
                 kept.save_if_due(state)
-            bar.update(done, last=done == plan.num_steps or interrupts.reason is not None)
+            bar.update(done, info, last=done == plan.num_steps or interrupts.reason is not None)
             if engine.most() is None:
                 # The first call compiles, and so says little; doubling keeps a slow step in check.
                 within = min(SECONDS_PER_DISPATCH, max(interrupts.seconds_left, 0.0))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tqdm
 
 from dpoptax.accounting import Ledger
+from dpoptax.training.step import StepInfo
 
 # The share of the running time that may go into evaluating epsilon.
 SHARE_OF_TIME = 0.02
@@ -22,6 +23,8 @@ class Progress(NamedTuple):
         epsilon: what these steps cost, and those that a crash lost.
         delta: at which.
         seconds_left: an estimate.
+        nonprivate: readings of the last step made; None unless asked for. They are computed from
+            the data without noise: what they tell is outside the guarantee.
     """
 
     step: int
@@ -29,6 +32,7 @@ class Progress(NamedTuple):
     epsilon: float
     delta: float
     seconds_left: float
+    nonprivate: StepInfo | None = None
 
 
 Show = Callable[[Progress], None]
@@ -64,11 +68,12 @@ class Reporter:
     ) -> None:
         self._bar.close()
 
-    def update(self, done: int, *, last: bool = False) -> None:
+    def update(self, done: int, info: StepInfo | None = None, *, last: bool = False) -> None:
         """Shows that `done` steps are done, if due.
 
         Args:
             done: steps, all of them charged to the ledger.
+            info: readings of the last of them, if asked for.
             last: no other will follow.
         """
         now = time.monotonic()
@@ -81,10 +86,20 @@ class Reporter:
         self._cost = self._shown_at - now
         pace = (now - self._started) / max(done - self._first, 1)
         left = pace * (self._num_steps - done)
-        self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, left))
+        self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, left, info))
 
     def _on_bar(self, progress: Progress) -> None:
         text = f"ε = {progress.epsilon:.3f} at δ = {progress.delta:g}"
+        if progress.nonprivate is not None:
+            text += f"; {_in_words(progress.nonprivate)}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(progress.step - self._bar.n)
         self._bar.refresh()
+
+
+def _in_words(info: StepInfo) -> str:
+    return (
+        f"not private: loss {float(info.nonprivate_loss):.4g}, "
+        f"{float(info.nonprivate_share_clipped):.0%} clipped, "
+        f"median norm {float(info.nonprivate_median_norm):.3g}"
+    )

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from dpoptax.clipping import ClipRule, as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
+from dpoptax.readings import nonprivate_norms
 from dpoptax.samplers import Batch, Sampler, take
+from dpoptax.schedules import Scheduled
 from dpoptax.training.objective import Objective
 
 
@@ -30,10 +33,15 @@ class StepInfo(NamedTuple):
     Attributes:
         nonprivate_loss: mean loss of the examples that took part, zero for an empty batch.
         nonprivate_batch_size: how many took part.
+        nonprivate_share_clipped: the share of them whose gradients were scaled down, or left out
+            because they are not finite; NaN unless `watch` is given.
+        nonprivate_median_norm: of their gradients, before clipping; likewise.
     """
 
     nonprivate_loss: Float[Array, ""]
     nonprivate_batch_size: Int[Array, ""]
+    nonprivate_share_clipped: Float[Array, ""]
+    nonprivate_median_norm: Float[Array, ""]
 
 
 # From data and a batch to its examples.
@@ -90,6 +98,7 @@ def make_train_step(
     sampler: Sampler,
     take: Take = take,
     microbatch_size: int | None = None,
+    watch: ClipRule | Scheduled | None = None,
 ) -> TrainStep:
     """Returns one private step: sample, take, per-example gradients, update.
 
@@ -102,6 +111,7 @@ def make_train_step(
         take: `take(data, batch)`, the examples of a batch with a leading axis of max_batch_size;
             `dpoptax.samplers.take` by default. One of your own may place them on a mesh.
         microbatch_size: as in `dpoptax.per_example_grads`; noise is added once all the same.
+        watch: the clip of `tx`, for readings of the norms under it; they are not private.
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
@@ -124,6 +134,7 @@ def make_train_step(
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
     needs_key = takes_key(loss_of)
+    watched = None if watch is None else as_clip_rule(watch)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         sampler_state, batch = sampler.sample(state.sampler_state)
@@ -132,10 +143,16 @@ def make_train_step(
         losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
+        nan = jnp.full((), jnp.nan, jnp.float32)
         info = StepInfo(
             nonprivate_loss=jnp.sum(losses) / jnp.maximum(size, 1).astype(losses.dtype),
             nonprivate_batch_size=size,
+            nonprivate_share_clipped=nan,
+            nonprivate_median_norm=nan,
         )
+        if watched is not None:
+            share, median = nonprivate_norms(grads, watched, state.step)
+            info = info._replace(nonprivate_share_clipped=share, nonprivate_median_norm=median)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

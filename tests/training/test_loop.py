@@ -1,5 +1,6 @@
 """Training: it learns, it shows the epsilon it incurred, it compiles once."""
 
+import dataclasses
 import re
 
 import jax
@@ -126,6 +127,37 @@ def test_progress_is_told_to_a_function():
     for progress in told:
         assert progress.delta == PLAN.delta
         assert progress.epsilon == PLAN.epsilon(progress.step)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 16])
+@pytest.mark.parametrize("data", [DATA, dpoptax.training.Streamed(np.asarray(DATA))])
+def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_size, data):
+    told = []
+    options = {"plan": PLAN, "optimizer": optax.sgd(0.3), "key": jax.random.key(0)}
+    result = fit(
+        loss_fn, jnp.zeros(2), data, **options, progress=told.append, nonprivate_readings=True,
+        microbatch_size=microbatch_size,
+    )  # fmt: skip
+    before = run(plan=dataclasses.replace(PLAN, num_steps=59)).state
+    _, batch = SAMPLER.sample(before.sampler_state)
+    rows = np.asarray(DATA)[np.asarray(batch.indices)[np.asarray(batch.mask)]]
+    away = np.linalg.norm(np.asarray(before.params) - rows, axis=1)
+    found = told[-1].nonprivate
+    assert int(found.nonprivate_batch_size) == len(rows)
+    np.testing.assert_allclose(found.nonprivate_loss, np.mean(away**2), rtol=1e-4)
+    np.testing.assert_allclose(found.nonprivate_median_norm, np.median(2 * away), rtol=1e-4)
+    np.testing.assert_allclose(found.nonprivate_share_clipped, np.mean(2 * away > 1), rtol=1e-4)
+    np.testing.assert_allclose(result.params, run().params, rtol=1e-5)
+
+
+def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
+    told = []
+    run(progress=told.append)
+    assert all(progress.nonprivate is None for progress in told)
+    run(progress=True)
+    assert "loss" not in capfd.readouterr().err
+    run(progress=True, nonprivate_readings=True)
+    assert re.search(r"not private: loss [\d.]+, \d+% clipped, median norm", capfd.readouterr().err)
 
 
 def test_a_convolution_is_stepped_as_any_other_model():
