@@ -10,12 +10,14 @@ import sys
 import textwrap
 import warnings
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from array_record.python import array_record_module
 
 import dpoptax
 from dpoptax.training import Checkpoints, Streamed, fit
@@ -312,9 +314,21 @@ def test_a_folder_holds_keys_and_says_so(tmp_path):
         run(tmp_path, steps=2)
 
 
-@pytest.mark.parametrize("source", ["arrays", "single examples"])
+def records(folder):
+    """The data as records on disk, through Grain."""
+    path = str(folder / "data.array_record")
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+    for row in DATA:
+        writer.write(row.tobytes())
+    writer.close()
+    dataset = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(path))
+    return dataset.map(lambda record: np.frombuffer(record, DATA.dtype).reshape(DATA.shape[1:]))
+
+
+@pytest.mark.parametrize("source", ["arrays", "single examples", "records"])
 def test_streamed_data_give_the_same_numbers_and_go_on(tmp_path, source):
-    data = Streamed(DATA if source == "arrays" else list(DATA))
+    make = {"arrays": lambda: DATA, "single examples": lambda: list(DATA)}
+    data = Streamed(make.get(source, lambda: records(tmp_path))())
     whole = run(None)
     assert same(run(None, data=data), whole)
     part = run(tmp_path / "run", steps=100, data=data, stop_at=5)
