@@ -1,0 +1,175 @@
+"""Training steps in JAX: without privacy, by dpoptax, and as its rivals in JAX do it.
+
+Every step takes parameters, the optimizer's state and a batch, and gives the first two: gradients,
+clipping to norm 1, noise of multiplier 1.1 on the sum, and SGD at .15, as in arXiv:2010.09063.
+"""
+
+import functools
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.models import Workload, workload
+from benchmarks.peers.worker import Step
+
+CLIP, NOISE, RATE = 1.0, 1.1, 0.15
+# Gradients of one batch in, updates out; and the state between steps.
+Program = tuple[Callable[..., Any], Any]
+
+
+def inputs_of(work: Workload, examples: Any) -> tuple[Any, ...]:
+    """What the loss takes beside parameters, with a leading axis for the batch."""
+    if work.key is None:
+        return (examples,)
+    return (examples, jax.random.split(work.key, jax.tree.leaves(examples)[0].shape[0]))
+
+
+def plain(work: Workload, batch: int) -> Program:
+    """The mean gradient."""
+    tx = optax.sgd(RATE)
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        def mean_loss(params: Any) -> jax.Array:
+            loss = functools.partial(work.loss_fn, params)
+            return jax.vmap(loss)(*inputs_of(work, examples)).mean()
+
+        return tx.update(jax.grad(mean_loss)(params), state, params)
+
+    return step, tx.init(work.params)
+
+
+def ours(work: Workload, batch: int, *, key: jax.Array) -> Program:
+    """Per-example gradients and `dp_sgd`."""
+    import dpoptax
+
+    tx = dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, key)
+    grads_fn = dpoptax.per_example_grads(work.loss_fn)
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        return tx.update(grads_fn(params, examples, key=work.key), state, params)
+
+    return step, tx.init(work.params)
+
+
+def stacked(work: Workload, params: Any, examples: Any) -> Any:
+    """`vmap` of `grad`."""
+    inputs = inputs_of(work, examples)
+    return jax.vmap(jax.grad(work.loss_fn), (None, *(0 for _ in inputs)))(params, *inputs)
+
+
+def by_vmap(work: Workload, batch: int) -> Program:
+    """Written by hand, as the authors of arXiv:2010.09063 do."""
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        grads = jax.tree.leaves(stacked(work, params, examples))
+        squares = sum(jnp.square(leaf).reshape(batch, -1).sum(1) for leaf in grads)
+        weights = 1 / jnp.maximum(jnp.sqrt(squares) / CLIP, 1.0)
+        sums = [jnp.tensordot(weights, leaf, (0, 0)) for leaf in grads]
+        key, *keys = jax.random.split(state, len(sums) + 1)
+        noisy = [
+            (leaf + CLIP * NOISE * jax.random.normal(noise_key, leaf.shape)) / batch
+            for noise_key, leaf in zip(keys, sums, strict=True)
+        ]
+        updates = [-RATE * leaf for leaf in noisy]
+        return jax.tree.unflatten(jax.tree.structure(params), updates), key
+
+    return step, jax.random.key(0)
+
+
+def by_optax(work: Workload, batch: int) -> Program:
+    """`optax.contrib.differentially_private_aggregate`."""
+    private = optax.contrib.differentially_private_aggregate(CLIP, NOISE, jax.random.key(0))
+    tx = optax.chain(private, optax.sgd(RATE))
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        return tx.update(stacked(work, params, examples), state, params)
+
+    return step, tx.init(work.params)
+
+
+def by_jax_privacy(work: Workload, batch: int) -> Program:
+    """`jax_privacy.clipped_grad` and its Gaussian privatizer."""
+    import jax_privacy
+
+    count = 1 if work.key is None else 2
+    grad_fn = jax_privacy.clipped_grad(
+        work.loss_fn,
+        l2_clip_norm=CLIP,
+        normalize_by=batch,
+        batch_argnums=tuple(range(1, 1 + count)),
+        keep_batch_dim=False,
+    )
+    noise = jax_privacy.noise_addition.gaussian_privatizer(
+        stddev=NOISE * grad_fn.sensitivity(), prng_key=jax.random.key(0)
+    )
+    tx = optax.chain(noise, optax.sgd(RATE))
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        return tx.update(grad_fn(params, *inputs_of(work, examples)), state, params)
+
+    return step, tx.init(work.params)
+
+
+def programs() -> dict[str, Callable[[Workload, int], Program]]:
+    """By peer."""
+
+    def chacha20(work: Workload, batch: int) -> Program:
+        import dpoptax
+
+        return ours(work, batch, key=dpoptax.random.test_key(0))
+
+    return {
+        "jax": plain,
+        "dpoptax": lambda work, batch: ours(work, batch, key=jax.random.key(0)),
+        "dpoptax_chacha20": chacha20,
+        "vmap": by_vmap,
+        "optax": by_optax,
+        "jax_privacy": by_jax_privacy,
+    }
+
+
+def compiled(peer: str, work: Workload, batch: int) -> tuple[Any, tuple[Any, ...], float]:
+    """Returns the step of a peer, its arguments, and the seconds that compiling it took."""
+    update, state = programs()[peer](work, batch)
+
+    def step(params: Any, state: Any, examples: Any) -> Any:
+        updates, state = update(params, state, examples)
+        return optax.apply_updates(params, updates), state
+
+    arguments = (work.params, state, work.examples)
+    began = time.perf_counter()
+    program = jax.jit(step).lower(*arguments).compile()
+    return program, arguments, time.perf_counter() - began
+
+
+def maker(peer: str) -> Callable[[str, int], Step]:
+    """See `worker.maker`."""
+
+    def make(model: str, batch: int) -> Step:
+        work = workload(model, batch)
+        program, (params, state, examples), seconds = compiled(peer, work, batch)
+
+        def run(steps: int) -> None:
+            carry = params, state
+            for _ in range(steps):
+                carry = program(*carry, examples)
+            jax.block_until_ready(carry)
+
+        found = program.memory_analysis()
+        mib = None if found is None else found.temp_size_in_bytes / 2**20
+        return Step(run, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds, mib)
+
+    return make
+
+
+def versions(peer: str) -> dict[str, str]:
+    """Of what matters, and the device."""
+    names = ["jax", "jaxlib", "flax", "optax"]
+    names += ["jax-privacy"] if peer == "jax_privacy" else ["dpoptax"]
+    found = {name: importlib.metadata.version(name) for name in names}
+    return found | {"device": jax.devices()[0].device_kind}

@@ -1,0 +1,83 @@
+"""Runs one peer: requests on standard input, answers on standard output, a line of JSON each.
+
+    {"do": "prepare", "model": "vae", "batch": 128}  ->  {"compile_seconds": 1.2, "mib": 3.0, ...}
+    {"do": "read"}                                   ->  {"seconds": 0.0031}
+
+An answer of {"error": "..."} takes the place of one that cannot be given.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# Shorter steps are made several times per reading.
+READING_SECONDS = 0.05
+
+
+class Step(NamedTuple):
+    """A training step that is ready to run.
+
+    Attributes:
+        run: makes so many steps and waits for them.
+        parameters: how many the model has.
+        compile_seconds: how long the first took beyond a later one; for JAX, the compiler's time.
+        mib: memory at its peak, if the framework tells it.
+    """
+
+    run: Callable[[int], None]
+    parameters: int
+    compile_seconds: float
+    mib: float | None
+
+
+def maker(peer: str) -> tuple[Callable[[str, int], Step], dict[str, str]]:
+    """Returns what makes a step of a model, and the versions that it runs on."""
+    if peer == "torch" or peer.startswith("opacus"):
+        from benchmarks.peers import torch_steps
+
+        return torch_steps.maker(peer), torch_steps.versions()
+    from benchmarks.peers import jax_steps
+
+    return jax_steps.maker(peer), jax_steps.versions(peer)
+
+
+def timed(run: Callable[[int], None], repeats: int) -> float:
+    """Returns the seconds of a step."""
+    began = time.perf_counter()
+    run(repeats)
+    return (time.perf_counter() - began) / repeats
+
+
+def main() -> None:
+    """Answers until its input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    make: Any = None
+    step: Any = None
+    repeats = 1
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if make is None:
+                make, versions = maker(sys.argv[1])
+            if request["do"] == "versions":
+                answer = {"python": platform.python_version(), **versions}
+            elif request["do"] == "prepare":
+                step = None  # frees the last one
+                step = make(request["model"], request["batch"])
+                step.run(1)
+                repeats = max(1, int(READING_SECONDS / timed(step.run, 1)))
+                answer = {key: value for key, value in step._asdict().items() if key != "run"}
+            else:
+                answer = {"seconds": timed(step.run, repeats)}
+        except Exception as error:  # a peer may fail in any way, and is a line in the table
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
