@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CI=true or JOBS=1 keeps the tests in one process.
 JOBS ?= 2
 
-.PHONY: demo test lint format reproduce-d3p clean
+.PHONY: demo test lint format bench reproduce-d3p clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -21,6 +21,9 @@ lint: $(VENV)/.dev  ## check format, style and types
 format: $(VENV)/.dev  ## rewrite what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## every benchmark, and docs/benchmarks.md of it: ARGS="--only side_by_side"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 reproduce-d3p: $(VENV)/.dev  ## published experiments again: ARGS="--only vae --seeds 1", --list
 	$(BIN)/python -m reproduce $(ARGS)

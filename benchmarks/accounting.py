@@ -8,10 +8,7 @@ and the longest over rounds. dp-accounting's own accountant and search stand bes
 
 import argparse
 import functools
-import json
 import pathlib
-import platform
-import statistics
 import time
 from collections.abc import Callable
 
@@ -19,6 +16,7 @@ import dp_accounting
 from dp_accounting.pld import PLDAccountant
 
 import dpoptax
+from benchmarks import results
 from dpoptax import accounting
 from dpoptax.schedules import Piecewise
 
@@ -99,20 +97,18 @@ def main() -> None:
     """Measures, prints a table, and writes JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
     options = parser.parse_args()
-    readings: dict[str, list[float]] = {name: [] for name in programs()}
-    for number in range(options.rounds):
-        for name, program in programs().items():
+
+    def cells(name: str) -> results.Cells:
+        seconds = []
+        for number in range(options.rounds):
             began = time.perf_counter()
-            program(1e-4 * (number + 1))
-            readings[name].append(time.perf_counter() - began)
-    print(f"{platform.machine()}, seconds, median and longest of {options.rounds}")
-    for name, times in readings.items():
-        print(f"{name:36} {statistics.median(times):8.2f} {max(times):8.2f}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"seconds": readings}, indent=2))
+            programs()[name](1e-4 * (number + 1))
+            seconds.append(time.perf_counter() - began)
+        return {"dpoptax" if "dp-acc" not in name else "dp-accounting": {"seconds": seconds}}
+
+    results.study({name: functools.partial(cells, name) for name in programs()}, options.out)
 
 
 if __name__ == "__main__":

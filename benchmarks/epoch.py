@@ -10,10 +10,8 @@ ratios too. The data are random: no step takes longer for it.
 """
 
 import argparse
-import json
+import functools
 import pathlib
-import platform
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,8 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
-from benchmarks.step_time import read
+from benchmarks import results
+from benchmarks.timing import Program, interleaved
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 NUM_EXAMPLES = 60_000
@@ -30,10 +29,8 @@ GENERATORS = {"threefry": jax.random.key, "chacha20": dpoptax.random.test_key}
 MODEL = DenseVAE()
 LOSS = bernoulli_vae_loss(MODEL, redraw=True)
 
-Program = tuple[Callable[..., Any], tuple[Any, ...]]
 
-
-def private(batch: int, key: Any) -> Program:
+def private(batch: int, key: Any) -> tuple[Callable[..., Any], Any]:
     """A step of `training.fit`, and its state."""
     keys = dpoptax.random.split_by_purpose(key)
     sampler = dpoptax.samplers.Poisson(NUM_EXAMPLES, batch)
@@ -46,13 +43,13 @@ def private(batch: int, key: Any) -> Program:
         sampling_key=keys.sampling_key,
         model_key=keys.model_key,
     )
-    return lambda state, images: step(state, images)[0], (state,)
+    return lambda state, images: step(state, images)[0], state
 
 
-def plain(batch: int, key: Any, *, padded: bool) -> Program:
-    """A step without clipping and noise, and its state."""
+def plain(batch: int, *, padded: bool) -> tuple[Callable[..., Any], Any]:
+    """A step without clipping and noise, and its state; with JAX's default generator."""
     optimizer = optax.adam(1e-3)
-    keys = dpoptax.random.split_by_purpose(key)
+    keys = dpoptax.random.split_by_purpose(jax.random.key(0))
     sampler = dpoptax.samplers.Poisson(NUM_EXAMPLES, batch)
     order = jax.random.permutation(keys.sampling_key, NUM_EXAMPLES)
 
@@ -76,36 +73,37 @@ def plain(batch: int, key: Any, *, padded: bool) -> Program:
 
     params = MODEL.init(jax.random.key(0), jnp.zeros(784))["params"]
     state = (params, optimizer.init(params), sampler.init(keys.sampling_key), jnp.zeros((), int))
-    return step, (state,)
+    return step, state
 
 
-def measure(batch: int, *, rounds: int, steps: int, generator: str) -> dict[str, float]:
-    """Returns seconds per epoch of each program, and ratios of the private one to the others."""
-    make = GENERATORS[generator]
+def cells(batch: int, *, rounds: int, steps: int, generator: str) -> results.Cells:
+    """Returns the seconds of an epoch of each program."""
     programs = {
-        "private": private(batch, make(0)),
-        "same batches": plain(batch, make(0), padded=True),
-        "not private": plain(batch, make(0), padded=False),
+        "private": private(batch, GENERATORS[generator](0)),
+        "same batches": plain(batch, padded=True),
+        "not private": plain(batch, padded=False),
     }
     images = jax.random.uniform(jax.random.key(1), (NUM_EXAMPLES, 784))
-    compiled = {}
-    for name, (step, (state,)) in programs.items():
+    compiled: dict[str, Program] = {}
+    for name, (step, state) in programs.items():
 
         def several(state: Any, images: Any, step: Any = step) -> Any:
             return jax.lax.fori_loop(0, steps, lambda _, state: step(state, images), state)
 
         compiled[name] = (jax.jit(several).lower(state, images).compile(), (state, images))
-        jax.block_until_ready(compiled[name][0](state, images))
-    readings: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(rounds):
-        for name, (program, arguments) in compiled.items():
-            readings[name].append(read(program, arguments, 1))
     epoch = NUM_EXAMPLES / batch / steps
-    found = {name: epoch * statistics.median(times) for name, times in readings.items()}
-    for name in ("same batches", "not private"):
-        ratios = [p / t for p, t in zip(readings["private"], readings[name], strict=True)]
-        found[f"private / {name}"] = statistics.median(ratios)
-    return found
+    return {
+        name: {"seconds": [epoch * seconds for seconds in readings]}
+        for name, readings in interleaved(compiled, rounds).items()
+    }
+
+
+def measure(batch: int, *, rounds: int, steps: int, generator: str) -> dict[str, float | None]:
+    """Returns seconds per epoch of each program, and ratios of the private one to the others."""
+    found = cells(batch, rounds=rounds, steps=steps, generator=generator)
+    others = ("same batches", "not private")
+    ratios = {f"private / {name}": results.ratio(found, "private", name) for name in others}
+    return {name: results.median(cell) for name, cell in found.items()} | ratios
 
 
 def main() -> None:
@@ -114,22 +112,20 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=60, help="per reading [60]")
-    parser.add_argument("--generator", choices=GENERATORS, default="chacha20")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS))
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
     options = parser.parse_args()
-    device = jax.devices()[0].device_kind
-    print(f"{options.generator}, {device}, {platform.machine()}, JAX {jax.__version__}")
-    found = {}
     with jax.numpy_dtype_promotion("standard"):
-        for batch in options.batches:
-            found[batch] = measure(
-                batch, rounds=options.rounds, steps=options.steps, generator=options.generator
-            )
-            cells = "   ".join(f"{name} {value:.2f}" for name, value in found[batch].items())
-            print(f"batch {batch:5}   {cells}", flush=True)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"device": device, "epochs": found}, indent=2))
+        results.study(
+            {
+                f"{generator}, {batch}": functools.partial(
+                    cells, batch, rounds=options.rounds, steps=options.steps, generator=generator
+                )
+                for generator in options.generators
+                for batch in options.batches
+            },
+            options.out,
+        )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ ratios of the two generators.
 """
 
 import argparse
-import json
+import functools
 import pathlib
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +18,9 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
+from benchmarks import results
 from benchmarks.models import workload
-from benchmarks.step_time import READING_SECONDS, read
+from benchmarks.timing import Program, interleaved
 from dpoptax import mechanisms
 from dpoptax.per_example import as_per_example_grads
 
@@ -44,7 +43,7 @@ def noise(mechanism: Any) -> Callable[..., Any]:
     return release
 
 
-def vae_step(key: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def vae_step(key: Any) -> Program:
     """Sampling, gradients, clipping, noise and Adam for one batch of the VAE."""
     work = workload("vae", BATCH)
     keys = dpoptax.random.split_by_purpose(key)
@@ -62,49 +61,45 @@ def vae_step(key: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return step, (work.params, tx.init(work.params), state, work.examples)
 
 
+def programs(generator: str) -> dict[str, Program]:
+    """What is timed of a generator, not yet compiled."""
+    make = KEYS[generator]
+    return {
+        f"{NORMALS:,} normals": (lambda key: jax.random.normal(key, (NORMALS,)), (make(),)),
+        f"{NORMALS:,} words": (lambda key: jax.random.bits(key, (NORMALS,)), (make(),)),
+        "noise of a release": (noise(mechanisms.FLOATING_POINT), (make(),)),
+        "four normals": (noise(mechanisms.floating_point(num_normals=4)), (make(),)),
+        "exact noise": (noise(mechanisms.exact()), (make(),)),
+        "1,000 keys": (lambda key: jax.random.split(key, 1000), (make(),)),
+        "VAE private step": vae_step(make()),
+    }
+
+
+def cells_of(name: str, rounds: int) -> results.Cells:
+    """Readings by both generators."""
+    compiled: dict[str, Program] = {}
+    cells: results.Cells = {}
+    for generator in KEYS:
+        function, arguments = programs(generator)[name]
+        lowered = jax.jit(function).lower(*arguments)
+        began = time.perf_counter()
+        compiled[generator] = (lowered.compile(), arguments)
+        cells[generator] = {"compile_seconds": time.perf_counter() - began}
+    for generator, seconds in interleaved(compiled, rounds).items():
+        cells[generator]["seconds"] = seconds
+    return cells
+
+
 def main() -> None:
     """Measures, prints a table, and writes JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
     options = parser.parse_args()
-    compiled, compile_seconds = {}, {}
-    for generator, make in KEYS.items():
-        for name, (function, arguments) in {
-            f"{NORMALS:,} normals": (lambda key: jax.random.normal(key, (NORMALS,)), (make(),)),
-            f"{NORMALS:,} words": (lambda key: jax.random.bits(key, (NORMALS,)), (make(),)),
-            "four normals": (noise(mechanisms.floating_point(num_normals=4)), (make(),)),
-            "exact noise": (noise(mechanisms.exact()), (make(),)),
-            "1,000 keys": (lambda key: jax.random.split(key, 1000), (make(),)),
-            "VAE private step": vae_step(make()),
-        }.items():
-            lowered = jax.jit(function).lower(*arguments)
-            began = time.perf_counter()
-            compiled[name, generator] = (lowered.compile(), arguments)
-            compile_seconds[name, generator] = time.perf_counter() - began
-    repeats = {}
-    for case, (function, arguments) in compiled.items():
-        jax.block_until_ready(function(*arguments))
-        repeats[case] = max(1, int(READING_SECONDS / read(function, arguments, 1)))
-    readings: dict[tuple[str, str], list[float]] = {case: [] for case in compiled}
-    for _ in range(options.rounds):
-        for case, (function, arguments) in compiled.items():
-            readings[case].append(1e3 * read(function, arguments, repeats[case]))
-    medians = {case: statistics.median(times) for case, times in readings.items()}
-    device = jax.devices()[0].device_kind
-    print(f"{device}, {platform.machine()}, JAX {jax.__version__}: ms, and seconds to compile")
-    names = dict.fromkeys(name for name, _ in compiled)
-    for name in names:
-        one, two = (medians[name, generator] for generator in KEYS)
-        built, rebuilt = (compile_seconds[name, generator] for generator in KEYS)
-        print(
-            f"{name:20} threefry {one:8.2f} ({built:.1f} s)  "
-            f"chacha20 {two:8.2f} ({rebuilt:.1f} s)  ratio {two / one:.2f}"
-        )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"device": device, "milliseconds": {", ".join(c): m for c, m in medians.items()}}
-        options.out.write_text(json.dumps(record, indent=2))
+    names = programs("threefry")
+    results.study(
+        {name: functools.partial(cells_of, name, options.rounds) for name in names}, options.out
+    )
 
 
 if __name__ == "__main__":

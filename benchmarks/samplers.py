@@ -8,10 +8,7 @@ of the VAE stands for what a batch is drawn for.
 """
 
 import argparse
-import json
 import pathlib
-import platform
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +16,9 @@ import jax
 import optax
 
 import dpoptax
+from benchmarks import results
 from benchmarks.models import workload
-from benchmarks.step_time import READING_SECONDS, read
+from benchmarks.timing import Program, interleaved
 
 BATCH = 128
 SIZES = (10**4, 60_000, 10**6, 10**9)
@@ -28,7 +26,7 @@ SIZES = (10**4, 60_000, 10**6, 10**9)
 LARGEST_RIVAL = 10**6
 
 
-def programs() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+def programs() -> dict[str, Program]:
     """Compiled programs and their arguments, by what they are."""
     found = {}
 
@@ -56,7 +54,7 @@ def programs() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     return found
 
 
-def training_step() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def training_step() -> Program:
     """Gradients, clipping, noise and Adam for one batch of the VAE."""
     work = workload("vae", BATCH)
     tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(1)), optax.adam(1e-3))
@@ -75,25 +73,14 @@ def main() -> None:
     """Measures, prints a table, and writes JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
     options = parser.parse_args()
-    compiled = programs()
-    repeats = {}
-    for name, (function, arguments) in compiled.items():
-        jax.block_until_ready(function(*arguments))
-        repeats[name] = max(1, int(READING_SECONDS / read(function, arguments, 1)))
-    readings: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(options.rounds):
-        for name, (function, arguments) in compiled.items():
-            readings[name].append(1e6 * read(function, arguments, repeats[name]))
-    medians = {name: statistics.median(times) for name, times in readings.items()}
-    device = jax.devices()[0].device_kind
-    print(f"batch {BATCH}, {device}, {platform.machine()}, JAX {jax.__version__}")
-    for name, microseconds in medians.items():
-        print(f"{name:32} {microseconds:12.0f} us")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"device": device, "microseconds": medians}, indent=2))
+
+    def cells() -> results.Cells:
+        readings = interleaved(programs(), options.rounds)
+        return {name: {"seconds": seconds} for name, seconds in readings.items()}
+
+    results.study({f"batch of {BATCH}": cells}, options.out)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,21 @@ Temporary memory and compile time are those that XLA reports.
 """
 
 import argparse
-import json
+import functools
 import pathlib
-import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 import dpoptax
+from benchmarks import results
 from benchmarks.models import PARAMETER_COUNTS, Workload, workload
+from benchmarks.timing import Program, interleaved
 
-# Shorter programs are run several times per reading.
-READING_SECONDS = 0.02
+Cells = results.Cells
+FORMS = ("plain", "factored", "stacked")
 
 
 def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]:
@@ -54,45 +54,26 @@ def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]
     }
 
 
-def measure(name: str, batch: int, rounds: int, chosen: list[str], microbatch: int) -> dict:
-    """Returns milliseconds, ratios, MiB of temporary memory and compile seconds, by form."""
-    work = workload(name, batch)
+def measure(
+    work: Workload, rounds: int, chosen: Sequence[str] = FORMS, microbatch: int = 8
+) -> Cells:
+    """Returns, by form, readings, MiB of temporary memory and compile seconds."""
     arguments = (work.params, work.examples)
-    compiled, compile_seconds, repeats = {}, {}, {}
+    cells: Cells = {}
+    compiled: dict[str, Program] = {}
     for form, function in forms(work, microbatch).items():
         if form in chosen:
             lowered = jax.jit(function).lower(*arguments)
             start = time.perf_counter()
-            compiled[form] = lowered.compile()
-            compile_seconds[form] = time.perf_counter() - start
-            repeats[form] = 1
-            jax.block_until_ready(compiled[form](*arguments))
-            once = read(compiled[form], arguments, 1)
-            repeats[form] = max(1, int(READING_SECONDS / once))
-    readings = {form: [] for form in compiled}
-    for _ in range(rounds):
-        for form, function in compiled.items():
-            readings[form].append(read(function, arguments, repeats[form]))
-    return {
-        form: {
-            "milliseconds": 1e3 * statistics.median(times),
-            "ratio": statistics.median(
-                t / p for t, p in zip(times, readings["plain"], strict=True)
-            ),
-            "temp_mib": compiled[form].memory_analysis().temp_size_in_bytes / 2**20,
-            "compile_seconds": compile_seconds[form],
-        }
-        for form, times in readings.items()
-    }
-
-
-def read(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> float:
-    """Returns the seconds of one run, averaged over `repeats`."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        result = function(*arguments)
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / repeats
+            program = lowered.compile()
+            compiled[form] = (program, arguments)
+            cells[form] = {
+                "compile_seconds": time.perf_counter() - start,
+                "mib": program.memory_analysis().temp_size_in_bytes / 2**20,
+            }
+    for form, seconds in interleaved(compiled, rounds).items():
+        cells[form]["seconds"] = seconds
+    return cells
 
 
 def main() -> None:
@@ -104,7 +85,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--microbatch", type=int, default=8, help="examples per micro-batch")
-    parser.add_argument("--forms", nargs="+", default=["plain", "factored", "stacked"],
+    parser.add_argument("--forms", nargs="+", default=FORMS,
                         choices=["plain", "factored", "microbatched", "stacked"])  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
     options = parser.parse_args()
@@ -113,21 +94,15 @@ def main() -> None:
             f"no workload {', '.join(sorted(unknown))}; there are {', '.join(PARAMETER_COUNTS)}"
         )
     chosen = ["plain", *(form for form in options.forms if form != "plain")]
-    device = jax.devices()[0].device_kind
-    print(f"batch {options.batch}, {device}, {platform.machine()}, JAX {jax.__version__}")
-    print(f"{'workload':12}  {'form':12} {'ms':>9} {'ratio':>6} {'MiB':>7} {'compile s':>10}")
-    results = {}
-    for name in options.workloads or PARAMETER_COUNTS:
-        results[name] = measure(name, options.batch, options.rounds, chosen, options.microbatch)
-        for form, row in results[name].items():
-            print(
-                f"{name:12}  {form:12} {row['milliseconds']:9.3f} {row['ratio']:6.2f} "
-                f"{row['temp_mib']:7.0f} {row['compile_seconds']:10.1f}",
-                flush=True,
-            )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"device": device, "results": results}, indent=2))
+
+    def cells_of(name: str) -> Cells:
+        return measure(workload(name, options.batch), options.rounds, chosen, options.microbatch)
+
+    names = options.workloads or PARAMETER_COUNTS
+    results.study(
+        {f"{name}, {options.batch}": functools.partial(cells_of, name) for name in names},
+        options.out,
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ in a Python loop and in a loop on the device. Rounds are interleaved; printed ar
 """
 
 import argparse
-import json
+import functools
 import pathlib
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
+from benchmarks import results
 from benchmarks.models import workload
 from dpoptax.training import Progress, TrainState, fit, init_state, make_train_step
 from dpoptax.training.checkpoints import Checkpoints, RunFolder
@@ -39,8 +40,8 @@ def seconds_per_step_of_fit(loss_fn: Any, params: Any, data: Any, plan: Any, tx:
     return (ended - began) / (last - first)
 
 
-def measure(name: str, rounds: int) -> dict[str, float]:
-    """Microseconds per step, by kind of loop."""
+def measure(name: str, rounds: int) -> results.Cells:
+    """Seconds per step, by kind of loop."""
     work = workload(name, NUM_EXAMPLES)
     sampler = dpoptax.samplers.Poisson(NUM_EXAMPLES, BATCH)
     plan = dpoptax.Plan(
@@ -86,11 +87,11 @@ def measure(name: str, rounds: int) -> dict[str, float]:
         readings["fit"].append(
             seconds_per_step_of_fit(work.loss_fn, work.params, work.examples, plan, optimizer)
         )
-    return {kind: 1e6 * statistics.median(times) for kind, times in readings.items()}
+    return {kind: {"seconds": times} for kind, times in readings.items()}
 
 
-def checkpoint_seconds(rounds: int) -> float:
-    """Seconds to save the state of the VAE under Adam."""
+def checkpoints(rounds: int) -> results.Cells:
+    """Saves the state of the VAE under Adam."""
     work = workload("vae", 1)
     tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(0)), optax.adam(1e-3))
     state = (work.params, tx.init(work.params))
@@ -102,26 +103,21 @@ def checkpoint_seconds(rounds: int) -> float:
             kept.save(step, state, segment=0, generator="")
             times.append(time.perf_counter() - began)
         kept.close()
-    return statistics.median(times[1:])
+    return {"save": {"seconds": times[1:]}}
 
 
 def main() -> None:
     """Measures, prints a table, and writes JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    measurements: dict[str, Callable[[], results.Cells]] = {
+        name: functools.partial(measure, name, options.rounds) for name in STEPS
+    }
+    measurements["checkpoint of the VAE"] = functools.partial(checkpoints, options.rounds)
     with jax.numpy_dtype_promotion("standard"):
-        for name in STEPS:
-            found[name] = measure(name, options.rounds)
-            cells = "   ".join(f"{kind} {value:.0f}" for kind, value in found[name].items())
-            print(f"{name}: microseconds per step: {cells}", flush=True)
-        found["checkpoint seconds"] = checkpoint_seconds(options.rounds)
-    print(f"checkpoint of the VAE: {found['checkpoint seconds']:.2f} s")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=2))
+        results.study(measurements, options.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dpoptax.mechanisms import FLOATING_POINT, Mechanism
 from dpoptax.per_example import as_per_example_grads
 from dpoptax.random.claims import Claim
 from dpoptax.random.domains import in_domain
+from dpoptax.random.threefry import written_out
 from dpoptax.schedules import Scheduled, at, checked, extremes
 
 
@@ -117,7 +118,7 @@ def privatize(
             (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
             for path, spec in jax.tree_util.tree_leaves_with_path(specs)
         ]
-        key = in_domain(state.key, f"{identity} {shapes}")
+        key = in_domain(written_out(state.key), f"{identity} {shapes}")
         key = jax.random.fold_in(key, state.step)
         noisy = mechanism.release(key, grads, rule, noise, state.step)
         divisor = at(size, state.step)

@@ -42,7 +42,7 @@ def add_gaussian(
     leaves, treedef = jax.tree.flatten(total)
     if (isinstance(stddev, float) and stddev == 0) or not leaves:
         return total
-    keys = jax.random.split(key, len(leaves))
+    keys = jax.random.split(written_out(key), len(leaves))
     noisy = []
     for leaf_key, leaf in zip(keys, leaves, strict=True):
         wide = widen(leaf)
@@ -53,10 +53,10 @@ def add_gaussian(
 
 def _sum_of_normals(key: PRNGKeyArray, like: Array, num_normals: int) -> Array:
     if num_normals == 1:
-        return jax.random.normal(written_out(key), like.shape, like.dtype)
+        return jax.random.normal(key, like.shape, like.dtype)
     keys = jax.random.split(key, num_normals)
 
     def add(index: Int[Array, ""] | int, total: Array) -> Array:
-        return total + jax.random.normal(written_out(keys[index]), like.shape, like.dtype)
+        return total + jax.random.normal(keys[index], like.shape, like.dtype)
 
     return jax.lax.fori_loop(0, num_normals, add, jnp.zeros_like(like))

@@ -14,7 +14,7 @@ import jax
 
 import dpoptax
 from benchmarks import epoch
-from benchmarks.step_time import READING_SECONDS, read
+from benchmarks.timing import interleaved
 from reproduce.runs import Record, Run
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -36,16 +36,12 @@ def microseconds_per_batch(population: int) -> Record:
         return jax.random.choice(key, population, (DRAWN,), replace=False)
 
     programs = {"Feistel": (sampler.sample, sampler.init(key)), "choice": (choice, key)}
-    compiled, repeats = {}, {}
-    for name, (function, argument) in programs.items():
-        compiled[name] = (jax.jit(function).lower(argument).compile(), (argument,))
-        jax.block_until_ready(compiled[name][0](argument))
-        repeats[name] = max(1, int(READING_SECONDS / read(*compiled[name], 1)))
-    readings: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(ROUNDS):
-        for name, (function, arguments) in compiled.items():
-            readings[name].append(1e6 * read(function, arguments, repeats[name]))
-    return {name: statistics.median(times) for name, times in readings.items()}
+    compiled = {
+        name: (jax.jit(function).lower(argument).compile(), (argument,))
+        for name, (function, argument) in programs.items()
+    }
+    readings = interleaved(compiled, ROUNDS)
+    return {name: 1e6 * statistics.median(times) for name, times in readings.items()}
 
 
 def runs(seeds: tuple[int, ...]) -> Iterator[Run]:

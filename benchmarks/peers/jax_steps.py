@@ -133,18 +133,15 @@ def programs() -> dict[str, Callable[[Workload, int], Program]]:
     }
 
 
-def compiled(peer: str, work: Workload, batch: int) -> tuple[Any, tuple[Any, ...], float]:
-    """Returns the step of a peer, its arguments, and the seconds that compiling it took."""
+def step_of(peer: str, work: Workload, batch: int) -> Program:
+    """Returns the step of a peer, from parameters, state and examples to the first two."""
     update, state = programs()[peer](work, batch)
 
     def step(params: Any, state: Any, examples: Any) -> Any:
         updates, state = update(params, state, examples)
         return optax.apply_updates(params, updates), state
 
-    arguments = (work.params, state, work.examples)
-    began = time.perf_counter()
-    program = jax.jit(step).lower(*arguments).compile()
-    return program, arguments, time.perf_counter() - began
+    return step, state
 
 
 def maker(peer: str) -> Callable[[str, int], Step]:
@@ -152,17 +149,20 @@ def maker(peer: str) -> Callable[[str, int], Step]:
 
     def make(model: str, batch: int) -> Step:
         work = workload(model, batch)
-        program, (params, state, examples), seconds = compiled(peer, work, batch)
+        step, state = step_of(peer, work, batch)
+        began = time.perf_counter()
+        program = jax.jit(step).lower(work.params, state, work.examples).compile()
+        seconds = time.perf_counter() - began
 
         def run(steps: int) -> None:
-            carry = params, state
+            carry = work.params, state
             for _ in range(steps):
-                carry = program(*carry, examples)
+                carry = program(*carry, work.examples)
             jax.block_until_ready(carry)
 
         found = program.memory_analysis()
         mib = None if found is None else found.temp_size_in_bytes / 2**20
-        return Step(run, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds, mib)
+        return Step(run, sum(leaf.size for leaf in jax.tree.leaves(work.params)), seconds, mib)
 
     return make
 

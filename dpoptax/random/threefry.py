@@ -1,8 +1,8 @@
-"""A Threefry key in, the same key with a faster way to the same words out.
+"""A Threefry key in, the same key with a faster way to the same numbers out.
 
-JAX draws the words of its default keys in a loop of rounds, to spare the compiler. Written out, the
-rounds melt into whatever uses the words, and a draw on a processor takes a third of the time; every
-word depends on its own index alone, so that a sharded draw needs no communication.
+On a processor JAX runs the rounds of its default generator in a loop. Written out, they melt into
+whatever uses the words: a large draw takes a third of the time, and to derive a key costs next to
+nothing. Every word depends on its own index alone, so that a sharded draw needs no communication.
 
 Reference: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
@@ -24,20 +24,21 @@ THREEFRY = "threefry2x32"
 
 
 def written_out(key: PRNGKeyArray) -> PRNGKeyArray:
-    """Returns a key for one large draw of 32 or 64 bits a number; other keys return as they are.
+    """Returns a key that gives the numbers of a Threefry key; other keys return as they are.
 
     Args:
         key: of any type.
 
     Returns:
-        A key that gives the numbers of `key` (with JAX's default `jax_threefry_partitionable`); it
-        cannot be split.
+        A key for `bits`, `split` and `fold_in`, and for what rests on them, with the numbers that
+        JAX gives under its default setting `jax_threefry_partitionable`.
     """
     if str(jax.random.key_impl(key)) != THREEFRY:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=WRITTEN_OUT)
 
 
+@jax.jit  # without it, the rounds go one by one where a release is not compiled
 def mix(
     key: UInt32[Array, "2"], high: UInt32[Array, "..."], low: UInt32[Array, "..."]
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
@@ -66,26 +67,40 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     if bit_width not in (32, 64) or math.prod(shape) >= 2**32:
         plain = jax.random.wrap_key_data(key, impl=THREEFRY)
         return jax.random.bits(plain, shape, jnp.dtype(f"uint{bit_width}"))
-    index, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        index, stride = index + place * np.uint32(stride), stride * shape[axis]
-    high, low = mix(key, jnp.zeros(shape, jnp.uint32), index)
+    high, low = _words(key, shape)
     if bit_width == 32:
         return high ^ low
     return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
 
 
-def _draws_only(*_: Any) -> NoReturn:
-    raise TypeError("a key of `written_out` is for one draw. Split the key that it was made of.")
+def _words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Two words for every place of an array."""
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index, stride = index + place * np.uint32(stride), stride * shape[axis]
+    return mix(key, jnp.zeros(shape, jnp.uint32), index)
+
+
+def _split(key: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.stack(_words(key, shape), axis=-1)
+
+
+def _fold_in(key: Array, data: Any) -> Array:
+    datum = jnp.asarray(data, jnp.uint32)
+    return jnp.stack(mix(key, jnp.zeros_like(datum), datum))
+
+
+def _no_seed(seed: Any) -> NoReturn:
+    raise TypeError(f"a key is made by jax.random.key({seed}), and then written out.")
 
 
 WRITTEN_OUT = jax.extend.random.define_prng_impl(
     key_shape=(2,),
-    seed=_draws_only,
-    split=_draws_only,
+    seed=_no_seed,
+    split=_split,
     random_bits=_random_bits,
-    fold_in=_draws_only,
+    fold_in=_fold_in,
     name="threefry2x32 written out",
     tag="fryw",
 )

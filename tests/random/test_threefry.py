@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpoptax.random import test_key as chacha20_key
-from dpoptax.random.threefry import mix, written_out
+from dpoptax.random.threefry import WRITTEN_OUT, mix, written_out
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,16 @@ def test_other_keys_return_as_they_are():
     assert written_out(key) is key
 
 
-def test_a_key_for_one_draw_is_not_split():
-    with pytest.raises(TypeError, match="Split the key that it was made of"):
-        jax.random.split(written_out(jax.random.key(0)))
+@pytest.mark.parametrize("number", [0, 3, 2**32 - 1])
+def test_the_same_keys_as_jax(number):
+    def derived(key):
+        key = jax.random.fold_in(key, np.uint32(number))
+        return jax.random.key_data(jax.random.split(jax.random.split(key, (2, 3))[1, 2]))
+
+    key = jax.random.key(4)
+    np.testing.assert_array_equal(jax.jit(derived)(written_out(key)), derived(key))
+
+
+def test_a_key_is_made_by_jax_alone():
+    with pytest.raises(TypeError, match="and then written out"):
+        jax.random.key(0, impl=WRITTEN_OUT)

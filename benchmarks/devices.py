@@ -1,0 +1,84 @@
+"""Times a private step of the VAE as its batch is spread over devices.
+
+    python -m benchmarks.devices --out results.json
+
+On a machine without accelerators they are virtual ones, which share its cores: the readings then
+tell what spreading costs. Each number of devices is a process of its own.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+from benchmarks import results
+from benchmarks.peers.environments import ROOT, environment
+
+COUNTS = (1, 2, 4, 8)
+BATCH = 256
+
+
+def read(rounds: int) -> list[float]:
+    """Seconds of a step on all devices of this process."""
+    import jax
+    import numpy as np
+    import optax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    import dpoptax
+    from benchmarks.models import workload
+    from benchmarks.timing import interleaved
+
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    everywhere, spread = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data"))
+    )
+    work = workload("vae", BATCH)
+    tx = dpoptax.dp_sgd(0.15, 1.0, 1.1, BATCH, jax.random.key(0))
+    grads_fn = dpoptax.per_example_grads(work.loss_fn)
+
+    def step(params, state, examples):
+        grads = grads_fn(params, examples, key=work.key)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.device_put((work.params, tx.init(work.params)), everywhere)
+    arguments = (*state, jax.device_put(work.examples, spread))
+    program = jax.jit(step).lower(*arguments).compile()
+    return interleaved({"step": (program, arguments)}, rounds)["step"]
+
+
+def cells_of(count: int, rounds: int) -> results.Cells:
+    """Asks a process with so many devices."""
+    command = [sys.executable, "-m", "benchmarks.devices", "--rounds", str(rounds), "--here"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment(count), capture_output=True, text=True, check=False
+    )
+    if ran.returncode:
+        return {"step": {"error": ran.stderr.strip().splitlines()[-1][:200], "seconds": []}}
+    return {"step": {"seconds": json.loads(ran.stdout)}}
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--here", action="store_true", help="on the devices of this process alone")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(read(options.rounds)))
+        return
+    results.study(
+        {
+            f"{count} devices": functools.partial(cells_of, count, options.rounds)
+            for count in COUNTS
+        },
+        options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

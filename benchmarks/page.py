@@ -1,0 +1,305 @@
+"""Readings in, a page with tables and pictures of them out."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import pictures, results
+from benchmarks.models import PARAMETER_COUNTS
+from benchmarks.peers.environments import PEERS, PLAIN
+
+HEADER = """# Benchmarks
+
+Written by `make bench`, which measures what is not measured yet and goes on where it was
+interrupted; the readings lie in [{folder}]({folder}), one folder per device. Every system runs in a
+process and an environment of its own, installed from the package index; in each round each of them
+makes some steps while the others wait. Numbers are medians over rounds. Machines share their cores
+with others: read the ratios. `python -m benchmarks.compare OLD NEW` tells what got slower.
+"""
+SIDE = """
+### A training step, side by side
+
+Milliseconds of one step: gradients of the batch, clipping to norm 1, noise of multiplier 1.1, SGD.
+Beside it, the ratio to the step without privacy of the same framework, round by round. **Bold** is
+the fastest private step. Models and parameter counts are those of
+[arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and, the VAE, of
+[arXiv:2103.11648](https://arxiv.org/abs/2103.11648); the last is a transformer of two blocks.
+d3p, TF Privacy, BackPACK and PyVacy do not install beside current versions; their published times
+stand further below.
+"""
+COMPILING = """
+Seconds until the first step is done (compilation, in JAX), and MiB of temporary memory as the
+compiler states it, or of the device at its peak.
+"""
+EPOCHS = """
+Seconds per epoch at batch 128: the step above times the steps of an epoch; in brackets the first
+epoch, with compilation. Published, on a Titan V in 2020 (arXiv:2010.09063, Table 1): JAX or
+its own TF Privacy, the best other private system, and the best without privacy.
+"""
+PUBLISHED = {
+    "logistic": (45_222, ".23", ".48", ".12"),
+    "fcnn": (45_222, ".21", ".77", ".20"),
+    "mnist": (60_000, ".53", "6.5", ".42"),
+    "cifar": (50_000, "7.3", "12", "1.7"),
+    "embedding": (25_000, ".23", "3.8", ".11"),
+    "lstm": (25_000, "8.2", "407", "3.6"),
+    "vae": (60_000, ".56 (d3p, V100)", "", ".34 (d3p, V100)"),
+}
+ABLATION = """
+### What vmap, jit and factored gradients give
+
+Milliseconds of a clipped sum of gradients. Published seconds per epoch on a Titan V (Table 2):
+logistic 1040, 16.4, 1.08, .231; fcnn 1240, 19.2, 2.85, .239; mnist 1530, 24.6, 22.3, .535; cifar
+3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, .231 (neither, vmap, jit, both).
+"""
+LAYERS = """
+### One layer of each kind
+
+Milliseconds and MiB of the gradients alone, at batch 128: without privacy, factored (the default),
+and stacked, which is `vmap` of `grad`. In brackets the ratio to the first.
+"""
+GROWTH = """
+### What grows
+
+Milliseconds of the gradients alone as one thing grows: the width of a dense network, the length of
+a sequence in a transformer's block, the batch of the VAE.
+"""
+LARGEST = """
+### The largest batch in 12 GiB
+
+As the compiler states the memory of a training step; nothing is run. Published for a GPU of 12 GB
+(Table 4: JAX, JAX private, Opacus): mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920;
+lstm 11,984, 2,487, 10.
+"""
+OTHERS = {
+    "devices": ("A step spread over virtual devices", "These share the cores of one machine."),
+    "epoch": (
+        "Epochs of the VAE",
+        "Seconds per epoch of 60,000 with Adam: private, without privacy over the same padded "
+        "batches, and without privacy over batches of exactly that many.",
+    ),
+    "samplers": ("Drawing a batch of 128", "Beside `jax.random`'s own ways, by examples."),
+    "randomness": ("Generators", "For 688,884 parameters, those of the VAE."),
+    "accounting": ("Accounting", "Each call asks something new."),
+    "training": ("The loop, and a checkpoint", "A step in `fit`, and in loops without it."),
+}
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the page beside the folder of readings, and its pictures into it.
+
+    Args:
+        folder: one folder per device, JSON files in each.
+
+    Returns:
+        The page.
+    """
+    page = folder.with_suffix(".md")
+    parts = [HEADER.format(folder=folder.name)]
+    for device in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = {path.stem: results.load(path) for path in sorted(device.glob("*.json"))}
+        if found:
+            parts += _device(device, found, folder.parent)
+    page.write_text("\n".join(part.strip("\n") + "\n" for part in parts))
+    return page
+
+
+def _device(
+    device: pathlib.Path, found: dict[str, dict[str, Any]], root: pathlib.Path
+) -> Iterator[str]:
+    machine = {f"{record['machine']}, {record['date']}" for record in found.values()}
+    yield f"## {device.name}\n\n{'; '.join(sorted(machine))}."
+    if "side_by_side" in found:
+        yield from _side_by_side(device, found["side_by_side"], root)
+    known: dict[str, Callable[[dict[str, results.Cells]], str]] = {
+        "ablation": _plain_table,
+        "layers": _ratio_table,
+        "growth": _ratio_table,
+        "largest_batch": _batches,
+    }
+    texts = {"ablation": ABLATION, "layers": LAYERS, "growth": GROWTH, "largest_batch": LARGEST}
+    for name, table in known.items():
+        if name in found:
+            yield texts[name]
+            yield table(found[name]["cells"])
+            picture = pictures.of_study(name, found[name]["cells"], device)
+            if picture:
+                yield f"![{name}]({picture.relative_to(root)})"
+    for name, (title, text) in OTHERS.items():
+        if name in found:
+            yield f"### {title}\n\n{text}"
+            yield _list(found[name]["cells"])
+
+
+def _side_by_side(
+    device: pathlib.Path, record: dict[str, Any], root: pathlib.Path
+) -> Iterator[str]:
+    yield SIDE
+    shown = []
+    for peer, versions in record["versions"].items():
+        if "error" in versions:
+            shown.append(f"{PEERS[peer].title}: {versions['error']}")
+    torch = record["versions"].get("torch", {})
+    ours = record["versions"].get("dpoptax", {})
+    theirs = record["versions"].get("jax_privacy", {})
+    told = {**ours, **theirs, **torch}
+    yield ", ".join(f"{name} {told[name]}" for name in sorted(told) if name != "device") + "."
+    batches = sorted({int(name.split(", ")[1]) for name in record["cells"]})
+    for batch in batches:
+        rows = _rows(record, batch)
+        peers = [peer for peer in PEERS if any(peer in cells for cells in rows.values())]
+        titles = [PEERS[peer].title for peer in peers]
+        yield f"Batch {batch}:\n\n" + _table(
+            ["model", "parameters", *titles],
+            [
+                [model, f"{PARAMETER_COUNTS[model]:,}", *_steps(cells, peers)]
+                for model, cells in rows.items()
+            ],
+        )
+        for model, cells in rows.items():
+            shown += [
+                f"{PEERS[peer].title}, {model}, batch {batch}: {cell['error']}"
+                for peer, cell in cells.items()
+                if "error" in cell
+            ]
+        picture = pictures.side_by_side(rows, batch, device)
+        yield f"![Side by side, batch {batch}]({picture.relative_to(root)})"
+    if shown:
+        yield "What did not run:\n\n" + "\n".join(f"- {line}" for line in shown)
+    rows = _rows(record, 128)
+    if rows:
+        peers = [peer for peer in PEERS if any(peer in cells for cells in rows.values())]
+        titles = [PEERS[peer].title for peer in peers]
+        yield COMPILING
+        yield _table(
+            ["model", *titles],
+            [
+                [model, *(_compiling(cells.get(peer)) for peer in peers)]
+                for model, cells in rows.items()
+            ],
+        )
+        picture = pictures.cumulative(rows, device)
+        yield f"![Time until a step is done]({picture.relative_to(root)})"
+        yield EPOCHS
+        yield _table(
+            ["model", *titles, "published"],
+            [
+                [model, *(_epoch(model, cells.get(peer)) for peer in peers), _published(model)]
+                for model, cells in rows.items()
+                if model in PUBLISHED
+            ],
+        )
+
+
+def _rows(record: dict[str, Any], batch: int) -> dict[str, results.Cells]:
+    names = {model: f"{model}, {batch}" for model in PARAMETER_COUNTS}
+    return {
+        model: record["cells"][name] for model, name in names.items() if name in record["cells"]
+    }
+
+
+def _steps(cells: results.Cells, peers: list[str]) -> list[str]:
+    private = [
+        seconds
+        for peer in peers
+        if peer not in PLAIN.values() and (seconds := results.median(cells.get(peer))) is not None
+    ]
+    texts = []
+    for peer in peers:
+        seconds = results.median(cells.get(peer))
+        if seconds is None:
+            texts.append("does not run" if peer in cells else "")
+            continue
+        text = _milliseconds(seconds)
+        if private and seconds == min(private):
+            text = f"**{text}**"
+        over = results.ratio(cells, peer, results.base_of(peer))
+        texts.append(text if peer in PLAIN.values() or over is None else f"{text} ({over:.2f}×)")
+    return texts
+
+
+def _compiling(cell: dict[str, Any] | None) -> str:
+    if results.median(cell) is None:
+        return ""
+    assert cell is not None
+    memory = cell.get("mib")
+    return f"{cell['compile_seconds']:.1f} s" + ("" if memory is None else f", {memory:.1f} MiB")
+
+
+def _epoch(model: str, cell: dict[str, Any] | None) -> str:
+    seconds = results.median(cell)
+    if seconds is None:
+        return ""
+    assert cell is not None
+    epoch = seconds * PUBLISHED[model][0] / 128
+    return f"{epoch:.2f} ({epoch + cell['compile_seconds']:.1f})"
+
+
+def _published(model: str) -> str:
+    return " / ".join(text for text in PUBLISHED[model][1:] if text)
+
+
+def _plain_table(cells: dict[str, results.Cells]) -> str:
+    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    rows = [
+        [title, *(_cell(row.get(name), lambda cell: "") for name in names)]
+        for title, row in cells.items()
+    ]
+    return _table(["", *names], rows)
+
+
+def _ratio_table(cells: dict[str, results.Cells]) -> str:
+    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+
+    def details(row: results.Cells, name: str) -> str:
+        over = results.ratio(row, name, "plain")
+        ratio = "" if over is None or name == "plain" else f" ({over:.2f}×)"
+        return f"{ratio}, {row[name]['mib']:.1f} MiB"
+
+    rows = [
+        [
+            title,
+            *(
+                _cell(row.get(name), lambda cell, row=row, name=name: details(row, name))
+                for name in names
+            ),
+        ]
+        for title, row in cells.items()
+    ]
+    return _table(["", *names], rows)
+
+
+def _cell(cell: dict[str, Any] | None, details: Callable[[dict[str, Any]], str]) -> str:
+    seconds = results.median(cell)
+    if seconds is None or cell is None:
+        return ""
+    return _milliseconds(seconds) + details(cell)
+
+
+def _batches(cells: dict[str, results.Cells]) -> str:
+    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    rows = [[title, *(f"{row[name]['batch']:,}" for name in names)] for title, row in cells.items()]
+    return _table(["", *(PEERS[name].title for name in names)], rows)
+
+
+def _list(cells: dict[str, results.Cells]) -> str:
+    rows = []
+    for title, row in cells.items():
+        for name in row:
+            seconds = results.median(row[name])
+            over = results.ratio(row, name, results.base_of(name))
+            ratio = "" if over is None else f"{over:.2f}× {results.base_of(name)}"
+            text = "" if seconds is None else f"{_milliseconds(seconds)} ms"
+            rows.append([title, name, text, ratio])
+    return _table(["", "", "median", "ratio"], rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---" for _ in header], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,129 @@
+"""Times a training step of every system on every model, all in one run.
+
+    python -m benchmarks.side_by_side --models vae mnist --batches 128 --out results.json
+
+Each peer is a process in an environment of its own, made on first use. In every round each of them
+makes some steps while the others wait; what counts are medians over rounds, and the ratio to the
+step without privacy of the same framework. A peer that cannot be installed or cannot run a model is
+a line with its error. What was measured is kept after every model: the same command goes on.
+"""
+
+import argparse
+import json
+import pathlib
+import select
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks import results
+from benchmarks.models import PARAMETER_COUNTS
+from benchmarks.peers.environments import PEERS, ROOT, environment, python_of
+
+# A peer that takes longer for one answer is given up on this model.
+LONGEST_SECONDS = 300
+# Steps that take longer are read only so often.
+SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
+
+
+class Worker:
+    """One peer's process."""
+
+    def __init__(self, peer: str, devices: int) -> None:
+        self._peer, self._devices = peer, devices
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Returns the answer, or one with an "error"."""
+        try:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [python_of(self._peer), "-m", "benchmarks.peers.worker", self._peer],
+                    cwd=ROOT, env=environment(self._devices), text=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            ready, _, _ = select.select([self._process.stdout], [], [], LONGEST_SECONDS)
+            line = self._process.stdout.readline() if ready else None
+        except (RuntimeError, OSError) as error:
+            return {"error": " ".join(str(error).split())}
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self.close()
+        what = "its process ended" if line == "" else f"no answer in {LONGEST_SECONDS} s"
+        return {"error": f"{what}, perhaps for want of memory" if line == "" else what}
+
+    def close(self) -> None:
+        """Ends the process; the next question starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()  # closes its pipes too
+            self._process = None
+
+
+def measure(
+    workers: dict[str, Worker], model: str, batch: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Returns, by peer, the seconds of a step in every round, and what preparing it told."""
+    cells = {}
+    for peer, worker in workers.items():
+        cells[peer] = worker.ask(do="prepare", model=model, batch=batch)
+        cells[peer]["seconds"] = []
+    for number in range(rounds):
+        for peer, worker in workers.items():
+            cell = cells[peer]
+            slow = max(cell["seconds"], default=0.0) > SLOW_SECONDS
+            if "error" in cell or (slow and number >= SLOW_ROUNDS):
+                continue
+            answer = worker.ask(do="read")
+            if "error" in answer:
+                cell["error"] = answer["error"]
+            else:
+                cell["seconds"].append(answer["seconds"])
+    return cells
+
+
+def main() -> None:
+    """Measures what is not measured yet, prints a line for each, and writes JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    models = list(PARAMETER_COUNTS)
+    parser.add_argument("--models", nargs="+", choices=models, metavar="MODEL", default=models,
+                        help=", ".join(models))  # fmt: skip
+    parser.add_argument("--batches", type=int, nargs="+", default=[128])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER",
+                        help=", ".join(PEERS))  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--devices", type=int, default=1, help="virtual ones of the CPU, if many")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file; what it holds is kept")
+    options = parser.parse_args()
+    stored = results.load(options.out) if options.out else results.empty()
+    workers = {peer: Worker(peer, options.devices) for peer in options.peers}
+    try:
+        for peer, worker in workers.items():
+            versions = worker.ask(do="versions")
+            stored["versions"][peer] = versions
+            if "error" in versions:
+                print(f"{PEERS[peer].title}: {versions['error']}", file=sys.stderr)
+        for model in options.models:
+            for batch in options.batches:
+                name = f"{model}, {batch}"
+                known = stored["cells"].setdefault(name, {})
+                left = {peer: worker for peer, worker in workers.items() if peer not in known}
+                if not left:
+                    continue
+                if known:  # only what was read together may be compared
+                    left = workers
+                stored["cells"][name] = measure(left, model, batch, options.rounds)
+                results.show(name, stored["cells"][name])
+                if options.out:
+                    results.save(options.out, stored)
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Programs in, seconds out: every round runs all of them, one after the other."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+# Shorter programs are run several times per reading.
+READING_SECONDS = 0.02
+Name = TypeVar("Name", bound=Hashable)
+Program = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def read(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> float:
+    """Returns the seconds of one run, averaged over `repeats`."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = function(*arguments)
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(programs: Mapping[Name, Program], rounds: int) -> dict[Name, list[float]]:
+    """Returns the seconds of a run of each program, a reading per round, after a warm-up."""
+    repeats = {}
+    for name, (function, arguments) in programs.items():
+        jax.block_until_ready(function(*arguments))
+        repeats[name] = max(1, int(READING_SECONDS / read(function, arguments, 1)))
+    readings: dict[Name, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, (function, arguments) in programs.items():
+            readings[name].append(read(function, arguments, repeats[name]))
+    return readings
