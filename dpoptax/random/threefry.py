@@ -82,13 +82,17 @@ def _words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     return mix(key, jnp.zeros(shape, jnp.uint32), index)
 
 
+# A barrier behind every key, lest a draw repeat the derivation of its key for each of its numbers:
+# that compiles many times as long.
+
+
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.stack(_words(key, shape), axis=-1)
+    return jax.lax.optimization_barrier(jnp.stack(_words(key, shape), axis=-1))
 
 
 def _fold_in(key: Array, data: Any) -> Array:
     datum = jnp.asarray(data, jnp.uint32)
-    return jnp.stack(mix(key, jnp.zeros_like(datum), datum))
+    return jax.lax.optimization_barrier(jnp.stack(mix(key, jnp.zeros_like(datum), datum)))
 
 
 def _no_seed(seed: Any) -> NoReturn:
