@@ -1,9 +1,10 @@
-"""The eight workloads: a name in; a loss of one example, parameters and a batch out.
+"""The nine workloads: a name in; a loss of one example, parameters and a batch out.
 
 Six are those of "Enabling Fast Differentially Private SGD via Just-in-Time Compilation and
 Vectorization" (arXiv:2010.09063), one is the MNIST VAE of d3p (arXiv:2103.11648), with their exact
-parameter counts; the eighth is a small transformer. The data are synthetic: speed does not depend
-on what they show.
+parameter counts; the eighth is a small transformer, the ninth the same one frozen beside adapters
+of low rank and a new head, which alone are trained (LoRA, arXiv:2106.09685). The data are
+synthetic: speed does not depend on what they show.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
@@ -42,6 +44,7 @@ PARAMETER_COUNTS = {
     "cifar": 605_226,
     "lstm": 1_081_002,
     "transformer": 1_053_442,
+    "lora": 8_450,
 }
 
 
@@ -101,6 +104,35 @@ class Transformer(nn.Module):
         return nn.Dense(2)(nn.LayerNorm()(x).mean(0))
 
 
+class LoraBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(x)
+
+        def heads(name, adapted):
+            z = nn.Dense(128, name=name)(y)
+            if adapted:
+                low = nn.Dense(8, use_bias=False, name=f"adapter_{name}_in")(y)
+                z += nn.Dense(128, use_bias=False, name=f"adapter_{name}_out")(low)
+            return z.reshape(-1, 4, 32)
+
+        attended = nn.dot_product_attention(
+            heads("query", True), heads("key", False), heads("value", True)
+        )
+        x = x + nn.Dense(128)(attended.reshape(x.shape))
+        return x + nn.Dense(128)(nn.gelu(nn.Dense(512)(nn.LayerNorm()(x))))
+
+
+class LoraTransformer(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+        positions = self.param("positions", nn.initializers.normal(0.02), (128, 128))
+        x = nn.Embed(5_000, 128)(ids) + positions
+        for _ in range(2):
+            x = LoraBlock()(x)
+        return nn.Dense(2, name="adapter_head")(nn.LayerNorm()(x).mean(0))
+
+
 MODELS = {
     "logistic": (Logistic(), (104,), None, None),
     "fcnn": (Fcnn(), (104,), None, 2),
@@ -110,7 +142,13 @@ MODELS = {
     "cifar": (CifarCnn(), (32, 32, 3), None, 10),
     "lstm": (Lstm(), (256,), 10_004, 2),
     "transformer": (Transformer(), (128,), 5_000, 2),
+    "lora": (LoraTransformer(), (128,), 5_000, 2),
 }
+
+
+def is_adapter(path: tuple[str, ...]) -> bool:
+    """Whether a parameter of the ninth model is trained."""
+    return any(part.startswith("adapter") for part in path)
 
 
 def workload(name: str, batch: int) -> Workload:
@@ -121,7 +159,13 @@ def workload(name: str, batch: int) -> Workload:
         x = jax.random.uniform(x_key, (batch, *shape))
     else:
         x = jax.random.randint(x_key, (batch, *shape), 0, vocabulary)
-    params = model.init(key, x[0])["params"]
+    params, frozen = model.init(key, x[0])["params"], {}
+    if name == "lora":
+        leaves = flatten_dict(params)
+        params, frozen = (
+            {path: leaf for path, leaf in leaves.items() if is_adapter(path) == trained}
+            for trained in (True, False)
+        )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if count != PARAMETER_COUNTS[name]:
         raise AssertionError(f"{name} has {count} parameters, not {PARAMETER_COUNTS[name]}")
@@ -135,6 +179,7 @@ def workload(name: str, batch: int) -> Workload:
         loss_of = optax.softmax_cross_entropy_with_integer_labels
 
     def loss_fn(params, example):
-        return loss_of(model.apply({"params": params}, example[0]), example[1])
+        whole = unflatten_dict({**frozen, **params}) if frozen else params
+        return loss_of(model.apply({"params": whole}, example[0]), example[1])
 
     return Workload(loss_fn, params, (x, y), None)

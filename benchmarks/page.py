@@ -23,7 +23,8 @@ Milliseconds of one step: gradients of the batch, clipping to norm 1, noise of m
 Beside it, the ratio to the step without privacy of the same framework, round by round. **Bold** is
 the fastest private step. Models and parameter counts are those of
 [arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and, the VAE, of
-[arXiv:2103.11648](https://arxiv.org/abs/2103.11648); the last is a transformer of two blocks.
+[arXiv:2103.11648](https://arxiv.org/abs/2103.11648); then a transformer of two blocks, and the same
+one frozen beside adapters of rank 8 and a new head, which alone are trained.
 d3p, TF Privacy, BackPACK and PyVacy do not install beside current versions; their published times
 stand further below.
 """

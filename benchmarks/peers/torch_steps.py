@@ -46,14 +46,27 @@ class Lstm(nn.Module):
         return self.out(self.layer(self.embed(ids))[0].mean(1))
 
 
-class Block(nn.Module):
-    """Attention and two dense layers, by modules that Opacus knows."""
+class Adapted(nn.Module):
+    """A frozen layer, and one of rank 8 beside it."""
 
     def __init__(self):
         super().__init__()
+        self.frozen = nn.Linear(128, 128)
+        self.low, self.high = nn.Linear(128, 8, bias=False), nn.Linear(8, 128, bias=False)
+
+    def forward(self, x):
+        return self.frozen(x) + self.high(self.low(x))
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, by modules that Opacus knows."""
+
+    def __init__(self, adapted=False):
+        super().__init__()
+        kind = Adapted if adapted else lambda: nn.Linear(128, 128)
         self.norm1, self.norm2 = nn.LayerNorm(128), nn.LayerNorm(128)
-        self.query, self.key = nn.Linear(128, 128), nn.Linear(128, 128)
-        self.value, self.out = nn.Linear(128, 128), nn.Linear(128, 128)
+        self.query, self.key = kind(), nn.Linear(128, 128)
+        self.value, self.out = kind(), nn.Linear(128, 128)
         self.wide, self.narrow = nn.Linear(128, 512), nn.Linear(512, 128)
 
     def forward(self, x):
@@ -68,11 +81,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self):
+    def __init__(self, adapted=False):
         super().__init__()
         self.embed, self.positions = nn.Embedding(5_000, 128), nn.Embedding(128, 128)
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(Block(adapted), Block(adapted))
         self.norm, self.out = nn.LayerNorm(128), nn.Linear(128, 2)
+        if adapted:
+            for name, leaf in self.named_parameters():
+                trained = any(part in name for part in (".low.", ".high."))
+                leaf.requires_grad_(trained or name.startswith("out."))
 
     def forward(self, ids):
         place = torch.arange(128, device=ids.device).repeat(len(ids), 1)
@@ -165,6 +182,7 @@ MODELS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...], int | None
     "cifar": (lambda _: cifar(), (3, 32, 32), None, classes, 10),
     "lstm": (lstm, (256,), 10_004, classes, 2),
     "transformer": (lambda _: Transformer(), (128,), 5_000, classes, 2),
+    "lora": (lambda _: Transformer(adapted=True), (128,), 5_000, classes, 2),
 }  # fmt: skip
 
 
@@ -189,8 +207,9 @@ def maker(peer: str) -> Callable[[str, int], Step]:
         torch.manual_seed(0)
         build, _, _, function, _ = MODELS[name]
         model, criterion = build(private).to(device), PerExample(function)
-        parameters = sum(leaf.numel() for leaf in model.parameters())
-        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+        parameters = sum(leaf.numel() for leaf in trained)
+        optimizer = torch.optim.SGD(trained, lr=RATE)
         if private:
             model, optimizer, criterion = opacus(peer, model, optimizer, criterion, batch)
         x, y = (tensor.to(device) for tensor in batch_of(name, batch))
