@@ -1,7 +1,7 @@
 """Training steps in JAX: without privacy, by dpoptax, and as its rivals in JAX do it.
 
 Every step takes parameters, the optimizer's state and a batch, and gives the first two: gradients,
-clipping to norm 1, noise of multiplier 1.1 on the sum, and SGD at .15, as in arXiv:2010.09063.
+clipping, noise on the sum, and SGD.
 """
 
 import functools
@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.models import Workload, workload
-from benchmarks.peers.worker import Step
+from benchmarks.peers.step import CLIP, NOISE, RATE, Step
 
-CLIP, NOISE, RATE = 1.0, 1.1, 0.15
 # Gradients of one batch in, updates out; and the state between steps.
 Program = tuple[Callable[..., Any], Any]
 

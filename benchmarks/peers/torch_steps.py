@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.peers.worker import Step
-
-CLIP, NOISE, RATE = 1.0, 1.1, 0.15
+from benchmarks.peers.step import CLIP, NOISE, RATE, Step
 
 
 class Mean(nn.Module):

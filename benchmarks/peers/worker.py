@@ -12,26 +12,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+
+from benchmarks.peers.step import Step
 
 # Shorter steps are made several times per reading.
 READING_SECONDS = 0.05
-
-
-class Step(NamedTuple):
-    """A training step that is ready to run.
-
-    Attributes:
-        run: makes so many steps and waits for them.
-        parameters: how many the model has.
-        compile_seconds: how long the first took beyond a later one; for JAX, the compiler's time.
-        mib: memory at its peak, if the framework tells it.
-    """
-
-    run: Callable[[int], None]
-    parameters: int
-    compile_seconds: float
-    mib: float | None
 
 
 def maker(peer: str) -> tuple[Callable[[str, int], Step], dict[str, str]]:

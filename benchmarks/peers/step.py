@@ -1,0 +1,23 @@
+"""What a peer prepares: a training step that is ready to run, and the settings of all of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+# As in arXiv:2010.09063.
+CLIP, NOISE, RATE = 1.0, 1.1, 0.15
+
+
+class Step(NamedTuple):
+    """A training step that is ready to run.
+
+    Attributes:
+        run: makes so many steps and waits for them.
+        parameters: how many are trained.
+        compile_seconds: how long the first took beyond a later one; for JAX, the compiler's time.
+        mib: memory at its peak, if the framework tells it.
+    """
+
+    run: Callable[[int], None]
+    parameters: int
+    compile_seconds: float
+    mib: float | None
