@@ -32,6 +32,12 @@ def written_out(key: PRNGKeyArray) -> PRNGKeyArray:
     Returns:
         A key for `bits`, `split` and `fold_in`, and for what rests on them, with the numbers that
         JAX gives under its default setting `jax_threefry_partitionable`.
+
+    Example:
+        >>> import jax
+        >>> key = jax.random.key(0)
+        >>> bool((jax.random.normal(written_out(key), (9,)) == jax.random.normal(key, (9,))).all())
+        True
     """
     if str(jax.random.key_impl(key)) != THREEFRY:
         return key
