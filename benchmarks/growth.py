@@ -10,14 +10,12 @@ import argparse
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from benchmarks import results
-from benchmarks.models import Workload, workload
+from benchmarks.models import Workload, bare, workload
 from benchmarks.step_time import measure
 
 WIDTHS = (32, 128, 512, 2048)
@@ -42,15 +40,9 @@ class Block(nn.Module):
         return x + nn.Dense(64)(nn.gelu(nn.Dense(256)(nn.LayerNorm()(x))))
 
 
-def of_model(model: nn.Module, batch: int, *shape: int) -> Workload:
-    """A model under a loss that uses all its outputs."""
-    x = jax.random.normal(jax.random.key(0), (batch, *shape))
-    params = model.init(jax.random.key(1), x[0])["params"]
-
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        return jnp.sum(jnp.square(model.apply({"params": params}, example)))
-
-    return Workload(loss_fn, params, x, None)
+def of_model(model: nn.Module, *shape: int) -> Workload:
+    """A model, and a batch of random numbers of that shape."""
+    return bare(model, jax.random.normal(jax.random.key(0), shape))
 
 
 def cells_of(make: Callable[[], Workload], batch: int, rounds: int) -> results.Cells:

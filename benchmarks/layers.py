@@ -8,14 +8,12 @@ Gradients only, by the forms of `benchmarks.step_time` (arXiv:2109.12298, sectio
 import argparse
 import functools
 import pathlib
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from benchmarks import results
-from benchmarks.models import Workload
+from benchmarks.models import Workload, bare
 from benchmarks.step_time import measure
 
 # A layer, and the shape of an example; ids where the vocabulary is given.
@@ -35,19 +33,14 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int | None]] = {
 
 
 def workload_of(name: str, batch: int) -> Workload:
-    """A layer under a loss that uses all its outputs."""
+    """A layer, and a batch of random numbers or ids."""
     layer, shape, vocabulary = LAYERS[name]
     key = jax.random.key(0)
     if vocabulary is None:
         x = jax.random.normal(key, (batch, *shape))
     else:
         x = jax.random.randint(key, (batch, *shape), 0, vocabulary)
-    params = layer.init(key, x[0])["params"]
-
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        return jnp.sum(jnp.square(layer.apply({"params": params}, example)))
-
-    return Workload(loss_fn, params, x, None)
+    return bare(layer, x)
 
 
 def main() -> None:

@@ -146,6 +146,16 @@ MODELS = {
 }
 
 
+def bare(model: nn.Module, x: jax.Array) -> Workload:
+    """A model or a layer on its own, under a loss that uses all its outputs."""
+    params = model.init(jax.random.key(1), x[0])["params"]
+
+    def loss_fn(params, example):
+        return jnp.sum(jnp.square(model.apply({"params": params}, example)))
+
+    return Workload(loss_fn, params, x, None)
+
+
 def is_adapter(path: tuple[str, ...]) -> bool:
     """Whether a parameter of the ninth model is trained."""
     return any(part.startswith("adapter") for part in path)

@@ -240,8 +240,13 @@ def _published(model: str) -> str:
     return " / ".join(text for text in PUBLISHED[model][1:] if text)
 
 
+def _names(cells: dict[str, results.Cells]) -> list[str]:
+    """The columns of all rows, in their order."""
+    return list(dict.fromkeys(name for row in cells.values() for name in row))
+
+
 def _plain_table(cells: dict[str, results.Cells]) -> str:
-    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    names = _names(cells)
     rows = [
         [title, *(_cell(row.get(name), lambda cell: "") for name in names)]
         for title, row in cells.items()
@@ -250,7 +255,7 @@ def _plain_table(cells: dict[str, results.Cells]) -> str:
 
 
 def _ratio_table(cells: dict[str, results.Cells]) -> str:
-    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    names = _names(cells)
 
     def details(row: results.Cells, name: str) -> str:
         over = results.ratio(row, name, "plain")
@@ -278,7 +283,7 @@ def _cell(cell: dict[str, Any] | None, details: Callable[[dict[str, Any]], str])
 
 
 def _batches(cells: dict[str, results.Cells]) -> str:
-    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    names = _names(cells)
     rows = [[title, *(f"{row[name]['batch']:,}" for name in names)] for title, row in cells.items()]
     return _table(["", *(PEERS[name].title for name in names)], rows)
 

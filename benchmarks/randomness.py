@@ -9,7 +9,6 @@ ratios of the two generators.
 import argparse
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import optax
 import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
-from benchmarks.timing import Program, interleaved
+from benchmarks.timing import Program, compiled, interleaved
 from dpoptax import mechanisms
 from dpoptax.per_example import as_per_example_grads
 
@@ -77,15 +76,11 @@ def programs(generator: str) -> dict[str, Program]:
 
 def cells_of(name: str, rounds: int) -> results.Cells:
     """Readings by both generators."""
-    compiled: dict[str, Program] = {}
+    ready: dict[str, Program] = {}
     cells: results.Cells = {}
     for generator in KEYS:
-        function, arguments = programs(generator)[name]
-        lowered = jax.jit(function).lower(*arguments)
-        began = time.perf_counter()
-        compiled[generator] = (lowered.compile(), arguments)
-        cells[generator] = {"compile_seconds": time.perf_counter() - began}
-    for generator, seconds in interleaved(compiled, rounds).items():
+        ready[generator], cells[generator] = compiled(*programs(generator)[name])
+    for generator, seconds in interleaved(ready, rounds).items():
         cells[generator]["seconds"] = seconds
     return cells
 

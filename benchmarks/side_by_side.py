@@ -53,8 +53,9 @@ class Worker:
             answer: dict[str, Any] = json.loads(line)
             return answer
         self.close()
-        what = "its process ended" if line == "" else f"no answer in {LONGEST_SECONDS} s"
-        return {"error": f"{what}, perhaps for want of memory" if line == "" else what}
+        if line is None:
+            return {"error": f"no answer in {LONGEST_SECONDS} s"}
+        return {"error": "its process ended, perhaps for want of memory"}
 
     def close(self) -> None:
         """Ends the process; the next question starts another."""
@@ -110,13 +111,10 @@ def main() -> None:
         for model in options.models:
             for batch in options.batches:
                 name = f"{model}, {batch}"
-                known = stored["cells"].setdefault(name, {})
-                left = {peer: worker for peer, worker in workers.items() if peer not in known}
-                if not left:
+                if workers.keys() <= stored["cells"].get(name, {}).keys():
                     continue
-                if known:  # only what was read together may be compared
-                    left = workers
-                stored["cells"][name] = measure(left, model, batch, options.rounds)
+                # All of them again: only what was read together may be compared.
+                stored["cells"][name] = measure(workers, model, batch, options.rounds)
                 results.show(name, stored["cells"][name])
                 if options.out:
                     results.save(options.out, stored)

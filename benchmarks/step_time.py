@@ -10,7 +10,6 @@ Temporary memory and compile time are those that XLA reports.
 import argparse
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax
 import dpoptax
 from benchmarks import results
 from benchmarks.models import PARAMETER_COUNTS, Workload, workload
-from benchmarks.timing import Program, interleaved
+from benchmarks.timing import Program, compiled, interleaved
 
 Cells = results.Cells
 FORMS = ("plain", "factored", "stacked")
@@ -60,18 +59,11 @@ def measure(
     """Returns, by form, readings, MiB of temporary memory and compile seconds."""
     arguments = (work.params, work.examples)
     cells: Cells = {}
-    compiled: dict[str, Program] = {}
+    programs: dict[str, Program] = {}
     for form, function in forms(work, microbatch).items():
         if form in chosen:
-            lowered = jax.jit(function).lower(*arguments)
-            start = time.perf_counter()
-            program = lowered.compile()
-            compiled[form] = (program, arguments)
-            cells[form] = {
-                "compile_seconds": time.perf_counter() - start,
-                "mib": program.memory_analysis().temp_size_in_bytes / 2**20,
-            }
-    for form, seconds in interleaved(compiled, rounds).items():
+            programs[form], cells[form] = compiled(function, arguments)
+    for form, seconds in interleaved(programs, rounds).items():
         cells[form]["seconds"] = seconds
     return cells
 

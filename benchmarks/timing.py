@@ -12,6 +12,19 @@ Name = TypeVar("Name", bound=Hashable)
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
+def compiled(
+    function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Program, dict[str, Any]]:
+    """Compiles; returns what `interleaved` takes, and the compiler's seconds and MiB."""
+    lowered = jax.jit(function).lower(*arguments)
+    start = time.perf_counter()
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    found = program.memory_analysis()
+    mib = None if found is None else found.temp_size_in_bytes / 2**20
+    return (program, arguments), {"compile_seconds": seconds, "mib": mib}
+
+
 def read(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> float:
     """Returns the seconds of one run, averaged over `repeats`."""
     start = time.perf_counter()

@@ -6,7 +6,6 @@ clipping, noise on the sum, and SGD.
 
 import functools
 import importlib.metadata
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import optax
 
 from benchmarks.models import Workload, workload
 from benchmarks.peers.step import CLIP, NOISE, RATE, Step
+from benchmarks.timing import compiled
 
 # Gradients of one batch in, updates out; and the state between steps.
 Program = tuple[Callable[..., Any], Any]
@@ -149,9 +149,7 @@ def maker(peer: str) -> Callable[[str, int], Step]:
     def make(model: str, batch: int) -> Step:
         work = workload(model, batch)
         step, state = step_of(peer, work, batch)
-        began = time.perf_counter()
-        program = jax.jit(step).lower(work.params, state, work.examples).compile()
-        seconds = time.perf_counter() - began
+        (program, _), told = compiled(step, (work.params, state, work.examples))
 
         def run(steps: int) -> None:
             carry = work.params, state
@@ -159,9 +157,8 @@ def maker(peer: str) -> Callable[[str, int], Step]:
                 carry = program(*carry, work.examples)
             jax.block_until_ready(carry)
 
-        found = program.memory_analysis()
-        mib = None if found is None else found.temp_size_in_bytes / 2**20
-        return Step(run, sum(leaf.size for leaf in jax.tree.leaves(work.params)), seconds, mib)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(work.params))
+        return Step(run, parameters, **told)
 
     return make
 

@@ -88,17 +88,19 @@ def _words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     return mix(key, jnp.zeros(shape, jnp.uint32), index)
 
 
-# A barrier behind every key, lest a draw repeat the derivation of its key for each of its numbers:
-# that compiles many times as long.
+def _keys(words: tuple[Array, Array]) -> Array:
+    # A barrier, lest a draw repeat the derivation of its key for each of its numbers: that compiles
+    # many times as long.
+    return jax.lax.optimization_barrier(jnp.stack(words, axis=-1))
 
 
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.lax.optimization_barrier(jnp.stack(_words(key, shape), axis=-1))
+    return _keys(_words(key, shape))
 
 
 def _fold_in(key: Array, data: Any) -> Array:
     datum = jnp.asarray(data, jnp.uint32)
-    return jax.lax.optimization_barrier(jnp.stack(mix(key, jnp.zeros_like(datum), datum)))
+    return _keys(mix(key, jnp.zeros_like(datum), datum))
 
 
 def _no_seed(seed: Any) -> NoReturn:

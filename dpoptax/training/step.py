@@ -143,16 +143,15 @@ def make_train_step(
         losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
-        nan = jnp.full((), jnp.nan, jnp.float32)
+        share = median = jnp.full((), jnp.nan, jnp.float32)
+        if watched is not None:
+            share, median = nonprivate_norms(grads, watched, state.step)
         info = StepInfo(
             nonprivate_loss=jnp.sum(losses) / jnp.maximum(size, 1).astype(losses.dtype),
             nonprivate_batch_size=size,
-            nonprivate_share_clipped=nan,
-            nonprivate_median_norm=nan,
+            nonprivate_share_clipped=share,
+            nonprivate_median_norm=median,
         )
-        if watched is not None:
-            share, median = nonprivate_norms(grads, watched, state.step)
-            info = info._replace(nonprivate_share_clipped=share, nonprivate_median_norm=median)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
