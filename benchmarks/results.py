@@ -19,6 +19,7 @@ Cells: TypeAlias = dict[str, dict[str, Any]]
 # In studies where there is no "plain" one.
 BASES = {
     "private": "same batches",
+    "private, fixed size": "not private",
     "same batches": "not private",
     "fit": "bare step in a loop",
     "chacha20": "threefry",

@@ -21,6 +21,8 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 # What `str(jax.random.key_impl(key))` says of a key of JAX's default type.
 THREEFRY = "threefry2x32"
+# And of a key written out.
+TAG = "fryw"
 
 
 def written_out(key: PRNGKeyArray) -> PRNGKeyArray:
@@ -42,6 +44,23 @@ def written_out(key: PRNGKeyArray) -> PRNGKeyArray:
     if str(jax.random.key_impl(key)) != THREEFRY:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=WRITTEN_OUT)
+
+
+def is_threefry(key: PRNGKeyArray) -> bool:
+    """Whether a key is of JAX's default type, written out or not.
+
+    Args:
+        key: of any type.
+
+    Returns:
+        True for both spellings of Threefry.
+
+    Example:
+        >>> import jax
+        >>> is_threefry(written_out(jax.random.key(0)))
+        True
+    """
+    return str(jax.random.key_impl(key)) in (THREEFRY, TAG)
 
 
 @jax.jit  # without it, the rounds go one by one where a release is not compiled
@@ -73,14 +92,30 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     if bit_width not in (32, 64) or math.prod(shape) >= 2**32:
         plain = jax.random.wrap_key_data(key, impl=THREEFRY)
         return jax.random.bits(plain, shape, jnp.dtype(f"uint{bit_width}"))
-    high, low = _words(key, shape)
+    high, low = counted_words(key, shape)
     if bit_width == 32:
         return high ^ low
     return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
 
 
-def _words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Two words for every place of an array."""
+def counted_words(
+    key: UInt32[Array, "2"], shape: tuple[int, ...]
+) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    """Two words for every place of an array, from the index of the place.
+
+    Args:
+        key: two words.
+        shape: of fewer than 2**32 places.
+
+    Returns:
+        Two arrays of that shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> high, low = counted_words(jnp.zeros(2, jnp.uint32), (3,))
+        >>> hex(int(high[0]))
+        '0x6b200159'
+    """
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
@@ -95,7 +130,7 @@ def _keys(words: tuple[Array, Array]) -> Array:
 
 
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    return _keys(_words(key, shape))
+    return _keys(counted_words(key, shape))
 
 
 def _fold_in(key: Array, data: Any) -> Array:
@@ -114,5 +149,5 @@ WRITTEN_OUT = jax.extend.random.define_prng_impl(
     random_bits=_random_bits,
     fold_in=_fold_in,
     name="threefry2x32 written out",
-    tag="fryw",
+    tag=TAG,
 )
