@@ -3,7 +3,7 @@
     python -m benchmarks.largest_batch --gib 12 --out results.json
 
 After Table 4 of arXiv:2010.09063, for which a GPU of 12 GB stood. Programs are compiled and not
-run. Arguments, results and temporary memory count; from powers of two, to within a sixteenth.
+run. Arguments, results and temporary memory count; to within a sixteenth.
 """
 
 import argparse
@@ -38,18 +38,20 @@ def gib(peer: str, work: Workload, batch: int) -> float:
 
 
 def largest(peer: str, work: Workload, limit: float) -> int:
-    """Doubles until it does not fit, then halves the distance four times."""
-    low, high = 0, 16
-    while high <= LARGEST and gib(peer, work, high) <= limit:
-        low, high = high, 2 * high
-    if low == 0 or high > LARGEST:
-        return low
-    for _ in range(4):
-        middle = (low + high) // 2
-        if gib(peer, work, middle) <= limit:
-            low = middle
-        else:
-            high = middle
+    """Closes in from both sides; memory grows nearly in proportion to the batch."""
+    low, high = 0, LARGEST
+    known: list[tuple[float, int]] = []
+    guesses = [64, 128]
+    while high - low > max(low // 16, 1):
+        batch = guesses.pop(0) if guesses else (low + high) // 2
+        if not low < batch < high:
+            continue
+        known.append((gib(peer, work, batch), batch))
+        low, high = (batch, high) if known[-1][0] <= limit else (low, batch)
+        if len(known) == 2:
+            (used, first), (more, second) = known
+            predicted = first + (limit - used) * (second - first) / max(more - used, 1e-9)
+            guesses = [int(predicted * (1 + share)) for share in (-1 / 40, 1 / 40, -1 / 8, 1 / 8)]
     return low
 
 

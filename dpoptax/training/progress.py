@@ -11,7 +11,7 @@ from dpoptax.accounting import Ledger
 from dpoptax.training.step import StepInfo
 
 # The share of the running time that may go into evaluating epsilon.
-SHARE_OF_TIME = 0.02
+SHARE_OF_TIME = 0.005
 
 
 class Progress(NamedTuple):
@@ -39,7 +39,10 @@ Show = Callable[[Progress], None]
 
 
 class Reporter:
-    """Shows progress when it is due: at the end, or when evaluating epsilon costs little."""
+    """Shows progress when it is due: at the end, or when evaluating epsilon costs little.
+
+    A bar counts steps meanwhile, and names the step whose epsilon it shows.
+    """
 
     def __init__(self, show: bool | Show, ledger: Ledger, *, done: int, num_steps: int) -> None:
         """Begins.
@@ -76,6 +79,7 @@ class Reporter:
             info: readings of the last of them, if asked for.
             last: no other will follow.
         """
+        self._bar.update(done - self._bar.n)
         now = time.monotonic()
         if not callable(self._show) or not (
             last or now - self._shown_at > self._cost / SHARE_OF_TIME
@@ -89,12 +93,10 @@ class Reporter:
         self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, left, info))
 
     def _on_bar(self, progress: Progress) -> None:
-        text = f"ε = {progress.epsilon:.3f} at δ = {progress.delta:g}"
+        text = f"ε = {progress.epsilon:.3f} at δ = {progress.delta:g} after {progress.step:,} steps"
         if progress.nonprivate is not None:
             text += f"; {_in_words(progress.nonprivate)}"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(progress.step - self._bar.n)
-        self._bar.refresh()
+        self._bar.set_postfix_str(text)
 
 
 def _in_words(info: StepInfo) -> str:

@@ -16,10 +16,7 @@ EXAMPLES = {"01_logistic_regression.py": "logistic_regression", "05_vae.py": "va
 
 
 def run(script, *arguments, cwd, **environment):
-    # In a process of its own, a fault of the example cannot hide behind the test's settings. What
-    # one run of a test has compiled, the next one in the same folder need not compile again.
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(cwd / "compiled")
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # In a process of its own, a fault of the example cannot hide behind the test's settings.
     return subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), *arguments],
         cwd=cwd,
