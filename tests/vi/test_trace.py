@@ -60,8 +60,9 @@ def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
         covered[name] = np.mean(np.abs(z) < 1.96)
         error[name] = float(jnp.abs(found["loc"] - means).mean())
     assert error["aware"] < 0.8 * error["plain"]
-    assert covered["aware"] > 0.95 - 4.5 * math.sqrt(0.05 * 0.95 / (RUNS * D))
-    assert covered["plain"] < 0.8
+    # What covers 95 % covers more than this, but for one time in 300,000.
+    bound = 0.95 - 4.5 * math.sqrt(0.05 * 0.95 / (RUNS * D))
+    assert covered["aware"] > bound > covered["plain"]
 
 
 def test_a_trace_keeps_the_last_steps_in_a_ring():
