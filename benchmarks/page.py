@@ -76,11 +76,15 @@ OTHERS = {
     "devices": ("A step spread over virtual devices", "These share the cores of one machine."),
     "epoch": (
         "Epochs of the VAE",
-        "Seconds per epoch of 60,000 with Adam: private, without privacy over the same padded "
-        "batches, and without privacy over batches of exactly that many.",
+        "An epoch of 60,000 with Adam: private by Poisson sampling, private over batches of just "
+        "that many, without privacy over the padded batches of Poisson sampling, and without "
+        "privacy over batches of just that many. Padding and noise are what privacy costs.",
     ),
     "samplers": ("Drawing a batch of 128", "Beside `jax.random`'s own ways, by examples."),
-    "randomness": ("Generators", "For 688,884 parameters, those of the VAE."),
+    "randomness": (
+        "Generators",
+        "For 688,884 parameters, those of the VAE; normals are those of `jax.random.normal`.",
+    ),
     "accounting": ("Accounting", "Each call asks something new."),
     "training": ("The loop, and a checkpoint", "A step in `fit`, and in loops without it."),
 }
@@ -295,9 +299,13 @@ def _list(cells: dict[str, results.Cells]) -> str:
             seconds = results.median(row[name])
             over = results.ratio(row, name, results.base_of(name))
             ratio = "" if over is None else f"{over:.2f}× {results.base_of(name)}"
-            text = "" if seconds is None else f"{_milliseconds(seconds)} ms"
+            text = "" if seconds is None else _time(seconds)
             rows.append([title, name, text, ratio])
     return _table(["", "", "median", "ratio"], rows)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{_milliseconds(seconds)} ms"
 
 
 def _milliseconds(seconds: float) -> str:
