@@ -29,7 +29,7 @@ def read(rounds: int) -> list[float]:
 
     import dpoptax
     from benchmarks.models import workload
-    from benchmarks.timing import interleaved
+    from benchmarks.timing import compiled, interleaved
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     everywhere, spread = (
@@ -46,8 +46,8 @@ def read(rounds: int) -> list[float]:
 
     state = jax.device_put((work.params, tx.init(work.params)), everywhere)
     arguments = (*state, jax.device_put(work.examples, spread))
-    program = jax.jit(step).lower(*arguments).compile()
-    return interleaved({"step": (program, arguments)}, rounds)["step"]
+    program, _ = compiled(step, arguments)
+    return interleaved({"step": program}, rounds)["step"]
 
 
 def cells_of(count: int, rounds: int) -> results.Cells:

@@ -18,7 +18,7 @@ import optax
 import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
-from benchmarks.timing import Program, interleaved
+from benchmarks.timing import Program, compiled, interleaved
 
 BATCH = 128
 SIZES = (10**4, 60_000, 10**6, 10**9)
@@ -28,10 +28,10 @@ LARGEST_RIVAL = 10**6
 
 def programs() -> dict[str, Program]:
     """Compiled programs and their arguments, by what they are."""
-    found = {}
+    found: dict[str, Program] = {}
 
     def add(name: str, function: Callable[..., Any], *arguments: Any) -> None:
-        found[name] = (jax.jit(function).lower(*arguments).compile(), arguments)
+        found[name], _ = compiled(function, arguments)
 
     key = jax.random.key(0)
     for size in SIZES:
@@ -66,7 +66,7 @@ def training_step() -> Program:
         return optax.apply_updates(params, updates), state
 
     arguments = (work.params, tx.init(work.params), work.examples)
-    return jax.jit(step).lower(*arguments).compile(), arguments
+    return compiled(step, arguments)[0]
 
 
 def main() -> None:

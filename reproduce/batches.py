@@ -14,7 +14,7 @@ import jax
 
 import dpoptax
 from benchmarks import epoch
-from benchmarks.timing import interleaved
+from benchmarks.timing import compiled, interleaved
 from reproduce.runs import Record, Run
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -36,11 +36,10 @@ def microseconds_per_batch(population: int) -> Record:
         return jax.random.choice(key, population, (DRAWN,), replace=False)
 
     programs = {"Feistel": (sampler.sample, sampler.init(key)), "choice": (choice, key)}
-    compiled = {
-        name: (jax.jit(function).lower(argument).compile(), (argument,))
-        for name, (function, argument) in programs.items()
+    ready = {
+        name: compiled(function, (argument,))[0] for name, (function, argument) in programs.items()
     }
-    readings = interleaved(compiled, ROUNDS)
+    readings = interleaved(ready, ROUNDS)
     return {name: 1e6 * statistics.median(times) for name, times in readings.items()}
 
 
