@@ -121,11 +121,9 @@ def privatize(
         key = in_domain(written_out(state.key), f"{identity} {shapes}")
         key = jax.random.fold_in(key, state.step)
         noisy = mechanism.release(key, grads, rule, noise, state.step)
-        # A quotient is computed once. Behind a barrier it stays one; a product with the inverse of a
-        # constant would be computed, with all of the draw, for every array that an optimizer updates.
-        divisor = jax.lax.optimization_barrier(jnp.asarray(at(size, state.step)))
+        divisor = at(size, state.step)
         release = jax.tree.map(
-            lambda leaf, spec: (leaf / divisor.astype(leaf.dtype)).astype(spec.dtype),
+            lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
             noisy,
             specs,
         )

@@ -1,4 +1,4 @@
-"""Normals of two words each have the law of a normal, and their extremes are finite."""
+"""Two normals of two words have the law of two normals, and their extremes are finite."""
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +8,27 @@ import scipy.stats
 
 from dpoptax.random import test_key as chacha20_key
 from dpoptax.random.box_muller import from_words, normal
-from dpoptax.random.threefry import written_out
+from dpoptax.random.threefry import counted_words, written_out
 
-EXTREMES = np.array([0, 1, 2**23, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+WORDS = (0, 1, 2**23, 2**24 + 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
+EXTREMES = np.array(WORDS, np.uint32)
 
 
 def formula(radius, angle, dtype=np.float64):
-    """In float64, u rounded to `dtype`, and the angle kept to a half plane."""
+    """In float64, of words rounded to `dtype`: a point of the plane, its angle in a half plane."""
     uniform = (radius.astype(dtype) + dtype(0.5)).astype(float) / 2**32
-    turn = angle.astype(np.int32).astype(float) / 2**32
-    return np.sqrt(-2 * np.log(uniform)) * np.sin(np.pi * turn)
+    turn = (angle << np.uint32(1)).astype(np.int32).astype(dtype).astype(float) / 2**32
+    size = np.sqrt(-2 * np.log(uniform))
+    cosine = np.where(np.abs(turn) == 0.5, 0.0, np.cos(np.pi * turn))
+    return size * np.where(angle < 2**31, 1, -1) * cosine + 1j * size * np.sin(np.pi * turn)
 
 
 def test_the_formula_holds_for_all_kinds_of_words():
     words = np.random.default_rng(0).integers(0, 2**32, (2, 200_000), np.uint32)
     found, expected = from_words(*map(jnp.asarray, words)), formula(*words, np.float32)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=1e-9)
+    assert found.dtype == jnp.complex64
+    np.testing.assert_allclose(found.real, expected.real, rtol=3e-6, atol=1e-9)
+    np.testing.assert_allclose(found.imag, expected.imag, rtol=3e-6, atol=1e-9)
 
 
 def test_extreme_words_give_finite_draws():
@@ -33,7 +37,22 @@ def test_extreme_words_give_finite_draws():
     assert np.isfinite(found).all()
     # Near u = 1, float32 rounds u: the radius is off by as much as it is small.
     np.testing.assert_allclose(found, formula(radius, angle), atol=4e-4)
-    assert np.abs(found).max() == pytest.approx(6.764, abs=1e-3)
+    for part in (found.real, found.imag):
+        assert np.abs(part).max() == pytest.approx(6.764, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5), (5, 6, 7), (4, 3), (3, 1, 9, 2)])
+def test_every_shape_takes_the_two_parts_of_points_half_an_axis_apart(shape):
+    draws = np.asarray(normal(jax.random.key(3), shape, jnp.float32))
+    assert draws.shape == shape
+    assert len(np.unique(draws)) == draws.size
+    even = [axis for axis, side in enumerate(shape) if side % 2 == 0]
+    if draws.size and even:
+        half = list(shape)
+        half[even[0]] //= 2
+        points = from_words(*counted_words(jax.random.key_data(jax.random.key(3)), tuple(half)))
+        expected = np.concatenate([points.real, points.imag], axis=even[0])
+        np.testing.assert_allclose(draws, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_millions_of_draws_are_normal_also_in_the_tails():
@@ -45,12 +64,16 @@ def test_millions_of_draws_are_normal_also_in_the_tails():
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-def test_neighbours_and_squares_of_neighbours_are_uncorrelated():
+def test_neighbours_and_parts_of_a_point_are_uncorrelated_and_so_are_their_squares():
     draws = np.asarray(normal(jax.random.key(1), (1 << 20, 2), jnp.float32)).astype(float)
-    bound = 4.5 / np.sqrt(len(draws))
+    early, late = np.split(draws[:, 0], 2)
+    bound = 4.5 / np.sqrt(len(early))
     for power in (1, 2):
-        for first, second in ((draws[:, 0], draws[:, 1]), (draws[1:, 0], draws[:-1, 0])):
+        for first, second in (draws.T, (draws[1:, 0], draws[:-1, 0]), (early, late)):
             assert abs(np.corrcoef(first**power, second**power)[0, 1]) < bound
+    # A point has either sign in either part, alike often.
+    quadrants = np.bincount(2 * (early > 0) + (late > 0))
+    assert scipy.stats.chisquare(quadrants).pvalue > 1e-3
 
 
 def test_keys_written_out_or_not_draw_the_same_and_others_as_jax_does():

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
@@ -66,3 +67,16 @@ def test_float64_parameters_get_float64_noise():
         updates, _ = tx.update(jnp.zeros((1, 1000), jnp.float64), tx.init(params), params)
         assert updates.dtype == jnp.float64
         assert not np.array_equal(updates, np.asarray(updates, np.float32))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the program of a processor")
+def test_a_program_draws_once_however_often_its_optimizer_reads_the_release():
+    """Left to itself, XLA draws anew for each moment of Adam: the same numbers, three times."""
+    params, shifts = jnp.zeros((300, 200)), {}
+    for optimizer in (optax.sgd(0.1), optax.adam(0.1)):
+        tx = optax.chain(dpoptax.privatize(1.0, 1.0, 100, jax.random.key(0)), optimizer)
+        with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
+            step = jax.jit(tx.update).lower(params[None], tx.init(params), params).compile()
+        shifts[optimizer] = step.as_text().count(" shift-right-logical(")
+    once, twice = shifts.values()
+    assert once == twice >= 20, "Threefry rotates twenty times"
