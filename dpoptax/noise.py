@@ -1,9 +1,8 @@
 """A sum in, a noisy sum out: independent normal draws for every coordinate.
 
 The draw is float32 or wider whatever the dtype of the parameters. It is a floating-point
-Gaussian: its tails end at 6.8 standard deviations in float32 (5.4 from keys of another type than
-JAX's default), and the attack on its least significant bits (Mironov 2012) is outside the
-guarantee.
+Gaussian: its tails end at 6.8 standard deviations in float32, and the attack on its least
+significant bits (Mironov 2012) is outside the guarantee.
 """
 
 import math

@@ -1,9 +1,10 @@
-"""A key in, normal draws out, two of them made of the two words of one Threefry counter.
+"""A key in, normal draws out, two of them made of two uniform words.
 
-JAX inverts the error function for each draw, and uses half of what Threefry gives. Here one word is
-the radius and one the angle of a point in the plane, whose two coordinates are two draws: a fraction
-of the time, and the tails end at 6.8 standard deviations, not at 5.4. A draw depends on its own
-index alone, so that a sharded draw needs no communication.
+JAX makes a draw of one word, by inverting the error function, and that word of two that Threefry
+gives. Here one word is the radius and one the angle of a point in the plane, whose two coordinates
+are two draws: a fraction of the time, and the tails end at 6.8 standard deviations, not at 5.4.
+From a Threefry key a draw depends on its own index alone, so that a sharded draw needs no
+communication.
 
 Reference: Box and Muller 1958, "A note on the generation of random normal deviates".
 """
@@ -34,7 +35,7 @@ SIGN = np.uint32(1 << 31)
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    """Draws from N(0, 1): by Box and Muller in float32 from Threefry keys, else as JAX does.
+    """Draws from N(0, 1): in float32 by Box and Muller, in float64 as JAX does.
 
     Args:
         key: of any type.
@@ -50,15 +51,18 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float
         >>> 0.99 < float(draws.std()) < 1.01
         True
     """
-    if not is_threefry(key) or dtype != jnp.float32 or math.prod(shape) >= 2**32:
+    if dtype != jnp.float32 or math.prod(shape) >= 2**32:
         return jax.random.normal(written_out(key), shape, dtype)
     # Two draws lie half an axis apart, on the first axis that has two equal halves.
     sides = shape or (1,)
     axis = next((axis for axis, side in enumerate(sides) if side % 2 == 0), 0)
     before, side, after = sides[:axis], sides[axis], sides[axis + 1 :]
     half = (*before, -(-side // 2), *after)
-    points = from_words(*counted_words(jax.random.key_data(key), half))
-    points = jnp.expand_dims(points, axis)
+    if is_threefry(key):
+        words = counted_words(jax.random.key_data(key), half)
+    else:
+        words = tuple(jax.random.bits(key, (2, *half), jnp.uint32))
+    points = jnp.expand_dims(from_words(*words), axis)
     first = jax.lax.broadcasted_iota(jnp.int32, (*before, 2, *half[axis:]), axis) == 0
     both = jnp.where(first, points.real, points.imag)
     draws = both.reshape(*before, 2 * half[axis], *after)

@@ -4,10 +4,13 @@ import hashlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
+from dpoptax.random.chacha20 import CHACHA20_TAG
+from dpoptax.random.threefry import THREEFRY
 
 
 class Keys(NamedTuple):
@@ -16,7 +19,8 @@ class Keys(NamedTuple):
     Attributes:
         sampling_key: who takes part; secret, for amplification rests on it.
         noise_key: the noise of the releases; secret.
-        model_key: dropout, reparameterised draws and the like.
+        model_key: dropout, reparameterised draws and the like. No guarantee rests on its secrecy:
+            from a ChaCha20 root it is a key of JAX's default generator, which is faster.
     """
 
     sampling_key: PRNGKeyArray
@@ -47,7 +51,11 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
         ()
     """
     root = _checks.typed_key("key", key)
-    return Keys(*(in_domain(root, f"dpoptax {purpose}") for purpose in Keys._fields))
+    keys = Keys(*(in_domain(root, f"dpoptax {purpose}") for purpose in Keys._fields))
+    if str(jax.random.key_impl(root)) != CHACHA20_TAG:
+        return keys
+    words = jax.random.bits(keys.model_key, (2,), jnp.uint32)
+    return keys._replace(model_key=jax.random.wrap_key_data(words, impl=THREEFRY))
 
 
 def in_domain(key: PRNGKeyArray, domain: str) -> PRNGKeyArray:

@@ -221,12 +221,15 @@ def test_law_8_two_fits_of_different_keys_share_no_noise_and_one_key_repeats_its
     assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / math.sqrt(100)
 
 
+@pytest.mark.parametrize("root_of", [jax.random.key, dpoptax.random.test_key])
 @samplers
-def test_law_8_sampling_noise_and_model_keys_are_never_one_key(make):
-    keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+def test_law_8_sampling_noise_and_model_keys_are_never_one_key(make, root_of):
+    root, other = root_of(0), dpoptax.random.split_by_purpose(root_of(1))
+    keys = dpoptax.random.split_by_purpose(root)
+    assert str(jax.random.key_impl(keys.model_key)) == "threefry2x32"
     state = make(100, 10).init(keys.sampling_key)
     tx_state = dpoptax.privatize(1.0, 1.0, 10, keys.noise_key).init(jnp.zeros(2))
-    roots = [jax.random.key(0), *keys, tx_state.key]
+    roots = [root, *keys, *other, tx_state.key]
     derived = [
         *(jax.random.fold_in(state.key, step) for step in range(50)),
         *(jax.random.fold_in(tx_state.key, step) for step in range(50)),
