@@ -104,14 +104,6 @@ def cells(batch: int, *, rounds: int, steps: int, generator: str) -> results.Cel
     }
 
 
-def measure(batch: int, *, rounds: int, steps: int, generator: str) -> dict[str, float | None]:
-    """Returns seconds per epoch of each program, and ratios of the private one to the others."""
-    found = cells(batch, rounds=rounds, steps=steps, generator=generator)
-    others = ("same batches", "not private")
-    ratios = {f"private / {name}": results.ratio(found, "private", name) for name in others}
-    return {name: results.median(cell) for name, cell in found.items()} | ratios
-
-
 def main() -> None:
     """Measures, prints a table, and writes JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

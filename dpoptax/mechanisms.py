@@ -91,9 +91,10 @@ def floating_point(*, num_normals: int = 1) -> FloatingPoint:
     """Noise of normal draws in floating point: the fast way, and the default.
 
     A normal of float32 takes few enough values that its last bits can betray what it was added to
-    (Mironov 2012), and ends at 6.8 standard deviations. A sum of several, divided by the root of
-    their number, leaves no single draw to be told from the sum (Holohan and Braghin 2021 propose
-    four) and reaches further: a hardening, and no proof. See `exact` for that.
+    (Mironov 2012), all the more where two are drawn together, as here (Jin et al. 2022), and ends
+    at 6.8 standard deviations. A sum of several, divided by the root of their number, leaves no
+    single draw to be told from the sum (Holohan and Braghin 2021 propose four) and reaches further:
+    a hardening, and no proof. See `exact` for that.
 
     Args:
         num_normals: how many draws make the noise of one coordinate; time grows with it.

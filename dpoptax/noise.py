@@ -9,11 +9,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.precision import widen
 from dpoptax.random.box_muller import normal
-from dpoptax.random.threefry import written_out
+from dpoptax.random.threefry import is_threefry, written_out
+
+# Leaves of so many numbers or fewer share a draw, where each draw has a price.
+MOST_SHARED = 2**16
 
 
 def add_gaussian(
@@ -26,7 +30,7 @@ def add_gaussian(
     """Adds independent N(0, stddev²) noise to every coordinate of `total`.
 
     Args:
-        key: used once, here; each leaf draws from a key of its own, split from it.
+        key: used once, here; all keys of the draws are split from it.
         total: a tree of float32 or float64 arrays.
         stddev: in the unit of `total`; zero returns `total` as it is.
         num_normals: how many draws make one of that deviation.
@@ -43,13 +47,32 @@ def add_gaussian(
     leaves, treedef = jax.tree.flatten(total)
     if (isinstance(stddev, float) and stddev == 0) or not leaves:
         return total
-    keys = jax.random.split(written_out(key), len(leaves))
-    noisy = []
-    for leaf_key, leaf in zip(keys, leaves, strict=True):
-        wide = widen(leaf)
-        share = jnp.asarray(stddev, wide.dtype) / math.sqrt(num_normals)
-        noisy.append(wide + share * _sum_of_normals(leaf_key, wide, num_normals))
+    wide = [widen(leaf) for leaf in leaves]
+    noisy = [
+        leaf + jnp.asarray(stddev, leaf.dtype) / math.sqrt(num_normals) * draw
+        for leaf, draw in zip(wide, _draws(written_out(key), wide, num_normals), strict=True)
+    ]
     return jax.tree.unflatten(treedef, noisy)
+
+
+def _draws(key: PRNGKeyArray, leaves: list[Array], num_normals: int) -> list[Array]:
+    """An independent draw for each leaf, from a key of its own.
+
+    The rounds of ChaCha20 are a loop of their own for each draw, which costs small leaves more than
+    the numbers that they need: these share one draw. Sharded leaves are large, and keep theirs.
+    """
+    *keys, shared_key = jax.random.split(key, len(leaves) + 1)
+    small = {} if is_threefry(key) else {i: leaf for i, leaf in enumerate(leaves) if _small(leaf)}
+    flat, unravel = ravel_pytree(small)
+    shared = unravel(_sum_of_normals(shared_key, flat, num_normals))
+    return [
+        shared[i] if i in shared else _sum_of_normals(keys[i], leaf, num_normals)
+        for i, leaf in enumerate(leaves)
+    ]
+
+
+def _small(leaf: Array) -> bool:
+    return leaf.size <= MOST_SHARED and leaf.dtype == jnp.float32
 
 
 def _sum_of_normals(key: PRNGKeyArray, like: Array, num_normals: int) -> Array:

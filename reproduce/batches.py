@@ -13,18 +13,26 @@ from typing import Any
 import jax
 
 import dpoptax
-from benchmarks import epoch
+from benchmarks import epoch, results
 from benchmarks.timing import compiled, interleaved
 from reproduce.runs import Record, Run
 
 BATCHES = (64, 128, 256, 512, 1024)
 POPULATIONS = (10_000, 60_000, 1_000_000)
-ROUNDS, DRAWN = 5, 128
+KEYS = {"default keys": "threefry", "secure keys": "chacha20"}
+RATIOS = (
+    ("private", "same batches"),
+    ("private", "not private"),
+    ("private, fixed size", "not private"),
+)
+ROUNDS, DRAWN = 7, 128
 
 
-def seconds_per_epoch(batch: int) -> Record:
+def seconds_per_epoch(batch: int, generator: str) -> Record:
     """Seconds per epoch, private and not, and their ratios."""
-    return epoch.measure(batch, rounds=ROUNDS, steps=40, generator="chacha20")
+    found = epoch.cells(batch, rounds=ROUNDS, steps=40, generator=generator)
+    ratios = {f"{name} / {base}": results.ratio(found, name, base) for name, base in RATIOS}
+    return {name: results.median(cell) for name, cell in found.items()} | ratios
 
 
 def microseconds_per_batch(population: int) -> Record:
@@ -46,8 +54,10 @@ def microseconds_per_batch(population: int) -> Record:
 def runs(seeds: tuple[int, ...]) -> Iterator[Run]:
     """All runs of this part; times have no seeds."""
     del seeds
-    for batch in BATCHES:
-        yield Run(f"batches: size {batch}", 60, functools.partial(seconds_per_epoch, batch))
+    for keys, generator in KEYS.items():
+        for batch in BATCHES:
+            compute = functools.partial(seconds_per_epoch, batch, generator)
+            yield Run(f"batches: {keys}, size {batch}", 60, compute)
     for population in POPULATIONS:
         compute = functools.partial(microseconds_per_batch, population)
         yield Run(f"batches: of {population}", 10, compute)

@@ -6,7 +6,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from reproduce import pictures
+from reproduce import batches, pictures
 from reproduce.runs import Record
 
 HEADER = """# Published experiments, run again
@@ -76,12 +76,16 @@ latents private, "vanilla" the one by location and scale.
 BATCHES = """
 ## What a batch costs
 
-Seconds per epoch of the MNIST VAE on two cores, steps as `training.fit` makes them, keys of
-ChaCha20. "Same batches" is the model without clip and noise on the private run's padded batches,
-"not private" one on batches that hold exactly so many examples.
+Seconds per epoch of the MNIST VAE on two cores, steps as `training.fit` makes them. "Private" draws
+its batches by Poisson sampling, which pads them; "same batches" is the model without clip and noise
+on just these; "not private" one on batches that hold exactly so many examples, as those of the
+paper's own law do, "private, fixed size".
+"""
+EPOCHS = """
+With {keys}:
 
-| batch | private | same batches | not private | private / same batches | private / not private |
-|---|---|---|---|---|---|
+| batch | {columns} |
+|---{dashes}|
 """
 DRAWING = """
 Microseconds for the indices of 128 examples without replacement, one batch at a time: the paper's
@@ -189,7 +193,10 @@ def _adult(records: dict[str, Record]) -> str:
     groups = _grouped(records, "adult", lambda name: name.split(", seed")[0])
     if not groups:
         return ""
-    kinds = list(dict.fromkeys(name.split(", ")[1] for name in groups))
+    kinds = sorted(
+        {name.split(", ")[1] for name in groups},
+        key=lambda kind: math.inf if kind == "not private" else float(kind.split()[1]),
+    )
     converged = records.get("adult: converged", {}).get("accuracy", math.nan)
     text = ADULT.format(
         converged=f"{converged:.2f}", kinds=" | ".join(kinds), dashes="|---" * len(kinds)
@@ -202,22 +209,27 @@ def _adult(records: dict[str, Record]) -> str:
 
 
 def _batches(records: dict[str, Record], picture: pathlib.Path) -> str:
-    sizes = {
-        int(name.removeprefix("batches: size ")): record
-        for name, record in records.items()
-        if name.startswith("batches: size ")
-    }
     text = ""
-    if sizes:
-        columns = ("private", "same batches", "not private")
-        ratios = tuple(f"private / {name}" for name in columns[1:])
-        text = BATCHES
-        for size, record in sorted(sizes.items()):
-            cells = [f"{record[column]:.1f}" for column in columns]
-            cells += [f"{record[ratio]:.2f}" for ratio in ratios]
-            text += f"| {size} | {' | '.join(cells)} |\n"
-        pictures.epochs(dict(sorted(sizes.items())), columns, picture)
-        text += f"\n![seconds per epoch over the batch size]({picture.name})\n"
+    columns = ("private", "same batches", "private, fixed size", "not private")
+    ratios = tuple(f"{name} / {base}" for name, base in batches.RATIOS)
+    for keys in batches.KEYS:
+        start = f"batches: {keys}, size "
+        sizes = {
+            int(name.removeprefix(start)): record
+            for name, record in sorted(records.items())
+            if name.startswith(start)
+        }
+        if sizes:
+            text = text or BATCHES
+            heads = (*columns, *ratios)
+            text += EPOCHS.format(keys=keys, columns=" | ".join(heads), dashes="|---" * len(heads))
+            for size, record in sorted(sizes.items()):
+                cells = [f"{record[column]:.1f}" for column in columns]
+                cells += [f"{record[ratio]:.2f}" for ratio in ratios]
+                text += f"| {size} | {' | '.join(cells)} |\n"
+            if keys == "default keys":
+                pictures.epochs(dict(sorted(sizes.items())), columns, picture)
+                text += f"\n![seconds per epoch over the batch size]({picture.name})\n"
     drawn = {
         int(name.removeprefix("batches: of ")): record
         for name, record in records.items()

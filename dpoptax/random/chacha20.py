@@ -24,13 +24,11 @@ from jaxtyping import Array, UInt32
 # "expand 32-byte k", little-endian.
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 BITS, SPLIT, FOLD_IN, SEED = (0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)
-COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
-DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 MOST_BLOCKS = 2**32
 # What `str(jax.random.key_impl(key))` says of a key.
 CHACHA20_TAG = "cc20"
-# So many blocks at a time stay in the cache of a processor.
-CPU_CHUNK = 4096
+# More blocks at a time than these leave the cache of a processor.
+CPU_CHUNK = 2**16
 
 
 def blocks(
@@ -48,10 +46,12 @@ def blocks(
     """
     if counters.size <= CPU_CHUNK:
         return _blocks(key, counters, nonce)
+    chunks = -(-counters.size // CPU_CHUNK)
+    chunk = -(-counters.size // chunks)
 
     def in_chunks(key: Array, counters: Array) -> Array:
-        chunks = jnp.pad(counters, (0, -counters.size % CPU_CHUNK)).reshape(-1, CPU_CHUNK)
-        stream = jax.lax.map(lambda chunk: _blocks(key, chunk, nonce), chunks)
+        padded = jnp.pad(counters, (0, chunks * chunk - counters.size)).reshape(chunks, chunk)
+        stream = jax.lax.map(lambda counters: _blocks(key, counters, nonce), padded)
         return stream.reshape(-1, 16)[: counters.size]
 
     def at_once(key: Array, counters: Array) -> Array:
@@ -61,22 +61,23 @@ def blocks(
 
 
 def _blocks(key: Array, counters: Array, nonce: tuple[int, int, int]) -> Array:
-    start = [jnp.full_like(counters, word) for word in CONSTANTS]
-    start += [jnp.broadcast_to(word, counters.shape) for word in key]
-    start += [counters, *(jnp.full_like(counters, word) for word in nonce)]
+    """All blocks side by side, as the four rows of their states: fewer and larger operations."""
+    same = (jnp.array(CONSTANTS, jnp.uint32), key[:4], key[4:])
+    start = [jnp.broadcast_to(row[:, None], (4, *counters.shape)) for row in same]
+    start.append(jnp.stack([counters, *(jnp.full_like(counters, word) for word in nonce)]))
     # A loop, rather than ten copies, compiles ten times faster and runs as fast.
     mixed = jax.lax.fori_loop(0, 10, _double_round, start)
-    return jnp.stack([a + b for a, b in zip(mixed, start, strict=True)], axis=-1)
+    return jnp.concatenate([a + b for a, b in zip(mixed, start, strict=True)]).T
 
 
-def _double_round(_: Any, state: list[Array]) -> list[Array]:
-    state = list(state)
-    for quarters in (COLUMNS, DIAGONALS):
-        for places in quarters:
-            mixed = quarter_round(*(state[place] for place in places))
-            for place, word in zip(places, mixed, strict=True):
-                state[place] = word
-    return state
+def _double_round(_: Any, rows: list[Array]) -> list[Array]:
+    a, b, c, d = quarter_round(*rows)  # of the columns, then of the diagonals
+    a, b, c, d = quarter_round(a, _from(b, 1), _from(c, 2), _from(d, 3))
+    return [a, _from(b, 3), _from(c, 2), _from(d, 1)]
+
+
+def _from(row: Array, place: int) -> Array:
+    return jnp.concatenate([row[place:], row[:place]])
 
 
 def quarter_round(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array, Array, Array]:

@@ -16,15 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from dpoptax import _checks
+from dpoptax.vi import _numpyro_sites as sites
 from dpoptax.vi.divergence import AtTheParameters
-
-Trace = Mapping[str, Mapping[str, Any]]
 
 
 class _Terms(NamedTuple):
@@ -97,11 +94,16 @@ class NumPyroElbo(AtTheParameters):
     def _check_row(self, example: PyTree) -> None:
         values = self.constrain(self.init())
         with numpyro.validation_enabled(False):
-            model, _ = _traces(
-                self.model, self.guide, values, _batch(example), self.kwargs, jax.random.key(0)
+            model, _ = sites.trace_both(
+                self.model,
+                self.guide,
+                values,
+                sites.repeated(example),
+                self.kwargs,
+                jax.random.key(0),
             )
             for name in self.model_scales:
-                if jnp.isnan(_log_prob(model[name])):
+                if jnp.isnan(sites.log_prob(model[name])):
                     raise ValueError(
                         f"data hold NaN, and the density of site {name!r} is NaN there: the "
                         "example would count for nothing. Where x is missing, give the site "
@@ -111,7 +113,9 @@ class NumPyroElbo(AtTheParameters):
 
     def _terms(self, params: PyTree, example: PyTree, key: PRNGKeyArray) -> _Terms:
         values = self.constrain(params)
-        model, guide = _traces(self.model, self.guide, values, _batch(example), self.kwargs, key)
+        model, guide = sites.trace_both(
+            self.model, self.guide, values, sites.repeated(example), self.kwargs, key
+        )
         own, shared = [jnp.zeros(())], [jnp.zeros(())]
         for name, log_density in self._log_densities(model, guide):
             if name in self.model_scales:
@@ -122,10 +126,10 @@ class NumPyroElbo(AtTheParameters):
                 shared.append(log_density)
         return _Terms(jnp.stack(own).sum(), jnp.stack(shared).sum())
 
-    def _log_densities(self, model: Trace, guide: Trace) -> Iterator[tuple[str, Array]]:
+    def _log_densities(self, model: sites.Trace, guide: sites.Trace) -> Iterator[tuple[str, Array]]:
         """By site, log p - log q; two entries where the two do not meet in closed form."""
         met = set()
-        for name, site in _sample_sites(guide):
+        for name, site in sites.sample_sites(guide):
             prior = model.get(name)
             if self.analytic_kl and prior is not None:
                 try:
@@ -134,10 +138,10 @@ class NumPyroElbo(AtTheParameters):
                     pass
                 else:
                     met.add(name)
-                    yield name, -_scaled(jnp.sum(divergence), prior)
+                    yield name, -sites.scaled(jnp.sum(divergence), prior)
                     continue
-            yield name, -_log_prob(site)
-        yield from ((name, _log_prob(site)) for name, site in _sample_sites(model)
+            yield name, -sites.log_prob(site)
+        yield from ((name, sites.log_prob(site)) for name, site in sites.sample_sites(model)
                     if name not in met)  # fmt: skip
 
 
@@ -205,12 +209,15 @@ def numpyro_elbo(
     _checks.batch_size("args", args)
     example = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf)[1:], jnp.result_type(leaf)), args)
     key = _checks.typed_key("init_key", init_key)
-    traces = [_traces(model, guide, {}, _batch(example, size), kwargs, key) for size in (1, 2)]
-    (model_one, guide_one), (model_two, guide_two) = traces
-    _check_sites(model_one, guide_one)
-    model_scales = _scales_of_data(model_one, model_two, num_examples)
-    _check_observed(model_one, model_scales)
-    initial, transforms = _parameters([model_one, guide_one])
+    both = [
+        sites.trace_both(model, guide, {}, sites.repeated(example, size), kwargs, key)
+        for size in (1, 2)
+    ]
+    (model_one, guide_one), (model_two, guide_two) = both
+    sites.check_sites(model_one, guide_one)
+    model_scales = sites.scales_of_data(model_one, model_two, num_examples)
+    sites.check_observed(model_one, model_scales)
+    initial, transforms = sites.parameters([model_one, guide_one])
     elbo = NumPyroElbo(
         model=model,
         guide=guide,
@@ -223,135 +230,32 @@ def numpyro_elbo(
         initial=initial,
         transforms=transforms,
         model_scales=model_scales,
-        guide_scales=_scales_of_data(guide_one, guide_two, num_examples),
+        guide_scales=sites.scales_of_data(guide_one, guide_two, num_examples),
     )
     _check_coupling(elbo, key)
     return elbo
-
-
-def _traces(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    values: Mapping[str, Array],
-    args: Any,
-    kwargs: Mapping[str, Any],
-    key: PRNGKeyArray,
-) -> tuple[Trace, Trace]:
-    """Traces the guide, and the model with the latents that the guide drew."""
-    guide_key, model_key = jax.random.split(key)
-    seeded = handlers.substitute(handlers.seed(guide, guide_key), data=values)
-    guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    params = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "param"}
-    replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-    substituted = handlers.substitute(replayed, data={**params, **values})
-    return handlers.trace(substituted).get_trace(*args, **kwargs), guide_trace
-
-
-def _batch(example: PyTree, size: int = 1) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), example)
-
-
-def _sample_sites(trace: Trace) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((name, site) for name, site in trace.items() if site["type"] == "sample")
-
-
-def _scaled(value: Array, site: Mapping[str, Any]) -> Array:
-    return value if site["scale"] is None else site["scale"] * value
-
-
-def _log_prob(site: Mapping[str, Any]) -> Array:
-    if site["intermediates"]:
-        found = site["fn"].log_prob(site["value"], site["intermediates"])
-    else:
-        found = site["fn"].log_prob(site["value"])
-    return _scaled(jnp.sum(found), site)
-
-
-def _parameters(traces: list[Trace]) -> tuple[dict[str, Array], dict[str, Any]]:
-    initial, transforms = {}, {}
-    for trace in traces:  # the guide's win
-        for name, site in trace.items():
-            if site["type"] == "param":
-                transforms[name] = biject_to(site["kwargs"].get("constraint", constraints.real))
-                initial[name] = jnp.asarray(site["value"], jnp.result_type(site["value"], float))
-            elif site["type"] == "mutable":
-                raise ValueError(
-                    f"site {name!r} is mutable state: updating it from data is not private. Use "
-                    "a module without it."
-                )
-    return initial, transforms
-
-
-def _check_sites(model: Trace, guide: Trace) -> None:
-    latents = {name for name, site in _sample_sites(model) if not site["is_observed"]}
-    drawn = {
-        name for name, site in _sample_sites(guide) if not site["infer"].get("is_auxiliary", False)
-    }
-    if latents != drawn:
-        lacking, beyond = sorted(latents - drawn), sorted(drawn - latents)
-        raise ValueError(
-            f"the guide must draw the latent sites of the model; it lacks {lacking} and has "
-            f"{beyond} too many. Give sites the same names in both."
-        )
-    for name in sorted(latents):
-        if model[name]["fn"].support.is_discrete:
-            raise ValueError(
-                f"site {name!r} is a discrete latent, which has no reparameterised gradient. Sum "
-                "over it in the likelihood, as numpyro.distributions.MixtureSameFamily does."
-            )
-
-
-def _scales_of_data(one: Trace, two: Trace, num_examples: int) -> dict[str, float]:
-    """By site inside a plate that grows with the batch: the scale of one example's log density."""
-    scales: dict[str, float] = {}
-    for name, site in _sample_sites(one):
-        sizes = {frame.name: frame.size for frame in site["cond_indep_stack"]}
-        grown = [
-            frame.name
-            for frame in two[name]["cond_indep_stack"]
-            if frame.size != sizes.get(frame.name)
-        ]
-        if not grown:
-            continue
-        full = [float(one[plate]["args"][0]) for plate in grown]
-        # plate(len(x)) has the size of the batch, plate(N, subsample_size=len(x)) that of the data.
-        if len(grown) > 1 or full[0] not in (1.0, float(num_examples)):
-            raise ValueError(
-                f"site {name!r} lies in the plate(s) over the data {grown} of size(s) "
-                f"{[int(size) for size in full]}; expected one, of size {num_examples}, the number "
-                f"of examples: plate({grown[0]!r}, {num_examples}, subsample_size=len(x))."
-            )
-        scales[name] = full[0]
-    return scales
-
-
-def _check_observed(model: Trace, scales: Mapping[str, float]) -> None:
-    for name, site in _sample_sites(model):
-        if site["is_observed"] and name not in scales:
-            raise ValueError(
-                f"observed site {name!r} lies in no plate over the data, so nobody can tell which "
-                "part of it belongs to which example. Put it into numpyro.plate('data', "
-                "num_examples, subsample_size=len(x))."
-            )
 
 
 def _check_coupling(elbo: NumPyroElbo, key: PRNGKeyArray) -> None:
     """Spoils the second of two examples, and looks whether anything but its own follows."""
 
     def spoil(leaf: Array) -> Array:
-        rows = _batch(leaf, 2)
+        rows = sites.repeated(leaf, 2)
         return rows.at[1].set(jnp.nan) if jnp.issubdtype(rows.dtype, jnp.floating) else rows
 
-    def traced(args: PyTree) -> Trace:
+    def traced(args: PyTree) -> sites.Trace:
         values = dict(elbo.initial)
-        model, guide = _traces(elbo.model, elbo.guide, values, args, elbo.kwargs, key)
+        model, guide = sites.trace_both(elbo.model, elbo.guide, values, args, elbo.kwargs, key)
         return {f"{name} of the guide": site for name, site in guide.items()} | dict(model)
 
     own = {*elbo.model_scales, *(f"{name} of the guide" for name in elbo.guide_scales)}
     with numpyro.validation_enabled(False):
-        clean, spoilt = traced(_batch(elbo.example, 2)), traced(jax.tree.map(spoil, elbo.example))
-        for name, site in _sample_sites(clean):
-            of = _first_example if name in own else _log_prob
+        clean, spoilt = (
+            traced(sites.repeated(elbo.example, 2)),
+            traced(jax.tree.map(spoil, elbo.example)),
+        )
+        for name, site in sites.sample_sites(clean):
+            of = sites.first_example if name in own else sites.log_prob
             if not jnp.all(jnp.isfinite(of(site))) or jnp.all(jnp.isfinite(of(spoilt[name]))):
                 continue
             if name in own:
@@ -363,10 +267,3 @@ def _check_coupling(elbo: NumPyroElbo, key: PRNGKeyArray) -> None:
                 f"site {name!r} lies in no plate over the data, yet its density depends on "
                 "the data. Put it into that plate, or make it depend on constants alone."
             )
-
-
-def _first_example(site: Mapping[str, Any]) -> Array:
-    """The log density of the first of two examples, whichever axis the plate has."""
-    found = jnp.asarray(site["fn"].log_prob(site["value"]))
-    (frame,) = (frame for frame in site["cond_indep_stack"] if frame.size == 2)
-    return jnp.take(found, 0, axis=frame.dim)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 import dpoptax
 from dpoptax.random import CHACHA20
-from dpoptax.random.chacha20 import blocks, quarter_round
+from dpoptax.random.chacha20 import CPU_CHUNK, blocks, quarter_round
 
 COUNTING = np.arange(32, dtype=np.uint8).view(np.uint32)
 
@@ -102,7 +102,7 @@ def test_bits_are_the_key_stream_of_another_implementation(seed):
 
 
 def test_a_long_draw_is_the_key_stream_across_chunks_also_under_vmap():
-    drawn = jax.random.bits(wrap(COUNTING), (16 * 4096 * 2 + 5,))
+    drawn = jax.random.bits(wrap(COUNTING), (16 * CPU_CHUNK + 5,))
     stream = key_stream(COUNTING, (0, 0, 0), 4 * drawn.size)
     assert np.asarray(drawn).tobytes() == stream
     both = jax.random.key_data(jax.random.split(wrap(COUNTING), 2))
