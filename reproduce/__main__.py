@@ -2,6 +2,7 @@
 
     python -m reproduce                            # everything; hours on two cores
     python -m reproduce --only vae --seeds 1       # one part, one seed
+    python -m reproduce --match "vae: private"     # what bears this in its name
 
 A run that has a record is not run again, so it may be stopped at any time and goes on where it was.
 MNIST and Fashion-MNIST come from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names,
@@ -34,13 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--seeds", type=int, default=3, help="how many of each run [3]")
+    parser.add_argument("--match", default="", metavar="TEXT", help="runs with this in their names")
     parser.add_argument("--records", type=pathlib.Path, default=ROOT / "docs" / "reproduction.json")
     parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "reproduction.md")
     parser.add_argument("--list", action="store_true", help="print the runs and stop")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1; got {options.seeds}")
-    chosen = [run for name in options.only for run in PARTS[name].runs(tuple(range(options.seeds)))]
+    seeds = tuple(range(options.seeds))
+    chosen = [
+        run for name in options.only for run in PARTS[name].runs(seeds) if options.match in run.name
+    ]
     known = runs.load(options.records)
     if options.list:
         for run in chosen:

@@ -67,7 +67,8 @@ def _blocks(key: Array, counters: Array, nonce: tuple[int, int, int]) -> Array:
     start.append(jnp.stack([counters, *(jnp.full_like(counters, word) for word in nonce)]))
     # A loop, rather than ten copies, compiles ten times faster and runs as fast.
     mixed = jax.lax.fori_loop(0, 10, _double_round, start)
-    return jnp.concatenate([a + b for a, b in zip(mixed, start, strict=True)]).T
+    words = [word for a, b in zip(mixed, start, strict=True) for word in a + b]
+    return jnp.stack(words, axis=-1)
 
 
 def _double_round(_: Any, rows: list[Array]) -> list[Array]:

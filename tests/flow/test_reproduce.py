@@ -43,12 +43,24 @@ def test_the_page_shows_the_records_there_are(tmp_path):
         "hierarchical: N 500, seed 0, epsilon 2": {"auc": 0.98},
         "hierarchical: N 500, seed 1, epsilon 2": {"auc": 0.96},
         "mixture: noise 0.27, seed 0": {"epsilon": 30.0, "log_likelihood": -3.7},
+        "adult: aligned, epsilon 10, seed 0": {"accuracy": 84.2},
+        "adult: aligned, epsilon 2, seed 0": {"accuracy": 84.1},
+        "adult: aligned, not private, seed 0": {"accuracy": 84.3},
+        "batches: secure keys, size 128": {
+            "private": 8.0, "same batches": 4.0, "private, fixed size": 5.0, "not private": 2.0,
+            "private / same batches": 2.0, "private / not private": 4.0,
+            "private, fixed size / not private": 2.5,
+        },
     }  # fmt: skip
     page.write(records, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| private, ε = 0.535 | 174.00 | 173.00 | 174.06 ± 0.59 | 171.26 ± 3.67 |" in text
     assert "| 500 | 0.610 |  | 0.970 ± 0.014 |  |  |  |" in text
     assert "| 0.27 | 30.00 | -3.700 |" in text
+    assert "| gradients | epsilon 2 | epsilon 10 | not private |" in text
+    assert "| aligned | 84.10 | 84.20 | 84.30 |" in text
+    assert "With secure keys:" in text
+    assert "| 128 | 8.0 | 4.0 | 5.0 | 2.0 | 2.00 | 4.00 | 2.50 |" in text
     assert (tmp_path / "page_hierarchical.png").stat().st_size > 5000
 
 
