@@ -55,7 +55,8 @@ def epochs(
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="seconds per epoch")
     axes.set_xticks(list(sizes), [str(size) for size in sizes])
     axes.set_yticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
-    axes.set_ylim(min(min(found[c] for c in columns) for found in sizes.values()) * 0.8)
+    seconds = [found[column] for found in sizes.values() for column in columns]
+    axes.set_ylim(0.8 * min(seconds), 1.25 * max(seconds))
     axes.minorticks_off()
     _plain(axes)
     figure.savefig(path)

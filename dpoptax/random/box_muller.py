@@ -53,20 +53,29 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float
     """
     if dtype != jnp.float32 or math.prod(shape) >= 2**32:
         return jax.random.normal(written_out(key), shape, dtype)
-    # Two draws lie half an axis apart, on the first axis that has two equal halves.
+    return _of_counters(key, shape) if is_threefry(key) else _of_stream(key, shape)
+
+
+def _of_counters(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Two draws lie half an axis apart, on the first axis that has two equal halves."""
     sides = shape or (1,)
     axis = next((axis for axis, side in enumerate(sides) if side % 2 == 0), 0)
     before, side, after = sides[:axis], sides[axis], sides[axis + 1 :]
     half = (*before, -(-side // 2), *after)
-    if is_threefry(key):
-        words = counted_words(jax.random.key_data(key), half)
-    else:
-        words = tuple(jax.random.bits(key, (2, *half), jnp.uint32))
-    points = jnp.expand_dims(from_words(*words), axis)
+    points = from_words(*counted_words(jax.random.key_data(key), half))
+    points = jnp.expand_dims(points, axis)
     first = jax.lax.broadcasted_iota(jnp.int32, (*before, 2, *half[axis:]), axis) == 0
     both = jnp.where(first, points.real, points.imag)
     draws = both.reshape(*before, 2 * half[axis], *after)
     return jax.lax.slice_in_dim(draws, 0, side, axis=axis).reshape(shape)
+
+
+def _of_stream(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Two draws lie side by side, as their words do: a device needs only its part of the stream."""
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 2), 2), jnp.uint32)
+    points = from_words(words[:, 0], words[:, 1])
+    return jnp.stack([points.real, points.imag], axis=-1).reshape(-1)[:size].reshape(shape)
 
 
 def from_words(

@@ -41,6 +41,16 @@ def test_extreme_words_give_finite_draws():
         assert np.abs(part).max() == pytest.approx(6.764, abs=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (4, 3)])
+def test_a_stream_of_words_gives_two_draws_for_two_words(shape):
+    size = int(np.prod(shape))
+    draws = np.asarray(normal(chacha20_key(3), shape, jnp.float32))
+    words = jax.random.bits(chacha20_key(3), (size + size % 2,), jnp.uint32)
+    points = from_words(words[::2], words[1::2])
+    expected = np.stack([points.real, points.imag], axis=1).reshape(-1)[:size]
+    np.testing.assert_allclose(draws, expected.reshape(shape), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5), (5, 6, 7), (4, 3), (3, 1, 9, 2)])
 def test_every_shape_takes_the_two_parts_of_points_half_an_axis_apart(shape):
     draws = np.asarray(normal(jax.random.key(3), shape, jnp.float32))
