@@ -212,24 +212,26 @@ def _batches(records: dict[str, Record], picture: pathlib.Path) -> str:
     text = ""
     columns = ("private", "same batches", "private, fixed size", "not private")
     ratios = tuple(f"{name} / {base}" for name, base in batches.RATIOS)
+    heads = (*columns, *ratios)
     for keys in batches.KEYS:
         start = f"batches: {keys}, size "
-        sizes = {
+        found = {
             int(name.removeprefix(start)): record
-            for name, record in sorted(records.items())
+            for name, record in records.items()
             if name.startswith(start)
         }
-        if sizes:
-            text = text or BATCHES
-            heads = (*columns, *ratios)
-            text += EPOCHS.format(keys=keys, columns=" | ".join(heads), dashes="|---" * len(heads))
-            for size, record in sorted(sizes.items()):
-                cells = [f"{record[column]:.1f}" for column in columns]
-                cells += [f"{record[ratio]:.2f}" for ratio in ratios]
-                text += f"| {size} | {' | '.join(cells)} |\n"
-            if keys == "default keys":
-                pictures.epochs(dict(sorted(sizes.items())), columns, picture)
-                text += f"\n![seconds per epoch over the batch size]({picture.name})\n"
+        if not found:
+            continue
+        sizes = dict(sorted(found.items()))
+        text = text or BATCHES
+        text += EPOCHS.format(keys=keys, columns=" | ".join(heads), dashes="|---" * len(heads))
+        for size, record in sizes.items():
+            cells = [f"{record[column]:.1f}" for column in columns]
+            cells += [f"{record[ratio]:.2f}" for ratio in ratios]
+            text += f"| {size} | {' | '.join(cells)} |\n"
+        if keys == "default keys":
+            pictures.epochs(sizes, columns, picture)
+            text += f"\n![seconds per epoch over the batch size]({picture.name})\n"
     drawn = {
         int(name.removeprefix("batches: of ")): record
         for name, record in records.items()

@@ -163,8 +163,9 @@ def test_aligned_gradients_noise_the_location_alone(regression):
     assert float(jnp.linalg.norm(moved["loc"])) > 0.05
 
 
-def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale_and_as_near_in_mean(regression):
-    """Over 40 keys. Of 200, the scale is off by .65 against 1.26, the mean by .048 and .045."""
+@pytest.fixture(scope="module")
+def errors_at_epsilon_one(regression):
+    """Of the mean and of the scale by kind of gradient, over 40 keys."""
     steps, runs, sampler = 1000, 40, dpoptax.samplers.Poisson(N, 200)
     noise, _ = dpoptax.accounting.calibrate_noise_multiplier(
         epsilon=1.0, delta=1e-5, sampler=sampler, num_steps=steps
@@ -194,9 +195,27 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale_and_as_near_in_me
         of_mean[make] = np.linalg.norm(psi["loc"] - regression.mean, axis=1)
         scales = np.asarray(jax.nn.softplus(psi["raw_scale"]))
         of_scale[make] = np.abs(np.log(scales / spread)).mean(axis=1)
+    return of_mean, of_scale
+
+
+def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon_one):
+    _, of_scale = errors_at_epsilon_one
     assert of_scale[aligned_elbo].mean() < 0.7 * of_scale[global_elbo].mean()
-    chance = math.sqrt(sum(found.var() for found in of_mean.values()) / runs)
+
+
+def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(errors_at_epsilon_one):
+    of_mean, _ = errors_at_epsilon_one
+    chance = math.sqrt(sum(found.var() for found in of_mean.values()) / 40)
     assert of_mean[aligned_elbo].mean() - of_mean[global_elbo].mean() < 4.5 * chance
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="over 200 keys .048 against .045: a batch shares one draw, and its variance is the mean's",
+)
+def test_at_epsilon_one_aligned_gradients_come_nearer_in_mean(errors_at_epsilon_one):
+    of_mean, _ = errors_at_epsilon_one
+    assert of_mean[aligned_elbo].mean() < of_mean[global_elbo].mean()
 
 
 def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
