@@ -64,7 +64,11 @@ def train(num_examples: int, epsilon: float | None, seed: int) -> Record:
     guide = guides.mean_field(jnp.zeros((INPUTS, FEATURES)))
     result = dpoptax.training.fit(
         aligned_elbo(
-            guide, hierarchical_logistic_regression(), PRIOR_SCALE, num_examples=num_examples
+            guide,
+            hierarchical_logistic_regression(),
+            PRIOR_SCALE,
+            num_examples=num_examples,
+            num_samples=1,
         ),
         guide.init(jax.random.key(0), jax.random.key(0))["params"],
         train_data,

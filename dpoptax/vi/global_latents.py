@@ -13,6 +13,7 @@ Jälkö, Prediger, Honkela and Kaski 2022, arXiv:2210.15961, for aligned gradien
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -34,12 +35,12 @@ Prior = Callable[[PyTree], Float[Array, ""]] | float
 
 
 class AlignedState(NamedTuple):
-    """A `DivergenceState`, and the noise of the draw where this step takes its gradients."""
+    """A `DivergenceState`, and the noise of each draw where this step takes its gradients."""
 
     inner: Any
     step: Int[Array, ""]
     key: PRNGKeyArray
-    aligned_draw: PyTree
+    aligned_draws: tuple[PyTree, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,25 +93,35 @@ class GlobalElbo(_Elbo, AtTheParameters):
 
 @dataclasses.dataclass(frozen=True)
 class AlignedElbo(_Elbo):
-    """One draw for the whole batch, and private gradients by theta; made by `aligned_elbo`."""
+    """Draws that serve a whole batch, and private gradients by them; made by `aligned_elbo`."""
 
-    def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """The loss of one example at the draw of this step; see `Objective.loss`."""
-        return self._negative_log_likelihood(point, example, key)
+    num_samples: int
 
-    def point(self, params: PyTree, opt_state: Any) -> PyTree:
-        """The latents drawn for this step; see `Objective.point`.
+    def loss(self, point: tuple[PyTree, ...], example: PyTree, key: PRNGKeyArray) -> Array:
+        """The loss of one example at the draws of this step; see `Objective.loss`."""
+        thetas = _scaled(point, math.sqrt(self.num_samples))
+        keys = [key] if self.num_samples == 1 else jax.random.split(key, self.num_samples)
+        losses = [
+            self._negative_log_likelihood(theta, example, key)
+            for theta, key in zip(thetas, keys, strict=True)
+        ]
+        return sum(losses[1:], start=losses[0]) / self.num_samples
+
+    def point(self, params: PyTree, opt_state: Any) -> tuple[PyTree, ...]:
+        """The latents drawn for this step, over the root of their number; see `Objective.point`.
+
+        So scaled, the gradient by S draws has the norm of the gradient by one.
 
         Raises:
             KeyError: no part of `opt_state` is of `around`.
         """
-        draw = optax.tree_utils.tree_get(opt_state, "aligned_draw")
-        if draw is None:
+        draws = optax.tree_utils.tree_get(opt_state, "aligned_draws")
+        if draws is None:
             raise KeyError(
                 "the optimizer's state holds no draw for aligned gradients. Make the "
                 "transformation by optax.chain(elbo.around(private, key), optimizer)."
             )
-        return self._guide(params, draw, method="transform")
+        return self._point(params, draws)
 
     def around(
         self, private: optax.GradientTransformation, key: PRNGKeyArray
@@ -121,31 +132,40 @@ class AlignedElbo(_Elbo):
         """
         key = _checks.typed_key("key", key)
 
-        def draw(params: PyTree, state_key: PRNGKeyArray, step: Int[Array, ""]) -> PyTree:
-            step_key = jax.random.fold_in(in_domain(state_key, "draw"), step)
-            return self._guide(params, step_key, method="noise")
-
         def init(params: PyTree) -> AlignedState:
             step = jnp.zeros((), jnp.int32)
-            eta = draw(params, key, step)
-            theta = self._guide(params, eta, method="transform")
-            return AlignedState(private.init(theta), step, key, eta)
+            draws = self._draws(params, key, step)
+            return AlignedState(private.init(self._point(params, draws)), step, key, draws)
 
         def update(
             updates: Any, state: AlignedState, params: Any = None
         ) -> tuple[PyTree, AlignedState]:
             params = required(params)
-            theta, pull_back = jax.vjp(
-                lambda psi: self._guide(psi, state.aligned_draw, method="transform"), params
-            )
-            noisy, inner = private.update(updates, state.inner, theta)
+            point, pull_back = jax.vjp(lambda psi: self._point(psi, state.aligned_draws), params)
+            noisy, inner = private.update(updates, state.inner, point)
             (gradient,) = pull_back(noisy)
             kl_key = jax.random.fold_in(in_domain(state.key, "divergence"), state.step)
-            eta = draw(params, state.key, state.step + 1)
+            draws = self._draws(params, state.key, state.step + 1)
             total = plus_gradient(gradient, self.kl, self.num_examples, params, kl_key)
-            return total, AlignedState(inner, state.step + 1, state.key, eta)
+            return total, AlignedState(inner, state.step + 1, state.key, draws)
 
         return optax.GradientTransformation(init, update)
+
+    def _draws(self, params: PyTree, key: PRNGKeyArray, step: Int[Array, ""]) -> tuple[PyTree, ...]:
+        """The noise of the draws of a step, in antithetic pairs."""
+        step_key = jax.random.fold_in(in_domain(key, "draw"), step)
+        halves = (self.num_samples + 1) // 2
+        keys = [step_key] if halves == 1 else jax.random.split(step_key, halves)
+        draws = [self._guide(params, key, method="noise") for key in keys]
+        return (*draws, *(jax.tree.map(jnp.negative, eta) for eta in draws))[: self.num_samples]
+
+    def _point(self, params: PyTree, draws: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        thetas = tuple(self._guide(params, eta, method="transform") for eta in draws)
+        return _scaled(thetas, 1 / math.sqrt(self.num_samples))
+
+
+def _scaled(thetas: tuple[PyTree, ...], factor: float) -> tuple[PyTree, ...]:
+    return thetas if factor == 1 else jax.tree.map(lambda leaf: factor * leaf, thetas)
 
 
 def global_elbo(
@@ -211,19 +231,31 @@ def global_elbo(
 
 
 def aligned_elbo(
-    guide: nn.Module, log_likelihood: LogLikelihood, prior: Prior = 1.0, *, num_examples: int
+    guide: nn.Module,
+    log_likelihood: LogLikelihood,
+    prior: Prior = 1.0,
+    *,
+    num_examples: int,
+    num_samples: int = 2,
 ) -> AlignedElbo:
     """Makes the same objective with aligned gradients: less noise, and scales that converge.
 
-    One draw of theta serves the batch, and only the gradient by theta is made private. That by the
-    parameters of the guide follows by the chain rule, which costs nothing: the scale gets no noise
-    of its own, and the clip bounds half as many coordinates.
+    The same draws of theta serve the batch, and only the gradient by theta is made private. That by
+    the parameters of the guide follows by the chain rule, which costs nothing: the scale gets no
+    noise of its own, and leaves the clip to the mean. The wider the posterior, the more the mean
+    gains by that; the scales gain always.
+
+    Gradients by S draws are clipped and noised as one vector, divided by the root of S. It has the
+    norm of one draw's gradient, and their mean has the noise of one: further draws cost time, not
+    privacy. Draws eta and -eta come in pairs, whose errors cancel to first order.
 
     Args:
         guide: as in `global_elbo`.
         log_likelihood: as in `global_elbo`.
         prior: as in `global_elbo`.
         num_examples: as in `global_elbo`.
+        num_samples: draws of theta per step, which every example of the batch evaluates. Two are a
+            pair; one is the published algorithm.
 
     Returns:
         A `dpoptax.training.Objective`, to be used as in `global_elbo`; the gradients of a loop of
@@ -249,7 +281,10 @@ def aligned_elbo(
 
     Reference: Jälkö, Prediger, Honkela and Kaski 2022, arXiv:2210.15961.
     """
-    return AlignedElbo(*_checked(guide, log_likelihood, prior, num_examples))
+    return AlignedElbo(
+        *_checked(guide, log_likelihood, prior, num_examples),
+        num_samples=_checks.count("num_samples", num_samples),
+    )
 
 
 def _checked(
