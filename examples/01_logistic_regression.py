@@ -147,8 +147,7 @@ def main() -> None:
         data = load_rows(options)
         plan = private_plan(options, len(data.train_inputs))
 
-    keys = jax.random.split(example_options.root_key(options.seed), 3)
-    init_key, private_key, nonprivate_key = keys
+    private_key, (init_key, nonprivate_key) = example_options.keys(options.seed, 2)
     initial = MODEL.init(init_key, data.train_inputs[0])["params"]
     fit = functools.partial(
         dpoptax.training.fit,

@@ -157,8 +157,8 @@ def main() -> None:
         data = load_images(options.dataset)
         plan = private_plan(options, len(data.train_inputs))
 
-    keys = jax.random.split(example_options.root_key(options.seed), 5)
-    init_key, private_key, nonprivate_key, test_key, sample_key = keys
+    private_key, keys = example_options.keys(options.seed, 4)
+    init_key, nonprivate_key, test_key, sample_key = keys
     model = MODELS[options.dataset]
     initial = model.init(init_key, jnp.zeros(model.pixels))["params"]
     fit = functools.partial(

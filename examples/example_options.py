@@ -2,14 +2,15 @@
 
 import argparse
 import contextlib
-import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import jax
-import numpy as np
+
+import dpoptax
 
 
 class Defaults(NamedTuple):
@@ -91,11 +92,16 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def root_key(seed: int | None) -> jax.Array:
-    """Returns a key that nobody can guess, or the key of a seed."""
-    if seed is not None:
-        return jax.random.key(seed)
-    return jax.random.wrap_key_data(np.frombuffer(os.urandom(8), np.uint32))
+def keys(seed: int | None, number: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the key of the private run, which nobody can guess, and others, for the rest.
+
+    With a seed, all of them follow from it.
+    """
+    if seed is None:
+        private_key, rest = dpoptax.random.secure_key(), jax.random.key(secrets.randbits(32))
+    else:
+        private_key, rest = jax.random.split(jax.random.key(seed))
+    return private_key, jax.random.split(rest, number)
 
 
 def key_statement(seed: int | None) -> str:
