@@ -73,7 +73,7 @@ def main() -> None:
         return
     results.study(
         {
-            f"{count} devices": functools.partial(cells_of, count, options.rounds)
+            f"devices: {count}": functools.partial(cells_of, count, options.rounds)
             for count in COUNTS
         },
         options.out,

@@ -259,7 +259,7 @@ def aligned_elbo(
 
     Returns:
         A `dpoptax.training.Objective`, to be used as in `global_elbo`; the gradients of a loop of
-        your own are taken at `elbo.point(psi, opt_state)`.
+        your own are taken at `elbo.point(psi, opt_state)`, a tuple with the latents of each draw.
 
     Raises:
         TypeError: as in `global_elbo`.
