@@ -51,15 +51,14 @@ def start(guide):
     return guide.init(jax.random.key(0), jax.random.key(0))["params"]
 
 
-def fit(elbo, data, *, steps, rate, plan=None, key=0):
-    if plan is None:
-        plan = dpoptax.Plan(
-            sampler=dpoptax.samplers.Poisson(N, N), clip=math.inf, noise_multiplier=0.0,
-            num_steps=steps, delta=1e-5,
-        )  # fmt: skip
+def fit(elbo, data, *, steps, rate):
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(N, N), clip=math.inf, noise_multiplier=0.0,
+        num_steps=steps, delta=1e-5,
+    )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
         return dpoptax.training.fit(
-            elbo, start(elbo.guide), data, plan=plan, key=jax.random.key(key), progress=False,
+            elbo, start(elbo.guide), data, plan=plan, key=jax.random.key(0), progress=False,
             optimizer=optax.adam(optax.exponential_decay(rate, steps, 0.01)),
         ).params  # fmt: skip
 
@@ -209,7 +208,7 @@ class Errors(NamedTuple):
     scale: np.ndarray
 
 
-# The noise of the regression and a prior of ten weights: posteriors of width .016 and 1.8.
+# Noise, width of the prior, learning rate and clip, for posteriors of width .016 and 1.8.
 POSTERIORS = {"narrow": (0.5, 1.0, 0.1, 2.0), "wide": (60.0, 10.0, 0.3, 0.01)}
 RUNS = 40
 
@@ -266,16 +265,40 @@ def chance(*found):
 
 
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
-def test_at_epsilon_one_aligned_gradients_come_nearer_than_vanilla(errors_at_epsilon_one, kind):
-    """In scale always; in mean where the posterior is wide, and else no farther than by chance.
-
-    Where it is narrow, the gradient of the scale is too small for the clip to see.
-    """
+def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon_one, kind):
     aligned, vanilla = errors_at_epsilon_one[kind], errors_at_epsilon_one["vanilla"]
-    assert aligned.scale.mean() < 0.9 * vanilla.scale.mean()
-    gain = vanilla.mean.mean() - aligned.mean.mean()
-    allowed = 4.5 * chance(vanilla.mean, aligned.mean)
-    assert gain > (0 if errors_at_epsilon_one["posterior"] == "wide" else -allowed)
+    share = {"narrow": 0.7, "wide": 0.9}[errors_at_epsilon_one["posterior"]]
+    assert aligned.scale.mean() < share * vanilla.scale.mean()
+
+
+@pytest.mark.parametrize("kind", ["aligned", "pairs"])
+def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(
+    errors_at_epsilon_one, kind
+):
+    aligned, vanilla = errors_at_epsilon_one[kind].mean, errors_at_epsilon_one["vanilla"].mean
+    assert aligned.mean() - vanilla.mean() < 4.5 * chance(aligned, vanilla)
+
+
+@pytest.mark.parametrize(
+    ("errors_at_epsilon_one", "kind"),
+    [
+        ("wide", "aligned"),
+        ("wide", "pairs"),
+        pytest.param(
+            "narrow",
+            "aligned",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="over 200 keys .048 against .045: of a narrow posterior the gradient of the "
+                "scale is too small for the clip to see, and a batch shares one draw",
+            ),
+        ),
+    ],
+    indirect=["errors_at_epsilon_one"],
+)
+def test_at_epsilon_one_aligned_gradients_come_nearer_in_mean(errors_at_epsilon_one, kind):
+    aligned, vanilla = errors_at_epsilon_one[kind], errors_at_epsilon_one["vanilla"]
+    assert aligned.mean.mean() < vanilla.mean.mean()
 
 
 def test_at_epsilon_one_pairs_of_draws_come_nearer_in_scale_than_one(errors_at_epsilon_one):
