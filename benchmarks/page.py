@@ -51,9 +51,7 @@ ABLATION = """
 
 Milliseconds of a clipped sum of gradients. Published seconds per epoch on a Titan V (Table 2):
 logistic 1040, 16.4, 1.08, .231; fcnn 1240, 19.2, 2.85, .239; mnist 1530, 24.6, 22.3, .535; cifar
-3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, .231 (neither, vmap, jit, both). As in the paper,
-each example is clipped and then all are summed, which XLA does slowly on a CPU where gradients are
-large (embedding); "JAX by vmap" in the tables above sums by a product, which it does quickly.
+3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, .231 (neither, vmap, jit, both).
 """
 LAYERS = """
 ### One layer of each kind

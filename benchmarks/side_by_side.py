@@ -22,8 +22,8 @@ from benchmarks.peers.environments import PEERS, ROOT, environment, python_of
 
 # A peer that takes longer for one answer is given up on this model.
 LONGEST_SECONDS = 300
-# Steps that take longer are read only so often.
-SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3
+# A peer is read no further once its steps of this model have taken so long.
+ENOUGH_SECONDS = 30
 
 
 class Worker:
@@ -73,11 +73,10 @@ def measure(
     for peer, worker in workers.items():
         cells[peer] = worker.ask(do="prepare", model=model, batch=batch)
         cells[peer]["seconds"] = []
-    for number in range(rounds):
+    for _ in range(rounds):
         for peer, worker in workers.items():
             cell = cells[peer]
-            slow = max(cell["seconds"], default=0.0) > SLOW_SECONDS
-            if "error" in cell or (slow and number >= SLOW_ROUNDS):
+            if "error" in cell or sum(cell["seconds"]) > ENOUGH_SECONDS:
                 continue
             answer = worker.ask(do="read")
             if "error" in answer:
@@ -93,7 +92,7 @@ def main() -> None:
     models = list(PARAMETER_COUNTS)
     parser.add_argument("--models", nargs="+", choices=models, metavar="MODEL", default=models,
                         help=", ".join(models))  # fmt: skip
-    parser.add_argument("--batches", type=int, nargs="+", default=[128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 128, 512, 1024])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER",
                         help=", ".join(PEERS))  # fmt: skip
     parser.add_argument("--rounds", type=int, default=9)
@@ -108,8 +107,8 @@ def main() -> None:
             stored["versions"][peer] = versions
             if "error" in versions:
                 print(f"{PEERS[peer].title}: {versions['error']}", file=sys.stderr)
-        for model in options.models:
-            for batch in options.batches:
+        for batch in options.batches:
+            for model in options.models:
                 name = f"{model}, {batch}"
                 if workers.keys() <= stored["cells"].get(name, {}).keys():
                     continue

@@ -313,4 +313,10 @@ ARCHITECTURES = {
     "lookup beside arithmetic": plain(
         lambda w, i: energy(w[i]) + energy(w[i[0]] * 2), (6, 3), ids
     ),
+    "lookup beyond the table, clipped": plain(
+        lambda w, i: energy(w.at[i].get(mode="clip")), (4, 3), lambda b: 2 * ids(b) - 3
+    ),
+    "lookup beyond the table, filled": plain(
+        lambda w, i: energy(w.at[i].get(mode="fill", fill_value=0)), (4, 3), ids
+    ),
 }  # fmt: skip

@@ -67,6 +67,17 @@ def test_norms_are_right_where_no_gradient_is_held(make, monkeypatch):
         compare(*make(3))
 
 
+@pytest.mark.parametrize("numbers", [1, 1000])
+@pytest.mark.parametrize(
+    "name", ["linen convolutions", "linen embedding", "linen tied embedding", "nested grad"]
+)
+def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, numbers, monkeypatch):
+    monkeypatch.setattr(dpoptax.per_example.rules.chunks, "CPU_CHUNK", numbers)
+    monkeypatch.setattr(dpoptax.per_example.factored, "is_formed", lambda *_: False)
+    with jax.numpy_dtype_promotion("standard"):
+        compare(*ARCHITECTURES[name](5))
+
+
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 64])
 @pytest.mark.parametrize("name", ["linen mlp over time", "linen convolutions", "nnx text"])
 def test_norms_and_sums_are_right_for_any_batch_size(name, batch):

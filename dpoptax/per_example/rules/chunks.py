@@ -34,11 +34,10 @@ def map_chunks(function: Callable[[Any], Array], examples: Any, numbers: int) ->
     Returns:
         An array `(batch, ...)`.
     """
-    batch, chunk = _sizes(examples, numbers)
-    if chunk >= batch:
+    if _fits(examples, numbers):
         return function(examples)
-    results = jax.lax.map(function, _split(examples, chunk))
-    return results.reshape(-1, *results.shape[2:])[:batch]
+    results = jax.lax.map(function, _split(examples, chunk_size(numbers)))
+    return results.reshape(-1, *results.shape[2:])[: _batch(examples)]
 
 
 def sum_chunks(function: Callable[[Any], Array], examples: Any, numbers: int) -> Array:
@@ -52,17 +51,39 @@ def sum_chunks(function: Callable[[Any], Array], examples: Any, numbers: int) ->
     Returns:
         The sum.
     """
-    batch, chunk = _sizes(examples, numbers)
-    if chunk >= batch:
+    if _fits(examples, numbers):
         return function(examples)
-    chunks = _split(examples, chunk)
-    first = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], chunks))
-    zeros = jnp.zeros(first.shape, first.dtype)
-    return jax.lax.scan(lambda total, part: (total + function(part), None), zeros, chunks)[0]
+    one = jax.tree.map(lambda leaf: leaf[:1], examples)
+    zeros = jnp.zeros_like(jax.eval_shape(function, one))
+    return fold_chunks(lambda total, part: total + function(part), zeros, examples, numbers)
 
 
-def _sizes(examples: Any, numbers: int) -> tuple[int, int]:
-    return jax.tree.leaves(examples)[0].shape[0], chunk_size(numbers)
+def fold_chunks(
+    function: Callable[[Array, Any], Array], total: Array, examples: Any, numbers: int
+) -> Array:
+    """Adds to a total what a function adds to it, zero on rows of zeros, chunk by chunk.
+
+    Args:
+        function: from a total and a tree of arrays `(rows, ...)` to the next total.
+        total: the first.
+        examples: a tree of arrays `(batch, ...)`.
+        numbers: what each example needs.
+
+    Returns:
+        The last total.
+    """
+    if _fits(examples, numbers):
+        return function(total, examples)
+    chunks = _split(examples, chunk_size(numbers))
+    return jax.lax.scan(lambda total, part: (function(total, part), None), total, chunks)[0]
+
+
+def _batch(examples: Any) -> int:
+    return jax.tree.leaves(examples)[0].shape[0]
+
+
+def _fits(examples: Any, numbers: int) -> bool:
+    return chunk_size(numbers) >= _batch(examples)
 
 
 def _split(examples: Any, chunk: int) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax.per_example.rules import direct
-from dpoptax.per_example.rules.chunks import on_cpu
+from dpoptax.per_example.rules.chunks import fold_chunks, map_chunks, on_cpu
 from dpoptax.per_example.rules.factors import Factors
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import Site
@@ -28,14 +28,16 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     tokens = tokens_of(site, width)
 
     def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        ids, rows = as_rows(site, factors[0], width)
-        return segment_squared_norms(ids, rows, spec.shape[0])
+        return segment_squared_norms(*as_rows(site, factors[0], width), spec.shape[0])
+
+    def total(factors: Sequence[Factors]) -> Float[Array, "..."]:
+        return sum_of_rows(*as_rows(site, factors[0], width), spec.shape[0]).reshape(spec.shape)
 
     yield Rule(
         "segments",
         squared_norms,
         functools.partial(direct.gradients, sites, spec),
-        functools.partial(direct.total, sites, spec),
+        total,
         # A segment sum: a few passes over the cotangents.
         8.0 * tokens * width,
         tokens * width,
@@ -71,34 +73,57 @@ def tokens_of(site: Site, width: int) -> int:
 def as_rows(
     site: Site, factors: Factors, width: int
 ) -> tuple[Int[Array, "batch t"], Float[Array, "batch t width"]]:
-    """Brings the factors to tokens `(batch, T)` and cotangents `(batch, T, width)`."""
+    """Brings the factors to tokens `(batch, T)` in the table and cotangents `(batch, T, width)`."""
     (indices,) = factors.operands
     ids = indices.reshape(indices.shape[0], math.prod(indices.shape[1:]))
     rows = widen(factors.cotangent).reshape(*ids.shape, width)
+    last = max(0, site.weight.shape[0] - 1)
+    inside = (ids >= 0) & (ids <= last)
     # What the lookup dropped or clipped, its transpose drops or clips alike.
-    rows_in_table = site.weight.shape[0]
-    inside = (ids >= 0) & (ids < rows_in_table)
-    if site.params["mode"] == jax.lax.GatherScatterMode.CLIP:
-        return jnp.clip(ids, 0, rows_in_table - 1), rows
-    return ids, jnp.where(inside[..., None], rows, 0.0)
+    if site.params["mode"] != jax.lax.GatherScatterMode.CLIP:
+        rows = jnp.where(inside[..., None], rows, 0.0)
+    return jnp.clip(ids, 0, last), rows
 
 
 def segment_squared_norms(
     ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
 ) -> Float[Array, " batch"]:
     """Sums the rows of equal ids within each example, and squares."""
-    batch, tokens, width = rows.shape
-    places = _place_of_equals(ids, rows_in_table)
-    places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
-    sums = jnp.zeros((batch * tokens, width), rows.dtype)
-    sums = sums.at[places.reshape(-1)].add(rows.reshape(-1, width), mode="promise_in_bounds")
-    return jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
+
+    def of_chunk(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
+        ids, rows = chunk
+        batch, tokens, width = rows.shape
+        places = _place_of_equals(ids, rows_in_table)
+        places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
+        sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (places, rows))
+        return jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
+
+    return map_chunks(of_chunk, (ids, rows), _numbers(rows))
+
+
+def sum_of_rows(
+    ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
+) -> Float[Array, "rows_in_table width"]:
+    """Sums the rows of equal ids over all examples."""
+    table = jnp.zeros((rows_in_table, rows.shape[2]), rows.dtype)
+    if rows_in_table == 0:
+        return table
+    return fold_chunks(_add_rows, table, (ids, rows), _numbers(rows))
+
+
+def _numbers(rows: Float[Array, "batch t width"]) -> int:
+    """What an example needs, for chunks whose rows and sums stay close to the processor."""
+    return 8 * math.prod(rows.shape[1:])
+
+
+def _add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
+    places, rows = chunk
+    flat = rows.reshape(places.size, rows.shape[-1])
+    return table.at[places.reshape(-1)].add(flat, mode="promise_in_bounds")
 
 
 def _place_of_equals(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:
     """For every token a place in its example, the same one for equal tokens."""
-    # Tokens outside the table have rows of zeros: any place does.
-    ids = jnp.clip(ids, 0, max(0, rows_in_table - 1))
     if not on_cpu():
         return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)
     places = jnp.arange(ids.shape[1], dtype=jnp.int32)

@@ -35,10 +35,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         of_product = product.squared_norms([factors[1 - lookup]])
         pair = matmul.as_pair(head, factors[1 - lookup])
         by_row, by_width = (pair.g, pair.a) if pair.a.shape[-1] == width else pair
-        # Tokens outside the table have cotangents of zero: any row does.
-        looked_up = jnp.take_along_axis(
-            by_row[:, 0], jnp.clip(ids, 0, max(0, size - 1))[:, None, :], axis=2
-        )
+        looked_up = jnp.take_along_axis(by_row[:, 0], ids[:, None, :], axis=2)
         inner = jnp.einsum("btw,bsw->bst", cotangents, by_width[:, 0], precision=HIGHEST)
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
         return gram.rounded_up(of_lookup + of_product + cross, of_lookup + of_product)
