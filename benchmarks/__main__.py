@@ -2,12 +2,12 @@
 
     python -m benchmarks                                     # all that is not measured yet
     python -m benchmarks --only side_by_side -- --models vae --batches 128 512
-    python -m benchmarks --only layers growth --out new      # elsewhere
-    python -m benchmarks --only page
+    python -m benchmarks --out docs/benchmarks               # all that the stored ones lack
+    python -m benchmarks --only page --out docs/benchmarks
 
-Readings lie as JSON in a folder per device under `--out`; what is there is kept, so that the same
-command goes on after an interruption, and a fresh folder measures afresh. Options after `--` go to
-the benchmarks named.
+Readings lie as JSON in a folder per device under `--out`, the page and its pictures beside them;
+what is there is kept, so that the same command goes on after an interruption, and a fresh folder
+measures afresh. Options after `--` go to the benchmark named.
 """
 
 import argparse
@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "page"], metavar="PART",
                         help=", ".join([*PARTS, "page"]))  # fmt: skip
     parser.add_argument("--devices", type=int, default=1, help="virtual ones of the CPU, if many")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out" / "benchmarks",
+                        help="a folder for readings and the page [out/benchmarks]")  # fmt: skip
     options = parser.parse_args(own)
     chosen = options.only or list(PARTS)
     if passed and len(chosen) != 1:

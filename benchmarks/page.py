@@ -1,7 +1,7 @@
 """Readings in, a page with tables and pictures of them out."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks import pictures, results
@@ -10,83 +10,115 @@ from benchmarks.peers.environments import PEERS, PLAIN
 
 HEADER = """# Benchmarks
 
-Written by `make bench`, which measures what is not measured yet and goes on where it was
-interrupted; the readings lie in [{folder}]({folder}), one folder per device. Every system runs in a
-process and an environment of its own, installed from the package index; in each round each of them
-makes some steps while the others wait. Numbers are medians over rounds. Machines share their cores
-with others: read the ratios. `python -m benchmarks.compare OLD NEW` tells what got slower.
+Written by `python -m benchmarks`; the readings lie in [{folder}]({folder}), one folder per device.
+`make bench` measures all of it afresh, into `out/benchmarks`, and goes on where it was interrupted;
+`python -m benchmarks.compare OLD NEW` tells what got slower. In each round every program runs for a
+while, one after the other; numbers are medians over rounds, and ± is half the distance between the
+quartiles. Machines share their cores with others: read the ratios, which are taken round by round.
 """
 SIDE = """
 ### A training step, side by side
 
 Milliseconds of one step: gradients of the batch, clipping to norm 1, noise of multiplier 1.1, SGD.
-Beside it, the ratio to the step without privacy of the same framework, round by round. **Bold** is
-the fastest private step. Models and parameter counts are those of
-[arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and, the VAE, of
-[arXiv:2103.11648](https://arxiv.org/abs/2103.11648); then a transformer of two blocks, and the same
-one frozen beside adapters of rank 8 and a new head, which alone are trained.
-d3p, TF Privacy, BackPACK and PyVacy do not install beside current versions; their published times
-stand further below.
+In brackets, the ratio to the step without privacy of the same framework. **Bold** is the fastest
+private step, and every one that the spread does not tell from it. There are nine rounds, fewer
+where steps are slow: a system is read until its steps have taken 30 seconds. A time without ± was
+read once.
+
+Models and parameter counts are those of [arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and,
+the VAE, of [arXiv:2103.11648](https://arxiv.org/abs/2103.11648); then a transformer of two blocks,
+and the same one frozen beside adapters of rank 8 and a new head, which alone are trained. Every
+system has a process of its own, and JAX Privacy and Opacus environments of their own. Programs in
+JAX are compiled, those in torch run as they are; the LSTM of torch has a second bias, 400
+parameters more.
+
+- Batches are full: what sampling adds is under "Epochs of the VAE".
+- A ratio below 1 is no slip. The step without privacy is `jax.grad` of the mean loss, by XLA's own
+  gradients of convolutions and products; `vmap` or a model written for batches give the same
+  program. The factored form writes these gradients differently, which a CPU does faster at times.
+- JAX Privacy and `vmap` hold a gradient for each example. JAX Privacy adds them up along their
+  first axis, which XLA does slowly on a CPU where they are large (embedding, vae); "JAX by vmap"
+  adds them by a product.
+- d3p, TF Privacy, BackPACK and PyVacy are not measured; what their authors or others published is
+  further below.
 """
-COMPILING = """
-Seconds until the first step is done (compilation, in JAX), and MiB of temporary memory as the
-compiler states it, or of the device at its peak.
+STARTING = """
+At batch 128: seconds that the first step takes beyond a later one (in JAX, tracing and compiling),
+and MiB of temporary memory as the compiler states it, or of the device at its peak.
 """
 EPOCHS = """
 Seconds per epoch at batch 128: the step above times the steps of an epoch; in brackets the first
-epoch, with compilation. Published, on a Titan V in 2020 (arXiv:2010.09063, Table 1): JAX or
-its own TF Privacy, the best other private system, and the best without privacy.
+epoch, with tracing and compiling. Published, on a Titan V in 2020, batch 128 (arXiv:2010.09063,
+Table 1): the faster of that paper's JAX and its rebuilt TF Privacy / the best other private system,
+of TF Privacy, Opacus, BackPACK and PyVacy / the best without privacy. For the VAE, on a V100 in
+2021 (arXiv:2103.11648, Table 2): d3p / d3p without privacy.
 """
 PUBLISHED = {
-    "logistic": (45_222, ".23", ".48", ".12"),
-    "fcnn": (45_222, ".21", ".77", ".20"),
-    "mnist": (60_000, ".53", "6.5", ".42"),
+    "logistic": (45_222, "0.23", "0.48", "0.12"),
+    "fcnn": (45_222, "0.21", "0.77", "0.20"),
+    "mnist": (60_000, "0.53", "6.5", "0.42"),
     "cifar": (50_000, "7.3", "12", "1.7"),
-    "embedding": (25_000, ".23", "3.8", ".11"),
+    "embedding": (25_000, "0.23", "3.8", "0.11"),
     "lstm": (25_000, "8.2", "407", "3.6"),
-    "vae": (60_000, ".56 (d3p, V100)", "", ".34 (d3p, V100)"),
+    "vae": (60_000, "0.56", "", "0.34"),
 }
 ABLATION = """
 ### What vmap, jit and factored gradients give
 
-Milliseconds of a clipped sum of gradients. Published seconds per epoch on a Titan V (Table 2):
-logistic 1040, 16.4, 1.08, .231; fcnn 1240, 19.2, 2.85, .239; mnist 1530, 24.6, 22.3, .535; cifar
-3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, .231 (neither, vmap, jit, both).
+Milliseconds of a clipped sum of gradients, without noise. Published seconds per epoch on a Titan V
+(arXiv:2010.09063, Table 2): logistic 1040, 16.4, 1.08, 0.231; fcnn 1240, 19.2, 2.85, 0.239; mnist
+1530, 24.6, 22.3, 0.535; cifar 3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, 0.231 (neither,
+vmap, jit, both).
 """
 LAYERS = """
 ### One layer of each kind
 
-Milliseconds and MiB of the gradients alone, at batch 128: without privacy, factored (the default),
-and stacked, which is `vmap` of `grad`. In brackets the ratio to the first.
+Milliseconds and MiB of temporary memory at batch 128, without noise and optimizer: the mean
+gradient without privacy, and the clipped sum of factored gradients (the default) and of stacked
+ones, which are `vmap` of `grad`. In brackets the ratio to the first.
 """
 GROWTH = """
 ### What grows
 
-Milliseconds of the gradients alone as one thing grows: the width of a dense network, the length of
-a sequence in a transformer's block, the batch of the VAE.
+The same as one thing grows: the width of a dense network, the length of a sequence in a
+transformer's block, the batch of the VAE.
 """
 LARGEST = """
 ### The largest batch in 12 GiB
 
-As the compiler states the memory of a training step; nothing is run. Published for a GPU of 12 GB
-(Table 4: JAX, JAX private, Opacus): mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920;
-lstm 11,984, 2,487, 10.
+As the compiler states the memory of a training step; nothing is run. The search ends within a
+sixteenth below the limit. Published for a GPU of 12 GB (arXiv:2010.09063, Table 4: JAX, JAX
+private, Opacus): mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920; lstm 11,984, 2,487,
+10.
 """
 OTHERS = {
-    "devices": ("A step spread over virtual devices", "These share the cores of one machine."),
+    "devices": (
+        "A step spread over virtual devices",
+        "A private step of the VAE at batch 256; the devices share the cores of one machine.",
+    ),
     "epoch": (
         "Epochs of the VAE",
         "An epoch of 60,000 with Adam: private by Poisson sampling, private over batches of just "
         "that many, without privacy over the padded batches of Poisson sampling, and without "
         "privacy over batches of just that many. Padding and noise are what privacy costs.",
     ),
-    "samplers": ("Drawing a batch of 128", "Beside `jax.random`'s own ways, by examples."),
+    "samplers": (
+        "Drawing a batch of 128",
+        "By number of examples, beside `jax.random`'s own ways.",
+    ),
     "randomness": (
         "Generators",
         "For 688,884 parameters, those of the VAE; normals are those of `jax.random.normal`.",
     ),
-    "accounting": ("Accounting", "Each call asks something new."),
-    "training": ("The loop, and a checkpoint", "A step in `fit`, and in loops without it."),
+    "accounting": (
+        "Accounting",
+        "For 60,000 examples, batches of 128 and δ = 1e-5. Every call has new arguments, so that "
+        "no result is kept from before.",
+    ),
+    "training": (
+        "The loop, and a checkpoint",
+        "A step of the VAE with batches of 128 out of 4,096, in `fit` and in loops without it.",
+    ),
 }
 
 
@@ -112,8 +144,10 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 def _device(
     device: pathlib.Path, found: dict[str, dict[str, Any]], root: pathlib.Path
 ) -> Iterator[str]:
-    machine = {f"{record['machine']}, {record['date']}" for record in found.values()}
-    yield f"## {device.name}\n\n{'; '.join(sorted(machine))}."
+    machines = sorted({record["machine"] for record in found.values()})
+    dates = sorted(_dates(found.values()))
+    period = " to ".join(sorted({dates[0], dates[-1]}))
+    yield f"## {device.name}\n\n{'; '.join(machines)}; read {period}."
     if "side_by_side" in found:
         yield from _side_by_side(device, found["side_by_side"], root)
     known: dict[str, Callable[[dict[str, results.Cells]], str]] = {
@@ -134,6 +168,14 @@ def _device(
         if name in found:
             yield f"### {title}\n\n{text}"
             yield _list(found[name]["cells"])
+
+
+def _dates(records: Iterable[dict[str, Any]]) -> set[str]:
+    return {
+        record.get("read", {}).get(name, record)["date"]
+        for record in records
+        for name in record["cells"] or [""]
+    }
 
 
 def _side_by_side(
@@ -175,11 +217,11 @@ def _side_by_side(
     if rows:
         peers = [peer for peer in PEERS if any(peer in cells for cells in rows.values())]
         titles = [PEERS[peer].title for peer in peers]
-        yield COMPILING
+        yield STARTING
         yield _table(
             ["model", *titles],
             [
-                [model, *(_compiling(cells.get(peer)) for peer in peers)]
+                [model, *(_starting(cells.get(peer)) for peer in peers)]
                 for model, cells in rows.items()
             ],
         )
@@ -204,11 +246,13 @@ def _rows(record: dict[str, Any], batch: int) -> dict[str, results.Cells]:
 
 
 def _steps(cells: results.Cells, peers: list[str]) -> list[str]:
-    private = [
-        seconds
+    private = {
+        peer: seconds
         for peer in peers
         if peer not in PLAIN.values() and (seconds := results.median(cells.get(peer))) is not None
-    ]
+    }
+    fastest = min(private, key=private.__getitem__, default=None)
+    reach = 0.0 if fastest is None else _ends(cells[fastest])[1]
     texts = []
     for peer in peers:
         seconds = results.median(cells.get(peer))
@@ -216,19 +260,27 @@ def _steps(cells: results.Cells, peers: list[str]) -> list[str]:
             texts.append("does not run" if peer in cells else "")
             continue
         text = _milliseconds(seconds)
-        if private and seconds == min(private):
+        if peer in private and _ends(cells[peer])[0] <= reach:
             text = f"**{text}**"
+        if len(cells[peer]["seconds"]) > 1:
+            text += f" ±{results.spread(cells[peer]):.0%}"
         over = results.ratio(cells, peer, results.base_of(peer))
         texts.append(text if peer in PLAIN.values() or over is None else f"{text} ({over:.2f}×)")
     return texts
 
 
-def _compiling(cell: dict[str, Any] | None) -> str:
+def _ends(cell: dict[str, Any]) -> tuple[float, float]:
+    """The median, less and plus the spread."""
+    middle, spread = results.median(cell) or 0.0, results.spread(cell)
+    return middle * (1 - spread), middle * (1 + spread)
+
+
+def _starting(cell: dict[str, Any] | None) -> str:
     if results.median(cell) is None:
         return ""
     assert cell is not None
     memory = cell.get("mib")
-    return f"{cell['compile_seconds']:.1f} s" + ("" if memory is None else f", {memory:.1f} MiB")
+    return f"{cell['start_seconds']:.1f} s" + ("" if memory is None else f", {memory:.1f} MiB")
 
 
 def _epoch(model: str, cell: dict[str, Any] | None) -> str:
@@ -237,7 +289,7 @@ def _epoch(model: str, cell: dict[str, Any] | None) -> str:
         return ""
     assert cell is not None
     epoch = seconds * PUBLISHED[model][0] / 128
-    return f"{epoch:.2f} ({epoch + cell['compile_seconds']:.1f})"
+    return f"{epoch:.2f} ({epoch + cell['start_seconds']:.1f})"
 
 
 def _published(model: str) -> str:

@@ -7,13 +7,14 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from benchmarks.peers.environments import PEERS, PLAIN
+from benchmarks.peers.environments import PEERS, PLAIN, ROOT
 
 FORMAT = "dpoptax benchmark 1"
-# By name: "seconds", a list of readings, "compile_seconds" and "mib"; or "batch"; or "error".
+# By name: "seconds", a list of readings, "start_seconds" and "mib"; or "batch"; or "error".
 Cells: TypeAlias = dict[str, dict[str, Any]]
 
 # In studies where there is no "plain" one.
@@ -33,6 +34,7 @@ def empty() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {},
+        "read": {},
         "cells": {},
     }
 
@@ -57,6 +59,20 @@ def save(path: pathlib.Path, record: dict[str, Any]) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(record, indent=1) + "\n")
     new.replace(path)
+
+
+def keep(record: dict[str, Any], name: str, cells: Cells) -> None:
+    """Puts what was read into a record, with the date and the state of the code."""
+    asked = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        found = ""
+    record["cells"][name] = cells
+    record.setdefault("read", {})[name] = {
+        "date": datetime.date.today().isoformat(),
+        "code": found or "unknown",
+    }
 
 
 def median(cell: dict[str, Any] | None) -> float | None:
@@ -103,10 +119,10 @@ def show(title: str, cells: Cells) -> None:
             continue
         over = ratio(cells, name, base_of(name))
         told = " " * 10 if over is None else f"{over:9.2f}x"
-        compiling, memory = cell.get("compile_seconds"), cell.get("mib")
+        starting, memory = cell.get("start_seconds"), cell.get("mib")
         print(
             f"  {name:20} {1e3 * seconds:10.3f} ms +- {spread(cell):4.0%} {told}"
-            + ("" if compiling is None else f"   compiled in {compiling:5.1f} s")
+            + ("" if starting is None else f"   started in {starting:5.1f} s")
             + ("" if memory is None else f"   {memory:7.1f} MiB"),
             flush=True,
         )
@@ -125,7 +141,7 @@ def study(measurements: dict[str, Callable[[], Cells]], out: pathlib.Path | None
     for name, measure in measurements.items():
         if name in record["cells"]:
             continue
-        record["cells"][name] = measure()
+        keep(record, name, measure())
         show(name, record["cells"][name])
         if out:
             save(out, record)

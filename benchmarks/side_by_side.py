@@ -113,7 +113,7 @@ def main() -> None:
                 if workers.keys() <= stored["cells"].get(name, {}).keys():
                     continue
                 # All of them again: only what was read together may be compared.
-                stored["cells"][name] = measure(workers, model, batch, options.rounds)
+                results.keep(stored, name, measure(workers, model, batch, options.rounds))
                 results.show(name, stored["cells"][name])
                 if options.out:
                     results.save(options.out, stored)

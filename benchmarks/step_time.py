@@ -56,7 +56,7 @@ def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]
 def measure(
     work: Workload, rounds: int, chosen: Sequence[str] = FORMS, microbatch: int = 8
 ) -> Cells:
-    """Returns, by form, readings, MiB of temporary memory and compile seconds."""
+    """Returns, by form, readings, MiB of temporary memory and seconds of compiling."""
     arguments = (work.params, work.examples)
     cells: Cells = {}
     programs: dict[str, Program] = {}

@@ -16,6 +16,7 @@ from dpoptax import samplers
 from dpoptax.clipping import ClipRule, FlatClip
 from dpoptax.mechanisms import Exact, FloatingPoint, Mechanism
 from dpoptax.samplers import Sampler
+from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
 from dpoptax.schedules import Piecewise, Scheduled
 
 if TYPE_CHECKING:
@@ -268,7 +269,8 @@ def event_of(record: Any) -> dp_accounting.DpEvent:
         ValueError: no event of dp-accounting.
     """
     fields = dict(_mapping("an event", record))
-    kind = getattr(dp_accounting.dp_event, str(fields.pop("kind", None)), None)
+    kinds = vars(dp_accounting.dp_event) | {"KnownMixtureDpEvent": KnownMixtureDpEvent}
+    kind = kinds.get(str(fields.pop("kind", None)))
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
         raise ValueError(f"{record!r} is no event of dp-accounting.")
     return kind(**{name: _event_value(value) for name, value in fields.items()})

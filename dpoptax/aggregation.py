@@ -50,7 +50,9 @@ def privatize(
     two steps nor two runs of one transformation share noise, and a saved state goes on bit for bit,
     but draws other noise if it is restored into a changed transformation. What cannot be seen from
     here is yours to keep apart: one key in two runs one after the other, other data or another
-    learning rate under a restored state, and a jitted `init` called twice, which gives one state.
+    learning rate under a restored state, a jitted `init` called twice, which gives one state, and
+    `jax.vmap` of `init`, which gives all members of an ensemble one key: call `init` for each of
+    them, and stack the states.
 
     Args:
         clip: a clip rule such as `dpoptax.clipping.flat(1.0)`, or a float as its short form.

@@ -3,8 +3,10 @@
     python -m reproduce                            # everything; hours on two cores
     python -m reproduce --only vae --seeds 1       # one part, one seed
     python -m reproduce --match "vae: private"     # what bears this in its name
+    python -m reproduce --out docs                 # what the stored records lack, and their page
 
-A run that has a record is not run again, so it may be stopped at any time and goes on where it was.
+A run that has a record in the folder `--out` is not run again, so it may be stopped at any time and
+goes on where it was.
 MNIST and Fashion-MNIST come from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names,
 Adult from the folder that DPOPTAX_ADULT_DIR names; a run whose data are missing is left out.
 """
@@ -36,8 +38,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--seeds", type=int, default=3, help="how many of each run [3]")
     parser.add_argument("--match", default="", metavar="TEXT", help="runs with this in their names")
-    parser.add_argument("--records", type=pathlib.Path, default=ROOT / "docs" / "reproduction.json")
-    parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "reproduction.md")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out",
+                        help="a folder for records and the page [out]")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the runs and stop")
     options = parser.parse_args()
     if options.seeds < 1:
@@ -46,16 +48,18 @@ def main() -> None:
     chosen = [
         run for name in options.only for run in PARTS[name].runs(seeds) if options.match in run.name
     ]
-    known = runs.load(options.records)
+    place = options.out / "reproduction.json"
+    known = runs.load(place)
     if options.list:
         for run in chosen:
             print(f"{run.seconds:6.0f} s  {'done' if run.name in known else '    '}  {run.name}")
         return
     # NumPyro and Optax mix integers and floats.
     with jax.numpy_dtype_promotion("standard"):
-        records = runs.run_all(chosen, options.records)
-    page.write(records, options.page)
-    print(f"the page is {options.page}")
+        records = runs.run_all(chosen, place)
+    written = place.with_suffix(".md")
+    page.write(records, written)
+    print(f"the page is {written}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from reproduce.runs import Record
 
 HEADER = """# Published experiments, run again
 
-Written by `make reproduce-d3p`; the records are in [{records}]({records}). Where there are several
-seeds, numbers are means and, after ±, standard deviations over seeds.
+Written by `python -m reproduce --out docs`; the records are in [{records}]({records}).
+`make reproduce-d3p` runs all of it afresh, into `out`. Where there are several seeds, numbers are
+means and, after ±, standard deviations over seeds.
 """
 VAE = """
 ## The VAE of {title}

@@ -13,11 +13,11 @@ class Step(NamedTuple):
     Attributes:
         run: makes so many steps and waits for them.
         parameters: how many are trained.
-        compile_seconds: how long the first took beyond a later one; for JAX, the compiler's time.
+        start_seconds: how long the first takes beyond a later one; in JAX, tracing and compiling.
         mib: memory at its peak, if the framework tells it.
     """
 
     run: Callable[[int], None]
     parameters: int
-    compile_seconds: float
+    start_seconds: float
     mib: float | None

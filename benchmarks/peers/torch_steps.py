@@ -75,7 +75,8 @@ class Block(nn.Module):
         ]
         attended = nn.functional.scaled_dot_product_attention(*heads)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.narrow(nn.functional.gelu(self.wide(self.norm2(x))))
+        wide = nn.functional.gelu(self.wide(self.norm2(x)), approximate="tanh")  # as in Flax
+        return x + self.narrow(wide)
 
 
 class Transformer(nn.Module):
@@ -126,7 +127,7 @@ class PerExample(nn.Module):
 
 
 def elbo(outputs, x):
-    """Per example, on the scale of one pixel, as the JAX model has it."""
+    """Per example, summed over pixels."""
     logits, kl = outputs[:, :-1], outputs[:, -1]
     pixels = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
     return pixels.sum(1) + kl

@@ -1,6 +1,6 @@
 """Runs one peer: requests on standard input, answers on standard output, a line of JSON each.
 
-    {"do": "prepare", "model": "vae", "batch": 128}  ->  {"compile_seconds": 1.2, "mib": 3.0, ...}
+    {"do": "prepare", "model": "vae", "batch": 128}  ->  {"start_seconds": 1.2, "mib": 3.0, ...}
     {"do": "read"}                                   ->  {"seconds": 0.0031}
 
 An answer of {"error": "..."} takes the place of one that cannot be given.

@@ -10,6 +10,7 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsample
 from dp_accounting.pld import privacy_loss_distribution as pld
 
 from dpoptax.accounting import subsampled
+from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
 
 FINEST, USUAL, COARSEST = 1e-7, 1e-4, 1e-3
 MOST_POINTS = 125_000
@@ -98,6 +99,10 @@ def one_step(
                 poisson = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
                 return one_step(poisson, relation, grid_step)
             return subsampled.without_replacement(sample / size, noise, grid_step)
+        case KnownMixtureDpEvent(usual=usual, rare=rare, probability=probability):
+            return one_step(rare, relation, grid_step).compute_mixture(
+                one_step(usual, relation, grid_step), probability
+            )
         case MixtureOfGaussiansDpEvent() if not replaces:
             return pld.from_mixture_gaussian_mechanism(
                 step.standard_deviation, step.sensitivities, step.sampling_probs, **grid
@@ -151,6 +156,12 @@ def _law(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.ndarray] | None:
             return np.array([1 - rate, rate]), np.array([0, 1 / noise])
         case TruncatedSubsampledGaussianDpEvent(sampling_probability=rate, noise_multiplier=noise):
             return np.array([1 - rate, rate]), np.array([0, 1 / noise])
+        case KnownMixtureDpEvent(usual=usual, rare=rare, probability=probability):
+            of_usual, of_rare = _law(usual), _law(rare)
+            if of_usual is None or of_rare is None:
+                return None
+            weights = [(1 - probability) * of_usual[0], probability * of_rare[0]]
+            return np.concatenate(weights), np.concatenate([of_usual[1], of_rare[1]])
         case MixtureOfGaussiansDpEvent():
             moves = np.asarray(step.sensitivities) / step.standard_deviation
             return np.asarray(step.sampling_probs), moves

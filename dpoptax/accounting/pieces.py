@@ -13,6 +13,8 @@ import scipy.stats
 from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 
+from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
+
 # The share of delta that may pay for batches beyond their capacity before the exact law of
 # truncation, ten times slower to compute, is taken instead. It costs epsilon about 0.2 % at most.
 OVERFLOW_SHARE = 0.05
@@ -107,6 +109,8 @@ def _flatten(
 def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
     if isinstance(step, dp_accounting.NonPrivateDpEvent):
         return True
+    if isinstance(step, KnownMixtureDpEvent):
+        return _has_no_noise(step.usual) or _has_no_noise(step.rare)
     inner = getattr(step, "event", step)
     names = ("noise_multiplier", "noise_parameter", "standard_deviation")
     return any(getattr(inner, name, None) == 0 for name in names)
@@ -133,10 +137,8 @@ def _without_overflow(
             overflow = float(scipy.stats.binom.sf(capacity - group_size, others, rate))
             gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
             return overflow, dp_accounting.PoissonSampledDpEvent(rate, gaussian)
-        case MixtureOfGaussiansDpEvent(
-            standard_deviation=deviation, sensitivities=(1.0, 2.0), sampling_probs=(_, overflow)
-        ) if group_size == 1:
-            return overflow, dp_accounting.GaussianDpEvent(deviation)
+        case KnownMixtureDpEvent(usual=usual, probability=overflow) if group_size == 1:
+            return overflow, usual
     return 0.0, step
 
 
@@ -145,8 +147,8 @@ def _of_group(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent |
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return dp_accounting.GaussianDpEvent(noise / size)
-        case MixtureOfGaussiansDpEvent(standard_deviation=deviation, sensitivities=(1.0, 2.0)):
-            return dp_accounting.GaussianDpEvent(deviation / (2 * size))
+        case KnownMixtureDpEvent(rare=rare):  # always, for the probability is that of one
+            return _of_group(rare, size)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):

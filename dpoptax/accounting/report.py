@@ -30,6 +30,7 @@ NO_GENERATOR = "none yet: a plan draws nothing"
 ASSUMPTIONS = (
     "keys are secret, and none serves two runs",
     "runs made to choose model, clip, rate or steps are not counted",
+    "when the run ended was not decided by what it had released",
     "losses, norms, batch sizes and the time a step takes are readings of the data, not private",
 )
 
@@ -54,7 +55,7 @@ class Report:
         delta: of the guarantee.
         epsilon: of the guarantee; inf for a run without noise.
         epsilon_at: at other deltas.
-        epsilon_replaced: under replace_one, at delta.
+        epsilon_replaced: under replace_one, at delta; inf where none is known.
         epsilon_of_group: for so many units that stand or fall together, at delta.
         epsilon_unamplified: if everyone took part once per pass, at a step known to all.
         advantage: of an optimal attacker, true minus false positive rate.
@@ -234,7 +235,7 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
         delta=delta,
         epsilon=epsilon_at[delta],
         epsilon_at=epsilon_at,
-        epsilon_replaced=ledger.epsilon(relation="replace_one"),
+        epsilon_replaced=_replaced(ledger),
         epsilon_of_group={
             size: event_epsilon(
                 event, delta=delta, relation=relation, group_size=size, coarsening=GROUP_COARSENING
@@ -252,6 +253,14 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
         assumptions=(*ASSUMPTIONS, plan.mechanism.trust),
         loss=loss,
     )
+
+
+def _replaced(ledger: "Ledger") -> float:
+    """Epsilon under replace_one; inf where nothing is known of what was charged beside the run."""
+    try:
+        return ledger.epsilon(relation="replace_one")
+    except dp_accounting.UnsupportedEventError:
+        return math.inf
 
 
 def _unamplified(plan: "Plan", ledger: "Ledger") -> float:

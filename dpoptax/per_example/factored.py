@@ -175,9 +175,10 @@ def factored_grads(
         }
         return loss_value, factors, gradients
 
-    losses, factors, gradients = jax.vmap(of_example)(flat)
-    if plain and found.loose_convolution:
-        gradients = isolated(lambda flat: of_example(flat)[2], gradients, flat, mask)
+    found_of_all = jax.vmap(of_example)(flat)
+    if found.loose_convolution:
+        found_of_all = isolated(of_example, found_of_all, flat, mask)
+    losses, factors, gradients = found_of_all
     for leaf in sorted(layout.formed):
         of_leaf = [factors.pop(site.key) for site in layout.sites_of(leaf)]
         gradients[leaf] = layout.rules[leaf].gradients(of_leaf)

@@ -260,9 +260,9 @@ class Interpreter:
                 program.kept
             )
 
-        again = jax.checkpoint(
-            run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
-        )
+        prevents = eqn.params["prevent_cse"]  # for each argument, or for all: those here are others
+        prevents = any(prevents) if isinstance(prevents, tuple) else prevents
+        again = jax.checkpoint(run, prevent_cse=prevents, policy=eqn.params["policy"])
         outputs, kept = again(list(map(_value, values)), self._inside(key, eqn, self.taps, 0).taps)
         self.kept.update(kept)
         return outputs

@@ -22,17 +22,25 @@ FormOf = Callable[..., tuple[Array, PerExampleGrads]]
 class Program:
     """What is static: the loss as a jaxpr, and the form of each microbatch.
 
-    Two programs are equal if the loss traced alike, so that a compiled function is reused.
+    Two programs are equal if they are of one function and it traced alike, so that a compiled
+    function is reused. A jaxpr as text tells custom derivatives and callbacks by name alone.
     """
 
-    def __init__(self, form_of: FormOf, closed: Any, params: PyTree, inputs: PyTree) -> None:
+    def __init__(
+        self,
+        form_of: FormOf,
+        loss_fn: Callable[..., Array],
+        closed: Any,
+        params: PyTree,
+        inputs: PyTree,
+    ) -> None:
         self.form_of = form_of
         self.jaxpr = closed.jaxpr
         self.specs = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params
         )
         trees = jax.tree.structure((params, inputs))
-        self._signature = (str(closed.jaxpr), trees, form_of)
+        self._signature = (str(closed.jaxpr), trees, form_of, loss_fn)
 
     def grads(
         self, constants: list[Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
@@ -156,7 +164,7 @@ def microbatched_grads(
     losses = jax.lax.map(lambda row: loss_fn(params, *row), inputs, batch_size=microbatch_size)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
     closed = jax.make_jaxpr(loss_fn)(params, *one)
-    program = Program(form_of, closed, params, inputs)
+    program = Program(form_of, loss_fn, closed, params, inputs)
     return losses, MicrobatchedGrads(
         params, inputs, list(closed.consts), mask, program, microbatch_size
     )

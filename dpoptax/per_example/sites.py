@@ -76,6 +76,11 @@ class Site:
 
     def isometric(self, spec: jax.ShapeDtypeStruct) -> bool:
         """Whether the steps give every number of the leaf once, so that norms are the leaf's."""
+        # Where some are dropped, as many may be repeated.
+        if any(
+            step.primitive is not None and step.primitive.name == "slice" for step in self.steps
+        ):
+            return False
         sliced = math.prod(level.length for level in self.levels if level.sliced)
         return math.prod(self.weight.shape) * sliced == math.prod(spec.shape)
 

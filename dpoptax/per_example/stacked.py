@@ -84,25 +84,26 @@ def stacked_grads(
 
 
 def isolated(
-    gradients_of: Callable[[Any], PyTree], gradients: PyTree, inputs: Any, mask: Array
+    function: Callable[[Any], PyTree], results: PyTree, inputs: Any, mask: Array
 ) -> PyTree:
-    """Keeps an example that is not finite from spoiling the gradients of others.
+    """Keeps an example that is not finite from spoiling the results of others.
 
-    `vmap` turns the gradient of a convolution's kernel into one convolution in as many groups as
-    there are examples, and XLA multiplies across groups by zero: NaN in one example is NaN in all.
+    `vmap` turns a convolution whose kernel differs by example, and the gradient of any kernel, into
+    one convolution in as many groups as there are examples, and XLA multiplies across groups by
+    zero: NaN in one example is NaN in all.
 
     Args:
-        gradients_of: the gradients of one example.
-        gradients: those of all examples by `vmap`, `(batch, ...)`.
+        function: of one example.
+        results: those of all examples by `vmap`, `(batch, ...)`.
         inputs: the examples, with a leading axis.
         mask: bool `(batch,)`.
 
     Returns:
-        `gradients`, or where any is not finite the same computed one example at a time.
+        `results`, or where any is not finite the same computed one example at a time.
     """
-    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(gradients)]
+    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results)]
     return jax.lax.cond(
-        jnp.all(jnp.stack(finite)), lambda: gradients, lambda: jax.lax.map(gradients_of, inputs)
+        jnp.all(jnp.stack(finite)), lambda: results, lambda: jax.lax.map(function, inputs)
     )
 
 
@@ -117,6 +118,7 @@ def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
         Per-example gradients in some form.
 
     Raises:
+        TypeError: a leaf is not of real floating-point numbers.
         ValueError: the leaves share no leading axis, or do not fit the parameters. A gradient that
             is summed or averaged already cannot be clipped per example.
 
@@ -133,6 +135,14 @@ def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
 
 def _stack(gradients: PyTree) -> StackedGrads:
     batch = _checks.batch_size("updates", gradients) if jax.tree.leaves(gradients) else 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "gradients must be real floating-point arrays; got "
+                f"updates{jax.tree_util.keystr(path)} of {dtype}. Pass complex ones as two leaves, "
+                "real and imaginary."
+            )
     return StackedGrads(jax.tree.map(jnp.asarray, gradients), jnp.ones((batch,), bool))
 
 

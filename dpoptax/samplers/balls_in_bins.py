@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _checks
 from dpoptax.relations import Relation, parse_relation
+from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
 from dpoptax.samplers.poisson import default_capacity
 from dpoptax.samplers.protocol import Batch, composed, start
 from dpoptax.schedules import Scheduled
@@ -49,7 +50,8 @@ class BallsInBins:
         steps_per_round: how many batches share them.
         max_batch_size: the padded size of every batch; None for one that is exceeded with
             probability below 1e-14. Examples beyond it sit out, a uniform random subset of the
-            batch; the probability that an example makes another sit out is paid from delta.
+            batch. Where one example more would make another sit out, the round is accounted at
+            half the noise; a probability of that far below delta is paid from delta instead.
 
     Raises:
         TypeError: a count that is not whole.
@@ -130,11 +132,11 @@ class BallsInBins:
         adds = parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
 
         def one_round(noise_multiplier: float) -> dp_accounting.DpEvent:
+            usual = dp_accounting.GaussianDpEvent(noise_multiplier)
             if full > 0 and adds:
-                return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
-                    noise_multiplier, (1.0, 2.0), (1 - full, full)
-                )
-            return dp_accounting.GaussianDpEvent(noise_multiplier)
+                twice = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
+                return KnownMixtureDpEvent(usual, twice, full)
+            return usual
 
         return composed(one_round, noise_multiplier, num_steps, self.steps_per_round)
 

@@ -7,6 +7,7 @@ whatever the batches drawn and however many steps a dispatch makes.
 import hashlib
 import importlib.metadata
 import os
+import pathlib
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -198,15 +199,30 @@ def _digest(program: str, parts: Iterable[PyTree]) -> str:
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
     flags = os.environ.get("XLA_FLAGS", "")
     versions = (jax.__version__, importlib.metadata.version("jaxlib"), platform.platform(), flags)
-    for text in (program, *versions, *devices):
+    for text in (program, *versions, *devices, _processor()):
         digest.update(text.encode())
-    if "callback" in program:  # what it calls is not in the program: never the same again
+    if not _repeats(program, jax.default_backend(), flags):
         digest.update(str(of_first(secrets.randbits(31))).encode())
     for part in parts:
         for leaf in jax.tree.leaves(part):
             for array in _arrays(leaf):
                 digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return of_all(digest.hexdigest())
+
+
+def _repeats(program: str, backend: str, flags: str) -> bool:
+    """Whether a program gives the same bits again on the same machine."""
+    # What a callback calls is not in the program; and a GPU adds up in the order of the moment.
+    return "callback" not in program and (backend != "gpu" or "deterministic_ops" in flags)
+
+
+def _processor() -> str:
+    """What decides how a CPU rounds sums: its kind, its instructions, and between how many."""
+    known = pathlib.Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    kinds = ("model name", "flags", "Features")  # the last is ARM's
+    told = {line for line in lines if line.startswith(kinds)}
+    return repr((sorted(told), platform.processor(), os.cpu_count()))
 
 
 def _arrays(leaf: Any) -> Iterator[np.ndarray]:

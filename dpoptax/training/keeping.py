@@ -106,7 +106,8 @@ class Kept:
         if began is not None and not alike and not isinstance(plan.sampler, INDEPENDENT):
             raise ValueError(
                 "the loss, the optimizer, the data, the devices or JAX changed since the "
-                f"checkpoint, and {type(plan.sampler).__name__} ties the steps of a run together: "
+                "checkpoint, or a GPU computes without XLA_FLAGS=--xla_gpu_deterministic_ops=true, "
+                f"and {type(plan.sampler).__name__} ties the steps of a run together: "
                 "they cannot be drawn anew. Go on as it began, or begin anew in another folder."
             )
         if not alike:
@@ -117,8 +118,9 @@ class Kept:
             if not alike:
                 warnings.warn(
                     "the loss, the optimizer, the data, the devices or JAX changed since the "
-                    f"checkpoint of step {done}: training goes on with other noise, and {lost} "
-                    "steps that ran after it stay charged.",
+                    f"checkpoint of step {done}, or a GPU computes without "
+                    "XLA_FLAGS=--xla_gpu_deterministic_ops=true: training goes on with other "
+                    f"noise, and {lost} steps that ran after it stay charged.",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -140,6 +142,11 @@ class Kept:
         """
         journal = self._folder.journal
         yield from journal.lost(journal.segments[-1].last if done is None else done)
+
+    @property
+    def released(self) -> int:
+        """How many steps of the run as it stands were let run, those to be repeated included."""
+        return self._folder.journal.segments[-1].last
 
     def allow(self, steps: int) -> None:
         """Notes, before they run, that steps up to number `steps` may be released.

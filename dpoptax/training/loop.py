@@ -161,13 +161,19 @@ def fit(
         stack.callback(engine.close)
         if kept is not None:
             state = kept.enter(state, engine.digest(state), plan)
-        ledger = _ledger(plan, done, () if kept is None else kept.lost())
+        # Steps that a crash lost and that are repeated alike are released already.
+        charged = done if kept is None else max(done, kept.released)
+        ledger = _ledger(plan, charged, () if kept is None else kept.lost())
         bar = stack.enter_context(Reporter(progress, ledger, done=done, num_steps=plan.num_steps))
         interrupts = stack.enter_context(Interrupts(max_seconds))
         stride = engine.most() or 1
         while done < plan.num_steps and not if_any(interrupts.reason is not None):
             stride = min(of_first(stride), plan.num_steps - done)
-            ledger.charge(slice_of(plan.scheduled_noise, done, done + stride), stride)
+            if done + stride > charged:
+                ledger.charge(
+                    slice_of(plan.scheduled_noise, charged, done + stride), done + stride - charged
+                )
+                charged = done + stride
             if kept is not None:
                 kept.allow(done + stride)
             began = time.monotonic()

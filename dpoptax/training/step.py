@@ -176,6 +176,11 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     required = sum(parameter.default is parameter.empty for parameter in positional)
+    if required == 2 and [parameter.name for parameter in positional[2:3]] == ["key"]:
+        raise TypeError(
+            f"{name} has a default for its third argument, key, so that nobody can tell whether it "
+            "is to be given one. Take the default away, or bind it with functools.partial."
+        )
     if required not in (2, 3):
         raise TypeError(
             f"{name} must take ({first}, example) or ({first}, example, key); got one that "

@@ -82,12 +82,49 @@ def test_orders_without_amplification_cost_one_gaussian_per_pass():
 def test_bins_that_overflow_cost_twice_the_clip_where_they_do():
     event = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4)
     assert event.count == 2
-    assert event.event.sensitivities == (1.0, 2.0)
-    full = scipy.stats.binom.sf(13, 39, 1 / 3)
-    assert event.event.sampling_probs == pytest.approx((1 - full, full))
+    assert event.event.usual == dp_accounting.GaussianDpEvent(1.1)
+    assert event.event.rare == dp_accounting.GaussianDpEvent(0.55)
+    assert event.event.probability == pytest.approx(scipy.stats.binom.sf(13, 39, 1 / 3))
     # Nobody sits out for one that is exchanged.
     replaced = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4, "replace_one")
     assert replaced.event == dp_accounting.GaussianDpEvent(1.1)
+
+
+@pytest.mark.parametrize("at", [1.0, 3.0, 6.0])
+def test_whether_a_bin_was_full_is_taken_for_known(at):
+    """Delta is the mean over both cases, never less for a doubt about which it was."""
+    sampler = BallsInBins(40, 3, max_batch_size=14)
+    full = scipy.stats.binom.sf(13, 39, 1 / 3)
+
+    def delta_of(mu):  # Balle and Wang 2018, arXiv:1805.06530, theorem 8
+        cdf = scipy.stats.norm.cdf
+        return cdf(mu / 2 - at / mu) - math.exp(at) * cdf(-mu / 2 - at / mu)
+
+    delta = (1 - full) * delta_of(1 / 1.1) + full * delta_of(2 / 1.1)
+    achieved = epsilon(sampler=sampler, noise_multiplier=1.1, num_steps=3, delta=delta)
+    assert at <= achieved <= at * (1 + 2e-3)
+
+
+def test_an_attack_that_sees_which_bin_was_full_finds_no_more_than_epsilon():
+    """Two bins, noise 1: others add 1 each, the target takes 1 away.
+
+    Where one bin is full of others, the sum of the *other* bin, short of all who are left, says so;
+    the target then lowers the sum of the full one by 2. The attack bets where a full bin is 4.5 too
+    low.
+    """
+    size, capacity, delta = 10**6, 501_165, 1e-5
+    others, normal = scipy.stats.binom(size - 1, 0.5), scipy.stats.norm()
+    full = others.sf(capacity - 1)
+    told = capacity + 16  # so many others in a bin are seen by the sum of the other bin
+    mistaken = 2 * normal.sf(8)
+    known = others.sf(told) * (1 - mistaken)
+    found, false = known * normal.cdf(2 - 4.5), (full + mistaken) * normal.cdf(-4.5)
+    # The target is in either bin with probability 1/2; the bet is on either.
+    lower_bound = math.log((found - delta) / (2 * false + mistaken))
+    mixture = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(1.0, (1.0, 2.0), (1 - full, full))
+    run = {"sampler": BallsInBins(size, 2, max_batch_size=capacity), "noise_multiplier": 1.0}
+    assert event_epsilon(mixture, delta=delta) < lower_bound
+    assert lower_bound < epsilon(num_steps=2, delta=delta, **run)
 
 
 def test_a_cyclic_run_is_the_poisson_run_of_one_group():

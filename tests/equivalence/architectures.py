@@ -170,6 +170,13 @@ def standardised_convolution(w, x):
     return energy(jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME"))
 
 
+def dynamic_filter(w, x):
+    """A convolution whose kernel follows from the example."""
+    kernel = jnp.tanh(x @ w).reshape(1, 1, 3)
+    image = x.reshape(1, 1, len(x))
+    return energy(jax.lax.conv_general_dilated(image, kernel, (1,), "SAME"))
+
+
 def nested_scans(w, x):
     def outer(carry, w):
         inner = jax.lax.scan(lambda c, t: (jnp.tanh(c @ w + t), c), carry, x, reverse=True)
@@ -312,6 +319,12 @@ ARCHITECTURES = {
     "nested grad": plain(nested_grad, (4, 3), lambda b: floats(b, 4)),
     "lookup beside arithmetic": plain(
         lambda w, i: energy(w[i]) + energy(w[i[0]] * 2), (6, 3), ids
+    ),
+    "a part repeated as often as others are dropped": plain(
+        lambda w, x: energy(jnp.broadcast_to(w[:1], (4, 3)).T @ x), (4, 3), lambda b: floats(b, 4)
+    ),
+    "a convolution of two activations": plain(
+        dynamic_filter, (8, 3), lambda b: 0.3 * floats(b, 8)
     ),
     "lookup beyond the table, clipped": plain(
         lambda w, i: energy(w.at[i].get(mode="clip")), (4, 3), lambda b: 2 * ids(b) - 3

@@ -133,6 +133,63 @@ def test_a_gradient_far_smaller_than_its_factors_stays_in_the_ball_too(model, ru
     assert np.all(np.asarray(weights, np.float64) * norms <= l2_clip * (1 + 1e-5))
 
 
+def weighted_bag(w, example):
+    ids, scales = example
+    return jnp.sum(scales[:, None] * w[ids])
+
+
+def weighted_product(w, example):
+    x, scales = example
+    return jnp.sum(scales[:, None] * (x @ w))
+
+
+def weighted_patches(w, example):
+    x, scales = example
+    kernel = w.reshape(5, 8, 8)
+    numbers = ("NWC", "WIO", "NWC")
+    output = jax.lax.conv_general_dilated(x[None], kernel, (1,), "SAME", dimension_numbers=numbers)
+    return jnp.sum(scales[:, None] * output[0])
+
+
+def used_twice(w, example):
+    x, scales = example
+    return jnp.sum(scales[:, None] * (x @ w)) + jnp.sum(scales[:, None] * (x @ w.T))
+
+
+@pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
+@pytest.mark.parametrize(
+    ("loss_fn", "shape", "x", "rules"),
+    [
+        (weighted_bag, (500, 4), np.zeros((9, 64), int), {"segments"}),
+        (weighted_product, (8, 8), np.ones((9, 64, 8)), {"direct"}),
+        (weighted_product, (300, 300), np.ones((9, 64, 300)), {"Gram", "direct"}),
+        (weighted_patches, (40, 8), np.ones((9, 64, 8)), {"patches", "direct"}),
+        (used_twice, (8, 8), np.ones((9, 64, 8)), {"direct"}),
+    ],
+    ids=["lookup", "product", "large product", "convolution", "twice"],
+)
+def test_terms_that_cancel_in_one_example_wipe_out_no_others(
+    loss_fn, shape, x, rules, size, monkeypatch
+):
+    """The last example is the difference of large terms: its own gradient may be lost."""
+    monkeypatch.setattr(dpoptax.per_example.factored, "is_formed", lambda *_: False)
+    small = np.random.default_rng(0).normal(size=64)
+    large = size * np.tile([1, -1], 32)
+    scales = np.asarray([*[small] * 8, large], np.float32)
+    examples = (jnp.asarray(x, jnp.asarray(x).dtype), jnp.asarray(scales))
+    w = jnp.zeros(shape)
+    assert {row.rule for row in dpoptax.explain(loss_fn, w, examples)} <= rules
+    rule = dpoptax.clipping.flat(1.0)
+
+    def clipped(rows):
+        part = jax.tree.map(lambda leaf: leaf[rows], examples)
+        return dpoptax.per_example_grads(loss_fn)(w, part).clip_and_sum(rule.weights)
+
+    without = clipped(slice(0, 8))
+    assert np.linalg.norm(without) == pytest.approx(8, rel=1e-3)
+    assert np.linalg.norm(clipped(slice(0, 9)) - without) <= 1.01
+
+
 @pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
 def test_padded_rows_may_hold_anything(name):
     with jax.numpy_dtype_promotion("standard"):
@@ -143,7 +200,14 @@ def test_padded_rows_may_hold_anything(name):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(
-    "name", ["linen convolutions", "linen attention", "linen lstm", "standardised convolution"]
+    "name",
+    [
+        "linen convolutions",
+        "linen attention",
+        "linen lstm",
+        "standardised convolution",
+        "a convolution of two activations",
+    ],
 )
 def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
     with jax.numpy_dtype_promotion("standard"):
@@ -259,6 +323,38 @@ def test_no_array_of_batch_times_parameters_is_ever_made():
     lowered = jax.jit(clipped).lower(wide, floats(32, 500)).compile()
     held = lowered.memory_analysis().temp_size_in_bytes
     assert held < 4 * 500 * 400 * 4  # a few copies of the parameters, where stacking takes 32
+
+
+def test_losses_that_print_alike_are_told_apart():
+    """A jaxpr as text names a custom derivative and does not show it."""
+
+    def scaled(scale):
+        @jax.custom_vjp
+        def identity(x):
+            return x
+
+        identity.defvjp(lambda x: (x, None), lambda _, g: (scale * g,))
+        return lambda w, x: identity(jnp.vdot(w, x))
+
+    @jax.jit
+    def total(grads):
+        return grads.weighted_sum(jnp.ones(4))
+
+    x = floats(4, 3)
+    for options in OPTIONS.values():
+        once, twice = (
+            total(dpoptax.per_example_grads(scaled(scale), **options)(jnp.ones(3), x))
+            for scale in (1.0, 2.0)
+        )
+        np.testing.assert_allclose(2 * once, twice, rtol=1e-6)
+
+
+def test_a_product_over_nothing_has_no_gradient():
+    grads = dpoptax.per_example_grads(lambda w, x: jnp.sum(x @ w))(
+        jnp.ones((0, 5)), jnp.ones((3, 0))
+    )
+    np.testing.assert_array_equal(grads.squared_norms(), np.zeros(3))
+    assert grads.weighted_sum(jnp.ones(3)).shape == (0, 5)
 
 
 def test_it_runs_inside_jit_over_traced_constants_and_reuses_the_compiled_function():

@@ -13,7 +13,7 @@ def record(**cells):
 
 
 def cell(*seconds, **more):
-    return {"seconds": list(seconds), "compile_seconds": 1.0, "mib": 2.0} | more
+    return {"seconds": list(seconds), "start_seconds": 1.0, "mib": 2.0} | more
 
 
 PLAIN = cell(1.0, 1.01, 0.99, 1.0, 1.0)

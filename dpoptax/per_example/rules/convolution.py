@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from dpoptax.per_example.rules import direct, gram
 from dpoptax.per_example.rules.chunks import map_chunks, on_cpu, sum_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
+from dpoptax.per_example.rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import CONVOLUTION, Site
 from dpoptax.precision import widen
@@ -51,7 +52,8 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 
     def squared_norms(chunk: Factors) -> Array:
         products = jnp.square(_products(site, chunk))
-        return jnp.sum(products, axis=tuple(range(1, products.ndim)))
+        terms = window * _largest_pixel(site, chunk) * _squares(chunk.cotangent)
+        return rounded_up(jnp.sum(products, axis=tuple(range(1, products.ndim))), terms)
 
     def gradients(factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         def form(chunk: Factors) -> Array:
@@ -99,6 +101,17 @@ def _understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
 def _products(site: Site, chunk: Factors) -> Float[Array, "batch groups k n"]:
     """P'G of every example; K is window by channels."""
     return _contract("bgkt,btgn->bgkn", _patches(site, chunk), _cotangents(site, chunk))
+
+
+def _largest_pixel(site: Site, chunk: Factors) -> Float[Array, " batch"]:
+    """The largest squared norm of a pixel: a patch has at most as many times it as a window."""
+    pixels = _channels_last(site, chunk)
+    squares = sum_of_squares(pixels, (pixels.ndim - 1,))
+    return jnp.max(squares, axis=tuple(range(1, squares.ndim)))
+
+
+def _squares(leaf: Array) -> Float[Array, " batch"]:
+    return sum_of_squares(widen(leaf), tuple(range(1, leaf.ndim)))
 
 
 def _product_of_all(site: Site, chunk: Factors) -> Float[Array, "groups k n"]:

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 from dpoptax.per_example.form import select
 from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import Factors, leaf_gradient
+from dpoptax.per_example.rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import CONVOLUTION, Site
+from dpoptax.precision import widen
 
 # A gradient formed example by example is far from the speed of one large product.
 OVERHEAD = 8.0
@@ -47,7 +49,8 @@ def squared_norms(
 
     def norms(chunk: Sequence[Factors]) -> Array:
         formed = jnp.square(_form(sites, spec, chunk))
-        return jnp.sum(formed, axis=tuple(range(1, formed.ndim)))
+        terms = jnp.stack([_size(factors) for factors in chunk]).sum(axis=0)
+        return rounded_up(jnp.sum(formed, axis=tuple(range(1, formed.ndim))), terms)
 
     return map_chunks(norms, list(factors), math.prod(spec.shape))
 
@@ -78,6 +81,19 @@ def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[F
     finite = functools.reduce(jnp.logical_and, map(_finite, jax.tree.leaves(factors)))
     clean = jax.tree.map(lambda leaf: select(finite, leaf), factors)
     return select(finite, jax.vmap(one)(clean), jnp.nan)
+
+
+def _size(factors: Factors) -> Float[Array, " batch"]:
+    """At least the largest squared norm of a term of the gradient."""
+    size = _squares(factors.cotangent)
+    for operand in factors.operands:
+        if jnp.issubdtype(operand.dtype, jnp.floating):
+            size = size * _squares(operand)
+    return size
+
+
+def _squares(leaf: Array) -> Float[Array, " batch"]:
+    return sum_of_squares(widen(leaf), tuple(range(1, leaf.ndim)))
 
 
 def _finite(leaf: Array) -> Array:

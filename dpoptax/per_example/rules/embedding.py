@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from dpoptax.per_example.rules import direct
 from dpoptax.per_example.rules.chunks import fold_chunks, map_chunks, on_cpu
 from dpoptax.per_example.rules.factors import Factors
+from dpoptax.per_example.rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import Site
 from dpoptax.precision import widen
@@ -28,10 +29,10 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     tokens = tokens_of(site, width)
 
     def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        return segment_squared_norms(*as_rows(site, factors[0], width), spec.shape[0])
+        return segment_squared_norms(*as_rows(site, factors[0], spec), spec.shape[0])
 
     def total(factors: Sequence[Factors]) -> Float[Array, "..."]:
-        return sum_of_rows(*as_rows(site, factors[0], width), spec.shape[0]).reshape(spec.shape)
+        return sum_of_rows(*as_rows(site, factors[0], spec), spec.shape[0]).reshape(spec.shape)
 
     yield Rule(
         "segments",
@@ -71,12 +72,13 @@ def tokens_of(site: Site, width: int) -> int:
 
 
 def as_rows(
-    site: Site, factors: Factors, width: int
+    site: Site, factors: Factors, spec: jax.ShapeDtypeStruct
 ) -> tuple[Int[Array, "batch t"], Float[Array, "batch t width"]]:
     """Brings the factors to tokens `(batch, T)` in the table and cotangents `(batch, T, width)`."""
     (indices,) = factors.operands
     ids = indices.reshape(indices.shape[0], math.prod(indices.shape[1:]))
-    rows = widen(factors.cotangent).reshape(*ids.shape, width)
+    dtype = widen(jnp.zeros((), spec.dtype)).dtype  # the lookup may be in a narrower one
+    rows = widen(factors.cotangent).reshape(*ids.shape, math.prod(spec.shape[1:])).astype(dtype)
     last = max(0, site.weight.shape[0] - 1)
     inside = (ids >= 0) & (ids <= last)
     # What the lookup dropped or clipped, its transpose drops or clips alike.
@@ -91,14 +93,14 @@ def segment_squared_norms(
     """Sums the rows of equal ids within each example, and squares."""
 
     def of_chunk(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
-        ids, rows = chunk
+        places, rows = chunk
         batch, tokens, width = rows.shape
-        places = _place_of_equals(ids, rows_in_table)
         places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
         sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (places, rows))
-        return jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
+        squares = jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
+        return rounded_up(squares, sum_of_squares(rows, (1, 2)))
 
-    return map_chunks(of_chunk, (ids, rows), _numbers(rows))
+    return map_chunks(of_chunk, (_place_of_equals(ids, rows_in_table), rows), _numbers(rows))
 
 
 def sum_of_rows(
@@ -116,6 +118,10 @@ def _numbers(rows: Float[Array, "batch t width"]) -> int:
     return 8 * math.prod(rows.shape[1:])
 
 
+def _first_of_equals(ids: Int[Array, "rows t"]) -> Int[Array, "rows t"]:
+    return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)
+
+
 def _add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
     places, rows = chunk
     flat = rows.reshape(places.size, rows.shape[-1])
@@ -124,8 +130,10 @@ def _add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
 
 def _place_of_equals(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:
     """For every token a place in its example, the same one for equal tokens."""
+    if ids.size == 0:
+        return ids
     if not on_cpu():
-        return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)
+        return map_chunks(_first_of_equals, ids, ids.shape[1] ** 2)
     places = jnp.arange(ids.shape[1], dtype=jnp.int32)
 
     def write_and_read(table: Array, row: Array) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from dpoptax.per_example.rules import gram
 from dpoptax.per_example.rules.chunks import map_chunks
 from dpoptax.per_example.rules.factors import HIGHEST, Factors, to_leaf
+from dpoptax.per_example.rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import Site
 from dpoptax.precision import widen
@@ -95,8 +96,10 @@ def sizes(site: Site) -> Sizes:
     (operand,) = site.operands
     k = math.prod(site.weight.shape[i] for i in contracting[own])
     h = math.prod(site.weight.shape[i] for i in batch[own])
-    n = math.prod(site.weight.shape) // (k * h) if k * h else 0
-    t = math.prod(operand.shape) // (k * h) if k * h else 0
+    free = [n for i, n in enumerate(site.weight.shape) if i not in (*contracting[own], *batch[own])]
+    n = math.prod(free)
+    other = (*contracting[1 - own], *batch[1 - own])
+    t = math.prod(n for i, n in enumerate(operand.shape) if i not in other)
     sliced = math.prod(level.length for level in site.levels if level.sliced)
     shared = math.prod(level.length for level in site.levels if not level.sliced)
     return Sizes(h * sliced, t * shared, k, n)
@@ -184,7 +187,7 @@ def _outer(pair: Pair) -> Float[Array, " batch"]:
     batch, h = pair.a.shape[:2]
 
     def squares(leaf: Array) -> Array:
-        return jnp.sum(jnp.square(leaf.reshape(batch * h, leaf.shape[2] * leaf.shape[3])), axis=1)
+        return sum_of_squares(leaf.reshape(batch * h, leaf.shape[2] * leaf.shape[3]), (1,))
 
     return jnp.sum((squares(pair.a) * squares(pair.g)).reshape(batch, h), axis=1)
 
@@ -194,7 +197,9 @@ def _direct(pair: Pair) -> Float[Array, " batch"]:
     n = pair.g.shape[3]
 
     def norms(pair: Pair) -> Array:
-        return jnp.sum(jnp.square(_products(pair)), axis=(1, 2, 3))
+        terms = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
+        products = jnp.sum(jnp.square(_products(pair)), axis=(1, 2, 3))
+        return rounded_up(products, jnp.sum(terms, axis=(1, 2)))
 
     return map_chunks(norms, pair, h * (k * n + t * (k + n)))
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example.rules import direct, embedding, gram, matmul
+from dpoptax.per_example.rules import direct, embedding, matmul
 from dpoptax.per_example.rules.factors import HIGHEST, Factors
+from dpoptax.per_example.rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example.rules.rule import Rule
 from dpoptax.per_example.sites import Site
 
@@ -30,7 +31,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     tokens, outputs = embedding.tokens_of(rows, width), matmul.sizes(head).t
 
     def squared_norms(product: Rule, factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        ids, cotangents = embedding.as_rows(rows, factors[lookup], width)
+        ids, cotangents = embedding.as_rows(rows, factors[lookup], spec)
         of_lookup = embedding.segment_squared_norms(ids, cotangents, size)
         of_product = product.squared_norms([factors[1 - lookup]])
         pair = matmul.as_pair(head, factors[1 - lookup])
@@ -38,7 +39,8 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         looked_up = jnp.take_along_axis(by_row[:, 0], ids[:, None, :], axis=2)
         inner = jnp.einsum("btw,bsw->bst", cotangents, by_width[:, 0], precision=HIGHEST)
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
-        return gram.rounded_up(of_lookup + of_product + cross, of_lookup + of_product)
+        terms = _size(looked_up) * _size(cotangents) * _size(by_width)
+        return rounded_up(of_lookup + of_product + cross, of_lookup + of_product + terms)
 
     for product in matmul.candidates([head], spec):
         yield Rule(
@@ -49,6 +51,11 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
             8.0 * tokens * width + product.operations + tokens * outputs * (width + 2),
             tokens * width + product.memory + 2 * tokens * outputs,
         )
+
+
+def _size(leaf: Array) -> Float[Array, " batch"]:
+    """The norm of what each example holds."""
+    return jnp.sqrt(sum_of_squares(leaf, tuple(range(1, leaf.ndim))))
 
 
 def _multiplies_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
