@@ -90,6 +90,20 @@ REFUSED = {
         lambda: dpoptax.privatize(np.inf, 1.0, 8, KEY),
         "finite l2_clip.*noise_multiplier=0",
     ),
+    "complex gradients": (
+        lambda: dpoptax.per_example.as_per_example_grads({"w": jnp.ones((2, 3), complex)}),
+        r"real floating-point arrays; got updates\['w'\] of complex64",
+    ),
+    "whole gradients": (
+        lambda: dpoptax.per_example.as_per_example_grads(jnp.ones((2, 3), int)),
+        "real floating-point arrays; got updates of int32",
+    ),
+    "a key by default": (
+        lambda: dpoptax.training.make_train_step(
+            lambda w, x, key=None: 0.0, tx=optax.sgd(1.0), sampler=dpoptax.samplers.Poisson(9, 3)
+        ),
+        "has a default for its third argument, key.*Take the default away",
+    ),
     "batch size zero": (
         lambda: dpoptax.privatize(1.0, 1.0, 0, KEY),
         "expected_batch_size must be positive",

@@ -9,6 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 from dpoptax import _checks
 from dpoptax.accounting.pieces import OVERFLOW_SHARE, pieces
 from dpoptax.relations import Relation, parse_relation
+from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
 
 
 class BudgetSpentError(RuntimeError):
@@ -124,6 +125,8 @@ class RdpFilter:
                     # One example evicts another: a move of twice the clip bound.
                     gaussian = dp_accounting.GaussianDpEvent(noise / 2)
                     step = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
+                case KnownMixtureDpEvent(rare=rare):  # always: a bound
+                    step = rare
             steps.append(dp_accounting.SelfComposedDpEvent(step, count))
         return steps, found.overflow
 

@@ -151,6 +151,23 @@ def test_the_filter_takes_a_full_batch_for_a_move_of_twice_the_clip():
     assert full.spent() == pytest.approx(poisson.spent())
 
 
+def test_the_filter_takes_bins_that_may_be_full_for_full_ones():
+    bins, gaussian = RdpFilter(epsilon=9.0, delta=1e-5), RdpFilter(epsilon=9.0, delta=1e-5)
+    bins.charge(BallsInBins(100, 2, max_batch_size=55).event(4.0, 4))
+    gaussian.charge(dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(2.0), 2))
+    assert bins.spent() == pytest.approx(gaussian.spent())
+
+
+def test_a_ledger_of_bins_is_charged_to_another_and_read_back():
+    bins = BallsInBins(100, 2, max_batch_size=55)
+    old = Ledger(bins, 1.0, delta=1e-5)
+    old.charge(4.0, 4)
+    new = ledger()
+    new.charge_event(old.event())
+    again = Ledger.from_json(new.to_json(), sampler=SAMPLER, clip=new.clip)
+    assert again.epsilon() == new.epsilon() > 0
+
+
 def test_the_filter_refuses_what_it_cannot_bound():
     with pytest.raises(ValueError, match=r"got replace_one"):
         RdpFilter(epsilon=1.0, delta=1e-5, relation="replace_one")

@@ -12,6 +12,7 @@ import dpoptax
 from dpoptax import Plan
 from dpoptax.__main__ import main
 from dpoptax.accounting import event_privacy_loss, noise_beside_quantile, poisson_event, trade_off
+from dpoptax.accounting.report import of_run
 from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Users
 
 
@@ -177,6 +178,16 @@ def test_the_numbers_of_other_libraries():
         assert dpoptax.accounting.event_epsilon(event, delta=1e-5) <= bound
     with pytest.raises(ValueError, match=r"sampling_rate is a probability; got 128"):
         poisson_event(sampling_rate=128, **ends)
+
+
+def test_what_has_no_bound_under_replacement_is_reported_without_one():
+    ledger = plan().ledger()
+    ledger.charge(1.5, 10)
+    ledger.charge_event(dp_accounting.LaplaceDpEvent(10.0))
+    told = of_run(plan(), ledger, 10)
+    assert told.epsilon_replaced == math.inf
+    assert math.isfinite(told.epsilon)
+    assert "under replace_one" in str(told)
 
 
 def test_a_quantile_released_beside_takes_its_share():

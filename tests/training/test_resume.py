@@ -20,7 +20,7 @@ import pytest
 from array_record.python import array_record_module
 
 import dpoptax
-from dpoptax.training import Checkpoints, Streamed, fit
+from dpoptax.training import Checkpoints, Streamed, engines, fit
 
 SAMPLER = dpoptax.samplers.Poisson(300, 30)
 KEY = jax.random.key(0)
@@ -108,6 +108,43 @@ def test_steps_lost_in_a_crash_are_repeated_alike_and_count_once(tmp_path):
     assert saved < 20
     assert same(result, run(None))
     assert result.epsilon() == plan().epsilon()
+
+
+def test_epsilon_shown_while_steps_are_repeated_counts_them_all(tmp_path):
+    crash(tmp_path / "run", at=5, beyond=20)
+    shown = []
+
+    def look(progress):
+        shown.append((progress.step, progress.epsilon))
+
+    fit(
+        loss_fn, {"w": jnp.zeros(2)}, DATA, plan=plan(), optimizer=optax.sgd(0.1, momentum=0.9),
+        key=KEY, progress=look, resume=Checkpoints(tmp_path / "run", every_seconds=0.0),
+    )  # fmt: skip
+    repeated = [epsilon for step, epsilon in shown if step < 20]
+    assert repeated
+    assert min(repeated) >= plan().epsilon(20)
+    assert shown[-1][1] == pytest.approx(plan().epsilon(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("program", "backend", "flags", "repeats"),
+    [
+        ("add", "cpu", "", True),
+        ("custom-call callback", "cpu", "", False),
+        ("add", "gpu", "", False),
+        ("add", "gpu", "--xla_gpu_deterministic_ops=true", True),
+    ],
+)
+def test_only_what_repeats_to_the_bit_is_taken_for_a_repetition(program, backend, flags, repeats):
+    assert engines._repeats(program, backend, flags) is repeats
+
+
+def test_another_processor_is_a_change(monkeypatch):
+    here = engines._digest("program", [DATA])
+    assert engines._digest("program", [DATA]) == here
+    monkeypatch.setattr(os, "cpu_count", lambda: 1 + len(os.sched_getaffinity(0)))
+    assert engines._digest("program", [DATA]) != here
 
 
 @pytest.mark.parametrize(
