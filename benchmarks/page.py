@@ -22,7 +22,7 @@ SIDE = """
 Milliseconds of one step: gradients of the batch, clipping to norm 1, noise of multiplier 1.1, SGD.
 In brackets, the ratio to the step without privacy of the same framework. **Bold** is the fastest
 private step, and every one that the spread does not tell from it. There are nine rounds, fewer
-where steps are slow: a system is read until its steps have taken 30 seconds. A time without ± was
+where steps are slow: a system is read until its steps have taken 20 seconds. A time without ± was
 read once.
 
 Models and parameter counts are those of [arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and,

@@ -23,7 +23,7 @@ from benchmarks.peers.environments import PEERS, ROOT, environment, python_of
 # A peer that takes longer for one answer is given up on this model.
 LONGEST_SECONDS = 300
 # A peer is read no further once its steps of this model have taken so long.
-ENOUGH_SECONDS = 30
+ENOUGH_SECONDS = 20
 
 
 class Worker:
