@@ -98,9 +98,10 @@ OTHERS = {
     ),
     "epoch": (
         "Epochs of the VAE",
-        "An epoch of 60,000 with Adam: private by Poisson sampling, private over batches of just "
-        "that many, without privacy over the padded batches of Poisson sampling, and without "
-        "privacy over batches of just that many. Padding and noise are what privacy costs.",
+        "Of 60,000 examples, with Adam. Private: Poisson batches, which are padded. Private, fixed "
+        "size: batches of exactly so many. Same batches: those of Poisson sampling, without clip "
+        "and noise; not private: batches of exactly so many, without. What is not private does "
+        "not depend on the generator: where it differs, the machine was busier.",
     ),
     "samplers": (
         "Drawing a batch of 128",
@@ -108,7 +109,9 @@ OTHERS = {
     ),
     "randomness": (
         "Generators",
-        "For 688,884 parameters, those of the VAE; normals are those of `jax.random.normal`.",
+        "For 688,884 parameters, those of the VAE. Words are random bits, normals those of "
+        "`jax.random.normal`; noise is that of `privatize`, by one normal, by four of them and by "
+        "`mechanisms.exact`.",
     ),
     "accounting": (
         "Accounting",

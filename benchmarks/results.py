@@ -19,7 +19,7 @@ Cells: TypeAlias = dict[str, dict[str, Any]]
 
 # In studies where there is no "plain" one.
 BASES = {
-    "private": "same batches",
+    "private": "not private",
     "private, fixed size": "not private",
     "same batches": "not private",
     "fit": "bare step in a loop",

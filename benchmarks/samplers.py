@@ -1,4 +1,4 @@
-"""Times one batch of each sampler against the number of examples, and against its rivals.
+"""Times a batch of Poisson and FixedSize by the number of examples, and their rivals.
 
     python -m benchmarks.samplers --rounds 9 --out results.json
 

@@ -83,7 +83,8 @@ def flat(l2_clip: Scheduled) -> FlatClip:
     The contribution of an example becomes `g * min(1, l2_clip / ||g||)`. An example whose
     gradient is not finite, or whose norm exceeds about 1.8e19 (its square overflows float32),
     contributes zero. Norms are float32 sums of squares at the highest matmul precision: a
-    contribution exceeds the bound by at most about one part in 1e5.
+    contribution exceeds the bound by at most about one part in 1e5, or where its terms cancel to
+    less than a thousandth of themselves, three in 100.
 
     Args:
         l2_clip: the bound, in the unit of the gradient; `math.inf` turns clipping off, which

@@ -279,7 +279,7 @@ def _sums_of_squares(leaves: list[Any]) -> Float[Array, " batch"]:
             values = even[:, :half] + even[:, half:]
         return values
 
-    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    flat = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves]
     sums = [halved(values * values) for values in flat if values.shape[1]]
     return halved(jnp.concatenate(sums, axis=1))[:, 0]
 

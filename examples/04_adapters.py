@@ -179,7 +179,8 @@ def main() -> None:
     print(f"\nAccuracy on new private texts, in percent ({PRIVATE_TOPICS} topics)")
     print(f"  before  {accuracy(params):6.2f}")
     print(f"  after   {accuracy(state.params):6.2f}")
-    print(f"epsilon {ledger.epsilon():.3f} at delta {plan.delta:g}, {plan.num_steps} steps")
+    epsilon = dpoptax.accounting.report.round_up(ledger.epsilon())
+    print(f"epsilon {epsilon} at delta {plan.delta:g}, {plan.num_steps} steps")
 
 
 if __name__ == "__main__":

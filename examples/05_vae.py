@@ -188,9 +188,10 @@ def main() -> None:
 
     images = one_of_each(data)
     path = options.out / f"vae_{options.dataset}.png"
+    epsilon = dpoptax.accounting.report.round_up(private.epsilon())
     draw(
         path,
-        f"VAE of {options.dataset}, private with ε = {private.epsilon():.2f} at δ = {plan.delta:g}",
+        f"VAE of {options.dataset}, private with ε = {epsilon} at δ = {plan.delta:g}",
         {
             "test images": images,
             "private\nreconstructions": reconstruct(model, private.params, images),

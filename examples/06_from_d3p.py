@@ -37,7 +37,10 @@ def main() -> None:
     train = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
     num_examples = len(train[0])
     sampler = dpoptax.samplers.Poisson(num_examples, Q * num_examples)
-    num_steps = EPOCHS * round(1 / Q)
+    init_batches, get_batch = poisson_batchify_data(train, Q)
+    svi_key, batch_key = jax.random.split(secure_key())
+    num_batches, batch_state = init_batches(batch_key)
+    num_steps = EPOCHS * num_batches
     dp_scale, epsilon = dpoptax.accounting.calibrate_noise_multiplier(
         epsilon=EPSILON, delta=DELTA, sampler=sampler, num_steps=num_steps
     )
@@ -53,9 +56,6 @@ def main() -> None:
         num_obs_total=num_examples,
         expected_batch_size=Q * num_examples,
     )
-    init_batches, get_batch = poisson_batchify_data(train, Q)
-    svi_key, batch_key = jax.random.split(secure_key())
-    num_batches, batch_state = init_batches(batch_key)
     svi_state = svi.init(svi_key, *train)
 
     @jax.jit
@@ -74,7 +74,8 @@ def main() -> None:
     )
     logits = data.test_inputs @ draws["weights"].mean(0) + draws["intercept"].mean()
     accuracy = jnp.mean((logits > 0) == data.test_labels)
-    print(f"test accuracy {100 * accuracy:.1f} %, epsilon {epsilon:.2f} at delta {DELTA:g}")
+    epsilon = dpoptax.accounting.report.round_up(epsilon)
+    print(f"test accuracy {100 * accuracy:.1f} %, epsilon {epsilon} at delta {DELTA:g}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def training_parser(description: str, defaults: Mapping[str, Defaults]) -> Parse
     number(parser, "--epsilon", "the privacy budget, under add or remove one example")
     number(parser, "--delta", "well below 1 / number of training examples")
     number(parser, "--l2-clip", "bound on the gradient norm of one example")
-    number(parser, "--learning-rate", "of Adam")
+    number(parser, "--learning-rate", "of the optimizer")
     parser.add_argument(
         "--seed",
         type=int,

@@ -6,6 +6,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
+from dpoptax.accounting.report import round_up
 from reproduce import batches, pictures
 from reproduce.runs import Record
 
@@ -48,16 +49,16 @@ HIERARCHICAL = """
 ## Hierarchical logistic regression
 
 Area under the curve on 5,000 new people of the same world; δ = 1/N, 100,000 steps, aligned
-gradients. The paper finds, at N = 500, that ε ≥ 4 comes near the model without privacy, and that
-ε = 2 stays below it yet above a plain logistic regression.
+gradients; ± where there are several seeds. The paper finds, at N = 500, that ε ≥ 4 comes near the
+model without privacy, and that ε = 2 stays below it yet above a plain logistic regression.
 
 """
 MIXTURE = """
 ## A mixture of five normals
 
 Predictive log-likelihood of new points; 2,000 points, 1,000 steps, δ = 0.001, an automatic guide of
-NumPyro through `dpoptax.vi.svi.DPSVI`. The paper's ε, from 10 down to 0.1, are of another law of
-batches than Poisson's under add or remove one, given here.
+NumPyro through `dpoptax.vi.svi.DPSVI`; one seed. The paper states ε from 10 down to 0.1 for a
+different way of drawing batches; those here are for Poisson batches, add or remove one.
 
 | noise multiplier | epsilon | log-likelihood |
 |---|---|---|
@@ -77,10 +78,11 @@ latents private, "vanilla" the one by location and scale.
 BATCHES = """
 ## What a batch costs
 
-Seconds per epoch of the MNIST VAE on two cores, steps as `training.fit` makes them. "Private" draws
-its batches by Poisson sampling, which pads them; "same batches" is the model without clip and noise
-on just these; "not private" one on batches that hold exactly so many examples, as those of the
-paper's own law do, "private, fixed size".
+Seconds per epoch of the MNIST VAE on two cores, steps as `training.fit` makes them. "Private":
+Poisson batches, which are padded. "Same batches": those batches, without clip and noise. "Private,
+fixed size" and "not private": batches of exactly so many examples, as the paper's own law draws
+them, with and without privacy. What is not private does not depend on the keys of the noise: where
+it differs between the two tables, the machine was busier; only the ratios compare.
 """
 EPOCHS = """
 With {keys}:
@@ -134,7 +136,7 @@ def _vae(
     for name, (d3p, tensorflow) in published.items():
         if found := groups.get(name):
             epsilon = found[0]["epsilon"]
-            label = name if epsilon is None else f"{name}, ε = {epsilon:.3f}"
+            label = name if epsilon is None else f"{name}, ε = {round_up(epsilon)}"
             ours = _mean(found, "test_loss", 2), _mean(found, "test_loss_of_average", 2)
             text += f"| {label} | {ours[0]} | {ours[1]} | {d3p} | {tensorflow} |\n"
     return VAE.format(title=title) + text if text else ""
@@ -143,7 +145,7 @@ def _vae(
 def _laws(records: dict[str, Record]) -> str:
     laws = records.get("vae: laws", {})
     rows = sorted((value, name) for name, value in laws.items() if "," in name)
-    lines = [f"| {name} | {value:.3f} |\n" for value, name in rows]
+    lines = [f"| {name} | {round_up(value)} |\n" for value, name in rows]
     return LAWS + "".join(lines) if lines else ""
 
 
@@ -183,7 +185,7 @@ def _mixture(records: dict[str, Record], picture: pathlib.Path) -> str:
     for noise, found in sorted((float(name.split()[1]), found) for name, found in groups.items()):
         epsilon = found[0]["epsilon"] if noise else None
         value = _mean(found, "log_likelihood", 3)
-        text += f"| {noise:g} | {f'{epsilon:.2f}' if noise else '∞'} | {value} |\n"
+        text += f"| {noise:g} | {round_up(epsilon) if noise else '∞'} | {value} |\n"
         curve.append((epsilon, statistics.mean(record["log_likelihood"] for record in found)))
     true = statistics.mean(record["log_likelihood"] for record in truth) if truth else None
     pictures.likelihoods(curve, true, picture)

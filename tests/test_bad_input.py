@@ -98,6 +98,10 @@ REFUSED = {
         lambda: dpoptax.per_example.as_per_example_grads(jnp.ones((2, 3), int)),
         "real floating-point arrays; got updates of int32",
     ),
+    "bins beyond int32": (
+        lambda: samplers.BallsInBins(2**31, 4),
+        r"must be below 2\*\*31 for BallsInBins",
+    ),
     "a key by default": (
         lambda: dpoptax.training.make_train_step(
             lambda w, x, key=None: 0.0, tx=optax.sgd(1.0), sampler=dpoptax.samplers.Poisson(9, 3)

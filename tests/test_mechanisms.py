@@ -232,3 +232,10 @@ def test_a_plan_carries_its_mechanism_to_the_record_and_the_report():
     unknown = plan.to_json().replace('"exact"', '"approximate"')
     with pytest.raises(ValueError, match="unknown mechanism 'approximate'"):
         dpoptax.Plan.from_json(unknown)
+
+
+def test_exact_noise_is_released_for_an_empty_batch_too():
+    tx = dpoptax.privatize(1.0, 1.0, 4, jax.random.key(0), mechanism=dpoptax.mechanisms.exact())
+    release, _ = tx.update({"w": jnp.zeros((0, 3))}, tx.init(None))
+    assert np.all(np.isfinite(release["w"]))
+    assert np.linalg.norm(release["w"]) > 0

@@ -91,7 +91,8 @@ class Ledger:
         """Counts another release on the same data: a histogram, a quantile, an earlier run.
 
         Args:
-            event: of dp-accounting; a noise multiplier in it is relative to what one example moves.
+            event: of dp-accounting; a noise multiplier in it is relative to what one example moves,
+                under the relation of this ledger's sampler.
             count: how often.
 
         Raises:
@@ -159,7 +160,7 @@ class Ledger:
                 raise ValueError(
                     f"this ledger is of the {name} {record[name]} and the run that would go on has "
                     f"{now}. Go on with the first; or begin a new ledger and charge the old run to "
-                    "it: new.charge_event(old.event())."
+                    "it: new.charge_event(old.event(new.sampler.relation))."
                 )
         for noise, count in record["steps"]:
             ledger.charge(noise, count)

@@ -47,7 +47,7 @@ def _draw_attack(axes: Any, report: Report) -> None:
             math.exp(min(report.epsilon, 700.0)) * rates + report.delta,
             1 - math.exp(-report.epsilon) * (1 - report.delta - rates),
         )
-        label = f"what ({report.epsilon:.2f}, {report.delta:.2g})-DP alone would allow"
+        label = f"what ({round_up(report.epsilon)}, {report.delta:.2g})-DP alone would allow"
         axes.plot(rates, np.minimum(bound, 1.0), color="C3", linewidth=1, label=label)
     for rate, value in report.true_positive_rate.items():
         axes.plot([rate], [value], "o", color="C0")

@@ -5,6 +5,7 @@ It keeps the loss, the parameters and the examples; gradients exist for one micr
 """
 
 import dataclasses
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,8 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params
         )
         trees = jax.tree.structure((params, inputs))
-        self._signature = (str(closed.jaxpr), trees, form_of, loss_fn)
+        self._loss_fn = loss_fn
+        self._signature = (str(closed.jaxpr), trees, form_of)
 
     def grads(
         self, constants: list[Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
@@ -53,7 +55,11 @@ class Program:
         return self.form_of(loss_fn, params, inputs, mask)[1]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._signature == other._signature
+        return (
+            isinstance(other, Program)
+            and self._signature == other._signature
+            and _are_one(self._loss_fn, other._loss_fn)
+        )
 
     def __hash__(self) -> int:
         return hash(self._signature)
@@ -107,7 +113,11 @@ class MicrobatchedGrads(PerExampleGrads):
         parts = self._split((self.inputs, self.mask))
         results = jax.lax.map(lambda part: function(self._grads(*part)), parts)
         size = len(self.mask)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
+
+        def joined(leaf: Array) -> Array:
+            return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])[:size]
+
+        return jax.tree.map(joined, results)
 
     def _sum(self, function: Callable[[PerExampleGrads, Any], PyTree], weights: Any) -> PyTree:
         def one(part: Any) -> PyTree:
@@ -130,11 +140,17 @@ class MicrobatchedGrads(PerExampleGrads):
 
         def split(leaf: Array) -> Array:
             filled = leaf[rows] if missing else leaf
-            return filled.reshape(-1, self.microbatch_size, *leaf.shape[1:])
+            parts = (size + missing) // self.microbatch_size
+            return filled.reshape(parts, self.microbatch_size, *leaf.shape[1:])
 
         inputs, mask, *rest = jax.tree.map(split, tree)
         real = (jnp.arange(size + missing) < size).reshape(mask.shape)
         return (inputs, mask & real, *rest)
+
+
+def _are_one(function: Any, other: Any) -> bool:
+    """Whether two are one function; a method is made anew each time that it is looked up."""
+    return function is other or (isinstance(function, types.MethodType) and function == other)
 
 
 def microbatched_grads(

@@ -77,9 +77,10 @@ def stacked_grads(
     def of_example(inputs: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
         return jax.value_and_grad(loss_fn)(params, *inputs)
 
-    losses, gradients = jax.vmap(of_example)(inputs)
+    found = jax.vmap(of_example)(inputs)
     if jax.tree.leaves(params) and tracing.has_convolution(loss_fn, params, inputs):
-        gradients = isolated(lambda inputs: of_example(inputs)[1], gradients, inputs, mask)
+        found = isolated(of_example, found, inputs, mask)
+    losses, gradients = found
     return losses, StackedGrads(gradients, mask)
 
 

@@ -25,7 +25,8 @@ class Trace(NamedTuple):
         jaxpr: of `(leaves, rest) -> loss`.
         sites: in the order of the program.
         stacked: why a leaf is left to plain differentiation, by its number.
-        loose_convolution: whether a convolution stands anywhere but at a site.
+        loose_convolution: whether a convolution stands anywhere but at a site, or at one of a leaf
+            that is left to plain differentiation.
     """
 
     jaxpr: Any
@@ -49,9 +50,12 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
     found: dict[Key, Site] = {}
     stacked: dict[int, str] = {}
     loose: list[bool] = []
+    convolved: set[int] = set()
 
     def meet(meeting: Meeting) -> None:
         eqn, part = meeting.eqn, meeting.part
+        if eqn.primitive.name == CONVOLUTION:
+            convolved.add(part.leaf)
         windows = windows_of_meeting(eqn, meeting.position, part.window)
         if windows is None:
             name = eqn.primitive.name
@@ -93,7 +97,7 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
     for leaf in range(len(leaves)):
         if leaf not in used:
             stacked.setdefault(leaf, "the loss does not depend on it")
-    return Trace(closed, sites, stacked, any(loose))
+    return Trace(closed, sites, stacked, any(loose) or not convolved.isdisjoint(stacked))
 
 
 def run_with_taps(

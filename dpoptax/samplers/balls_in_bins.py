@@ -81,6 +81,8 @@ class BallsInBins:
             raise ValueError(
                 f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}."
             )
+        if num_examples == 2**31:
+            raise ValueError("num_examples must be below 2**31 for BallsInBins; got 2**31.")
         capacity = self.max_batch_size
         if capacity is None:
             capacity = default_capacity(num_examples, 1 / steps)

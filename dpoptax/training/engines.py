@@ -27,6 +27,8 @@ from dpoptax.training.streaming import Reader, Streamed
 _Made = tuple[TrainState, StepInfo | None]
 # So many examples of streamed data are read at a time for their digest.
 ROWS_AT_ONCE = 1024
+# The flag of XLA under which a GPU gives the same bits again.
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
 class Engine(Protocol):
@@ -212,8 +214,15 @@ def _digest(program: str, parts: Iterable[PyTree]) -> str:
 
 def _repeats(program: str, backend: str, flags: str) -> bool:
     """Whether a program gives the same bits again on the same machine."""
-    # What a callback calls is not in the program; and a GPU adds up in the order of the moment.
-    return "callback" not in program and (backend != "gpu" or "deterministic_ops" in flags)
+    # What a callback calls is not in the program, nor are constants under this setting; and a GPU
+    # adds up in the order of the moment.
+    hidden = getattr(jax.config, "jax_use_simplified_jaxpr_constants", False)
+    chosen = [flag for flag in flags.split() if flag.startswith(f"{DETERMINISTIC}=")]
+    repeatable = backend != "gpu" or chosen[-1:] in (
+        [f"{DETERMINISTIC}=true"],
+        [f"{DETERMINISTIC}=1"],
+    )
+    return "callback" not in program and not hidden and repeatable
 
 
 def _processor() -> str:
@@ -222,7 +231,11 @@ def _processor() -> str:
     lines = known.read_text().splitlines() if known.exists() else []
     kinds = ("model name", "flags", "Features")  # the last is ARM's
     told = {line for line in lines if line.startswith(kinds)}
-    return repr((sorted(told), platform.processor(), os.cpu_count()))
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        count = os.cpu_count() or 0
+    return repr((sorted(told), platform.processor(), count, os.environ.get("NPROC")))
 
 
 def _arrays(leaf: Any) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tqdm
 
 from dpoptax.accounting import Ledger
+from dpoptax.accounting.report import round_up
 from dpoptax.training.step import StepInfo
 
 # The share of the running time that may go into evaluating epsilon.
@@ -93,7 +94,8 @@ class Reporter:
         self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, left, info))
 
     def _on_bar(self, progress: Progress) -> None:
-        text = f"ε = {progress.epsilon:.3f} at δ = {progress.delta:g} after {progress.step:,} steps"
+        epsilon = round_up(progress.epsilon)
+        text = f"ε = {epsilon} at δ = {progress.delta:g} after {progress.step:,} steps"
         if progress.nonprivate is not None:
             text += f"; {_in_words(progress.nonprivate)}"
         self._bar.set_postfix_str(text)

@@ -18,7 +18,7 @@ Trace = Mapping[str, Mapping[str, Any]]
 def trace_both(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    values: Mapping[str, Array],
+    values: Mapping[str, PyTree],
     args: Any,
     kwargs: Mapping[str, Any],
     key: PRNGKeyArray,
@@ -57,14 +57,17 @@ def log_prob(site: Mapping[str, Any]) -> Array:
     return scaled(jnp.sum(found), site)
 
 
-def parameters(traces: list[Trace]) -> tuple[dict[str, Array], dict[str, Any]]:
+def parameters(traces: list[Trace]) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """Initial values of the parameters, and the bijections that make them; the last trace wins."""
     initial, transforms = {}, {}
     for trace in traces:
         for name, site in trace.items():
             if site["type"] == "param":
                 transforms[name] = biject_to(site["kwargs"].get("constraint", constraints.real))
-                initial[name] = jnp.asarray(site["value"], jnp.result_type(site["value"], float))
+                # A module's is a tree.
+                initial[name] = jax.tree.map(
+                    lambda value: jnp.asarray(value, jnp.result_type(value, float)), site["value"]
+                )
             elif site["type"] == "mutable":
                 raise ValueError(
                     f"site {name!r} is mutable state: updating it from data is not private. Use "

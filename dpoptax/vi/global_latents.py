@@ -2,7 +2,7 @@
 
 With latents theta that all examples share,
 
-    (1/N) -ELBO(psi) = mean_i E_q[-log p(x_i | theta)] + (1/N) KL(q_psi || p)
+    -(1/N) ELBO(psi) = mean_i E_q[-log p(x_i | theta)] + (1/N) KL(q_psi || p)
 
 on the scale of one example, so that neither the clip nor the learning rate depends on N. The first
 term is a mean over examples, to be clipped and noised. The second depends on psi alone, which every

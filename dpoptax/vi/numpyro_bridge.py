@@ -43,17 +43,17 @@ class NumPyroElbo(AtTheParameters):
     kl_clipped: bool
     example: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    initial: Mapping[str, Array]
+    initial: Mapping[str, PyTree]
     transforms: Mapping[str, Any]
     # By site of the data, what a plate multiplies the log density of one example by.
     model_scales: Mapping[str, float]
     guide_scales: Mapping[str, float]
 
-    def init(self) -> dict[str, Array]:
+    def init(self) -> dict[str, PyTree]:
         """Returns the initial parameters, unconstrained: what is trained."""
         return {name: self.transforms[name].inv(value) for name, value in self.initial.items()}
 
-    def constrain(self, params: PyTree) -> dict[str, Array]:
+    def constrain(self, params: PyTree) -> dict[str, PyTree]:
         """Returns the values of `numpyro.param` sites, as `Predictive` takes them."""
         return {name: self.transforms[name](value) for name, value in params.items()}
 

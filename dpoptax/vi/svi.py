@@ -45,7 +45,7 @@ class SVIRunResult:
         fit: plan, ledger and report of what ran.
     """
 
-    params: dict[str, Array]
+    params: dict[str, PyTree]
     fit: FitResult
 
     def report(self) -> Any:
@@ -189,7 +189,7 @@ class DPSVI:
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
         return self._on_all(elbo, svi_state.params, losses, None, kl_key)
 
-    def get_params(self, svi_state: SVIState) -> dict[str, Array]:
+    def get_params(self, svi_state: SVIState) -> dict[str, PyTree]:
         """Returns the values of `numpyro.param` sites, as `Predictive` takes them."""
         return self._made()[0].constrain(svi_state.params)
 

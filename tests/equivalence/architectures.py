@@ -170,6 +170,15 @@ def standardised_convolution(w, x):
     return energy(jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME"))
 
 
+def convolved(kernel, x):
+    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME")
+
+
+def decayed_convolution(w, x):
+    """The kernel meets data, and itself."""
+    return energy(convolved(w, x)) + 0.1 * jnp.sum(w**2)
+
+
 def dynamic_filter(w, x):
     """A convolution whose kernel follows from the example."""
     kernel = jnp.tanh(x @ w).reshape(1, 1, 3)
@@ -322,6 +331,14 @@ ARCHITECTURES = {
     ),
     "a part repeated as often as others are dropped": plain(
         lambda w, x: energy(jnp.broadcast_to(w[:1], (4, 3)).T @ x), (4, 3), lambda b: floats(b, 4)
+    ),
+    "a convolution with weight decay": plain(
+        decayed_convolution, (3, 2, 3, 3), lambda b: floats(b, 2, 5, 5)
+    ),
+    "a convolution by two kernels joined": plain(
+        lambda w, x: energy(convolved(jnp.concatenate([w["a"], w["b"]]), x)),
+        {"a": (3, 2, 3, 3), "b": (1, 2, 3, 3)},
+        lambda b: floats(b, 2, 5, 5),
     ),
     "a convolution of two activations": plain(
         dynamic_filter, (8, 3), lambda b: 0.3 * floats(b, 8)

@@ -1,5 +1,7 @@
 """Factored gradients against `vmap(grad)`, model by model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,27 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
     assert np.linalg.norm(clipped(slice(0, 9)) - without) <= 1.01
 
 
+@pytest.mark.parametrize("tokens", [2**12, 2**16])  # without the bound, .05 and .5
+def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, monkeypatch):
+    """Half of the terms of the last example go up and the other half down, to exactly zero."""
+    monkeypatch.setattr(dpoptax.per_example.factored, "is_formed", lambda *_: False)
+    rng = np.random.default_rng(0)
+    up = rng.integers(256, 512, tokens // 2)
+    hill = np.concatenate([up, -rng.permutation(up)])
+    small = rng.normal(size=tokens)
+    scales = jnp.asarray(np.asarray([*[small] * 8, hill], np.float32))
+    rule, w = dpoptax.clipping.flat(1.0), jnp.zeros((500, 4))
+
+    def clipped(rows):
+        part = jnp.zeros((rows, tokens), int), scales[:rows]
+        return dpoptax.per_example_grads(weighted_bag)(w, part).clip_and_sum(rule.weights)
+
+    without = clipped(8)
+    assert np.linalg.norm(without) == pytest.approx(8, rel=5e-3)
+    # Its own gradient is zero: what moves the sum is what it did to the others.
+    assert np.linalg.norm(clipped(9) - without) <= 1 / 32
+
+
 @pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
 def test_padded_rows_may_hold_anything(name):
     with jax.numpy_dtype_promotion("standard"):
@@ -207,6 +230,8 @@ def test_padded_rows_may_hold_anything(name):
         "linen lstm",
         "standardised convolution",
         "a convolution of two activations",
+        "a convolution with weight decay",
+        "a convolution by two kernels joined",
     ],
 )
 def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
@@ -347,6 +372,23 @@ def test_losses_that_print_alike_are_told_apart():
             for scale in (1.0, 2.0)
         )
         np.testing.assert_allclose(2 * once, twice, rtol=1e-6)
+
+
+def test_a_loss_that_cannot_be_hashed_crosses_jit_in_microbatches():
+    @dataclasses.dataclass
+    class Loss:
+        scale: float
+
+        def __call__(self, w, x):
+            return self.scale * jnp.vdot(w, x)
+
+    total = jax.jit(lambda grads: grads.weighted_sum(jnp.ones(4)))
+    x = floats(4, 3)
+    once, twice = (
+        total(dpoptax.per_example_grads(Loss(scale), microbatch_size=2)(jnp.ones(3), x))
+        for scale in (1.0, 2.0)
+    )
+    np.testing.assert_allclose(2 * once, twice, rtol=1e-6)
 
 
 def test_a_product_over_nothing_has_no_gradient():

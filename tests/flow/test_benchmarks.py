@@ -49,7 +49,7 @@ def test_the_page_has_a_line_for_what_did_not_run(tmp_path):
     stored["versions"] = {"jax_privacy": {"error": "cannot be installed: no index"}}
     results.save(tmp_path / "readings" / "cpu" / "side_by_side.json", stored)
     text = page.write(tmp_path / "readings").read_text()
-    assert "**1,200** (1.21×)" in text
+    assert "**1,200** ±4% (1.21×)" in text
     assert "Opacus, ghost, vae, batch 128: RuntimeError: cannot" in text
     assert "JAX Privacy: cannot be installed: no index" in text
     assert (tmp_path / "readings" / "cpu" / "side_by_side_128.png").stat().st_size > 1000

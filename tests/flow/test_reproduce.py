@@ -56,7 +56,7 @@ def test_the_page_shows_the_records_there_are(tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert "| private, ε = 0.535 | 174.00 | 173.00 | 174.06 ± 0.59 | 171.26 ± 3.67 |" in text
     assert "| 500 | 0.610 |  | 0.970 ± 0.014 |  |  |  |" in text
-    assert "| 0.27 | 30.00 | -3.700 |" in text
+    assert "| 0.27 | 30.000 | -3.700 |" in text
     assert "| gradients | epsilon 2 | epsilon 10 | not private |" in text
     assert "| aligned | 84.10 | 84.20 | 84.30 |" in text
     assert "With secure keys:" in text

@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, autoguide
 from numpyro.infer.elbo import RenyiELBO
 
@@ -292,3 +294,36 @@ def test_other_mistakes_are_refused(data):
         svi.update(state, *data, mask=jnp.ones(N, bool))
     with pytest.raises(ValueError, match="clipping_threshold must be positive"):
         svi_of(regression, guide, clipping_threshold=0.0)
+
+
+def test_a_vae_of_flax_modules_is_trained_as_its_script_is_written():
+    """Local latents, an encoder and a decoder registered by `flax_module`: trees of parameters."""
+    images = (jax.random.uniform(jax.random.key(0), (64, 12)) < 0.5).astype(jnp.float32)
+    images = images * (jnp.arange(12) < 6)  # the dark half is to be learnt
+
+    def model(x):
+        decode = flax_module("decoder", nn.Dense(12), input_shape=(2,))
+        with numpyro.plate("data", 64, subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=decode(z)).to_event(1), obs=x)
+
+    def guide(x):
+        encode = flax_module("encoder", nn.Dense(4), input_shape=(12,))
+        with numpyro.plate("data", 64, subsample_size=len(x)):
+            loc, log_scale = jnp.split(encode(x), 2, axis=-1)
+            law = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+            numpyro.sample("z", law)
+
+    svi = DPSVI(
+        model, guide, numpyro.optim.Adam(0.05), Trace_ELBO(), clipping_threshold=5.0,
+        dp_scale=1.0, num_obs_total=64, expected_batch_size=32,
+    )  # fmt: skip
+    key = dpoptax.random.test_key(0)
+    initial = svi.get_params(svi.init(key, images))
+    sampler = dpoptax.samplers.Poisson(64, 32)
+    result = svi.run(key, 150, images, sampler=sampler, delta=1e-3, progress_bar=False)
+    assert set(result.params) == {"encoder$params", "decoder$params"}
+    assert jax.tree.structure(result.params) == jax.tree.structure(initial)
+    bias = result.params["decoder$params"]["bias"]
+    assert bias[6:].mean() < bias[:6].mean() - 1  # dark pixels are dark
+    assert math.isfinite(result.report().epsilon)

@@ -52,8 +52,8 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 
     def squared_norms(chunk: Factors) -> Array:
         products = jnp.square(_products(site, chunk))
-        terms = window * _largest_pixel(site, chunk) * _squares(chunk.cotangent)
-        return rounded_up(jnp.sum(products, axis=tuple(range(1, products.ndim))), terms)
+        sizes = window * _largest_pixel(site, chunk) * _squares(chunk.cotangent)
+        return rounded_up(jnp.sum(products, axis=tuple(range(1, products.ndim))), sizes, outputs)
 
     def gradients(factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         def form(chunk: Factors) -> Array:
@@ -107,7 +107,7 @@ def _largest_pixel(site: Site, chunk: Factors) -> Float[Array, " batch"]:
     """The largest squared norm of a pixel: a patch has at most as many times it as a window."""
     pixels = _channels_last(site, chunk)
     squares = sum_of_squares(pixels, (pixels.ndim - 1,))
-    return jnp.max(squares, axis=tuple(range(1, squares.ndim)))
+    return jnp.max(squares, axis=tuple(range(1, squares.ndim)), initial=0.0)
 
 
 def _squares(leaf: Array) -> Float[Array, " batch"]:

@@ -49,8 +49,9 @@ def squared_norms(
 
     def norms(chunk: Sequence[Factors]) -> Array:
         formed = jnp.square(_form(sites, spec, chunk))
-        terms = jnp.stack([_size(factors) for factors in chunk]).sum(axis=0)
-        return rounded_up(jnp.sum(formed, axis=tuple(range(1, formed.ndim))), terms)
+        sizes = jnp.stack([_size(factors) for factors in chunk]).sum(axis=0)
+        terms = sum(_terms(site) for site in sites)
+        return rounded_up(jnp.sum(formed, axis=tuple(range(1, formed.ndim))), sizes, terms)
 
     return map_chunks(norms, list(factors), math.prod(spec.shape))
 
@@ -84,12 +85,21 @@ def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[F
 
 
 def _size(factors: Factors) -> Float[Array, " batch"]:
-    """At least the largest squared norm of a term of the gradient."""
+    """At least the sum of the squared norms of the terms of the gradient."""
     size = _squares(factors.cotangent)
     for operand in factors.operands:
         if jnp.issubdtype(operand.dtype, jnp.floating):
             size = size * _squares(operand)
     return size
+
+
+def _terms(site: Site) -> int:
+    """How many terms meet in one number of the gradient, at most."""
+    scans = math.prod(level.length for level in site.levels)
+    outputs = math.prod(site.output.shape)
+    if site.primitive.name == "gather":
+        return scans * max(1, outputs // max(1, math.prod(site.weight.shape[1:])))
+    return scans * max(1, outputs // max(1, _contracted(site)))
 
 
 def _squares(leaf: Array) -> Float[Array, " batch"]:

@@ -98,7 +98,7 @@ def segment_squared_norms(
         places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
         sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (places, rows))
         squares = jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
-        return rounded_up(squares, sum_of_squares(rows, (1, 2)))
+        return rounded_up(squares, sum_of_squares(rows, (1, 2)), tokens)
 
     return map_chunks(of_chunk, (_place_of_equals(ids, rows_in_table), rows), _numbers(rows))
 

@@ -16,4 +16,4 @@ def squared_norms(
     sizes = jnp.sqrt(sum_of_squares(inputs, (-2, -1))) * jnp.sqrt(
         sum_of_squares(cotangents, (-2, -1))
     )
-    return rounded_up(jnp.sum(inputs * cotangents, axis=(-2, -1)), sizes)
+    return rounded_up(jnp.sum(inputs * cotangents, axis=(-2, -1)), sizes, inputs.shape[-1])

@@ -199,7 +199,7 @@ def _direct(pair: Pair) -> Float[Array, " batch"]:
     def norms(pair: Pair) -> Array:
         terms = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
         products = jnp.sum(jnp.square(_products(pair)), axis=(1, 2, 3))
-        return rounded_up(products, jnp.sum(terms, axis=(1, 2)))
+        return rounded_up(products, jnp.sum(terms, axis=(1, 2)), t)
 
     return map_chunks(norms, pair, h * (k * n + t * (k + n)))
 

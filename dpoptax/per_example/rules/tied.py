@@ -40,7 +40,8 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         inner = jnp.einsum("btw,bsw->bst", cotangents, by_width[:, 0], precision=HIGHEST)
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
         terms = _size(looked_up) * _size(cotangents) * _size(by_width)
-        return rounded_up(of_lookup + of_product + cross, of_lookup + of_product + terms)
+        sizes = of_lookup + of_product + terms
+        return rounded_up(of_lookup + of_product + cross, sizes, tokens + outputs)
 
     for product in matmul.candidates([head], spec):
         yield Rule(
