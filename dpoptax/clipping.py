@@ -120,13 +120,23 @@ def as_clip_rule(clip: ClipRule | Scheduled) -> ClipRule:
         A clip rule.
 
     Raises:
-        ValueError: a bound that is not positive.
+        ValueError: a bound that is not positive; or a rule by which one example moves the sum by
+            more than its `l2_clip`, the unit of the noise.
 
     Example:
         >>> as_clip_rule(1.5)
         FlatClip(l2_clip=1.5)
     """
-    return clip if isinstance(clip, ClipRule) else flat(clip)
+    if not isinstance(clip, ClipRule):
+        return flat(clip)
+    _, largest = extremes(clip.l2_clip)
+    moves = clip.sensitivity(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    if moves > largest:
+        raise ValueError(
+            f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "
+            f"more moves the sum by {moves}: make l2_clip as large as that."
+        )
+    return clip
 
 
 def noise_stddev(

@@ -66,6 +66,13 @@ class NnxBatchNorm(nnx.Module):
         return self.norm(x[None]).sum()
 
 
+class LooseClip(clipping.FlatClip):
+    """A rule by which an example moves the sum by more than the unit of the noise."""
+
+    def sensitivity(self, relation):
+        return 2 * super().sensitivity(relation)
+
+
 LINEN = LinenBatchNorm()
 LINEN_VARIABLES = LINEN.init(KEY, jnp.ones(3))
 NNX_MODEL = NnxBatchNorm()
@@ -82,6 +89,10 @@ REFUSED = {
     "clip negative": (lambda: clipping.flat(-1.0), "must be positive; got -1.0"),
     "clip nan": (lambda: clipping.flat(float("nan")), "must be a number; got nan"),
     "clip drowns": (lambda: clipping.flat(1e-20), "float32 squares vanish"),
+    "a clip that does not hold": (
+        lambda: dpoptax.privatize(LooseClip(1.0), 1.0, 8, KEY),
+        "one example more moves the sum by 2.0: make l2_clip as large as that",
+    ),
     "noise negative": (
         lambda: dpoptax.privatize(1.0, -0.5, 8, KEY),
         "noise_multiplier must be zero or more",

@@ -126,6 +126,7 @@ class DPSVI:
         self._kwargs = static_kwargs
         self._elbo: NumPyroElbo | None = None
         self._tx: optax.GradientTransformation | None = None
+        self._expected = 0.0
 
     def init(self, rng_key: PRNGKeyArray, *args: Any, **kwargs: Any) -> SVIState:
         """Returns the state before the first update.
@@ -143,7 +144,8 @@ class DPSVI:
             ValueError: as `numpyro_elbo`.
         """
         keys = split_by_purpose(_checks.typed_key("rng_key", rng_key))
-        size = self._size or float(_checks.batch_size("args", args))
+        self._expected = self._size or float(_checks.batch_size("args", args))
+        size = self._expected
         elbo = self._objective(keys.model_key, args, kwargs)
         private = privatize(self._clip, self._noise, size, keys.noise_key)
         around = elbo.around(private, in_domain(keys.model_key, "divergence"))
@@ -159,17 +161,28 @@ class DPSVI:
 
         Args:
             svi_state: of `init` or of another update.
-            *args: a batch.
+            *args: a batch; without an `expected_batch_size` as long as that of `init`.
             mask: True for real examples; a batch with a mask needs `expected_batch_size`.
 
         Returns:
             The state, and the negative ELBO on the batch, which is not private.
+
+        Raises:
+            RuntimeError: before `init`.
+            ValueError: a batch that is not of the size expected, masked or longer or shorter.
         """
         elbo, tx = self._made()
         if mask is not None and self._size is None:
             raise ValueError(
                 "a masked batch is longer than it expects to be: tell DPSVI its "
                 "expected_batch_size, sampling rate times num_obs_total."
+            )
+        length = _checks.batch_size("args", args)
+        if self._size is None and length != self._expected:
+            raise ValueError(
+                f"init was given a batch of {self._expected:.0f} and took that for the expected "
+                f"size, by which sums are divided; update got one of {length}. Tell DPSVI its "
+                "expected_batch_size, or give init a batch like those of update."
             )
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
         losses, grads = value_and_per_example_grads(elbo.loss)(

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import dpoptax
+from dpoptax.accounting.report import round_up
 from dpoptax.training import fit, init_state, make_train_step
 
 SAMPLER = dpoptax.samplers.Poisson(400, 40)
@@ -43,9 +44,9 @@ def test_the_bar_shows_every_epsilon_beside_the_steps_that_incurred_it(capfd):
     text = capfd.readouterr().err
     assert "60/60" in text
     shown = re.findall(r"ε = ([\d.]+) at δ = 0.0001 after (\d+) steps", text)
-    assert (f"{PLAN.epsilon():.3f}", "60") in shown
+    assert (round_up(PLAN.epsilon()), "60") in shown
     for epsilon, steps in shown:
-        assert epsilon == f"{PLAN.epsilon(int(steps)):.3f}"
+        assert epsilon == round_up(PLAN.epsilon(int(steps)))
 
 
 def test_the_bar_can_be_turned_off(capfd):

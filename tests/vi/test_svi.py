@@ -296,6 +296,14 @@ def test_other_mistakes_are_refused(data):
         svi_of(regression, guide, clipping_threshold=0.0)
 
 
+def test_a_batch_of_another_length_than_was_expected_is_refused(data):
+    svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0, dp_scale=1.0)
+    state = svi.init(dpoptax.random.test_key(0), *data)
+    part = jax.tree.map(lambda leaf: leaf[:50], data)
+    with pytest.raises(ValueError, match=r"a batch of 300 .* got one of 50. Tell DPSVI"):
+        svi.update(state, *part)
+
+
 def test_a_vae_of_flax_modules_is_trained_as_its_script_is_written():
     """Local latents, an encoder and a decoder registered by `flax_module`: trees of parameters."""
     images = (jax.random.uniform(jax.random.key(0), (64, 12)) < 0.5).astype(jnp.float32)
