@@ -24,11 +24,10 @@ def read(rounds: int) -> list[float]:
     """Seconds of a step on all devices of this process."""
     import jax
     import numpy as np
-    import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    import dpoptax
     from benchmarks.models import workload
+    from benchmarks.peers.jax_steps import step_of
     from benchmarks.timing import compiled, interleaved
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -36,17 +35,9 @@ def read(rounds: int) -> list[float]:
         NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data"))
     )
     work = workload("vae", BATCH)
-    tx = dpoptax.dp_sgd(0.15, 1.0, 1.1, BATCH, jax.random.key(0))
-    grads_fn = dpoptax.per_example_grads(work.loss_fn)
-
-    def step(params, state, examples):
-        grads = grads_fn(params, examples, key=work.key)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.device_put((work.params, tx.init(work.params)), everywhere)
-    arguments = (*state, jax.device_put(work.examples, spread))
-    program, _ = compiled(step, arguments)
+    step, state = step_of("dpoptax", work, BATCH)
+    whole = jax.device_put((work.params, state), everywhere)
+    program, _ = compiled(step, (*whole, jax.device_put(work.examples, spread)))
     return interleaved({"step": program}, rounds)["step"]
 
 

@@ -16,6 +16,9 @@ Written by `python -m benchmarks`; the readings lie in [{folder}]({folder}), one
 while, one after the other; numbers are medians over rounds, and ± is half the distance between the
 quartiles. Machines share their cores with others: read the ratios, which are taken round by round.
 """
+CPU_ALONE = """
+So far these are readings of a CPU: what holds on a GPU is not known, and nothing here claims it.
+"""
 SIDE = """
 ### A training step, side by side
 
@@ -136,7 +139,10 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     """
     page = folder.with_suffix(".md")
     parts = [HEADER.format(folder=folder.name)]
-    for device in sorted(path for path in folder.iterdir() if path.is_dir()):
+    devices = sorted(path for path in folder.iterdir() if path.is_dir())
+    if [device.name for device in devices] == ["cpu"]:
+        parts.append(CPU_ALONE)
+    for device in devices:
         found = {path.stem: results.load(path) for path in sorted(device.glob("*.json"))}
         if found:
             parts += _device(device, found, folder.parent)

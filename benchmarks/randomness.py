@@ -19,6 +19,7 @@ import optax
 import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
+from benchmarks.peers import jax_steps
 from benchmarks.timing import Program, compiled, interleaved
 from dpoptax import mechanisms
 from dpoptax.per_example import as_per_example_grads
@@ -48,16 +49,13 @@ def vae_step(key: Any) -> Program:
     keys = dpoptax.random.split_by_purpose(key)
     sampler = dpoptax.samplers.Poisson(60_000, BATCH)
     tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, keys.noise_key), optax.adam(1e-3))
-    grads_fn = dpoptax.per_example_grads(work.loss_fn)
+    train, state = jax_steps.applied(*jax_steps.ours(work, tx))
 
-    def step(params: Any, state: Any, sampler_state: Any, examples: Any) -> Any:
+    def step(sampler_state: Any, *arguments: Any) -> Any:
         sampler_state, _ = sampler.sample(sampler_state)
-        grads = grads_fn(params, examples, key=work.key)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, sampler_state
+        return sampler_state, train(*arguments)
 
-    state = sampler.init(keys.sampling_key)
-    return step, (work.params, tx.init(work.params), state, work.examples)
+    return step, (sampler.init(keys.sampling_key), work.params, state, work.examples)
 
 
 def programs(generator: str) -> dict[str, Program]:

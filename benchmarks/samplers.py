@@ -18,6 +18,7 @@ import optax
 import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
+from benchmarks.peers import jax_steps
 from benchmarks.timing import Program, compiled, interleaved
 
 BATCH = 128
@@ -58,15 +59,8 @@ def training_step() -> Program:
     """Gradients, clipping, noise and Adam for one batch of the VAE."""
     work = workload("vae", BATCH)
     tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(1)), optax.adam(1e-3))
-    grads_fn = dpoptax.per_example_grads(work.loss_fn)
-
-    def step(params: Any, state: Any, examples: Any) -> Any:
-        grads = grads_fn(params, examples, key=work.key)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    arguments = (work.params, tx.init(work.params), work.examples)
-    return compiled(step, arguments)[0]
+    step, state = jax_steps.applied(*jax_steps.ours(work, tx))
+    return compiled(step, (work.params, state, work.examples))[0]
 
 
 def main() -> None:

@@ -13,11 +13,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 import dpoptax
 from benchmarks import results
 from benchmarks.models import PARAMETER_COUNTS, Workload, workload
+from benchmarks.peers.jax_steps import mean_gradient
 from benchmarks.timing import Program, compiled, interleaved
 
 Cells = results.Cells
@@ -28,15 +27,6 @@ def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]
     """The plain gradient, and clip-and-sum in every form, as functions of (params, examples)."""
     rule = dpoptax.clipping.flat(1.0)
 
-    def plain(params: Any, examples: Any) -> Any:
-        batch = jax.tree.leaves(examples)[0].shape[0]
-        inputs = (examples,) if work.key is None else (examples, jax.random.split(work.key, batch))
-
-        def mean_loss(params: Any) -> jax.Array:
-            return jax.vmap(lambda *row: work.loss_fn(params, *row))(*inputs).mean()
-
-        return jax.grad(mean_loss)(params)
-
     def private(**options: Any) -> Callable[..., Any]:
         grads_fn = dpoptax.per_example_grads(work.loss_fn, **options)
 
@@ -46,7 +36,7 @@ def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]
         return clip_and_sum
 
     return {
-        "plain": plain,
+        "plain": functools.partial(mean_gradient, work),
         "factored": private(),
         "microbatched": private(microbatch_size=microbatch_size),
         "stacked": private(factored=False),

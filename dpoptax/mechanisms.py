@@ -67,7 +67,10 @@ class FloatingPoint:
         drawn = "a floating-point Gaussian"
         if self.num_normals > 1:
             drawn = f"a sum of {self.num_normals} floating-point Gaussians"
-        return f"noise is {drawn}, taken for an exact one"
+        return (
+            f"noise is {drawn}, taken for an exact one; by rounding, an example may move sums "
+            "3 % beyond the clip"
+        )
 
     def release(
         self,

@@ -64,6 +64,10 @@ class Plan:
                 f"{self.sampler!r}."
             )
         num_steps = _checks.count("num_steps", self.num_steps, at_least=0)
+        if num_steps >= 2**31:
+            raise ValueError(
+                f"num_steps must be below 2**31, where counting ends; got {num_steps}."
+            )
         clip, noise = self.clip, as_scheduled(self.noise_multiplier, num_steps)
         if not isinstance(clip, ClipRule):
             clip = as_clip_rule(as_scheduled(clip, num_steps))

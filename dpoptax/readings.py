@@ -52,7 +52,7 @@ def norm_histogram(
     Reference: Dwork and Roth 2014, section 3.3, for histograms.
     """
     bounds = np.asarray(edges, np.float64)
-    if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or np.any(np.diff(bounds) <= 0):
+    if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or not np.all(np.diff(bounds) > 0):
         raise ValueError(f"edges must increase from 0, as in (0.0, 0.5, 1.0, 2.0); got {edges}.")
     noise = _checks.non_negative("noise_multiplier", noise_multiplier)
     key = _checks.typed_key("key", key)

@@ -173,7 +173,7 @@ def main() -> None:
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (backbone, params)]
     print(f"Adapting {sizes[1]:,} parameters beside {sizes[0]:,} that stay", flush=True)
     for _ in range(plan.num_steps):
-        ledger.charge(plan.scheduled_noise)
+        ledger.charge(plan.noise_multiplier)
         state, sampler_state = step(state, sampler_state)
 
     print(f"\nAccuracy on new private texts, in percent ({PRIVATE_TOPICS} topics)")

@@ -61,7 +61,9 @@ def test_two_releases_of_one_draw_cost_more_than_of_two():
     assert epsilon((1 / 0.8**2 + 1 / 0.9**2) ** -0.5) > 1.1 * epsilon(0.8, 0.9)
 
 
-@pytest.mark.parametrize("edges", [(), (0.1, 1.0), (0.0, 1.0, 1.0), (0.0, 2.0, 1.0)])
+@pytest.mark.parametrize(
+    "edges", [(), (0.1, 1.0), (0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0, math.nan)]
+)
 def test_edges_that_are_none_are_refused(edges):
     with pytest.raises(ValueError, match="edges must increase from 0"):
         norm_histogram(GRADS, edges, 1.0, jax.random.key(0))

@@ -17,7 +17,8 @@ from benchmarks.models import Workload, workload
 from benchmarks.peers.step import CLIP, NOISE, RATE, Step
 from benchmarks.timing import compiled
 
-# Gradients of one batch in, updates out; and the state between steps.
+# Parameters, state and a batch in, updates and the next state out; and the first state. Once
+# `applied`, parameters come out in place of updates.
 Program = tuple[Callable[..., Any], Any]
 
 
@@ -28,25 +29,30 @@ def inputs_of(work: Workload, examples: Any) -> tuple[Any, ...]:
     return (examples, jax.random.split(work.key, jax.tree.leaves(examples)[0].shape[0]))
 
 
+def mean_gradient(work: Workload, params: Any, examples: Any) -> Any:
+    """The gradient of the mean loss."""
+
+    def mean_loss(params: Any) -> jax.Array:
+        loss = functools.partial(work.loss_fn, params)
+        return jax.vmap(loss)(*inputs_of(work, examples)).mean()
+
+    return jax.grad(mean_loss)(params)
+
+
 def plain(work: Workload, batch: int) -> Program:
-    """The mean gradient."""
+    """Without privacy."""
     tx = optax.sgd(RATE)
 
     def step(params: Any, state: Any, examples: Any) -> Any:
-        def mean_loss(params: Any) -> jax.Array:
-            loss = functools.partial(work.loss_fn, params)
-            return jax.vmap(loss)(*inputs_of(work, examples)).mean()
-
-        return tx.update(jax.grad(mean_loss)(params), state, params)
+        return tx.update(mean_gradient(work, params, examples), state, params)
 
     return step, tx.init(work.params)
 
 
-def ours(work: Workload, batch: int, *, key: jax.Array) -> Program:
-    """Per-example gradients and `dp_sgd`."""
+def ours(work: Workload, tx: optax.GradientTransformation) -> Program:
+    """Per-example gradients, and updates by `privatize` and an optimizer."""
     import dpoptax
 
-    tx = dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, key)
     grads_fn = dpoptax.per_example_grads(work.loss_fn)
 
     def step(params: Any, state: Any, examples: Any) -> Any:
@@ -117,14 +123,19 @@ def by_jax_privacy(work: Workload, batch: int) -> Program:
 def programs() -> dict[str, Callable[[Workload, int], Program]]:
     """By peer."""
 
+    def threefry(work: Workload, batch: int) -> Program:
+        import dpoptax
+
+        return ours(work, dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, jax.random.key(0)))
+
     def chacha20(work: Workload, batch: int) -> Program:
         import dpoptax
 
-        return ours(work, batch, key=dpoptax.random.test_key(0))
+        return ours(work, dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, dpoptax.random.test_key(0)))
 
     return {
         "jax": plain,
-        "dpoptax": lambda work, batch: ours(work, batch, key=jax.random.key(0)),
+        "dpoptax": threefry,
         "dpoptax_chacha20": chacha20,
         "vmap": by_vmap,
         "optax": by_optax,
@@ -133,8 +144,12 @@ def programs() -> dict[str, Callable[[Workload, int], Program]]:
 
 
 def step_of(peer: str, work: Workload, batch: int) -> Program:
-    """Returns the step of a peer, from parameters, state and examples to the first two."""
-    update, state = programs()[peer](work, batch)
+    """Returns the step of a peer."""
+    return applied(*programs()[peer](work, batch))
+
+
+def applied(update: Callable[..., Any], state: Any) -> Program:
+    """Returns a step from parameters, state and examples to the first two."""
 
     def step(params: Any, state: Any, examples: Any) -> Any:
         updates, state = update(params, state, examples)

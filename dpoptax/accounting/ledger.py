@@ -16,6 +16,9 @@ from dpoptax.schedules import Piecewise, Scheduled
 FORMAT = "dpoptax ledger 1"
 # Between one bound that is evaluated and the next lie this share of the steps, or so many.
 STRIDE, FIRST_STEPS = 0.05, 16
+NAMES = {"sampler", "clip", "delta", "before", "steps", "others"}
+# Noise multipliers, and how many steps in turn had each.
+Runs = list[tuple[float, int]]
 
 
 class Ledger:
@@ -26,6 +29,10 @@ class Ledger:
 
     The noise may change from step to step only by a plan made before the run. Where it depends on
     what was released, see `RdpFilter`.
+
+    The n-th step charged is the sampler's n-th, under one key: that is what a law of several steps
+    together, as that of `Shuffled` or `Stages`, rests on. A run that begins anew says so by
+    `begin_anew`.
 
     Example:
         >>> from dpoptax.samplers import Poisson
@@ -50,31 +57,40 @@ class Ledger:
         self.sampler = sampler
         self.clip = as_clip_rule(clip)
         self.delta = _checks.open_unit("delta", delta)
-        self._runs: list[tuple[float, int]] = []
+        self._runs: Runs = []
+        self._before: list[Runs] = []
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
         self._known: dict[Any, float] = {}
 
     @property
     def scheduled_noise(self) -> Scheduled:
         """The noise multiplier of the steps that were charged; 0 before the first."""
-        return _schedule_of(self._runs)
+        return _schedule_of([run for runs in self._all for run in runs])
 
     @property
     def num_steps(self) -> int:
         """How many steps were charged."""
-        return sum(count for _, count in self._runs)
+        return sum(count for runs in self._all for _, count in runs)
 
-    def charge(self, noise_multiplier: Scheduled, num_steps: int = 1) -> None:
+    def charge(self, noise_multiplier: Scheduled, num_steps: int | None = None) -> None:
         """Counts steps, before their updates are released.
 
         Args:
-            noise_multiplier: of these steps; a schedule is read from its first step on.
-            num_steps: how many.
+            noise_multiplier: of these steps; a schedule is read from its first step on, and so
+                needs `num_steps`.
+            num_steps: how many; one by default.
 
         Raises:
-            TypeError: a count that is not whole.
+            TypeError: a count that is not whole; a schedule without one.
             ValueError: a negative noise multiplier.
         """
+        if num_steps is None:
+            if isinstance(noise_multiplier, Piecewise):
+                raise TypeError(
+                    "a schedule is read from its first step on. Charge the noise multiplier of "
+                    "this step, schedule(step), or pass num_steps for the first so many."
+                )
+            num_steps = 1
         num_steps = _checks.count("num_steps", num_steps, at_least=0)
         schedule = noise_multiplier
         if not isinstance(schedule, Piecewise):
@@ -86,6 +102,16 @@ class Ledger:
                 self._runs.append((value, before + last - first))
             else:
                 self._runs.append((value, last - first))
+
+    def begin_anew(self) -> None:
+        """Says that the sampler begins anew: at its first step, under a new key.
+
+        What was charged stays so. A run that goes on from a checkpoint, sampler and all, does not
+        begin anew; steps that it repeats alike are the same releases, and are charged once.
+        """
+        if self._runs:
+            self._before.append(self._runs)
+            self._runs = []
 
     def charge_event(self, event: Any, count: int = 1) -> None:
         """Counts another release on the same data: a histogram, a quantile, an earlier run.
@@ -104,14 +130,14 @@ class Ledger:
 
     def event(self, relation: Relation | None = None) -> dp_accounting.DpEvent:
         """Returns dp-accounting's event for everything charged."""
-        return self._event(self._runs, relation)
+        return self._event(self._all, relation)
 
     def epsilon(self, delta: float | None = None, relation: Relation | None = None) -> float:
         """Returns what everything charged costs; evaluated when asked for, and once.
 
         Under the sampler's own relation, if no other is named.
         """
-        return self._epsilon(self._runs, self.delta if delta is None else delta, relation)
+        return self._epsilon(self._all, self.delta if delta is None else delta, relation)
 
     def epsilon_bound(self) -> float:
         """Returns an upper bound of `epsilon()` that is cheap enough to ask for at every step.
@@ -121,11 +147,11 @@ class Ledger:
         if not self._runs:
             return self.epsilon()
         *before, (noise, count) = self._runs
-        steps = self.num_steps
+        steps = sum(count for _, count in self._runs)
         if steps > FIRST_STEPS:
             power = math.ceil(math.log(steps / FIRST_STEPS) / math.log1p(STRIDE) - 1e-9)
             count += max(math.ceil(FIRST_STEPS * (1 + STRIDE) ** power) - steps, 0)
-        return self._epsilon([*before, (noise, count)], self.delta, None)
+        return self._epsilon([*self._before, [*before, (noise, count)]], self.delta, None)
 
     def to_json(self) -> str:
         """Returns the ledger as JSON, for a checkpoint; it holds nothing private."""
@@ -133,6 +159,7 @@ class Ledger:
             "format": FORMAT,
             **self._identity(),
             "delta": self.delta,
+            "before": self._before,
             "steps": self._runs,
             "others": [[_records.event_record(event), count] for event, count in self._others],
         }
@@ -153,7 +180,7 @@ class Ledger:
         Raises:
             ValueError: text that is no ledger, or one of another sampler or clip.
         """
-        record = _records.parse(text, FORMAT, {"sampler", "clip", "delta", "steps", "others"})
+        record = _records.parse(text, FORMAT, NAMES)
         ledger = cls(sampler, clip, delta=record["delta"])
         for name, now in ledger._identity().items():
             if record[name] != now:
@@ -162,8 +189,10 @@ class Ledger:
                     f"{now}. Go on with the first; or begin a new ledger and charge the old run to "
                     "it: new.charge_event(old.event(new.sampler.relation))."
                 )
-        for noise, count in record["steps"]:
-            ledger.charge(noise, count)
+        for runs in (*record["before"], record["steps"]):
+            ledger.begin_anew()
+            for noise, count in runs:
+                ledger.charge(noise, count)
         for event, count in record["others"]:
             ledger.charge_event(_records.event_of(event), count)
         return ledger
@@ -174,29 +203,29 @@ class Ledger:
             "clip": _records.clip_identity(self.clip),
         }
 
-    def _epsilon(
-        self, runs: list[tuple[float, int]], delta: float, relation: Relation | None
-    ) -> float:
+    @property
+    def _all(self) -> list[Runs]:
+        return [*self._before, self._runs]
+
+    def _epsilon(self, all_runs: list[Runs], delta: float, relation: Relation | None) -> float:
         """What these steps and all other releases cost; what was asked before is remembered."""
         parsed = parse_relation(relation or self.sampler.relation)
-        key = (tuple(runs), len(self._others), delta, parsed)
+        key = (tuple(map(tuple, all_runs)), len(self._others), delta, parsed)
         if key not in self._known:
-            event = self._event(runs, parsed)
+            event = self._event(all_runs, parsed)
             self._known[key] = event_epsilon(event, delta=delta, relation=parsed)
         return self._known[key]
 
-    def _event(
-        self, runs: list[tuple[float, int]], relation: Relation | None
-    ) -> dp_accounting.DpEvent:
+    def _event(self, all_runs: list[Runs], relation: Relation | None) -> dp_accounting.DpEvent:
         parsed = parse_relation(relation or self.sampler.relation)
         events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
-        if runs:
+        for runs in filter(None, all_runs):
             num_steps = sum(count for _, count in runs)
             events.append(run_event(self.sampler, _schedule_of(runs), num_steps, parsed))
         return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
 
 
-def _schedule_of(runs: list[tuple[float, int]]) -> Scheduled:
+def _schedule_of(runs: Runs) -> Scheduled:
     """The noise multiplier of runs of equal steps; 0 for none."""
     if not runs:
         return 0.0

@@ -18,6 +18,10 @@ from dpoptax.samplers.known_mixture import KnownMixtureDpEvent
 # The share of delta that may pay for batches beyond their capacity before the exact law of
 # truncation, ten times slower to compute, is taken instead. It costs epsilon about 0.2 % at most.
 OVERFLOW_SHARE = 0.05
+# At which a member of a group is taken to join at least.
+LEAST_RATE = 1e-7
+# Noise below this counts as none: its square underflows.
+LEAST_NOISE = 1e-150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
         return _has_no_noise(step.usual) or _has_no_noise(step.rare)
     inner = getattr(step, "event", step)
     names = ("noise_multiplier", "noise_parameter", "standard_deviation")
-    return any(getattr(inner, name, None) == 0 for name in names)
+    return any(abs(getattr(inner, name, 1.0)) < LEAST_NOISE for name in names)
 
 
 def _costs_nothing(step: dp_accounting.DpEvent) -> bool:
@@ -152,6 +156,9 @@ def _of_group(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent |
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
+            # Far below, dp-accounting takes a group that hardly joins for one that never does; a
+            # higher rate only costs more.
+            rate = max(rate, LEAST_RATE / size)
             joined = np.arange(size + 1)
             probabilities = scipy.stats.binom.pmf(joined, size, rate)
             return MixtureOfGaussiansDpEvent(
@@ -166,12 +173,12 @@ def _fold_gaussians(counts: dict[dp_accounting.DpEvent, int]) -> dict[dp_account
     for step, count in counts.items():
         match step:
             case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
-                precision += count / noise**2
+                precision += count * (1 / noise) * (1 / noise)
             case dp_accounting.PoissonSampledDpEvent(
                 sampling_probability=1.0,
                 event=dp_accounting.GaussianDpEvent(noise_multiplier=noise),
             ):
-                precision += count / noise**2
+                precision += count * (1 / noise) * (1 / noise)
             case _:
                 rest[step] = count
     if precision:

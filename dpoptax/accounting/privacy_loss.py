@@ -21,6 +21,9 @@ from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import Scheduled, checked, extremes, slice_of
 
+# Its exponential is finite. Losses that need a coarser one are taken for infinite.
+LARGEST_GRID_STEP = 500.0
+
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyLoss:
@@ -30,7 +33,7 @@ class PrivacyLoss:
 
     Attributes:
         directions: its distribution for each direction of neighbours (one example more, one less),
-            on a grid and rounded up; None for a run without noise.
+            on a grid and rounded up; None for a run without noise, or with next to none.
         overflow: a probability added to every delta; see `dpoptax.samplers.Poisson`.
 
     Example:
@@ -143,10 +146,11 @@ def event_epsilon(
     """Returns the epsilon of any dp-accounting event whose privacy loss has a distribution.
 
     Args:
-        event: noise multipliers in it are relative to the clip bound, never to the sensitivity,
-            also in a `SampledWithoutReplacementDpEvent`.
+        event: Gaussians, as they are or sampled, mixtures of them, Laplace noise, and compositions
+            of these. Noise multipliers in it are relative to the clip bound, never to the
+            sensitivity, also in a `SampledWithoutReplacementDpEvent`.
         delta: strictly between 0 and 1.
-        relation: which data sets count as neighbours.
+        relation: which data sets count as neighbours; of a plan's event, its sampler's.
         group_size: how many examples neighbours differ in.
         coarsening: how many times coarser than usual the grid may be. Coarser is faster, looser,
             and still an upper bound.
@@ -213,7 +217,10 @@ def _privacy_loss(found: Pieces, relation: NeighboringRelation, coarsening: floa
         return PrivacyLoss(None)
     if not found.counts:
         return PrivacyLoss(())
-    step = coarsening * grid_step(found.counts)
+    usual = grid_step(found.counts)
+    if usual > LARGEST_GRID_STEP:
+        return PrivacyLoss(None)
+    step = min(coarsening * usual, LARGEST_GRID_STEP)
     runs = [(one_step(event, relation, step), count) for event, count in found.counts.items()]
     return PrivacyLoss(tuple(compositions(runs, step)), found.overflow)
 

@@ -1,6 +1,7 @@
 """A plan and the steps that ran in, the statement that a person can read, keep and act on out."""
 
 import dataclasses
+import decimal
 import importlib.metadata
 import json
 import math
@@ -103,6 +104,11 @@ class Report:
     def in_words(self) -> str:
         """Returns one paragraph for a reader who knows no formula."""
         unit = self.unit
+        if math.isinf(self.epsilon) and extremes(self.noise_multiplier)[0] > 0:
+            return (
+                "For this run no finite epsilon can be shown at this delta, so nothing can be "
+                "promised: ask at a larger delta, or add more noise."
+            )
         if math.isinf(self.epsilon):
             return (
                 "This run added no noise at some step, and so protects nobody: treat what it "
@@ -110,17 +116,19 @@ class Report:
             )
         rate, found = next(iter(self.true_positive_rate.items()))
         prior, belief = next(iter(self.belief.items()))
+        chance = math.floor(1 / self.delta + 1e-6)
+        right = round_up(50 + 50 * self.advantage, 1)
         return (
             f"The training used {self.num_units:,} {unit}s and released its result with random "
             f"noise, such that the result would have been nearly as likely had any one {unit} been "
             f"left out. Somebody who knows all other {unit}s, sees everything released, and wants "
             f"to tell whether one given {unit} was included, is right at most "
-            f"{50 + 50 * self.advantage:.1f} times in 100 where guessing is right 50 times. If "
-            f"such an attacker may be wrong about one outsider in {round(1 / rate):,}, they find "
-            f"at most {_share(found)} of those included. A belief of {100 * prior:.0f} % that the "
-            f"{unit} was included can rise to {100 * belief:.1f} % at most, but for a chance of "
-            f"one in {round(1 / self.delta):,}. This holds whatever the attacker knows or computes "
-            f"later; it says nothing of what can be concluded about one {unit} from the others."
+            f"{right} times in 100 where guessing is right 50 times. If such an attacker may be "
+            f"wrong about one outsider in {round(1 / rate):,}, they find at most {_share(found)} "
+            f"of those included. A belief of {100 * prior:.0f} % that the {unit} was included can "
+            f"rise to {round_up(100 * belief, 1)} % at most, but for a chance of one in "
+            f"{chance:,}. This holds whatever the attacker knows or computes later; it says "
+            f"nothing of what can be concluded about one {unit} from the others."
         )
 
     def to_json(self) -> str:
@@ -147,21 +155,23 @@ class Report:
 
     def _rows(self) -> dict[str, str]:
         if math.isinf(self.epsilon):
-            guarantee = "none: this run is not private (epsilon = inf)"
+            guarantee = "none: epsilon = inf"
         else:
-            guarantee = f"({round_up(self.epsilon)}, {self.delta:.3g})-differential privacy"
+            guarantee = f"({round_up(self.epsilon)}, {_delta(self.delta)})-differential privacy"
         groups = ", ".join(
             f"{round_up(value)} for {size}" for size, value in self.epsilon_of_group.items()
         )
         deltas = ", ".join(
-            f"{round_up(value)} at delta {delta:.3g}" for delta, value in self.epsilon_at.items()
+            f"{round_up(value)} at delta {_delta(delta)}"
+            for delta, value in self.epsilon_at.items()
         )
         rates = ", ".join(
-            f"{100 * found:.2f} % of members at {100 * rate:g} % false alarms"
+            f"{round_up(100 * found, 2)} % of members at {100 * rate:g} % false alarms"
             for rate, found in self.true_positive_rate.items()
         )
         beliefs = ", ".join(
-            f"{100 * prior:g} % to {100 * belief:.1f} %" for prior, belief in self.belief.items()
+            f"{100 * prior:g} % to {round_up(100 * belief, 1)} %"
+            for prior, belief in self.belief.items()
         )
         sampler = dict(self.sampler)
         kind = sampler.pop("kind")
@@ -177,11 +187,12 @@ class Report:
             "accountant": self.accountant,
             "generator": self.generator,
             "epsilon": deltas,
-            "under replace_one": f"{round_up(self.epsilon_replaced)} at delta {self.delta:.3g}",
+            "under replace_one": f"{round_up(self.epsilon_replaced)} at delta {_delta(self.delta)}",
             f"for groups of {self.unit}s": groups,
             "without amplification": f"{round_up(self.epsilon_unamplified)}, "
             "if all took part once per pass, at a known step",
-            "attack advantage": f"{100 * self.advantage:.2f} points of true over false positives",
+            "attack advantage": f"{round_up(100 * self.advantage, 2)} points of true over false "
+            "positives",
             "attack finds at most": rates,
             "belief can rise from": beliefs,
             "no worse than": f"a Gaussian release of mu = {round_up(self.mu)} (mu-GDP)",
@@ -218,7 +229,9 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
     relation = parse_relation(sampler.relation)
     event = ledger.event(relation)
     loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
-    deltas = [value for value in (delta * 10, delta, delta / 10) if value < 1]
+    # Written without what dividing leaves at the end, which would be rounded up where it is shown.
+    below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
+    deltas = [value for value in (above, delta, below) if value < 1]
     epsilon_at = {value: ledger.epsilon(value) for value in deltas}
     rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
     return Report(
@@ -277,11 +290,12 @@ def _unamplified(plan: "Plan", ledger: "Ledger") -> float:
     return event_epsilon(gaussian, delta=plan.delta)
 
 
-def round_up(value: float) -> str:
-    """Writes a number with three digits behind the point, never below it.
+def round_up(value: float, digits: int = 3) -> str:
+    """Writes a number with some digits behind the point, never below it.
 
     Args:
         value: an epsilon, say.
+        digits: how many.
 
     Returns:
         Digits, or "inf".
@@ -290,7 +304,16 @@ def round_up(value: float) -> str:
         >>> round_up(0.5351)
         '0.536'
     """
-    return f"{math.ceil(value * 1000 - 1e-6) / 1000:.3f}" if math.isfinite(value) else "inf"
+    if not math.isfinite(value):
+        return "inf"
+    written = decimal.Decimal(repr(float(value)))
+    return str(written.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_CEILING))
+
+
+def _delta(value: float) -> str:
+    """With three digits, never below it."""
+    context = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
+    return f"{float(context.create_decimal(repr(value))):.3g}"
 
 
 def _short(value: Any) -> str:

@@ -55,7 +55,8 @@ class PerExampleGrads(abc.ABC):
     def sum_by_parts(self, function: Callable[["PerExampleGrads"], PyTree]) -> PyTree:
         """Returns the sum of `function(part)` over parts of the batch: one part, or microbatches.
 
-        What `function` makes of an example must follow from that example alone.
+        What `function` makes of an example must follow from that example alone, and be zero for
+        padding: a part of nothing else may be left out.
         """
         return function(self)
 

@@ -126,7 +126,7 @@ class Interpreter:
             return inside.run(eqn.params[CALLS[name]], values, key)
         if weights and name == "scan":
             return self._scan(key, eqn, values)
-        if weights and name == "cond":
+        if weights and name == "cond" and eqn.params.get("branches_platforms") is None:
             return self._cond(key, eqn, values)
         if weights and name in REMATS:
             return self._remat(key, eqn, values)
@@ -215,6 +215,8 @@ class Interpreter:
         return [*carry, *ys]
 
     def _cond(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
+        # Under vmap its kernels become those of single examples.
+        self.bound(eqn)
         index, *operands = values
         (index,) = self.plain([index], "it decides a cond")
 
@@ -288,7 +290,7 @@ def _successors(jaxpr: Any) -> dict[int, int]:
         using = users.get(eqn.outvars[0], []) if len(eqn.outvars) == 1 else []
         if len(using) == 1 and using[0] >= 0:
             user = jaxpr.eqns[using[0]]
-            like = _spec(eqn.outvars[0].aval) == _spec(user.outvars[0].aval)
+            like = [_spec(eqn.outvars[0].aval)] == [_spec(output.aval) for output in user.outvars]
             if user.primitive.name == "add" and like:
                 successors[number] = using[0]
     return successors

@@ -1,10 +1,12 @@
 """The lazy form: a batch that does not fit, a few examples at a time, as one compiled program.
 
 It keeps the loss, the parameters and the examples; gradients exist for one microbatch at a time.
-`clip_and_sum` is one pass; norms and sums asked for separately are a pass each.
+`clip_and_sum` is one pass; norms and sums asked for separately are a pass each, and so are losses.
+A microbatch of padding alone is not worked through.
 """
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +46,13 @@ class Program:
         self._loss_fn = loss_fn
         self._signature = (str(closed.jaxpr), trees, form_of)
 
-    def grads(
-        self, constants: list[Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-    ) -> PerExampleGrads:
-        """The gradients of one microbatch."""
+    def loss_fn(self, constants: list[Array]) -> Callable[..., Array]:
+        """The loss of one example, as it was traced."""
 
         def loss_fn(params: PyTree, *inputs: PyTree) -> Array:
             return evaluate(self.jaxpr, constants, jax.tree.leaves((params, inputs)))
 
-        return self.form_of(loss_fn, params, inputs, mask)[1]
+        return loss_fn
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -88,7 +88,7 @@ class MicrobatchedGrads(PerExampleGrads):
 
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""
-        return self._map(lambda grads: grads.squared_norms())
+        return self._map(lambda *part: self._grads(*part).squared_norms())
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
@@ -100,33 +100,39 @@ class MicrobatchedGrads(PerExampleGrads):
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
-        return self._map(lambda grads: grads.stacked())
+        return self._map(lambda *part: self._grads(*part).stacked())
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
         return self.program.specs
 
-    def _grads(self, inputs: tuple[PyTree, ...], mask: Array) -> PerExampleGrads:
-        return self.program.grads(self.constants, self.params, inputs, mask)
+    def losses(self) -> Float[Array, " batch"]:
+        """Returns the loss of every example; zero for padded rows, or what their content gives."""
+        loss_fn = self.program.loss_fn(self.constants)
+        return self._map(
+            lambda inputs, _: jax.vmap(functools.partial(loss_fn, self.params))(*inputs)
+        )
 
-    def _map(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
+    def _grads(self, inputs: tuple[PyTree, ...], mask: Array) -> PerExampleGrads:
+        loss_fn = self.program.loss_fn(self.constants)
+        return self.program.form_of(loss_fn, self.params, inputs, mask)[1]
+
+    def _map(self, function: Callable[..., PyTree]) -> PyTree:
         parts = self._split((self.inputs, self.mask))
-        results = jax.lax.map(lambda part: function(self._grads(*part)), parts)
+        one, _ = _unless_empty(function, parts)
         size = len(self.mask)
 
         def joined(leaf: Array) -> Array:
             return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])[:size]
 
-        return jax.tree.map(joined, results)
+        return jax.tree.map(joined, jax.lax.map(one, parts))
 
     def _sum(self, function: Callable[[PerExampleGrads, Any], PyTree], weights: Any) -> PyTree:
-        def one(part: Any) -> PyTree:
-            inputs, mask, weights = part
+        def whole(inputs: tuple[PyTree, ...], mask: Array, weights: Any) -> PyTree:
             return function(self._grads(inputs, mask), weights)
 
         parts = self._split((self.inputs, self.mask, weights))
-        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        one, zeros = _unless_empty(whole, parts)
         total, _ = jax.lax.scan(
             lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zeros, parts
         )
@@ -146,6 +152,19 @@ class MicrobatchedGrads(PerExampleGrads):
         inputs, mask, *rest = jax.tree.map(split, tree)
         real = (jnp.arange(size + missing) < size).reshape(mask.shape)
         return (inputs, mask & real, *rest)
+
+
+def _unless_empty(
+    function: Callable[..., PyTree], parts: PyTree
+) -> tuple[Callable[[PyTree], PyTree], PyTree]:
+    """Returns a function of one part, `(inputs, mask, ...)`, zero for padding alone; and zeros."""
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def one(part: PyTree) -> PyTree:
+        return jax.lax.cond(jnp.any(part[1]), lambda: function(*part), lambda: zeros)
+
+    return one, zeros
 
 
 def _are_one(function: Any, other: Any) -> bool:
@@ -177,10 +196,9 @@ def microbatched_grads(
     """
     if len(mask) <= microbatch_size:
         return form_of(loss_fn, params, inputs, mask)
-    losses = jax.lax.map(lambda row: loss_fn(params, *row), inputs, batch_size=microbatch_size)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
     closed = jax.make_jaxpr(loss_fn)(params, *one)
     program = Program(form_of, loss_fn, closed, params, inputs)
-    return losses, MicrobatchedGrads(
-        params, inputs, list(closed.consts), mask, program, microbatch_size
-    )
+    constants = list(closed.consts)
+    grads = MicrobatchedGrads(params, inputs, constants, mask, program, microbatch_size)
+    return grads.losses(), grads

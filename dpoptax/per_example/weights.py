@@ -72,8 +72,10 @@ class Weight:
 
 def moved(eqn: Any, weight: Weight) -> tuple[Part, ...] | None:
     """The parts of a weight after an equation that moves it; None if it does more than that."""
-    (output, *_) = eqn.outvars
-    if eqn.primitive.name not in MOVES or not jnp.issubdtype(output.aval.dtype, jnp.floating):
+    if eqn.primitive.name not in MOVES:
+        return None
+    (output,) = eqn.outvars
+    if not jnp.issubdtype(output.aval.dtype, jnp.floating):
         return None
     parts = []
     for part in weight.parts:

@@ -7,10 +7,11 @@ from typing import ClassVar
 import dp_accounting
 import jax
 import jax.numpy as jnp
+from dp_accounting import NeighboringRelation
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
-from dpoptax.relations import Relation
+from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers.poisson import default_capacity, draw, law
 from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
 from dpoptax.schedules import Scheduled
@@ -20,7 +21,8 @@ from dpoptax.schedules import Scheduled
 class CyclicPoisson:
     """Step t draws a Poisson batch from group t modulo `num_groups`, and no other.
 
-    Example i is in group i modulo `num_groups`, for good. An example takes part in every
+    Example i is in group i modulo `num_groups`, for good: its neighbour lacks it, and keeps all
+    others at their places. An example takes part in every
     `num_groups`-th step at most, at a rate `num_groups` times that of `Poisson`: a sampler for
     data that comes in parts, and for noise that is correlated between steps.
 
@@ -50,7 +52,7 @@ class CyclicPoisson:
     max_batch_size: int | None = None
 
     unit: ClassVar[str] = "example"
-    relation: ClassVar[str] = "add_or_remove_one"
+    relation: ClassVar[str] = "replace_special"
 
     def __post_init__(self) -> None:
         num_examples = _checks.num_examples(self.num_examples)
@@ -100,10 +102,20 @@ class CyclicPoisson:
         return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
+        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "replace_special"
     ) -> dp_accounting.DpEvent:
-        """Returns the event of the steps in which the first group, the busiest, takes its turn."""
-        del relation
+        """Returns the event of the steps in which the first group, the busiest, takes its turn.
+
+        Raises:
+            ValueError: under `add_or_remove_one`, for which nothing is proven: one example more
+                moves others to other groups.
+        """
+        if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
+            raise ValueError(
+                "groups by place have no guarantee under add_or_remove_one: an example more moves "
+                "others between groups. Ask for relation='replace_special' (an example is there "
+                "or contributes nothing) or 'replace_one', or sample with Poisson."
+            )
         assert self.max_batch_size is not None  # __post_init__ has filled it in
         one_turn = functools.partial(
             law, self._largest_group, self.sampling_rate, self.max_batch_size

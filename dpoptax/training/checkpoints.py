@@ -114,10 +114,14 @@ class RunFolder:
             if record is None:
                 continue
             self._compare(record)
-            if set(record["leaves"]) != set(_named_leaves(like)):
+            before = {name: shown[:2] for name, shown in record["leaves"].items()}
+            now = {name: _description(leaf)[:2] for name, leaf in _named_leaves(like).items()}
+            if before != now:
+                names = sorted(name for name in before | now if before.get(name) != now.get(name))
                 raise ValueError(
-                    f"{self._path} holds a run whose optimizer has another state. Go on with that "
-                    "one, or begin anew in another folder."
+                    f"{self._path} holds a run whose optimizer has another state; {names[0]} is "
+                    f"{before.get(names[0], 'absent')} there, {now.get(names[0], 'absent')} here. "
+                    "Go on with that one, or begin anew in another folder."
                 )
             try:
                 state = self._state(step, record, like)

@@ -58,7 +58,7 @@ class Kept:
             Where to begin.
 
         Raises:
-            ValueError: the folder holds another run, or a longer one.
+            ValueError: the folder holds another run, or a longer one, or its journal is gone.
         """
         if jax.process_count() > 1:
             state = on_all_processes(state)
@@ -74,6 +74,13 @@ class Kept:
             raise ValueError(
                 f"this run has made {restored.step} steps and the plan has {plan.num_steps}. "
                 "Plan that many at least: they were released."
+            )
+        segments = self._folder.journal.segments
+        if restored.segment >= len(segments) or restored.step > segments[restored.segment].last:
+            raise ValueError(
+                "the folder's journal is gone, or older than the checkpoint, so nobody can tell "
+                "which steps ran after it. Begin anew in another folder, and count this run in "
+                "full."
             )
         self.generator, self._segment = restored.generator, restored.segment
         self._saved_step = restored.step
@@ -91,17 +98,11 @@ class Kept:
             The same state, under other keys if it goes on otherwise than it began.
 
         Raises:
-            ValueError: it would go on otherwise, and the sampler's law does not allow it; or the
-                journal is gone.
+            ValueError: it would go on otherwise, and the sampler's law does not allow it.
             OSError: the first checkpoint could not be written.
         """
         journal, done = self._folder.journal, int(state.step)
         began = self._segment
-        if began is not None and began >= len(journal.segments):
-            raise ValueError(
-                "the folder's journal is gone, so nobody can tell which steps ran after the "
-                "checkpoint. Begin anew in another folder, and count this run in full."
-            )
         alike = began is not None and journal.continues(program, done)
         if began is not None and not alike and not isinstance(plan.sampler, INDEPENDENT):
             raise ValueError(

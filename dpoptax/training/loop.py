@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _checks, samplers
 from dpoptax.accounting import Ledger
-from dpoptax.per_example import validation
+from dpoptax.per_example import PerExampleGrads, validation
 from dpoptax.plan import Plan
 from dpoptax.random import split_by_purpose
 from dpoptax.random.domains import in_domain
@@ -23,7 +23,7 @@ from dpoptax.training.checkpoints import Checkpoints, identity_of
 from dpoptax.training.engines import Engine, FromHost, Resident
 from dpoptax.training.interrupts import Interrupts
 from dpoptax.training.keeping import Kept
-from dpoptax.training.memory import choose_microbatch_size
+from dpoptax.training.memory import default_limit, largest_part
 from dpoptax.training.objective import Objective
 from dpoptax.training.progress import Reporter, Show
 from dpoptax.training.result import FitResult
@@ -225,8 +225,14 @@ def _fitting(
         point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
         loss_fn = loss_fn.loss
     assert plan.sampler.max_batch_size is not None
-    return choose_microbatch_size(
-        loss_fn, point, example, max_batch_size=plan.sampler.max_batch_size
+
+    def released(grads: PerExampleGrads) -> PyTree:
+        return plan.mechanism.release(
+            jax.random.key(0), grads, plan.clip_rule, plan.scheduled_noise, 0
+        )
+
+    return largest_part(
+        loss_fn, point, example, released, plan.sampler.max_batch_size, default_limit()
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from dpoptax import _checks
 from dpoptax.clipping import flat
-from dpoptax.per_example import per_example_grads
+from dpoptax.per_example import PerExampleGrads, per_example_grads
 from dpoptax.training.step import takes_key
 
 # Of what the device has, for a step beside parameters, optimizer and data.
@@ -55,8 +55,23 @@ def choose_microbatch_size(
         >>> choose_microbatch_size(loss_fn, wide, x, max_batch_size=48, memory_limit=10**7) < 48
         True
     """
-    limit = _limit() if memory_limit is None else _checks.count("memory_limit", memory_limit)
+    limit = default_limit() if memory_limit is None else _checks.count("memory_limit", memory_limit)
     size = _checks.count("max_batch_size", max_batch_size)
+    rule = flat(1.0)
+    return largest_part(
+        loss_fn, params, example, lambda grads: grads.clip_and_sum(rule.weights), size, limit
+    )
+
+
+def largest_part(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    example: PyTree,
+    released: Callable[[PerExampleGrads], PyTree],
+    size: int,
+    limit: int,
+) -> int | None:
+    """As `choose_microbatch_size`, by the memory of whatever is released of the gradients."""
     key = jax.random.key(0) if takes_key(loss_fn) else None
 
     def shapes(tree: PyTree, *lead: int) -> PyTree:
@@ -67,10 +82,10 @@ def choose_microbatch_size(
     def needed(microbatch_size: int | None) -> int:
         grads_fn = per_example_grads(loss_fn, microbatch_size=microbatch_size)
 
-        def clipped_sum(params: PyTree, examples: PyTree) -> PyTree:
-            return grads_fn(params, examples, key=key).clip_and_sum(flat(1.0).weights)
+        def release(params: PyTree, examples: PyTree) -> PyTree:
+            return released(grads_fn(params, examples, key=key))
 
-        lowered = jax.jit(clipped_sum).lower(shapes(params), shapes(example, size))
+        lowered = jax.jit(release).lower(shapes(params), shapes(example, size))
         analysis = lowered.compile().memory_analysis()
         return 0 if analysis is None else int(analysis.temp_size_in_bytes)
 
@@ -89,7 +104,8 @@ def choose_microbatch_size(
     )
 
 
-def _limit() -> int:
+def default_limit() -> int:
+    """Half of what the device has, in bytes."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,7 +16,8 @@ class FitResult:
 
     Attributes:
         params: the private parameters.
-        state: everything that a further step would need; holds keys, so it must not be released.
+        state: everything that a further step would need; holds keys, so it must not be released,
+            and is not shown where the result is printed.
         plan: what was planned.
         num_steps: how many steps made these parameters.
         ledger: what was charged, each step before it ran; those that a crash lost, and a changed
@@ -26,7 +27,7 @@ class FitResult:
     """
 
     params: PyTree
-    state: TrainState
+    state: TrainState = dataclasses.field(repr=False)
     plan: Plan
     num_steps: int
     ledger: Ledger

@@ -4,7 +4,7 @@ What no private gradient can be had of is refused here, site by site, with a rem
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,13 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
 Trace = Mapping[str, Mapping[str, Any]]
+
+
+class Plate(NamedTuple):
+    """A plate over the data, and what it multiplies the log density of one example by."""
+
+    name: str
+    scale: float
 
 
 def trace_both(
@@ -96,9 +103,9 @@ def check_sites(model: Trace, guide: Trace) -> None:
             )
 
 
-def scales_of_data(one: Trace, two: Trace, num_examples: int) -> dict[str, float]:
-    """By site inside a plate that grows with the batch: the scale of one example's log density."""
-    scales: dict[str, float] = {}
+def plates_of_data(one: Trace, two: Trace, num_examples: int) -> dict[str, Plate]:
+    """By site inside it: the plate that grows with the batch."""
+    plates: dict[str, Plate] = {}
     for name, site in sample_sites(one):
         sizes = {frame.name: frame.size for frame in site["cond_indep_stack"]}
         grown = [
@@ -116,14 +123,28 @@ def scales_of_data(one: Trace, two: Trace, num_examples: int) -> dict[str, float
                 f"{[int(size) for size in full]}; expected one, of size {num_examples}, the number "
                 f"of examples: plate({grown[0]!r}, {num_examples}, subsample_size=len(x))."
             )
-        scales[name] = full[0]
-    return scales
+        plates[name] = Plate(grown[0], full[0])
+    return plates
 
 
-def check_observed(model: Trace, scales: Mapping[str, float]) -> None:
+def check_plates(model: Trace) -> None:
+    """Refuses a guide that fixed the size of a plate when it first ran, as autoguides do."""
+    for name, site in model.items():
+        if site["type"] != "plate":
+            continue
+        size, subsample_size = site["args"]
+        if len(site["value"]) != (subsample_size or size):
+            raise ValueError(
+                f"the guide gives the latents in plate {name!r} places of their own, once and for "
+                "all, where batches bring other examples. Write a guide that computes them from "
+                "the example: an encoder. An autoguide serves what all examples share."
+            )
+
+
+def check_observed(model: Trace, plates: Mapping[str, Plate]) -> None:
     """Refuses what is observed outside the plates over the data."""
     for name, site in sample_sites(model):
-        if site["is_observed"] and name not in scales:
+        if site["is_observed"] and name not in plates:
             raise ValueError(
                 f"observed site {name!r} lies in no plate over the data, so nobody can tell which "
                 "part of it belongs to which example. Put it into numpyro.plate('data', "
@@ -131,8 +152,8 @@ def check_observed(model: Trace, scales: Mapping[str, float]) -> None:
             )
 
 
-def first_example(site: Mapping[str, Any]) -> Array:
-    """The log density of the first of two examples, whichever axis the plate has."""
+def first_example(site: Mapping[str, Any], plate: Plate) -> Array:
+    """The log density of the first of two examples, whichever axis their plate has."""
     found = jnp.asarray(site["fn"].log_prob(site["value"]))
-    (frame,) = (frame for frame in site["cond_indep_stack"] if frame.size == 2)
+    (frame,) = (frame for frame in site["cond_indep_stack"] if frame.name == plate.name)
     return jnp.take(found, 0, axis=frame.dim)

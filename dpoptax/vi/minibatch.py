@@ -93,7 +93,7 @@ def poisson_batchify_data(
         `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range; a rate at which less than one example is expected.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -105,6 +105,11 @@ def poisson_batchify_data(
     """
     count = _checks.batch_size("dataset", dataset)
     size = q_to_batch_size(q, count)
+    if q * count < 1:
+        raise ValueError(
+            f"q={q} of {count} examples is less than one example in a batch. Pass at least "
+            f"{1 / count:g}."
+        )
     sampler = Poisson(count, q * count, max_batch_size=max_batch_size)
 
     def init(key: PRNGKeyArray) -> tuple[int, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from dpoptax import Plan, clipping
 from dpoptax.accounting import BudgetSpentError, Ledger, RdpFilter, epsilon, event_epsilon
-from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Users
+from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Stages, Users
 from dpoptax.schedules import Piecewise
 
 SAMPLER = Poisson(1000, 20)
@@ -31,6 +31,40 @@ def test_steps_charged_one_by_one_cost_what_they_cost_together():
     run = {"sampler": SAMPLER, "num_steps": 120, "delta": 1e-5}
     assert book.epsilon() == epsilon(noise_multiplier=noise, **run)
     assert book.epsilon(1e-3) < book.epsilon() < book.epsilon(relation="replace_one")
+
+
+def test_a_schedule_is_charged_for_a_number_of_steps():
+    """Step by step it would be read at its first value for ever."""
+    with pytest.raises(TypeError, match="a schedule is read from its first step on"):
+        ledger().charge(Piecewise((10.0, 0.6), (10, 990)))
+
+
+ANEW = {
+    "stages": (Stages([(Poisson(1000, 500), 10), (Poisson(1000, 10), 10**6)]), 10),
+    "half a pass": (Shuffled(100, 10), 5),
+}
+
+
+@pytest.mark.parametrize(("sampler", "steps"), ANEW.values(), ids=ANEW)
+def test_a_run_that_begins_anew_begins_at_its_sampler_s_first_step(sampler, steps):
+    book = ledger(sampler=sampler)
+    for _ in range(4):
+        book.charge(2.0, steps)
+        book = Ledger.from_json(book.to_json(), sampler=sampler, clip=1.0)
+    gone_on = book.epsilon()
+    book = ledger(sampler=sampler)
+    for _ in range(4):
+        book.begin_anew()
+        book.charge(2.0, steps)
+        book = Ledger.from_json(book.to_json(), sampler=sampler, clip=1.0)
+    assert book.num_steps == 4 * steps
+    assert book.scheduled_noise == 2.0 or set(book.scheduled_noise.values) == {2.0}
+    single = sampler.event(2.0, steps)
+    expected = event_epsilon(
+        dp_accounting.SelfComposedDpEvent(single, 4), delta=1e-5, relation=sampler.relation
+    )
+    assert book.epsilon() == pytest.approx(expected, rel=1e-9)
+    assert book.epsilon_bound() >= book.epsilon() > 1.2 * gone_on
 
 
 def test_the_cheap_bound_is_near_and_never_below(monkeypatch):

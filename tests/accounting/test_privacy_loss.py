@@ -1,6 +1,7 @@
 """Epsilon against published and independently computed values, and its monotonicities."""
 
 import csv
+import itertools
 import math
 import pathlib
 
@@ -128,7 +129,7 @@ def test_an_attack_that_sees_which_bin_was_full_finds_no_more_than_epsilon():
 
 
 def test_a_cyclic_run_is_the_poisson_run_of_one_group():
-    run = {"noise_multiplier": 1.1, "delta": 1e-5}
+    run = {"noise_multiplier": 1.1, "delta": 1e-5, "relation": "replace_special"}
     cyclic = epsilon(sampler=CyclicPoisson(1000, 10, 4), num_steps=37, **run)
     assert cyclic == pytest.approx(epsilon(sampler=Poisson(250, 10), num_steps=10, **run))
 
@@ -189,6 +190,36 @@ def test_pld_is_never_looser_than_rdp():
     rdp = dp_accounting.rdp.RdpAccountant()
     rdp.compose(sampler.event(1.1, 1000))
     assert epsilon(sampler=sampler, **RUN) < rdp.get_epsilon(1e-5)
+
+
+@pytest.mark.parametrize("sampler", [Poisson(1000, 10), FixedSize(1000, 10)], ids=["coin", "size"])
+def test_epsilon_grows_to_infinity_as_noise_falls_to_nothing(sampler):
+    run = RUN | {"num_steps": 10}
+    noises = [1.0, 0.3, 0.1, 0.05, 0.03, 0.01, 1e-3, 1e-5, 1e-200, 0.0]
+    found = [epsilon(sampler=sampler, **(run | {"noise_multiplier": noise})) for noise in noises]
+    assert all(less < more or less == more == math.inf for less, more in itertools.pairwise(found))
+    assert found[5] < math.inf == found[-2] == found[-1]
+    # More than three steps of the ten with a probability of 2e-6; each loses move^2 / (2 noise^2).
+    move = 2 if isinstance(sampler, FixedSize) else 1
+    assert found[4] == pytest.approx(3 * move**2 / (2 * 0.03**2), rel=0.1)
+
+
+def test_a_group_never_costs_less_than_one_of_it():
+    step = dp_accounting.PoissonSampledDpEvent(4.9e-9, dp_accounting.GaussianDpEvent(1.0))
+    run = dp_accounting.SelfComposedDpEvent(step, 10**9)
+    one, two = (event_epsilon(run, delta=1e-5, group_size=size) for size in (1, 2))
+    assert 0 < one < two
+
+
+def test_groups_by_place_are_no_guarantee_where_one_more_moves_all_others():
+    sampler = CyclicPoisson(1000, 10, 4)
+    with pytest.raises(ValueError, match="no guarantee under add_or_remove_one"):
+        epsilon(sampler=sampler, relation="add_or_remove_one", **RUN)
+    absent, other = (
+        epsilon(sampler=sampler, relation=relation, **RUN)
+        for relation in ("replace_special", "replace_one")
+    )
+    assert absent < other
 
 
 def test_the_ends():

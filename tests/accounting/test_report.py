@@ -1,7 +1,9 @@
 """The report: numbers against references, words and JSON that agree with them."""
 
+import dataclasses
 import json
 import math
+import re
 
 import dp_accounting
 import numpy as np
@@ -12,7 +14,7 @@ import dpoptax
 from dpoptax import Plan
 from dpoptax.__main__ import main
 from dpoptax.accounting import event_privacy_loss, noise_beside_quantile, poisson_event, trade_off
-from dpoptax.accounting.report import of_run
+from dpoptax.accounting.report import of_run, round_up
 from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Users
 
 
@@ -100,7 +102,8 @@ def test_the_text_the_json_and_the_words_say_the_same(report):
     ):
         assert part in text, part
     words = report.in_words()
-    assert f"{50 + 50 * report.advantage:.1f} times in 100" in words
+    found = float(re.search(r"at most ([0-9.]+) times in 100", words)[1])
+    assert found - 0.1 < 50 + 50 * report.advantage <= found
     assert "60,000 examples" in words
     assert all(len(line) <= 130 for line in text.splitlines())
 
@@ -116,9 +119,28 @@ def test_every_sampler_is_reported_under_its_unit_and_relation(sampler):
     assert type(sampler).__name__ in text
 
 
+def test_numbers_of_privacy_are_never_rounded_down(report):
+    shown = {value: round_up(value) for value in (0.535, 0.5350000005, 1.0, 0.0, math.inf)}
+    assert list(shown.values()) == ["0.535", "0.536", "1.000", "0.000", "inf"]
+    assert round_up(15.946, 1) == "16.0"
+    for delta, text in ((1e-5, "1e-05"), (1 / 30_000, "3.34e-05"), (3e-7, "3e-07")):
+        part = dataclasses.replace(report, delta=delta)
+        assert f", {text})-differential privacy" in str(part)
+    for prior, belief in report.belief.items():
+        written = re.search(rf"{100 * prior:g} % to ([0-9.]+) %", str(report))[1]
+        assert 0 <= float(written) - 100 * belief < 0.1
+
+
+def test_next_to_no_noise_is_reported_as_such():
+    faint = plan(sampler=Shuffled(600, 20), noise_multiplier=1e-4, num_steps=1000).report()
+    assert faint.epsilon == math.inf
+    assert "no finite epsilon can be shown" in faint.in_words()
+    assert plan(sampler=Shuffled(600, 20), noise_multiplier=0.1, num_steps=1000).report()
+
+
 def test_a_run_without_noise_is_reported_as_no_privacy():
     bare = plan(noise_multiplier=0.0, clip=math.inf).report()
-    assert "none: this run is not private (epsilon = inf)" in str(bare)
+    assert "none: epsilon = inf" in str(bare)
     assert "protects nobody" in bare.in_words()
     record = json.loads(bare.to_json())
     assert record["epsilon"] == record["mu"] == record["clip"]["l2_clip"] == "inf"

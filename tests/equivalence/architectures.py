@@ -21,6 +21,11 @@ def ids(batch, length=9, vocabulary=6):
     return jnp.asarray(np.random.default_rng(2).integers(vocabulary, size=(batch, length)))
 
 
+def narrow(batch):
+    """Of fewer bits than it takes to count the rows of a table of 300."""
+    return (100 + ids(batch, 16, 150)).astype(jnp.uint8)
+
+
 def energy(outputs):
     """A scalar that every output moves, nonlinearly."""
     return sum(jnp.sum(jnp.tanh(leaf) * (1 + leaf)) for leaf in jax.tree.leaves(outputs))
@@ -164,6 +169,11 @@ class NnxRecurrent(nnx.Module):
         return self.rnn(x, initial_carry=jnp.zeros(5))
 
 
+def convolved_on_condition(w, x):
+    branches = (lambda x: convolved(w, x), lambda x: 2 * convolved(w, x))
+    return energy(jax.lax.cond(x[0, 0, 0] > 0, *branches, x))
+
+
 def standardised_convolution(w, x):
     """The kernel is no plain leaf where it meets data."""
     kernel = (w - w.mean()) / jnp.std(w)
@@ -224,6 +234,11 @@ def joined(w, x):
 def tied_to_probabilities(w, i):
     rows = w[i]
     return energy(jax.nn.softmax(jnp.tanh(rows) @ jnp.ones((4, 6))) @ w) + energy(rows)
+
+
+def printed(w, x):
+    jax.debug.callback(lambda _: None, w[0])
+    return energy(x @ w)
 
 
 def switch(w, x):
@@ -342,6 +357,23 @@ ARCHITECTURES = {
     ),
     "a convolution of two activations": plain(
         dynamic_filter, (8, 3), lambda b: 0.3 * floats(b, 8)
+    ),
+    "a cond that holds a convolution": plain(
+        convolved_on_condition,
+        (3, 1, 3, 3),
+        lambda b: floats(b, 1, 5, 5),
+    ),
+    "lookup by narrow whole numbers": plain(
+        lambda w, i: energy(jnp.take(w, i, axis=0)), (300, 64), narrow
+    ),
+    "tied lookup by narrow whole numbers": plain(
+        lambda w, i: jax.nn.logsumexp(w @ jnp.take(w, i, axis=0).mean(0)), (300, 64), narrow
+    ),
+    "printed": plain(printed, (4, 3), lambda b: floats(b, 4)),
+    "by platform": plain(
+        lambda w, x: energy(jax.lax.platform_dependent(x, w, default=jnp.dot)),
+        (4, 3),
+        lambda b: floats(b, 4),
     ),
     "lookup beyond the table, clipped": plain(
         lambda w, i: energy(w.at[i].get(mode="clip")), (4, 3), lambda b: 2 * ids(b) - 3

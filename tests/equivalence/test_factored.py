@@ -140,6 +140,11 @@ def weighted_bag(w, example):
     return jnp.sum(scales[:, None] * w[ids])
 
 
+def weighted_pairs(w, example):
+    ids, scales = example
+    return jnp.sum(scales * w[ids, ids])
+
+
 def weighted_product(w, example):
     x, scales = example
     return jnp.sum(scales[:, None] * (x @ w))
@@ -192,8 +197,13 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
     assert np.linalg.norm(clipped(slice(0, 9)) - without) <= 1.01
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "shape"),
+    [(weighted_bag, (500, 4)), (weighted_pairs, (300, 300))],
+    ids=["rows", "numbers"],
+)
 @pytest.mark.parametrize("tokens", [2**12, 2**16])  # without the bound, .05 and .5
-def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, monkeypatch):
+def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, loss_fn, shape, monkeypatch):
     """Half of the terms of the last example go up and the other half down, to exactly zero."""
     monkeypatch.setattr(dpoptax.per_example.factored, "is_formed", lambda *_: False)
     rng = np.random.default_rng(0)
@@ -201,11 +211,11 @@ def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, monkeypatch):
     hill = np.concatenate([up, -rng.permutation(up)])
     small = rng.normal(size=tokens)
     scales = jnp.asarray(np.asarray([*[small] * 8, hill], np.float32))
-    rule, w = dpoptax.clipping.flat(1.0), jnp.zeros((500, 4))
+    rule, w = dpoptax.clipping.flat(1.0), jnp.zeros(shape)
 
     def clipped(rows):
         part = jnp.zeros((rows, tokens), int), scales[:rows]
-        return dpoptax.per_example_grads(weighted_bag)(w, part).clip_and_sum(rule.weights)
+        return dpoptax.per_example_grads(loss_fn)(w, part).clip_and_sum(rule.weights)
 
     without = clipped(8)
     assert np.linalg.norm(without) == pytest.approx(8, rel=5e-3)
@@ -232,6 +242,7 @@ def test_padded_rows_may_hold_anything(name):
         "a convolution of two activations",
         "a convolution with weight decay",
         "a convolution by two kernels joined",
+        "a cond that holds a convolution",
     ],
 )
 def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
@@ -296,6 +307,40 @@ def test_micro_batched_losses_keys_and_closures_are_those_of_the_whole_batch():
 
     parts, whole = run(2.0, floats(5, 4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, whole)
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_microbatches_of_padding_alone_are_not_worked_through(factored):
+    seen = []
+
+    def loss_fn(w, x):
+        jax.debug.callback(lambda x: seen.append(round(10 * float(x[0]))), x)
+        return jnp.sum(jnp.tanh(x @ w))
+
+    @jax.jit
+    def run(x, mask):
+        options = {"factored": factored, "microbatch_size": 2}
+        fn = dpoptax.value_and_per_example_grads(loss_fn, **options)
+        losses, grads = fn(jnp.ones((4, 3)), x, mask=mask)
+        return losses, grads.weighted_sum(jnp.ones(7)), grads.squared_norms()
+
+    x = 0.1 * floats(7, 4).at[:, 0].set(jnp.arange(7.0))
+    places = {}
+    for name, mask in {
+        "all": jnp.ones(7, bool), "one": jnp.arange(7) == 4, "none": jnp.zeros(7, bool)
+    }.items():  # fmt: skip
+        seen.clear()
+        losses, total, squared = jax.block_until_ready(run(x, mask))
+        jax.effects_barrier()
+        places[name] = set(seen)
+        whole = jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.tanh(x @ w))), (None, 0))(
+            jnp.ones((4, 3)), x
+        )
+        expected = jnp.where(mask[:, None, None], whole, 0.0)
+        np.testing.assert_allclose(total, expected.sum(0), rtol=1e-5)
+        np.testing.assert_allclose(squared, jnp.square(expected).sum((1, 2)), rtol=1e-5)
+        assert not jnp.any(jnp.where(mask, 0.0, losses))
+    assert places == {"all": set(range(7)), "one": {4, 5}, "none": set()}
 
 
 @pytest.mark.parametrize("jit", [True, False])

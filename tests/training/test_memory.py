@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax.training import choose_microbatch_size, fit
+from dpoptax.training import choose_microbatch_size, fit, loop
 
 
 def loss_fn(params, x):
@@ -49,7 +49,7 @@ def test_a_model_of_a_hundred_million_parameters_is_planned_without_one():
 
 
 def test_fit_takes_what_was_chosen(monkeypatch):
-    monkeypatch.setattr("dpoptax.training.memory._limit", lambda: 4 * 10**5)
+    monkeypatch.setattr("dpoptax.training.loop.default_limit", lambda: 4 * 10**5)
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(100, 20), clip=1.0, noise_multiplier=1.0, num_steps=2,
         delta=1e-3,
@@ -63,3 +63,28 @@ def test_fit_takes_what_was_chosen(monkeypatch):
         ).params  # fmt: skip
 
     np.testing.assert_allclose(train("auto"), train(None), rtol=1e-5, atol=1e-6)
+
+
+def test_auto_knows_what_the_mechanism_needs(monkeypatch):
+    """Exact noise sums whole gradients, where the factors of a product would be enough."""
+    monkeypatch.setattr("dpoptax.training.loop.default_limit", lambda: 2 * 10**7)
+    chosen = []
+    make = loop.make_train_step
+
+    def noted(*args, **options):
+        chosen.append(options["microbatch_size"])
+        return make(*args, **options)
+
+    monkeypatch.setattr(loop, "make_train_step", noted)
+    for mechanism in (dpoptax.mechanisms.FLOATING_POINT, dpoptax.mechanisms.exact(bits=20)):
+        plan = dpoptax.Plan(
+            sampler=dpoptax.samplers.Poisson(100, 40), clip=1.0, noise_multiplier=1.0, num_steps=1,
+            delta=1e-3, mechanism=mechanism,
+        )  # fmt: skip
+        fit(
+            lambda w, x: jnp.sum((x @ w) ** 2), jnp.ones((300, 300)), jnp.ones((100, 300)),
+            plan=plan, optimizer=optax.sgd(0.1), key=jax.random.key(0), progress=False,
+            microbatch_size="auto",
+        )  # fmt: skip
+    assert chosen[0] is None
+    assert 1 <= chosen[1] < 40

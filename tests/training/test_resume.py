@@ -282,6 +282,30 @@ def test_a_folder_that_lost_its_checkpoints_or_its_journal_is_refused(tmp_path):
         run(tmp_path / "copy", rate=0.2)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_finished_run_whose_journal_is_gone_or_old_is_refused(tmp_path, old):
+    """It would forget the steps that a crash lost."""
+    saved = crash(tmp_path / "run", at=5, beyond=20)
+    journal = (tmp_path / "run" / "journal").read_bytes()
+    with pytest.warns(RuntimeWarning, match="other noise"):
+        result = run(tmp_path / "run", rate=0.2)
+    assert result.ledger.num_steps > 40
+    assert result.num_steps == 40 > saved
+    if old:
+        (tmp_path / "run" / "journal").write_bytes(journal)
+    else:
+        (tmp_path / "run" / "journal").unlink()
+    with pytest.raises(ValueError, match=r"journal is gone, or older.* count this run in full"):
+        run(tmp_path / "run", rate=0.2)
+
+
+def test_a_result_shows_no_key(tmp_path):
+    result = run(None, steps=2, key=dpoptax.random.test_key(3))
+    for key in (result.state.sampler_state.key, result.state.opt_state[0].key):
+        for word in np.asarray(jax.random.key_data(key)).ravel():
+            assert str(word) not in repr(result)
+
+
 def test_a_first_checkpoint_that_fails_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     def full(self, step, **options):
         raise OSError(28, "No space left on device")
@@ -301,6 +325,11 @@ def test_another_optimizer_and_a_second_process_are_refused(tmp_path):
         fit(
             loss_fn, {"w": jnp.zeros(2)}, DATA, plan=plan(), optimizer=optax.sgd(0.1), key=KEY,
             progress=False, resume=folder,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"trace.*float32.* there, .*bfloat16.* here"):
+        fit(
+            loss_fn, {"w": jnp.zeros(2)}, DATA, plan=plan(), key=KEY, progress=False,
+            optimizer=optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16), resume=folder,
         )  # fmt: skip
 
     def meanwhile(progress):

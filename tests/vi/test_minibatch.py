@@ -41,3 +41,5 @@ def test_rates_become_the_nearest_size():
         q_to_batch_size(29, 100)
     with pytest.raises(TypeError, match="give either batch_size or q"):
         subsample_batchify_data(DATA)
+    with pytest.raises(ValueError, match=r"q=0.0001 of 1000 examples .* Pass at least 0.001"):
+        poisson_batchify_data(DATA, q=0.0001)

@@ -242,6 +242,13 @@ def guide_of_discrete(x, y=None):
         numpyro.sample("group", dist.Bernoulli(0.5))
 
 
+def coupled_counts(x, y=None):
+    del x
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with numpyro.plate("data", N, subsample_size=len(y)):
+        numpyro.sample("y", dist.Poisson(rate * (1 + y.mean())), obs=y)
+
+
 REFUSED = {
     "no plate": (no_plate, None, r"observed site 'y' lies in no plate over the data.*plate\('data"),
     "size": (wrong_size, None, r"site 'y'.*\['data'\] of size\(s\) \[77\]; expected one, of size"),
@@ -261,6 +268,46 @@ def test_what_has_no_private_gradient_is_refused_by_the_name_of_its_site(
         elbo_of(model, guide, *data)
 
 
+def test_whole_numbers_that_couple_examples_are_seen():
+    guide = autoguide.AutoNormal(coupled_counts)
+    with pytest.raises(ValueError, match="site 'y' couples examples"):
+        elbo_of(coupled_counts, guide, jnp.ones(N), jnp.ones(N, jnp.int32))
+
+
+LIKELIHOODS = {
+    "log-normal": lambda loc: dist.LogNormal(loc, 1.0),
+    "gamma": lambda loc: dist.Gamma(3.0, jnp.exp(loc)),
+    "beta": lambda loc: dist.Beta(2.0, 1 + jnp.exp(loc)),
+    "counts": lambda loc: dist.Poisson(jnp.exp(loc)),
+    "two columns": lambda loc: dist.Normal(loc, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_fresh_autoguide_serves_any_support_and_a_second_plate_of_two(name):
+    def model(y):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", N, subsample_size=len(y), dim=-2), numpyro.plate("out", 2):
+            numpyro.sample("y", LIKELIHOODS[name](loc), obs=y)
+
+    y = jnp.full((N, 2), 3 if name == "counts" else 0.3)
+    guide = autoguide.AutoNormal(model)
+    svi = svi_of(model, guide, clipping_threshold=1.0, dp_scale=1.0)
+    sampler = dpoptax.samplers.Poisson(N, 30)
+    result = svi.run(jax.random.key(0), 3, y, sampler=sampler, progress_bar=False)
+    assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
+
+
+def test_latents_of_each_example_need_a_guide_of_ones_own():
+    def model(x):
+        with numpyro.plate("data", N, subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="a guide that computes them from the example"):
+        elbo_of(model, autoguide.AutoNormal(model), jnp.ones(N))
+
+
 def test_nan_in_the_data_is_refused_unless_the_model_masks_it(data):
     x, y = data
     holes = y.at[5].set(jnp.nan)
@@ -276,6 +323,9 @@ def test_nan_in_the_data_is_refused_unless_the_model_masks_it(data):
             numpyro.sample("y", dist.Normal(x @ weights, 1.0), obs=jnp.where(observed, y, 0.0))
 
     svi = svi_of(masked, autoguide.AutoNormal(masked))
+    two = x.at[5, 0].set(jnp.nan).at[8, 1].set(jnp.nan)  # the model masks the first of them
+    with pytest.raises(ValueError, match="density of site 'y' is NaN"):
+        svi.run(jax.random.key(0), 2, two, holes, sampler=sampler, progress_bar=False)
     result = svi.run(jax.random.key(0), 2, x, holes, sampler=sampler, progress_bar=False)
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 

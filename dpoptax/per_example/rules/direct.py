@@ -98,7 +98,7 @@ def _terms(site: Site) -> int:
     scans = math.prod(level.length for level in site.levels)
     outputs = math.prod(site.output.shape)
     if site.primitive.name == "gather":
-        return scans * max(1, outputs // max(1, math.prod(site.weight.shape[1:])))
+        return scans * max(1, outputs // max(1, math.prod(site.params["slice_sizes"])))
     return scans * max(1, outputs // max(1, _contracted(site)))
 
 

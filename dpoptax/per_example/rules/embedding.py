@@ -77,6 +77,8 @@ def as_rows(
     """Brings the factors to tokens `(batch, T)` in the table and cotangents `(batch, T, width)`."""
     (indices,) = factors.operands
     ids = indices.reshape(indices.shape[0], math.prod(indices.shape[1:]))
+    if ids.dtype.itemsize < 4:  # the table may have more rows than they can count
+        ids = ids.astype(jnp.int32)
     dtype = widen(jnp.zeros((), spec.dtype)).dtype  # the lookup may be in a narrower one
     rows = widen(factors.cotangent).reshape(*ids.shape, math.prod(spec.shape[1:])).astype(dtype)
     last = max(0, site.weight.shape[0] - 1)
