@@ -68,6 +68,11 @@ class Ledger:
         return _schedule_of([run for runs in self._all for run in runs])
 
     @property
+    def runs(self) -> list[tuple[Scheduled, int]]:
+        """Noise multiplier and number of steps, from each fresh start to the next."""
+        return [(_schedule_of(runs), sum(count for _, count in runs)) for runs in self._all if runs]
+
+    @property
     def num_steps(self) -> int:
         """How many steps were charged."""
         return sum(count for runs in self._all for _, count in runs)

@@ -1,5 +1,6 @@
 """A plan and the steps that ran in, the statement that a person can read, keep and act on out."""
 
+import collections
 import dataclasses
 import decimal
 import importlib.metadata
@@ -282,7 +283,9 @@ def _unamplified(plan: "Plan", ledger: "Ledger") -> float:
         return 0.0
     _, size = extremes(plan.sampler.expected_batch_size)
     steps_per_pass = max(math.floor(plan.sampler.num_examples / size), 1)
-    counts = passes(ledger.scheduled_noise, ledger.num_steps, steps_per_pass)
+    counts: collections.Counter[float] = collections.Counter()
+    for noise, num_steps in ledger.runs:
+        counts.update(passes(noise, num_steps, steps_per_pass))
     if min(counts) == 0:
         return math.inf
     precision = sum(count / noise**2 for noise, count in counts.items())

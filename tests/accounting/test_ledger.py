@@ -8,6 +8,7 @@ import pytest
 
 from dpoptax import Plan, clipping
 from dpoptax.accounting import BudgetSpentError, Ledger, RdpFilter, epsilon, event_epsilon
+from dpoptax.accounting.report import of_run
 from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Stages, Users
 from dpoptax.schedules import Piecewise
 
@@ -65,6 +66,22 @@ def test_a_run_that_begins_anew_begins_at_its_sampler_s_first_step(sampler, step
     )
     assert book.epsilon() == pytest.approx(expected, rel=1e-9)
     assert book.epsilon_bound() >= book.epsilon() > 1.2 * gone_on
+    assert book.runs == [(2.0, steps)] * 4
+
+
+def test_half_a_pass_begun_anew_is_a_pass_for_whoever_took_part_in_it():
+    plan = Plan(sampler=Poisson(100, 10), clip=1.0, noise_multiplier=2.0, num_steps=20, delta=1e-5)
+    gone_on, anew = plan.ledger(), plan.ledger()
+    for book in (gone_on, anew):
+        for _ in range(4):
+            book.charge(2.0, 5)
+            if book is anew:
+                book.begin_anew()
+    shown = [of_run(plan, book, 20).epsilon_unamplified for book in (gone_on, anew)]
+    expected = [
+        event_epsilon(dp_accounting.GaussianDpEvent(2 / n**0.5), delta=1e-5) for n in (2, 4)
+    ]
+    assert shown == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_cheap_bound_is_near_and_never_below(monkeypatch):
