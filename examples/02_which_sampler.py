@@ -27,7 +27,7 @@ LAWS = {
     "Poisson, replace one": (samplers.Poisson(NUM_EXAMPLES, BATCH_SIZE), "replace_one"),
     "cyclic Poisson, 10 groups": (
         samplers.CyclicPoisson(NUM_EXAMPLES, BATCH_SIZE, 10),
-        "add_or_remove_one",
+        "replace_special",
     ),
     "fixed size": (samplers.FixedSize(NUM_EXAMPLES, BATCH_SIZE), "add_or_remove_one"),
     "balls in bins, upper bound": (
