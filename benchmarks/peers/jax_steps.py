@@ -123,20 +123,16 @@ def by_jax_privacy(work: Workload, batch: int) -> Program:
 def programs() -> dict[str, Callable[[Workload, int], Program]]:
     """By peer."""
 
-    def threefry(work: Workload, batch: int) -> Program:
+    def private(work: Workload, batch: int, *, chacha20: bool) -> Program:
         import dpoptax
 
-        return ours(work, dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, jax.random.key(0)))
-
-    def chacha20(work: Workload, batch: int) -> Program:
-        import dpoptax
-
-        return ours(work, dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, dpoptax.random.test_key(0)))
+        key = dpoptax.random.test_key(0) if chacha20 else jax.random.key(0)
+        return ours(work, dpoptax.dp_sgd(RATE, CLIP, NOISE, batch, key))
 
     return {
         "jax": plain,
-        "dpoptax": threefry,
-        "dpoptax_chacha20": chacha20,
+        "dpoptax": functools.partial(private, chacha20=False),
+        "dpoptax_chacha20": functools.partial(private, chacha20=True),
         "vmap": by_vmap,
         "optax": by_optax,
         "jax_privacy": by_jax_privacy,

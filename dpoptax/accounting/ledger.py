@@ -70,12 +70,12 @@ class Ledger:
     @property
     def runs(self) -> list[tuple[Scheduled, int]]:
         """Noise multiplier and number of steps, from each fresh start to the next."""
-        return [(_schedule_of(runs), sum(count for _, count in runs)) for runs in self._all if runs]
+        return _scheduled(self._all)
 
     @property
     def num_steps(self) -> int:
         """How many steps were charged."""
-        return sum(count for runs in self._all for _, count in runs)
+        return sum(num_steps for _, num_steps in self.runs)
 
     def charge(self, noise_multiplier: Scheduled, num_steps: int | None = None) -> None:
         """Counts steps, before their updates are released.
@@ -224,10 +224,16 @@ class Ledger:
     def _event(self, all_runs: list[Runs], relation: Relation | None) -> dp_accounting.DpEvent:
         parsed = parse_relation(relation or self.sampler.relation)
         events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
-        for runs in filter(None, all_runs):
-            num_steps = sum(count for _, count in runs)
-            events.append(run_event(self.sampler, _schedule_of(runs), num_steps, parsed))
+        events += [
+            run_event(self.sampler, noise, num_steps, parsed)
+            for noise, num_steps in _scheduled(all_runs)
+        ]
         return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def _scheduled(all_runs: list[Runs]) -> list[tuple[Scheduled, int]]:
+    """The noise multiplier and the number of steps of each run that has any."""
+    return [(_schedule_of(runs), sum(count for _, count in runs)) for runs in all_runs if runs]
 
 
 def _schedule_of(runs: Runs) -> Scheduled:

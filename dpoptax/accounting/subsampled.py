@@ -87,9 +87,10 @@ def _largest_loss(rate: float, shift: float) -> float:
 def _profile(epsilons: np.ndarray, rate: float, shift: float) -> np.ndarray:
     """Equation (1)."""
     inner = np.full(len(epsilons), -np.inf)
+    growth = np.expm1(np.minimum(epsilons, 1.0)) / rate
+    beyond = growth > -1
+    inner[beyond] = np.log1p(growth[beyond])
     large = epsilons > 1  # where the exponential may overflow
-    beyond = large | (np.expm1(np.minimum(epsilons, 1.0)) / rate > -1)
-    inner[beyond] = np.log1p(np.expm1(np.minimum(epsilons[beyond], 1.0)) / rate)
     inner[large] = epsilons[large] + np.log1p(-(1 - rate) * np.exp(-epsilons[large]))
     inner[large] -= math.log(rate)
     first = scipy.stats.norm.sf(inner / shift - shift / 2)

@@ -7,13 +7,12 @@ from typing import ClassVar
 import dp_accounting
 import jax
 import jax.numpy as jnp
-from dp_accounting import NeighboringRelation
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
-from dpoptax.relations import Relation, parse_relation
+from dpoptax.relations import Relation
 from dpoptax.samplers.poisson import default_capacity, draw, law
-from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, refuse_adding, start
 from dpoptax.schedules import Scheduled
 
 
@@ -110,12 +109,7 @@ class CyclicPoisson:
             ValueError: under `add_or_remove_one`, for which nothing is proven: one example more
                 moves others to other groups.
         """
-        if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
-            raise ValueError(
-                "groups by place have no guarantee under add_or_remove_one: an example more moves "
-                "others between groups. Ask for relation='replace_special' (an example is there "
-                "or contributes nothing) or 'replace_one', or sample with Poisson."
-            )
+        refuse_adding(relation, "groups by place", "groups")
         assert self.max_batch_size is not None  # __post_init__ has filled it in
         one_turn = functools.partial(
             law, self._largest_group, self.sampling_rate, self.max_batch_size

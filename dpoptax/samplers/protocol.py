@@ -5,11 +5,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from dp_accounting import ComposedDpEvent, DpEvent, SelfComposedDpEvent
+from dp_accounting import ComposedDpEvent, DpEvent, NeighboringRelation, SelfComposedDpEvent
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _checks
-from dpoptax.relations import Relation
+from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import Scheduled, passes
 
 
@@ -78,6 +78,25 @@ class Sampler(Protocol):
 
     def event(self, noise_multiplier: Scheduled, num_steps: int, relation: Relation) -> DpEvent:
         """The law of this sampler under Gaussian noise on the sum, as dp-accounting reads it."""
+
+
+def refuse_adding(relation: Relation, what: str, parts: str) -> None:
+    """Refuses add_or_remove_one for a sampler that takes examples by their place.
+
+    Args:
+        relation: which data sets count as neighbours.
+        what: has no guarantee.
+        parts: between which an example more moves others.
+
+    Raises:
+        ValueError: under add_or_remove_one.
+    """
+    if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
+        raise ValueError(
+            f"{what} have no guarantee under add_or_remove_one: an example more moves others "
+            f"between {parts}. Ask for relation='replace_special' (an example is there or "
+            "contributes nothing) or 'replace_one', or sample with Poisson."
+        )
 
 
 def composed(

@@ -6,13 +6,12 @@ from typing import ClassVar
 import dp_accounting
 import jax
 import jax.numpy as jnp
-from dp_accounting import NeighboringRelation
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _checks
-from dpoptax.relations import Relation, parse_relation
+from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers.protocol import Batch, SamplerState, composed, start
+from dpoptax.samplers.protocol import Batch, SamplerState, composed, refuse_adding, start
 from dpoptax.schedules import Scheduled
 
 
@@ -97,12 +96,7 @@ class Shuffled:
             ValueError: under `add_or_remove_one`, for which nothing is proven: one example more
                 moves all others to other batches.
         """
-        if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
-            raise ValueError(
-                "shuffled batches have no guarantee under add_or_remove_one: an example more moves "
-                "others between batches. Ask for relation='replace_special' (an example is there "
-                "or contributes nothing) or 'replace_one', or sample with Poisson."
-            )
+        refuse_adding(relation, "shuffled batches", "batches")
         return composed(
             dp_accounting.GaussianDpEvent, noise_multiplier, num_steps, self.steps_per_epoch
         )

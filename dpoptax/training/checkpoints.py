@@ -117,10 +117,10 @@ class RunFolder:
             before = {name: shown[:2] for name, shown in record["leaves"].items()}
             now = {name: _description(leaf)[:2] for name, leaf in _named_leaves(like).items()}
             if before != now:
-                names = sorted(name for name in before | now if before.get(name) != now.get(name))
+                name = min(name for name in before | now if before.get(name) != now.get(name))
                 raise ValueError(
-                    f"{self._path} holds a run whose optimizer has another state; {names[0]} is "
-                    f"{before.get(names[0], 'absent')} there, {now.get(names[0], 'absent')} here. "
+                    f"{self._path} holds a run whose optimizer has another state; {name} is "
+                    f"{before.get(name, 'absent')} there, {now.get(name, 'absent')} here. "
                     "Go on with that one, or begin anew in another folder."
                 )
             try:
