@@ -53,7 +53,7 @@ def variants(work: Workload) -> dict[str, Callable[[Any, Any], Any]]:
         return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), grads)
 
     def factored(params: Any, examples: Any) -> Any:
-        rule = dpoptax.clipping.flat(1.0)
+        rule = dpoptax.clipping.FlatClip(1.0)
         return dpoptax.per_example_grads(work.loss_fn)(params, examples).clip_and_sum(rule.weights)
 
     return {

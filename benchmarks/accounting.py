@@ -18,7 +18,7 @@ from dp_accounting.pld import PLDAccountant
 import dpoptax
 from benchmarks import results
 from dpoptax import accounting
-from dpoptax.schedules import Piecewise
+from dpoptax.schedules import Schedule
 
 SAMPLER = dpoptax.samplers.Poisson(60_000, 128)
 RUN = {"sampler": SAMPLER, "delta": 1e-5}
@@ -56,7 +56,7 @@ def of_plan(noise: float, relation: str = "add_or_remove_one", sampler=SAMPLER) 
 
 def schedule(shift: float) -> float:
     values = tuple(1.0 + 0.02 * place + shift for place in range(50))
-    noise = Piecewise(values, (188,) * 50)
+    noise = Schedule(values, (188,) * 50)
     return accounting.epsilon(noise_multiplier=noise, num_steps=9380, **RUN)
 
 

@@ -27,7 +27,7 @@ from dpoptax import samplers
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 NUM_EXAMPLES = 60_000
-GENERATORS = {"threefry": jax.random.key, "chacha20": dpoptax.random.test_key}
+GENERATORS = {"threefry": jax.random.key, "chacha20": dpoptax.random.insecure_key}
 MODEL = DenseVAE()
 LOSS = bernoulli_vae_loss(MODEL, redraw=True)
 
@@ -35,7 +35,10 @@ LOSS = bernoulli_vae_loss(MODEL, redraw=True)
 def private(batch: int, key: Any, sampler: Any) -> tuple[Callable[..., Any], Any]:
     """A step of `training.fit`, and its state."""
     keys = dpoptax.random.split_by_purpose(key)
-    tx = optax.chain(dpoptax.privatize(10.0, 1.5, batch, keys.noise_key), optax.adam(1e-3))
+    tx = optax.chain(
+        dpoptax.privatize(10.0, 1.5, expected_batch_size=batch, key=keys.noise_key),
+        optax.adam(1e-3),
+    )
     step = dpoptax.training.make_train_step(LOSS, tx=tx, sampler=sampler)
     state = dpoptax.training.init_state(
         MODEL.init(jax.random.key(0), jnp.zeros(784))["params"],

@@ -29,7 +29,7 @@ BATCH = 128
 NORMALS = 688_884
 KEYS = {
     "threefry": lambda: jax.random.key(0),
-    "chacha20": lambda: dpoptax.random.test_key(0),
+    "chacha20": lambda: dpoptax.random.insecure_key(0),
 }
 
 
@@ -38,7 +38,7 @@ def noise(mechanism: Any) -> Callable[..., Any]:
 
     def release(key: Any) -> Any:
         grads = as_per_example_grads(jnp.zeros((1, NORMALS)))
-        return mechanism.release(key, grads, dpoptax.clipping.flat(1.0), 1.0, 0)
+        return mechanism.release(key, grads, dpoptax.clipping.FlatClip(1.0), 1.0, 0)
 
     return release
 
@@ -48,7 +48,9 @@ def vae_step(key: Any) -> Program:
     work = workload("vae", BATCH)
     keys = dpoptax.random.split_by_purpose(key)
     sampler = dpoptax.samplers.Poisson(60_000, BATCH)
-    tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, keys.noise_key), optax.adam(1e-3))
+    tx = optax.chain(
+        dpoptax.privatize(1.0, 1.0, expected_batch_size=BATCH, key=keys.noise_key), optax.adam(1e-3)
+    )
     train, state = jax_steps.applied(*jax_steps.ours(work, tx))
 
     def step(sampler_state: Any, *arguments: Any) -> Any:
@@ -64,9 +66,9 @@ def programs(generator: str) -> dict[str, Program]:
     return {
         f"{NORMALS:,} normals": (lambda key: jax.random.normal(key, (NORMALS,)), (make(),)),
         f"{NORMALS:,} words": (lambda key: jax.random.bits(key, (NORMALS,)), (make(),)),
-        "noise of a release": (noise(mechanisms.FLOATING_POINT), (make(),)),
-        "four normals": (noise(mechanisms.floating_point(num_normals=4)), (make(),)),
-        "exact noise": (noise(mechanisms.exact()), (make(),)),
+        "noise of a release": (noise(mechanisms.Gaussian()), (make(),)),
+        "four normals": (noise(mechanisms.Gaussian(num_draws=4)), (make(),)),
+        "exact noise": (noise(mechanisms.DiscreteGaussian()), (make(),)),
         "1,000 keys": (lambda key: jax.random.split(key, 1000), (make(),)),
         "VAE private step": vae_step(make()),
     }

@@ -58,7 +58,10 @@ def programs() -> dict[str, Program]:
 def training_step() -> Program:
     """Gradients, clipping, noise and Adam for one batch of the VAE."""
     work = workload("vae", BATCH)
-    tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(1)), optax.adam(1e-3))
+    tx = optax.chain(
+        dpoptax.privatize(1.0, 1.0, expected_batch_size=BATCH, key=jax.random.key(1)),
+        optax.adam(1e-3),
+    )
     step, state = jax_steps.applied(*jax_steps.ours(work, tx))
     return compiled(step, (work.params, state, work.examples))[0]
 

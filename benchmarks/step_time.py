@@ -25,7 +25,7 @@ FORMS = ("plain", "factored", "stacked")
 
 def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]:
     """The plain gradient, and clip-and-sum in every form, as functions of (params, examples)."""
-    rule = dpoptax.clipping.flat(1.0)
+    rule = dpoptax.clipping.FlatClip(1.0)
 
     def private(**options: Any) -> Callable[..., Any]:
         grads_fn = dpoptax.per_example_grads(work.loss_fn, **options)

@@ -22,7 +22,7 @@ import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
 from dpoptax.training import Progress, TrainState, fit, init_state, make_train_step
-from dpoptax.training.checkpoints import Checkpoints, RunFolder
+from dpoptax.training._resume.checkpoints import Checkpoints, RunFolder
 
 NUM_EXAMPLES, BATCH = 4096, 128
 STEPS = {"vae": 800, "logistic": 40_000}
@@ -93,7 +93,10 @@ def measure(name: str, rounds: int) -> results.Cells:
 def checkpoints(rounds: int) -> results.Cells:
     """Saves the state of the VAE under Adam."""
     work = workload("vae", 1)
-    tx = optax.chain(dpoptax.privatize(1.0, 1.0, BATCH, jax.random.key(0)), optax.adam(1e-3))
+    tx = optax.chain(
+        dpoptax.privatize(1.0, 1.0, expected_batch_size=BATCH, key=jax.random.key(0)),
+        optax.adam(1e-3),
+    )
     state = (work.params, tx.init(work.params))
     times = []
     with tempfile.TemporaryDirectory() as folder:

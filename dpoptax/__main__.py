@@ -5,8 +5,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from dpoptax import _checks, accounting, samplers
-from dpoptax.plan import Plan
+from dpoptax import _validate, accounting, samplers
+from dpoptax._plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         name, size = "batch_size", found.value
     sampler = samplers.Poisson(options.num_examples, size)
     if steps is None and options.epochs is not None:
-        steps = _checks.steps_of_epochs(options.epochs, options.num_examples, size)
+        steps = _validate.steps_of_epochs(options.epochs, options.num_examples, size)
     if noise is None:
         found = accounting.calibrate_noise_multiplier(sampler=sampler, num_steps=steps, **budget)
         name, noise = "noise_multiplier", found.value

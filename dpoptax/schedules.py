@@ -17,14 +17,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from dpoptax import _checks
+from dpoptax import _validate
 
 # More distinct values than this are rounded down to so many levels before they are accounted.
 MOST_LEVELS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Piecewise:
+class Schedule:
     """A number that changes after steps known in advance; the last value holds for ever.
 
     Called with a step it is an Optax schedule, traceable.
@@ -38,7 +38,7 @@ class Piecewise:
         ValueError: a negative value, values and lengths of different number, or none.
 
     Example:
-        >>> noise_multiplier = Piecewise(values=(1.5, 1.0), lengths=(100, 900))
+        >>> noise_multiplier = Schedule(values=(1.5, 1.0), lengths=(100, 900))
         >>> [float(noise_multiplier(step)) for step in (0, 99, 100, 5000)]
         [1.5, 1.5, 1.0, 1.0]
     """
@@ -47,8 +47,8 @@ class Piecewise:
     lengths: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        values = tuple(_checks.non_negative("values", value) for value in self.values)
-        lengths = tuple(_checks.count("lengths", length) for length in self.lengths)
+        values = tuple(_validate.non_negative("values", value) for value in self.values)
+        lengths = tuple(_validate.count("lengths", length) for length in self.lengths)
         if not values or len(values) != len(lengths):
             raise ValueError(
                 "values and lengths must be as many, at least one of each; got "
@@ -75,10 +75,10 @@ class Piecewise:
 
 
 # What may change with the step wherever a number stands.
-Scheduled: TypeAlias = float | Piecewise
+Scheduled: TypeAlias = float | Schedule
 
 
-def tabulate(schedule: optax.Schedule, num_steps: int) -> Piecewise:
+def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:
     """Evaluates an Optax schedule at every step of a run.
 
     Args:
@@ -94,10 +94,10 @@ def tabulate(schedule: optax.Schedule, num_steps: int) -> Piecewise:
     Example:
         >>> import optax
         >>> tabulate(optax.piecewise_constant_schedule(2.0, {3: 0.5}), 5)
-        Piecewise(values=(2.0, 1.0), lengths=(3, 2))
+        Schedule(values=(2.0, 1.0), lengths=(3, 2))
     """
-    num_steps = _checks.count("num_steps", num_steps)
-    if isinstance(schedule, Piecewise):
+    num_steps = _validate.count("num_steps", num_steps)
+    if isinstance(schedule, Schedule):
         return schedule
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     with jax.numpy_dtype_promotion("standard"):  # Optax's schedules mix integers and floats
@@ -105,67 +105,67 @@ def tabulate(schedule: optax.Schedule, num_steps: int) -> Piecewise:
     table = np.asarray(values, np.float64)
     starts = np.flatnonzero(np.diff(table, prepend=np.nan))
     lengths = np.diff(starts, append=num_steps)
-    return Piecewise(tuple(table[starts].tolist()), tuple(lengths.tolist()))
+    return Schedule(tuple(table[starts].tolist()), tuple(lengths.tolist()))
 
 
 def at(value: Scheduled, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
     """Returns a number as it is, a schedule at `step`.
 
     Args:
-        value: a number or a `Piecewise`.
+        value: a number or a `Schedule`.
         step: traced or not.
 
     Returns:
         A Python float, or a float32 scalar.
 
     Example:
-        >>> at(1.5, 3), float(at(Piecewise((2.0, 1.0), (3, 3)), 3))
+        >>> at(1.5, 3), float(at(Schedule((2.0, 1.0), (3, 3)), 3))
         (1.5, 1.0)
     """
-    return value(step) if isinstance(value, Piecewise) else value
+    return value(step) if isinstance(value, Schedule) else value
 
 
 def slice_of(value: Scheduled, start: int, stop: int) -> Scheduled:
     """Returns the schedule of the steps from `start` up to `stop`, counted from there.
 
     Args:
-        value: a number, which is returned as it is, or a `Piecewise`.
+        value: a number, which is returned as it is, or a `Schedule`.
         start: the first step.
         stop: beyond the last one.
 
     Returns:
-        A number or a `Piecewise`.
+        A number or a `Schedule`.
 
     Example:
-        >>> slice_of(Piecewise((2.0, 1.0), (3, 3)), 2, 6)
-        Piecewise(values=(2.0, 1.0), lengths=(1, 3))
+        >>> slice_of(Schedule((2.0, 1.0), (3, 3)), 2, 6)
+        Schedule(values=(2.0, 1.0), lengths=(1, 3))
     """
-    if not isinstance(value, Piecewise):
+    if not isinstance(value, Schedule):
         return value
     runs = [(level, last - max(first, start)) for level, first, last in value.runs(stop)]
     levels, lengths = zip(*((level, length) for level, length in runs if length > 0), strict=True)
-    return Piecewise(levels, lengths)
+    return Schedule(levels, lengths)
 
 
 def extremes(value: Scheduled) -> tuple[float, float]:
     """Returns the least and the largest value that a number or schedule takes.
 
     Args:
-        value: a number or a `Piecewise`.
+        value: a number or a `Schedule`.
 
     Returns:
         The two, equal for a number.
 
     Example:
-        >>> extremes(Piecewise((2.0, 1.0), (3, 3)))
+        >>> extremes(Schedule((2.0, 1.0), (3, 3)))
         (1.0, 2.0)
     """
-    values = value.values if isinstance(value, Piecewise) else (value,)
+    values = value.values if isinstance(value, Schedule) else (value,)
     return min(values), max(values)
 
 
 def checked(name: str, value: Any, check: Callable[[str, Any], float]) -> Scheduled:
-    """Returns a number, or a `Piecewise`, whose every value passes `check`.
+    """Returns a number, or a `Schedule`, whose every value passes `check`.
 
     Args:
         name: of the argument, for the message.
@@ -182,7 +182,7 @@ def checked(name: str, value: Any, check: Callable[[str, Any], float]) -> Schedu
         >>> checked("noise_multiplier", 2, lambda name, value: float(value))
         2.0
     """
-    if isinstance(value, Piecewise):
+    if isinstance(value, Schedule):
         for number in value.values:
             check(name, number)
         return value
@@ -202,7 +202,7 @@ def as_scheduled(value: Scheduled | optax.Schedule, num_steps: int) -> Scheduled
         num_steps: of the run.
 
     Returns:
-        A number or a `Piecewise`.
+        A number or a `Schedule`.
 
     Example:
         >>> as_scheduled(1.5, 10)
@@ -224,10 +224,10 @@ def passes(value: Scheduled, num_steps: int, steps_per_pass: int = 1) -> dict[fl
         to so many, spaced evenly in the logarithm.
 
     Example:
-        >>> passes(Piecewise((2.0, 1.0), (4, 3)), 7, steps_per_pass=3)
+        >>> passes(Schedule((2.0, 1.0), (4, 3)), 7, steps_per_pass=3)
         {2.0: 1, 1.0: 2}
     """
-    if not isinstance(value, Piecewise):
+    if not isinstance(value, Schedule):
         return {value: -(-num_steps // steps_per_pass)}
     runs = list(value.runs(num_steps))
     if steps_per_pass == 1:

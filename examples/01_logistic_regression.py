@@ -172,7 +172,7 @@ def main() -> None:
     print(example_options.key_statement(options.seed))
 
     path = options.out / f"logistic_regression_{options.dataset}.png"
-    epsilon = dpoptax.accounting.report.round_up(private.epsilon())
+    epsilon = dpoptax.reports.round_up(private.epsilon())
     title = f"{options.dataset}: private with ε = {epsilon} at δ = {plan.delta:g}"
     draw(path, title, data.columns, private.params, nonprivate.params)
     print(f"\nThe picture is in {path}")

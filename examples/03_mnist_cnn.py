@@ -145,7 +145,7 @@ def main() -> None:
 
     path = options.out / f"cnn_{options.dataset}.png"
     unsure = np.argsort(chances.max(axis=1))[:16]
-    epsilon = dpoptax.accounting.report.round_up(result.epsilon())
+    epsilon = dpoptax.reports.round_up(result.epsilon())
     title = f"least sure of, private with ε = {epsilon} at δ = {plan.delta:g}"
     draw(path, title, test[unsure], chances[unsure])
     print(f"\nThe picture is in {path}")

@@ -156,7 +156,7 @@ def main() -> None:
     )
     root = dpoptax.random.secure_key()
     if options.seed is not None:
-        root = dpoptax.random.test_key(options.seed)
+        root = dpoptax.random.insecure_key(options.seed)
     keys = dpoptax.random.split_by_purpose(root)
     tx = optax.chain(plan.privatize(keys.noise_key), optax.adam(5e-3))  # private: clip and noise
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
@@ -179,7 +179,7 @@ def main() -> None:
     print(f"\nAccuracy on new private texts, in percent ({PRIVATE_TOPICS} topics)")
     print(f"  before  {accuracy(params):6.2f}")
     print(f"  after   {accuracy(state.params):6.2f}")
-    epsilon = dpoptax.accounting.report.round_up(ledger.epsilon())
+    epsilon = dpoptax.reports.round_up(ledger.epsilon())
     print(f"epsilon {epsilon} at delta {plan.delta:g}, {plan.num_steps} steps")
 
 

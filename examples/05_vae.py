@@ -158,7 +158,7 @@ def main() -> None:
         plan = private_plan(options, len(data.train_inputs))
 
     private_key, keys = example_options.keys(options.seed, 4)
-    init_key, nonprivate_key, test_key, sample_key = keys
+    init_key, nonprivate_key, insecure_key, sample_key = keys
     model = MODELS[options.dataset]
     initial = model.init(init_key, jnp.zeros(model.pixels))["params"]
     fit = functools.partial(
@@ -176,7 +176,7 @@ def main() -> None:
     nonprivate = fit(plan=without_privacy(plan), key=nonprivate_key)
 
     test_loss = functools.partial(
-        mean_loss, bernoulli_vae_loss(model), images=data.test_inputs, key=test_key
+        mean_loss, bernoulli_vae_loss(model), images=data.test_inputs, key=insecure_key
     )
     print("\nTest loss: negative ELBO in nats per image, lower is better")
     print(f"  private      {test_loss(private.params):8.2f}")
@@ -188,7 +188,7 @@ def main() -> None:
 
     images = one_of_each(data)
     path = options.out / f"vae_{options.dataset}.png"
-    epsilon = dpoptax.accounting.report.round_up(private.epsilon())
+    epsilon = dpoptax.reports.round_up(private.epsilon())
     draw(
         path,
         f"VAE of {options.dataset}, private with ε = {epsilon} at δ = {plan.delta:g}",

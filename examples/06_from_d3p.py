@@ -18,9 +18,9 @@ from numpyro.infer import Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDiagonalNormal
 
 import dpoptax
+from dpoptax.compat.d3p import poisson_batchify_data  # was: from d3p.minibatch import ...
 from dpoptax.random import secure_key  # was: from d3p.random import PRNGKey
-from dpoptax.vi.minibatch import poisson_batchify_data  # was: from d3p.minibatch import ...
-from dpoptax.vi.svi import DPSVI  # was: from d3p.svi import DPSVI
+from dpoptax.vi.numpyro import DPSVI  # was: from d3p.svi import DPSVI
 
 EPOCHS, Q, CLIP, EPSILON, DELTA = 60, 0.1, 1.0, 2.0, 1e-4
 
@@ -74,7 +74,7 @@ def main() -> None:
     )
     logits = data.test_inputs @ draws["weights"].mean(0) + draws["intercept"].mean()
     accuracy = jnp.mean((logits > 0) == data.test_labels)
-    epsilon = dpoptax.accounting.report.round_up(epsilon)
+    epsilon = dpoptax.reports.round_up(epsilon)
     print(f"test accuracy {100 * accuracy:.1f} %, epsilon {epsilon} at delta {DELTA:g}")
 
 

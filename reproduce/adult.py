@@ -61,7 +61,7 @@ def train(make: Callable[..., Any], epsilon: float | None, seed: int) -> Record:
         num_steps=STEPS,
         delta=DELTA,
     )
-    guide = guides.mean_field({"weights": jnp.zeros(rows.shape[1]), "bias": jnp.zeros(())})
+    guide = guides.MeanField({"weights": jnp.zeros(rows.shape[1]), "bias": jnp.zeros(())})
     result = dpoptax.training.fit(
         make(guide, logistic_regression, num_examples=len(rows), num_samples=1),
         guide.init(jax.random.key(0), jax.random.key(0))["params"],

@@ -61,7 +61,7 @@ def train(num_examples: int, epsilon: float | None, seed: int) -> Record:
         num_steps=STEPS,
         delta=1 / num_examples,
     )
-    guide = guides.mean_field(jnp.zeros((INPUTS, FEATURES)))
+    guide = guides.MeanField(jnp.zeros((INPUTS, FEATURES)))
     result = dpoptax.training.fit(
         aligned_elbo(
             guide,

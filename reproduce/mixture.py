@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from numpyro.infer import Predictive, Trace_ELBO, autoguide
 
 import dpoptax
-from dpoptax.vi.svi import DPSVI
+from dpoptax.vi.numpyro import DPSVI
 from reproduce.runs import Record, Run
 
 NUM_EXAMPLES, COMPONENTS, STEPS, BATCH, DELTA = 2000, 5, 1000, 6, 1e-3

@@ -6,7 +6,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from dpoptax.accounting.report import round_up
+from dpoptax.reports._report import round_up
 from reproduce import batches, pictures
 from reproduce.runs import Record
 
@@ -57,7 +57,7 @@ MIXTURE = """
 ## A mixture of five normals
 
 Predictive log-likelihood of new points; 2,000 points, 1,000 steps, δ = 0.001, an automatic guide of
-NumPyro through `dpoptax.vi.svi.DPSVI`; one seed. The paper states ε from 10 down to 0.1 for a
+NumPyro through `dpoptax.vi.numpyro.DPSVI`; one seed. The paper states ε from 10 down to 0.1 for a
 different way of drawing batches; those here are for Poisson batches, add or remove one.
 
 | noise multiplier | epsilon | log-likelihood |

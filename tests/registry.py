@@ -23,7 +23,7 @@ def microbatched(loss_fn):
 
 FORMS = {"stacked": stacked, "factored": factored, "microbatched": microbatched}
 
-CLIP_RULES = {"flat": dpoptax.clipping.flat}
+CLIP_RULES = {"flat": dpoptax.clipping.FlatClip}
 
 SAMPLERS = {
     "poisson": lambda n, b: dpoptax.samplers.Poisson(n, b),
@@ -32,8 +32,8 @@ SAMPLERS = {
     "shuffled": lambda n, b: dpoptax.samplers.Shuffled(n, b),
     "balls in bins": lambda n, b: dpoptax.samplers.BallsInBins(n, n // b),
     "cyclic": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
-    "stages": lambda n, b: dpoptax.samplers.Stages([(dpoptax.samplers.Poisson(n, b), 5)]),
-    "users": lambda n, b: dpoptax.samplers.Users(range(n), b, max_examples_per_user=1),
+    "stages": lambda n, b: dpoptax.samplers.PoissonSchedule([(dpoptax.samplers.Poisson(n, b), 5)]),
+    "users": lambda n, b: dpoptax.samplers.UserPoisson(range(n), b, max_examples_per_user=1),
 }
 
 

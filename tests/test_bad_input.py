@@ -85,20 +85,20 @@ def effectful(params, example):
 
 REFUSED = {
     # clip, noise, normaliser, key
-    "clip zero": (lambda: clipping.flat(0.0), "must be positive; got 0.0"),
-    "clip negative": (lambda: clipping.flat(-1.0), "must be positive; got -1.0"),
-    "clip nan": (lambda: clipping.flat(float("nan")), "must be a number; got nan"),
-    "clip drowns": (lambda: clipping.flat(1e-20), "float32 squares vanish"),
+    "clip zero": (lambda: clipping.FlatClip(0.0), "must be positive; got 0.0"),
+    "clip negative": (lambda: clipping.FlatClip(-1.0), "must be positive; got -1.0"),
+    "clip nan": (lambda: clipping.FlatClip(float("nan")), "must be a number; got nan"),
+    "clip drowns": (lambda: clipping.FlatClip(1e-20), "float32 squares vanish"),
     "a clip that does not hold": (
-        lambda: dpoptax.privatize(LooseClip(1.0), 1.0, 8, KEY),
+        lambda: dpoptax.privatize(LooseClip(1.0), 1.0, expected_batch_size=8, key=KEY),
         "one example more moves the sum by 2.0: make l2_clip as large as that",
     ),
     "noise negative": (
-        lambda: dpoptax.privatize(1.0, -0.5, 8, KEY),
+        lambda: dpoptax.privatize(1.0, -0.5, expected_batch_size=8, key=KEY),
         "noise_multiplier must be zero or more",
     ),
     "noise without clip": (
-        lambda: dpoptax.privatize(np.inf, 1.0, 8, KEY),
+        lambda: dpoptax.privatize(np.inf, 1.0, expected_batch_size=8, key=KEY),
         "finite l2_clip.*noise_multiplier=0",
     ),
     "complex gradients": (
@@ -120,15 +120,15 @@ REFUSED = {
         "has a default for its third argument, key.*Take the default away",
     ),
     "batch size zero": (
-        lambda: dpoptax.privatize(1.0, 1.0, 0, KEY),
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=0, key=KEY),
         "expected_batch_size must be positive",
     ),
     "batch size nan": (
-        lambda: dpoptax.privatize(1.0, 1.0, float("nan"), KEY),
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=float("nan"), key=KEY),
         "expected_batch_size must be a number",
     ),
     "old key": (
-        lambda: dpoptax.privatize(1.0, 1.0, 8, jax.random.PRNGKey(0)),
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=jax.random.PRNGKey(0)),
         r"typed PRNG key; got an array of uint32.*wrap_key_data",
     ),
     "key of many": (
@@ -195,22 +195,26 @@ REFUSED = {
     ),
     # privatize's input
     "averaged gradient": (
-        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(
             {"w": jnp.ones((3, 2)), "b": jnp.ones(2)},
-            dpoptax.privatize(1.0, 1.0, 8, KEY).init(None),
+            dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
             {"w": jnp.ones((3, 2)), "b": jnp.ones(2)},
         ),
         "share one leading batch axis",
     ),
     "averaged gradient of one leaf": (
-        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
-            jnp.ones((3, 2)), dpoptax.privatize(1.0, 1.0, 8, KEY).init(None), jnp.ones((3, 2))
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(
+            jnp.ones((3, 2)),
+            dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
+            jnp.ones((3, 2)),
         ),
         r"shape \(batch, \*\(3, 2\)\).*already cannot be clipped per example",
     ),
     "another structure": (
-        lambda: dpoptax.privatize(1.0, 1.0, 8, KEY).update(
-            {"w": jnp.ones((3, 2))}, dpoptax.privatize(1.0, 1.0, 8, KEY).init(None), [jnp.ones(2)]
+        lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(
+            {"w": jnp.ones((3, 2))},
+            dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
+            [jnp.ones(2)],
         ),
         "trees of one structure",
     ),
@@ -236,10 +240,10 @@ REFUSED = {
         lambda: samplers.CyclicPoisson(100, 30, 5),
         "expected_batch_size cannot exceed the size of a group; got 30 and 100 examples in 5",
     ),
-    "users in a table": (lambda: samplers.Users([[1, 2]], 1, 1), r"array of shape \(1, 2\)"),
-    "no users": (lambda: samplers.Users([], 1, 1), "user_ids must name the user"),
+    "users in a table": (lambda: samplers.UserPoisson([[1, 2]], 1, 1), r"array of shape \(1, 2\)"),
+    "no users": (lambda: samplers.UserPoisson([], 1, 1), "user_ids must name the user"),
     "users of other data": (
-        lambda: samplers.Users([1, 2, 1], 1, 2).arrange(jnp.ones((4, 2))),
+        lambda: samplers.UserPoisson([1, 2, 1], 1, 2).arrange(jnp.ones((4, 2))),
         "got 4 rows and 3 entries",
     ),
     "permutation of nothing": (
@@ -274,7 +278,9 @@ REFUSED = {
     ),
     "group of nobody": (lambda: plan().epsilon(group_size=0), "group_size must be at least 1"),
     "noise as a function": (
-        lambda: dpoptax.privatize(1.0, optax.constant_schedule(1.0), 5.0, jax.random.key(0)),
+        lambda: dpoptax.privatize(
+            1.0, optax.constant_schedule(1.0), expected_batch_size=5.0, key=jax.random.key(0)
+        ),
         "must be known for every step in advance.*tabulate",
     ),
     "schedule of negative noise": (
@@ -282,18 +288,20 @@ REFUSED = {
         "values must be zero or more",
     ),
     "schedule without an end": (
-        lambda: dpoptax.schedules.Piecewise((1.0, 2.0), (5,)),
+        lambda: dpoptax.schedules.Schedule((1.0, 2.0), (5,)),
         "values and lengths must be as many",
     ),
     "schedule of a clip of zero": (
-        lambda: dpoptax.clipping.flat(dpoptax.schedules.Piecewise((1.0, 0.0), (5, 5))),
+        lambda: dpoptax.clipping.FlatClip(dpoptax.schedules.Schedule((1.0, 0.0), (5, 5))),
         "l2_clip bounds a norm and must be positive",
     ),
     "stages of different data": (
-        lambda: samplers.Stages([(samplers.Poisson(10, 2), 1), (samplers.Poisson(11, 2), 1)]),
+        lambda: samplers.PoissonSchedule(
+            [(samplers.Poisson(10, 2), 1), (samplers.Poisson(11, 2), 1)]
+        ),
         r"stages must draw from the same examples.*\[10, 11\]",
     ),
-    "no stages": (lambda: samplers.Stages(()), "stages must draw from the same examples"),
+    "no stages": (lambda: samplers.PoissonSchedule(()), "stages must draw from the same examples"),
     "a ledger of no event": (
         lambda: plan().ledger().charge_event(0.3),
         "expected a dp_accounting.DpEvent; got 0.3",
@@ -371,7 +379,7 @@ def test_refused_with_what_was_expected_what_came_and_what_to_do(call, message):
 
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.int32, np.int64, float, int])
 def test_numpy_scalars_are_numbers(number):
-    assert clipping.flat(number(1)).l2_clip == 1.0
+    assert clipping.FlatClip(number(1)).l2_clip == 1.0
     assert samplers.Poisson(np.int64(100), number(10)) == SAMPLER
     assert plan(num_steps=np.int32(5), noise_multiplier=number(1)) == plan()
 

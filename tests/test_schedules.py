@@ -12,9 +12,9 @@ import pytest
 import dpoptax
 from dpoptax import samplers, schedules
 from dpoptax.accounting import epsilon
-from dpoptax.schedules import Piecewise, passes, tabulate
+from dpoptax.schedules import Schedule, passes, tabulate
 
-FALLING = Piecewise((2.0, 1.0, 1.5), (3, 4, 2))
+FALLING = Schedule((2.0, 1.0, 1.5), (3, 4, 2))
 
 
 def test_a_schedule_is_read_at_every_step_and_holds_on():
@@ -62,14 +62,14 @@ def test_many_values_are_rounded_down_never_up():
 
 def test_a_schedule_of_one_value_is_that_value():
     sampler, run = samplers.Poisson(1000, 20), {"num_steps": 90, "delta": 1e-5}
-    for schedule in (Piecewise((1.1,), (5,)), Piecewise((1.1, 1.1), (40, 50))):
+    for schedule in (Schedule((1.1,), (5,)), Schedule((1.1, 1.1), (40, 50))):
         scheduled = epsilon(sampler=sampler, noise_multiplier=schedule, **run)
         assert scheduled == epsilon(sampler=sampler, noise_multiplier=1.1, **run)
 
 
 def test_a_scheduled_run_costs_what_its_parts_cost_together():
     sampler = samplers.Poisson(1000, 20)
-    noise = Piecewise((2.0, 1.0), (100, 50))
+    noise = Schedule((2.0, 1.0), (100, 50))
     event = dp_accounting.ComposedDpEvent([sampler.event(2.0, 100), sampler.event(1.0, 50)])
     whole = epsilon(sampler=sampler, noise_multiplier=noise, num_steps=150, delta=1e-5)
     assert whole == pytest.approx(dpoptax.accounting.event_epsilon(event, delta=1e-5), rel=1e-9)
@@ -79,24 +79,24 @@ def test_a_scheduled_run_costs_what_its_parts_cost_together():
 
 
 def test_zero_noise_anywhere_in_the_steps_done_is_no_privacy():
-    sampler, noise = samplers.Poisson(1000, 20), Piecewise((1.0, 0.0), (10, 10))
+    sampler, noise = samplers.Poisson(1000, 20), Schedule((1.0, 0.0), (10, 10))
     run = {"sampler": sampler, "noise_multiplier": noise, "delta": 1e-5}
     assert epsilon(num_steps=10, **run) < math.inf
     assert epsilon(num_steps=11, **run) == math.inf
 
 
 def test_noise_clip_and_size_follow_their_schedules():
-    noise, clip = Piecewise((2.0, 1.0), (2, 2)), Piecewise((1.0, 3.0), (1, 3))
-    size = Piecewise((10.0, 20.0), (3, 1))
+    noise, clip = Schedule((2.0, 1.0), (2, 2)), Schedule((1.0, 3.0), (1, 3))
+    size = Schedule((10.0, 20.0), (3, 1))
     params = jnp.zeros(20_000)
-    tx = dpoptax.privatize(clip, noise, size, jax.random.key(0))
+    tx = dpoptax.privatize(clip, noise, expected_batch_size=size, key=jax.random.key(0))
     state = tx.init(params)
     update = jax.jit(tx.update)
     for step, spread in enumerate([2 * 1 / 10, 2 * 3 / 10, 1 * 3 / 10, 1 * 3 / 20]):
         assert int(state.step) == step
         release, state = update(jnp.zeros((1, 20_000)), state, params)
         assert float(release.std()) == pytest.approx(spread, rel=4.5 / math.sqrt(40_000))
-    quiet = dpoptax.privatize(clip, 0.0, size, jax.random.key(0))
+    quiet = dpoptax.privatize(clip, 0.0, expected_batch_size=size, key=jax.random.key(0))
     state = quiet.init(jnp.zeros(1))
     for moved in (1 / 10, 3 / 10, 3 / 10, 3 / 20):
         release, state = quiet.update(jnp.full((1, 1), 100.0), state, jnp.zeros(1))
@@ -111,8 +111,8 @@ def test_a_plan_reads_optax_schedules_and_runs_what_it_accounts():
         num_steps=5,
         delta=1e-5,
     )
-    assert plan.noise_multiplier == Piecewise((2.0, 1.0), (2, 3))
-    assert plan.clip_rule.l2_clip == Piecewise((1.0, 2.0), (3, 2))
+    assert plan.noise_multiplier == Schedule((2.0, 1.0), (2, 3))
+    assert plan.clip_rule.l2_clip == Schedule((1.0, 2.0), (3, 2))
     assert plan.clip_rule.sensitivity("replace_one") == 4.0
     same = epsilon(
         sampler=plan.sampler, noise_multiplier=plan.noise_multiplier, num_steps=5, delta=1e-5
@@ -137,7 +137,7 @@ def test_a_plan_reads_optax_schedules_and_runs_what_it_accounts():
 
 def test_stages_draw_and_cost_what_their_samplers_do():
     small, large = samplers.Poisson(1000, 10), samplers.Poisson(1000, 100)
-    stages = samplers.Stages(((small, 3), (large, 4)))
+    stages = samplers.PoissonSchedule(((small, 3), (large, 4)))
     state, sample = stages.init(jax.random.key(0)), jax.jit(stages.sample)
     sizes = []
     for _ in range(9):
@@ -146,7 +146,7 @@ def test_stages_draw_and_cost_what_their_samplers_do():
         sizes.append(int(batch.mask.sum()))
     assert max(sizes[:3]) < 40 < min(sizes[3:])
     event = dp_accounting.ComposedDpEvent([small.event(1.5, 3), large.event(1.0, 6)])
-    noise = Piecewise((1.5, 1.0), (3, 4))
+    noise = Schedule((1.5, 1.0), (3, 4))
     assert stages.event(noise, 9) == event
     assert stages.event(noise, 2) == small.event(1.5, 2)
     plan = dpoptax.Plan(sampler=stages, clip=1.0, noise_multiplier=noise, num_steps=7, delta=1e-5)

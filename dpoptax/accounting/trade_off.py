@@ -10,8 +10,8 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from dpoptax import _checks
-from dpoptax.accounting.privacy_loss import PrivacyLoss
+from dpoptax import _validate
+from dpoptax.accounting._epsilon import PrivacyLoss
 
 # The curve of delta over epsilon is read at so many points, down to this delta.
 POINTS = 2000
@@ -81,7 +81,7 @@ def posterior_belief(epsilon: float, prior: float) -> float:
         >>> round(posterior_belief(1.0, 0.5), 3)
         0.731
     """
-    odds = math.log(_checks.open_unit("prior", prior)) - math.log1p(-prior)
+    odds = math.log(_validate.open_unit("prior", prior)) - math.log1p(-prior)
     return float(scipy.special.expit(epsilon + odds))
 
 

@@ -1,8 +1,15 @@
 """Keys: secret ones, one per purpose, split from one root."""
 
-from dpoptax.random.chacha20 import CHACHA20 as CHACHA20
-from dpoptax.random.domains import Keys as Keys
-from dpoptax.random.domains import split_by_purpose as split_by_purpose
-from dpoptax.random.exact import discrete_gaussian as discrete_gaussian
-from dpoptax.random.keys import secure_key as secure_key
-from dpoptax.random.keys import test_key as test_key
+from dpoptax.random._chacha20 import CHACHA20
+from dpoptax.random._derive import Keys, split_by_purpose
+from dpoptax.random._discrete_gaussian import discrete_gaussian
+from dpoptax.random._keys import insecure_key, secure_key
+
+__all__ = [
+    "CHACHA20",
+    "Keys",
+    "discrete_gaussian",
+    "insecure_key",
+    "secure_key",
+    "split_by_purpose",
+]

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
-from dpoptax import _checks
+from dpoptax import _validate
 
 # NIST SP 800-38G asks for ten, with halves as small as these.
 NUM_ROUNDS = 12
@@ -88,8 +88,8 @@ def invert(
 
 
 def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool) -> Array:
-    key = _checks.typed_key("key", key)
-    size = _checks.num_examples(num_examples)
+    key = _validate.typed_key("key", key)
+    size = _validate.num_examples(num_examples)
     if size <= EXACT:
         order = _sorted_order(key, size)
         return (order if forward else jnp.argsort(order).astype(jnp.int32))[values]

@@ -1,13 +1,24 @@
 """A plan, a model and data in; private parameters out."""
 
-from dpoptax.training.checkpoints import Checkpoints as Checkpoints
-from dpoptax.training.loop import fit as fit
-from dpoptax.training.memory import choose_microbatch_size as choose_microbatch_size
-from dpoptax.training.objective import Objective as Objective
-from dpoptax.training.progress import Progress as Progress
-from dpoptax.training.result import FitResult as FitResult
-from dpoptax.training.step import StepInfo as StepInfo
-from dpoptax.training.step import TrainState as TrainState
-from dpoptax.training.step import init_state as init_state
-from dpoptax.training.step import make_train_step as make_train_step
-from dpoptax.training.streaming import Streamed as Streamed
+from dpoptax.training._fit import fit
+from dpoptax.training._host_data import HostData
+from dpoptax.training._memory import choose_microbatch_size
+from dpoptax.training._objective import Objective
+from dpoptax.training._progress import Progress
+from dpoptax.training._result import FitResult
+from dpoptax.training._resume.checkpoints import Checkpoints
+from dpoptax.training._train_step import StepInfo, TrainState, init_state, make_train_step
+
+__all__ = [
+    "Checkpoints",
+    "FitResult",
+    "HostData",
+    "Objective",
+    "Progress",
+    "StepInfo",
+    "TrainState",
+    "choose_microbatch_size",
+    "fit",
+    "init_state",
+    "make_train_step",
+]

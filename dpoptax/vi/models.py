@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from dpoptax import _checks
-from dpoptax.vi.elbo import local_elbo_loss
+from dpoptax import _validate
+from dpoptax.vi._local_elbo import local_elbo_loss
 
 
 class DenseVAE(nn.Module):  # type: ignore[misc]
@@ -223,7 +223,7 @@ def hierarchical_logistic_regression(
 
     Reference: Prediger et al. 2022, arXiv:2103.11648, section 5, for the model.
     """
-    count = _checks.count("num_nodes", num_nodes)
+    count = _validate.count("num_nodes", num_nodes)
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     log_weights = jnp.asarray(np.log(weights / weights.sum()), jnp.float32)
 
@@ -244,7 +244,7 @@ def gaussian_mixture(theta: PyTree, point: Float[Array, " inputs"]) -> Float[Arr
     Args:
         theta: `{"weights": (components,), "centres": (components, inputs), "variances":
             (components,)}`, weights on the simplex and variances positive; see
-            `dpoptax.vi.guides.constrained`.
+            `dpoptax.vi.guides.Constrained`.
         point: x.
 
     Returns:

@@ -8,9 +8,9 @@ import pytest
 
 from dpoptax import Plan, clipping
 from dpoptax.accounting import BudgetSpentError, Ledger, RdpFilter, epsilon, event_epsilon
-from dpoptax.accounting.report import of_run
-from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, Stages, Users
-from dpoptax.schedules import Piecewise
+from dpoptax.reports._report import of_run
+from dpoptax.samplers import BallsInBins, FixedSize, Poisson, PoissonSchedule, Shuffled, UserPoisson
+from dpoptax.schedules import Schedule
 
 SAMPLER = Poisson(1000, 20)
 
@@ -26,9 +26,9 @@ def test_steps_charged_one_by_one_cost_what_they_cost_together():
         book.charge(1.1)
     book.charge(1.1, 20)
     book.charge(2.0, 50)
-    book.charge(Piecewise((2.0, 3.0), (10, 5)), 20)
+    book.charge(Schedule((2.0, 3.0), (10, 5)), 20)
     assert book.num_steps == 120
-    noise = Piecewise((1.1, 2.0, 3.0), (50, 60, 10))
+    noise = Schedule((1.1, 2.0, 3.0), (50, 60, 10))
     run = {"sampler": SAMPLER, "num_steps": 120, "delta": 1e-5}
     assert book.epsilon() == epsilon(noise_multiplier=noise, **run)
     assert book.epsilon(1e-3) < book.epsilon() < book.epsilon(relation="replace_one")
@@ -37,11 +37,11 @@ def test_steps_charged_one_by_one_cost_what_they_cost_together():
 def test_a_schedule_is_charged_for_a_number_of_steps():
     """Step by step it would be read at its first value for ever."""
     with pytest.raises(TypeError, match="a schedule is read from its first step on"):
-        ledger().charge(Piecewise((10.0, 0.6), (10, 990)))
+        ledger().charge(Schedule((10.0, 0.6), (10, 990)))
 
 
 ANEW = {
-    "stages": (Stages([(Poisson(1000, 500), 10), (Poisson(1000, 10), 10**6)]), 10),
+    "stages": (PoissonSchedule([(Poisson(1000, 500), 10), (Poisson(1000, 10), 10**6)]), 10),
     "half a pass": (Shuffled(100, 10), 5),
 }
 
@@ -55,7 +55,7 @@ def test_a_run_that_begins_anew_begins_at_its_sampler_s_first_step(sampler, step
     gone_on = book.epsilon()
     book = ledger(sampler=sampler)
     for _ in range(4):
-        book.begin_anew()
+        book.restart()
         book.charge(2.0, steps)
         book = Ledger.from_json(book.to_json(), sampler=sampler, clip=1.0)
     assert book.num_steps == 4 * steps
@@ -76,7 +76,7 @@ def test_half_a_pass_begun_anew_is_a_pass_for_whoever_took_part_in_it():
         for _ in range(4):
             book.charge(2.0, 5)
             if book is anew:
-                book.begin_anew()
+                book.restart()
     shown = [of_run(plan, book, 20).epsilon_unamplified for book in (gone_on, anew)]
     expected = [
         event_epsilon(dp_accounting.GaussianDpEvent(2 / n**0.5), delta=1e-5) for n in (2, 4)
@@ -92,7 +92,7 @@ def test_the_cheap_bound_is_near_and_never_below(monkeypatch):
         evaluated.append(1)
         return real(*args, **options)
 
-    monkeypatch.setattr("dpoptax.accounting.ledger.event_epsilon", counting)
+    monkeypatch.setattr("dpoptax.accounting._ledger.event_epsilon", counting)
     for _ in range(400):
         book.charge(1.1)
         shown.append(book.epsilon_bound())
@@ -125,11 +125,11 @@ def test_a_step_without_noise_ends_all_privacy():
 
 @pytest.mark.parametrize(
     "sampler",
-    [SAMPLER, FixedSize(1000, 20), BallsInBins(1000, 50), Users(range(100), 5, 1)],
+    [SAMPLER, FixedSize(1000, 20), BallsInBins(1000, 50), UserPoisson(range(100), 5, 1)],
     ids=lambda sampler: type(sampler).__name__,
 )
 def test_a_ledger_is_read_back_for_the_run_that_it_is_of(sampler):
-    book = ledger(sampler=sampler, clip=clipping.flat(0.7))
+    book = ledger(sampler=sampler, clip=clipping.FlatClip(0.7))
     book.charge(1.5, 100)
     book.charge(1.25)
     book.charge_event(dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(9.0)))
@@ -150,7 +150,7 @@ def test_a_ledger_is_read_back_for_the_run_that_it_is_of(sampler):
         ({"sampler": FixedSize(1000, 20)}, "sampler"),
         ({"sampler": Shuffled(1000, 20)}, "sampler"),
         ({"clip": 1.5}, "clip"),
-        ({"clip": Piecewise((1.0, 2.0), (5, 5))}, "clip"),
+        ({"clip": Schedule((1.0, 2.0), (5, 5))}, "clip"),
     ],
 )
 def test_a_run_does_not_go_on_under_another_sampler_or_clip(changes, name):

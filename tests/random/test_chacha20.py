@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 import dpoptax
 from dpoptax.random import CHACHA20
-from dpoptax.random.chacha20 import CPU_CHUNK, blocks, quarter_round
+from dpoptax.random._chacha20 import CPU_CHUNK, blocks, quarter_round
 
 COUNTING = np.arange(32, dtype=np.uint8).view(np.uint32)
 
@@ -131,7 +131,7 @@ def test_the_counter_goes_on_where_a_shorter_draw_ends():
 
 
 def test_split_fold_in_and_bits_never_meet():
-    root = dpoptax.random.test_key(0)
+    root = dpoptax.random.insecure_key(0)
     children = jax.random.key_data(jax.random.split(root, 10_000))
     folded = jax.random.key_data(
         jax.vmap(lambda d: jax.random.fold_in(root, d))(jnp.arange(10_000))
@@ -142,7 +142,7 @@ def test_split_fold_in_and_bits_never_meet():
 
 
 def test_vmap_equals_a_loop_and_jit_equals_eager():
-    keys = jax.random.split(dpoptax.random.test_key(1), 5)
+    keys = jax.random.split(dpoptax.random.insecure_key(1), 5)
     together = jax.vmap(lambda key: jax.random.normal(key, (7,)))(keys)
     one_by_one = [jax.jit(lambda key: jax.random.normal(key, (7,)))(key) for key in keys]
     np.testing.assert_array_equal(together, jnp.stack(one_by_one))
@@ -155,7 +155,7 @@ def test_vmap_equals_a_loop_and_jit_equals_eager():
 
 def test_normals_are_normal():
     n = 200_000
-    draws = np.asarray(jax.random.normal(dpoptax.random.test_key(2), (n,)), np.float64)
+    draws = np.asarray(jax.random.normal(dpoptax.random.insecure_key(2), (n,)), np.float64)
     assert scipy.stats.kstest(draws, "norm").pvalue > 1e-3
     assert abs(draws.mean()) < 4.5 / math.sqrt(n)
     assert abs(draws.var() - 1) < 4.5 * math.sqrt(2 / n)
@@ -195,15 +195,17 @@ def test_secure_keys_are_new_each_time_and_of_full_length():
 
 
 def test_seeds_of_tests_give_different_keys():
-    keys = {jax.random.key_data(dpoptax.random.test_key(s)).tobytes() for s in (0, 1, 2, 2**32 - 1)}
+    keys = {
+        jax.random.key_data(dpoptax.random.insecure_key(s)).tobytes() for s in (0, 1, 2, 2**32 - 1)
+    }
     assert len(keys) == 4
     for bad, message in ((-1, "at least 0"), (2**32, r"below 2\*\*32.*secure_key")):
         with pytest.raises(ValueError, match=message):
-            dpoptax.random.test_key(bad)
+            dpoptax.random.insecure_key(bad)
 
 
 def test_a_draw_beyond_the_counter_is_refused_before_it_is_made():
-    key = dpoptax.random.test_key(0)
+    key = dpoptax.random.insecure_key(0)
     with pytest.raises(ValueError, match=r"counts to 2\*\*32; asked to draw"):
         jax.jit(lambda key: jax.random.bits(key, (2**36 + 16,), jnp.uint32)).lower(key)
 
@@ -224,7 +226,7 @@ def test_a_whole_private_run_goes_by_secure_keys():
 
     first, second, seeded = fit(None), fit(None), fit(7)
     assert abs(np.corrcoef(first.params, second.params)[0, 1]) < 4.5 / math.sqrt(50)
-    np.testing.assert_array_equal(seeded.params, fit(dpoptax.random.test_key(7)).params)
+    np.testing.assert_array_equal(seeded.params, fit(dpoptax.random.insecure_key(7)).params)
     report = first.report()
     assert "ChaCha20, 256 bits of entropy of the operating system" in str(report)
     assert report.generator in report.to_json()

@@ -52,7 +52,7 @@ def test_a_run_resumes_at_any_step_and_the_host_sees_the_same_batches(make):
     whole = loop(sampler, sampler.init(jax.random.key(1)), 14)
     rest = loop(sampler, sampler.init(jax.random.key(1), step=3), 11)
     assert_same(jax.tree.map(lambda leaf: leaf[3:], whole), rest)
-    host = list(itertools.islice(samplers.stream(sampler, jax.random.key(1), step=7), 5))
+    host = list(itertools.islice(samplers.iterate_batches(sampler, jax.random.key(1), step=7), 5))
     assert isinstance(host[0].indices, np.ndarray)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *host)
     assert_same(stacked, jax.tree.map(lambda leaf: np.asarray(leaf)[7:12], whole))
@@ -204,7 +204,7 @@ def test_the_largest_number_of_examples_fits(name):
 
 def test_users_bring_all_that_is_theirs_up_to_the_cap():
     ids = np.array(["c", "a", "b", "a", "c", "a", "c", "c"])
-    sampler = samplers.Users(ids, expected_batch_size=2, max_examples_per_user=3)
+    sampler = samplers.UserPoisson(ids, expected_batch_size=2, max_examples_per_user=3)
     rows, mask = sampler.arrange({"x": jnp.arange(10.0, 18.0), "i": jnp.arange(16).reshape(8, 2)})
     np.testing.assert_array_equal(rows["x"], [[11, 13, 15], [12, 0, 0], [10, 14, 16]])
     np.testing.assert_array_equal(mask, [[True] * 3, [True, False, False], [True] * 3])

@@ -45,7 +45,7 @@ assert jax.device_count() == 8
 mesh = Mesh(np.array(jax.devices()), ("data",))
 everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 columns = {"a": NamedSharding(mesh, P(None, "data")), "b": spread}
-over = dpoptax.samplers.take_over(spread)
+over = dpoptax.samplers.sharded_take(spread)
 one = train(start, x)
 for name, params, data in (
     ("data parallel", jax.device_put(start, everywhere), jax.device_put(x, everywhere)),
@@ -61,15 +61,15 @@ for name, params, data in (
 
 # Noise needs no more than a few times the share of a device.
 size = 1 << 20
-for key in (jax.random.key(0), dpoptax.random.test_key(0)):
-    noise = jax.jit(lambda k, t: dpoptax.noise.add_gaussian(k, t, 1.0),
+for key in (jax.random.key(0), dpoptax.random.insecure_key(0)):
+    noise = jax.jit(lambda k, t: dpoptax.mechanisms._gaussian_noise.add_gaussian(k, t, 1.0),
                     in_shardings=(None, spread), out_shardings=spread)
     compiled = noise.lower(key, jax.ShapeDtypeStruct((size,), jnp.float32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * size // 2
 
 try:
     small = jax.device_put(x, everywhere)[:128]
-    dpoptax.samplers.take_over(spread)(
+    dpoptax.samplers.sharded_take(spread)(
         small, dpoptax.samplers.Batch(jnp.zeros(12, jnp.int32), jnp.ones(12, bool)))
 except ValueError as error:
     assert "a batch of 12 places does not divide over 8 devices" in str(error)
@@ -104,7 +104,7 @@ def put(value, spec):
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 params = {name: put(value, P()) for name, value in start.items()}
-over = dpoptax.samplers.take_over(NamedSharding(mesh, P("data")))
+over = dpoptax.samplers.sharded_take(NamedSharding(mesh, P("data")))
 result = train(params, put(x, P("data")), take=over, resume=sys.argv[3])
 again = train(params, put(x, P("data")), take=over, resume=sys.argv[3])
 assert again.num_steps == result.num_steps == 6

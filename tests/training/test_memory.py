@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax.training import choose_microbatch_size, fit, loop
+from dpoptax.training import _fit as loop
+from dpoptax.training import choose_microbatch_size, fit
 
 
 def loss_fn(params, x):
@@ -49,7 +50,7 @@ def test_a_model_of_a_hundred_million_parameters_is_planned_without_one():
 
 
 def test_fit_takes_what_was_chosen(monkeypatch):
-    monkeypatch.setattr("dpoptax.training.loop.default_limit", lambda: 4 * 10**5)
+    monkeypatch.setattr("dpoptax.training._fit.default_limit", lambda: 4 * 10**5)
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(100, 20), clip=1.0, noise_multiplier=1.0, num_steps=2,
         delta=1e-3,
@@ -67,7 +68,7 @@ def test_fit_takes_what_was_chosen(monkeypatch):
 
 def test_auto_knows_what_the_mechanism_needs(monkeypatch):
     """Exact noise sums whole gradients, where the factors of a product would be enough."""
-    monkeypatch.setattr("dpoptax.training.loop.default_limit", lambda: 2 * 10**7)
+    monkeypatch.setattr("dpoptax.training._fit.default_limit", lambda: 2 * 10**7)
     chosen = []
     make = loop.make_train_step
 
@@ -76,7 +77,7 @@ def test_auto_knows_what_the_mechanism_needs(monkeypatch):
         return make(*args, **options)
 
     monkeypatch.setattr(loop, "make_train_step", noted)
-    for mechanism in (dpoptax.mechanisms.FLOATING_POINT, dpoptax.mechanisms.exact(bits=20)):
+    for mechanism in (dpoptax.mechanisms.Gaussian(), dpoptax.mechanisms.DiscreteGaussian(bits=20)):
         plan = dpoptax.Plan(
             sampler=dpoptax.samplers.Poisson(100, 40), clip=1.0, noise_multiplier=1.0, num_steps=1,
             delta=1e-3, mechanism=mechanism,

@@ -20,7 +20,8 @@ import pytest
 from array_record.python import array_record_module
 
 import dpoptax
-from dpoptax.training import Checkpoints, Streamed, engines, fit
+from dpoptax.training import Checkpoints, HostData, fit
+from dpoptax.training import _dispatch as engines
 
 SAMPLER = dpoptax.samplers.Poisson(300, 30)
 KEY = jax.random.key(0)
@@ -29,7 +30,7 @@ DATA = np.asarray(2.0 + jax.random.normal(jax.random.key(7), (300, 2)))
 
 @pytest.fixture(autouse=True)
 def _tell_of_every_dispatch(monkeypatch):
-    monkeypatch.setattr("dpoptax.training.progress.SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr("dpoptax.training._progress.SHARE_OF_TIME", 1e9)
 
 
 def plan(steps=40, **changes):
@@ -300,7 +301,7 @@ def test_a_finished_run_whose_journal_is_gone_or_old_is_refused(tmp_path, old):
 
 
 def test_a_result_shows_no_key(tmp_path):
-    result = run(None, steps=2, key=dpoptax.random.test_key(3))
+    result = run(None, steps=2, key=dpoptax.random.insecure_key(3))
     for key in (result.state.sampler_state.key, result.state.opt_state[0].key):
         for word in np.asarray(jax.random.key_data(key)).ravel():
             assert str(word) not in repr(result)
@@ -343,11 +344,11 @@ def test_another_optimizer_and_a_second_process_are_refused(tmp_path):
 
 
 def test_one_changed_row_of_streamed_data_is_a_change(tmp_path):
-    run(tmp_path / "run", data=Streamed(DATA), stop_at=1)
+    run(tmp_path / "run", data=HostData(DATA), stop_at=1)
     other = DATA.copy()
     other[7] += 1e-3
     with pytest.warns(RuntimeWarning, match="other noise"):
-        run(tmp_path / "run", data=Streamed(other), steps=40)
+        run(tmp_path / "run", data=HostData(other), steps=40)
 
 
 def test_parameters_tied_to_a_device_and_empty_ones_go_on_alike(tmp_path):
@@ -397,7 +398,7 @@ def records(folder):
 @pytest.mark.parametrize("source", ["arrays", "single examples", "records"])
 def test_streamed_data_give_the_same_numbers_and_go_on(tmp_path, source):
     make = {"arrays": lambda: DATA, "single examples": lambda: list(DATA)}
-    data = Streamed(make.get(source, lambda: records(tmp_path))())
+    data = HostData(make.get(source, lambda: records(tmp_path))())
     whole = run(None)
     assert same(run(None, data=data), whole)
     part = run(tmp_path / "run", steps=100, data=data, stop_at=5)
@@ -407,7 +408,7 @@ def test_streamed_data_give_the_same_numbers_and_go_on(tmp_path, source):
 
 def test_a_changed_run_on_streamed_data_reads_those_whom_its_new_keys_draw(tmp_path, monkeypatch):
     """Rows read under the old keys would be other people than those accounted for."""
-    monkeypatch.setattr("dpoptax.training.streaming.MOST_BATCHES", 1)
+    monkeypatch.setattr("dpoptax.training._host_data.MOST_BATCHES", 1)
     # A step without noise moves w by the sum of its rows: one bit for each of twenty people.
     people = (2.0 ** np.arange(20)).astype(np.float32)
     free = plan(sampler=dpoptax.samplers.Poisson(20, 5), clip=2.0**30, noise_multiplier=0.0)
@@ -418,7 +419,7 @@ def test_a_changed_run_on_streamed_data_reads_those_whom_its_new_keys_draw(tmp_p
                 signal.raise_signal(signal.SIGINT)
 
         return fit(
-            lambda w, person: scale * w * person, jnp.zeros(()), Streamed(people), plan=free,
+            lambda w, person: scale * w * person, jnp.zeros(()), HostData(people), plan=free,
             optimizer=optax.sgd(5.0 / scale), key=KEY, progress=stop,
             resume=Checkpoints(tmp_path / "run", every_seconds=0.0),
         )  # fmt: skip
@@ -438,9 +439,9 @@ def test_a_changed_run_on_streamed_data_reads_those_whom_its_new_keys_draw(tmp_p
 
 def test_what_cannot_be_streamed_is_refused():
     with pytest.raises(TypeError, match="must be a tree of arrays, or have len"):
-        Streamed(7)
+        HostData(7)
     with pytest.raises(ValueError, match="the plan is for 300 examples and data has 299"):
-        run(None, data=Streamed(DATA[:299]))
+        run(None, data=HostData(DATA[:299]))
 
 
 def test_nan_in_data_and_empty_batches_do_not_stop_a_run(tmp_path):
@@ -453,7 +454,7 @@ def test_nan_in_data_and_empty_batches_do_not_stop_a_run(tmp_path):
 
 
 def test_a_journal_that_is_torn_keeps_its_other_half(tmp_path):
-    from dpoptax.training.journal import SLOT, Journal
+    from dpoptax.training._resume.write_ahead_log import SLOT, Journal
 
     journal = Journal(tmp_path / "journal")
     journal.begin("a", 0)
@@ -474,7 +475,7 @@ def test_a_journal_that_is_torn_keeps_its_other_half(tmp_path):
 
 
 def test_what_is_lost_is_what_no_later_segment_kept(tmp_path):
-    from dpoptax.training.journal import Journal
+    from dpoptax.training._resume.write_ahead_log import Journal
 
     journal = Journal(tmp_path / "journal")
     for program, first, last in (("a", 0, 100), ("b", 60, 150), ("c", 40, 90)):
@@ -508,14 +509,14 @@ KILLED = """
         rename_path = __import__("pathlib").Path.rename
         __import__("pathlib").Path.rename = lambda self, target: rename(self, target)
     else:
-        allow = test_resume.dpoptax.training.journal.Journal.allow
+        allow = test_resume.dpoptax.training._resume.write_ahead_log.Journal.allow
         def killed(self, steps):
             global count
             allow(self, steps)
             count += 1
             if count == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-        test_resume.dpoptax.training.journal.Journal.allow = killed
+        test_resume.dpoptax.training._resume.write_ahead_log.Journal.allow = killed
     test_resume.run(test_resume.pathlib.Path(sys.argv[1]))
     print("not killed")
 """

@@ -17,7 +17,7 @@ def test_intervals_from_synthetic_data_cover_the_truth():
 
     Rubin's intervals cover; those of one set alone, which know nothing of the posterior, do not.
     """
-    guide = guides.mean_field(jnp.zeros(()))
+    guide = guides.MeanField(jnp.zeros(()))
     covered = alone = 0
     repetitions = 300
     simulated = jax.jit(

@@ -1,8 +1,10 @@
 """Families of distributions over a tree of latents, as small Flax modules."""
 
-from dpoptax.vi.guides.normals import full_rank as full_rank
-from dpoptax.vi.guides.normals import low_rank as low_rank
-from dpoptax.vi.guides.normals import mean_field as mean_field
-from dpoptax.vi.guides.parts import joint as joint
-from dpoptax.vi.guides.parts import point as point
-from dpoptax.vi.guides.supports import constrained as constrained
+from dpoptax.vi.guides._constrained import constrained as Constrained
+from dpoptax.vi.guides._normals import full_rank as FullRank
+from dpoptax.vi.guides._normals import low_rank as LowRank
+from dpoptax.vi.guides._normals import mean_field as MeanField
+from dpoptax.vi.guides._parts import joint as Joint
+from dpoptax.vi.guides._parts import point as Point
+
+__all__ = ["Constrained", "FullRank", "Joint", "LowRank", "MeanField", "Point"]

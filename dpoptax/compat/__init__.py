@@ -1,0 +1,1 @@
+"""Adapters for scripts written for other libraries."""

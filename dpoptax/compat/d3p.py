@@ -1,0 +1,122 @@
+"""Data in, functions to their batches out, by the names that scripts for d3p use.
+
+`init(key)` returns the number of batches in a pass over the data, and a state;
+`get_batch(i, state)` the i-th batch. New code reads better with `dpoptax.samplers`, wrapped here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from dpoptax import _validate
+from dpoptax.samplers import FixedSize, Poisson, take
+
+Init = Callable[[PRNGKeyArray], tuple[int, Any]]
+
+
+def q_to_batch_size(q: float, num_examples: int) -> int:
+    """Returns the batch size nearest to a sampling rate, at least 1.
+
+    Args:
+        q: sampling rate, a probability.
+        num_examples: how many examples there are.
+
+    Returns:
+        A number of examples.
+
+    Raises:
+        ValueError: no probability.
+
+    Example:
+        >>> q_to_batch_size(0.29, 100)
+        29
+    """
+    if not 0 < _validate.real("q", q) <= 1:
+        raise ValueError(f"q is a probability above 0; got {q}.")
+    return max(1, round(q * _validate.num_examples(num_examples)))
+
+
+def subsample_batchify_data(
+    dataset: tuple[Array, ...], batch_size: int | None = None, q: float | None = None
+) -> tuple[Init, Callable[[Any, Any], tuple[Array, ...]]]:
+    """Draws batches of a fixed size without replacement: `samplers.FixedSize`.
+
+    Args:
+        dataset: arrays with a leading axis of examples.
+        batch_size: how many examples are in a batch; or
+        q: which part of them. Give one of the two.
+
+    Returns:
+        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> batch`.
+
+    Raises:
+        TypeError: both or none of batch_size and q.
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> init, get_batch = subsample_batchify_data((jnp.arange(100),), batch_size=10)
+        >>> num_batches, state = init(jax.random.key(0))
+        >>> num_batches, get_batch(3, state)[0].shape
+        (10, (10,))
+    """
+    if (batch_size is None) == (q is None):
+        raise TypeError(f"give either batch_size or q; got batch_size={batch_size}, q={q}.")
+    count = _validate.batch_size("dataset", dataset)
+    size = q_to_batch_size(q, count) if q is not None else batch_size
+    sampler = FixedSize(count, size)  # type: ignore[arg-type]
+
+    def init(key: PRNGKeyArray) -> tuple[int, Any]:
+        return count // sampler.max_batch_size, sampler.init(key)
+
+    def get_batch(i: Any, state: Any) -> tuple[Array, ...]:
+        _, batch = sampler.sample(state._replace(step=jnp.asarray(i, jnp.int32)))
+        taken: tuple[Array, ...] = take(dataset, batch)
+        return taken
+
+    return init, get_batch
+
+
+def poisson_batchify_data(
+    dataset: tuple[Array, ...], q: float, max_batch_size: int | None = None
+) -> tuple[Init, Callable[[Any, Any], tuple[tuple[Array, ...], Bool[Array, " batch"]]]]:
+    """Draws batches that everyone is in with probability q: `samplers.Poisson`.
+
+    Args:
+        dataset: arrays with a leading axis of examples.
+        q: sampling rate, a probability.
+        max_batch_size: size that batches are padded to; by default hardly ever exceeded.
+
+    Returns:
+        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`.
+
+    Raises:
+        ValueError: a number out of range; a rate at which less than one example is expected.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> init, get_batch = poisson_batchify_data((jnp.arange(100),), q=0.1, max_batch_size=40)
+        >>> num_batches, state = init(jax.random.key(0))
+        >>> (batch,), mask = get_batch(0, state)
+        >>> num_batches, batch.shape, mask.shape
+        (10, (40,), (40,))
+    """
+    count = _validate.batch_size("dataset", dataset)
+    size = q_to_batch_size(q, count)
+    if q * count < 1:
+        raise ValueError(
+            f"q={q} of {count} examples is less than one example in a batch. Pass at least "
+            f"{1 / count:g}."
+        )
+    sampler = Poisson(count, q * count, max_batch_size=max_batch_size)
+
+    def init(key: PRNGKeyArray) -> tuple[int, Any]:
+        return count // size, sampler.init(key)
+
+    def get_batch(i: Any, state: Any) -> tuple[tuple[Array, ...], Array]:
+        _, batch = sampler.sample(state._replace(step=jnp.asarray(i, jnp.int32)))
+        return take(dataset, batch), batch.mask
+
+    return init, get_batch

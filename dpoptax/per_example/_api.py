@@ -1,0 +1,153 @@
+"""A loss of one example in, a function to per-example gradients of a batch out."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dpoptax import _validate
+from dpoptax.per_example import _validate_loss as validation
+from dpoptax.per_example._base import PerExampleGrads
+from dpoptax.per_example._factored import factored_grads
+from dpoptax.per_example._microbatched import microbatched_grads
+from dpoptax.per_example._self_check import check_factored
+from dpoptax.per_example._stacked import stacked_grads
+
+# `loss_fn(params, example)`, or `loss_fn(params, example, key)`: a scalar.
+LossFn = Callable[..., Float[Array, ""]]
+
+
+@runtime_checkable
+class GradsFn(Protocol):
+    """What `per_example_grads` returns."""
+
+    def __call__(
+        self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> PerExampleGrads:
+        """The gradients of every example."""
+
+
+@runtime_checkable
+class ValueAndGradsFn(Protocol):
+    """What `value_and_per_example_grads` returns."""
+
+    def __call__(
+        self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+        """The loss and the gradients of every example."""
+
+
+def per_example_grads(
+    loss_fn: LossFn,
+    *,
+    factored: bool = True,
+    microbatch_size: int | None = None,
+    check: bool = False,
+) -> GradsFn:
+    """Turns the loss of one example into a function to the gradients of each example of a batch.
+
+    Args:
+        loss_fn: `loss_fn(params, example)`, or `loss_fn(params, example, key)` when a key is
+            passed below: the scalar loss of one example, without a batch axis. It must be pure;
+            anything that couples examples, batch statistics among them, has no per-example
+            gradient.
+        factored: keep products, convolutions and lookups as factors, from which norms and sums
+            follow at about the price of a plain gradient; the few leaves with other uses are
+            stacked. False stacks all: the reference, in `batch x params` numbers of memory.
+        microbatch_size: work through the batch so many examples at a time, for a batch that does
+            not fit otherwise; None for the whole batch at once. The sum is the same.
+        check: compare the factored form with `vmap(grad)` on two examples when the returned
+            function is called (under `jit`: traced, on made-up values).
+
+    Returns:
+        A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
+        `examples` is a tree of arrays with a leading axis `(batch, ...)`, `mask` is bool
+        `(batch,)` with True for real examples, and `key` is one typed PRNG key, split into one
+        per example.
+
+    Raises:
+        TypeError: (the returned function) parameters that are not floating-point, a mask that
+            is not boolean, an old-style key.
+        ValueError: (the returned function) leaves that disagree on the batch size, a mask of
+            another length, a loss that is not a scalar, a model with mutable state; a
+            microbatch_size that is not positive.
+        RuntimeError: (the returned function) `check` found a difference.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda params, example: jnp.vdot(params["w"], example)
+        >>> grads = per_example_grads(loss_fn)({"w": jnp.ones(2)}, jnp.array([[3.0, 4], [0, 1]]))
+        >>> grads.squared_norms()["w"]
+        Array([25.,  1.], dtype=float32)
+        >>> grads.weighted_sum(jnp.array([0.2, 1.0]))["w"]
+        Array([0.6, 1.8], dtype=float32)
+    """
+    with_values = value_and_per_example_grads(
+        loss_fn, factored=factored, microbatch_size=microbatch_size, check=check
+    )
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> PerExampleGrads:
+        _, grads = with_values(params, examples, mask=mask, key=key)
+        return grads
+
+    return grads_fn
+
+
+def value_and_per_example_grads(
+    loss_fn: LossFn,
+    *,
+    factored: bool = True,
+    microbatch_size: int | None = None,
+    check: bool = False,
+) -> ValueAndGradsFn:
+    """Like `per_example_grads`, and returns the losses too.
+
+    The losses are not private: they are data, unclipped and without noise.
+
+    Args:
+        loss_fn: as in `per_example_grads`.
+        factored: as in `per_example_grads`.
+        microbatch_size: as in `per_example_grads`; the losses then take a pass of their own.
+        check: as in `per_example_grads`.
+
+    Returns:
+        A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`;
+        `losses` has shape `(batch,)` and is zero for padded rows.
+
+    Raises:
+        TypeError: as in `per_example_grads`.
+        ValueError: as in `per_example_grads`.
+        RuntimeError: as in `per_example_grads`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda w, example: 0.5 * (w - example) ** 2
+        >>> fn = value_and_per_example_grads(loss_fn)
+        >>> losses, grads = fn(jnp.zeros(()), jnp.array([1.0, 2.0]), mask=jnp.array([True, False]))
+        >>> losses, grads.stacked()
+        (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
+    """
+    form_of: Any = factored_grads if factored else stacked_grads
+    if microbatch_size is not None:
+        size = _validate.count("microbatch_size", microbatch_size)
+        form_of = functools.partial(microbatched_grads, form_of, size)
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+        rows = validation.batch_mask(examples, mask)
+        validation.check_params(params)
+        validation.check_loss(loss_fn, params, examples, key)
+        examples = jax.tree.map(jnp.asarray, examples)
+        inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
+        if check and factored and len(rows):
+            check_factored(loss_fn, params, inputs)
+        losses, grads = form_of(loss_fn, params, inputs, rows)
+        return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
+
+    return grads_fn

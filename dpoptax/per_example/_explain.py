@@ -1,0 +1,127 @@
+"""A loss, parameters and a batch in; a table of how each leaf is treated out."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, PyTree
+
+from dpoptax.per_example import _validate_loss as validation
+from dpoptax.per_example._factored import Layout
+from dpoptax.per_example._norm_rules import materialize
+from dpoptax.per_example._tracing.site import Site
+
+HEADER = ("leaf", "shape", "form", "rule", "memory / stacked", "operations / stacked", "source")
+
+
+class LeafExplanation(NamedTuple):
+    """How one leaf of the parameters is treated.
+
+    Attributes:
+        leaf: its path.
+        shape: of the leaf.
+        form: `factored`: inputs and cotangents are held; `formed`: its gradients are formed from
+            them, once, and held; `stacked`: plain differentiation, example by example.
+        rule: how norms follow from factors; for a stacked leaf the reason why it has none.
+        memory: numbers held per example, by what stacking would hold.
+        operations: multiplications per example for norms, by those of forming the gradient; not a
+            number for a stacked leaf.
+        source: the lines where the leaf meets data.
+    """
+
+    leaf: str
+    shape: tuple[int, ...]
+    form: str
+    rule: str
+    memory: float
+    operations: float
+    source: str
+
+
+class Explanation(tuple[LeafExplanation, ...]):
+    """One `LeafExplanation` per leaf, in the order of the tree; prints as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Returns the table."""
+        rows = [HEADER, *(_cells(row) for row in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def explain(
+    loss_fn: Callable[..., Array], params: PyTree, examples: PyTree, *, key: Any = None
+) -> Explanation:
+    """Tells which form and rule `per_example_grads` takes for each leaf, and why.
+
+    It traces the loss of one example and computes nothing.
+
+    Args:
+        loss_fn: the loss of one example, as in `per_example_grads`.
+        params: the parameters.
+        examples: a batch, a tree of arrays `(batch, ...)`.
+        key: a typed PRNG key, for a loss that draws.
+
+    Returns:
+        An `Explanation`: a tuple of `LeafExplanation` that prints as a table.
+
+    Raises:
+        TypeError: as in `per_example_grads`.
+        ValueError: as in `per_example_grads`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda params, x: jnp.sum(jnp.tanh(x @ params["w"]) * params["s"])
+        >>> params = {"w": jnp.ones((300, 200)), "s": jnp.ones(200)}
+        >>> s, w = explain(loss_fn, params, jnp.ones((128, 300)))
+        >>> w.form, w.rule, f"{w.memory:.4f}"
+        ('factored', 'outer', '0.0083')
+        >>> s.form, s.rule
+        ('stacked', 'used by mul')
+    """
+    batch = len(validation.batch_mask(examples, None))
+    validation.check_params(params)
+    validation.check_loss(loss_fn, params, examples, key)
+    inputs = (examples,) if key is None else (examples, jax.random.split(key, batch))
+    layout = Layout.of(loss_fn, params, inputs, batch)[0]
+    return Explanation(_rows(layout))
+
+
+def _rows(layout: Layout) -> Iterator[LeafExplanation]:
+    for leaf, (path, spec) in enumerate(zip(layout.paths, layout.specs, strict=True)):
+        name = path or "(the parameters)"
+        if leaf in layout.reasons:
+            reason, _, source = layout.reasons[leaf].partition(" at ")
+            yield LeafExplanation(name, spec.shape, "stacked", reason, 1.0, math.nan, source)
+            continue
+        sites, rule = layout.sites_of(leaf), layout.rules[leaf]
+        size = max(1, math.prod(spec.shape))
+        formed = leaf in layout.formed
+        held = size if formed else sum(site.numbers for site in sites)
+        forming = max(1.0, materialize.operations(sites, spec))
+        yield LeafExplanation(
+            leaf=name,
+            shape=spec.shape,
+            form="formed" if formed else "factored",
+            rule=rule.name,
+            memory=held / size,
+            operations=1.0 if formed else rule.operations / forming,
+            source=_sources(sites),
+        )
+
+
+def _sources(sites: Sequence[Site]) -> str:
+    sources = list(dict.fromkeys(site.source for site in sites))
+    return sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+
+
+def _cells(row: LeafExplanation) -> tuple[str, ...]:
+    operations = "" if math.isnan(row.operations) else f"{row.operations:.3g}"
+    shape = " x ".join(map(str, row.shape)) or "scalar"
+    return row.leaf, shape, row.form, row.rule, f"{row.memory:.3g}", operations, row.source

@@ -1,0 +1,1 @@
+"""Tracing: where parameters meet data inside a loss."""

@@ -1,0 +1,43 @@
+"""A sampler and a key in, batches of indices on the host out: for data that no device holds."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from dpoptax.samplers._base import Batch, Sampler
+
+
+def iterate_batches(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> Iterator[Batch]:
+    """Gives the batches of `sampler` from number `step` on, as numpy arrays, without end.
+
+    The law is that of the sampler on the device, and so are the batches: a run that is resumed
+    passes the number of its next step and sees what it would have seen, without a replay.
+
+    Args:
+        sampler: one of `dpoptax.samplers`.
+        key: a key for the sampler and nothing else.
+        step: the number of the first batch.
+
+    Returns:
+        An iterator of `Batch`, of static shape; read the rows where `mask` is True.
+
+    Raises:
+        TypeError: an old-style key.
+        ValueError: a negative step.
+
+    Example:
+        >>> import jax, itertools
+        >>> from dpoptax.samplers import Poisson
+        >>> batches = iterate_batches(Poisson(1000, 20), jax.random.key(0))
+        >>> first, second = itertools.islice(batches, 2)
+        >>> resumed = next(iterate_batches(Poisson(1000, 20), jax.random.key(0), step=1))
+        >>> bool((resumed.indices == second.indices).all())
+        True
+    """
+    state = sampler.init(key, step)
+    sample = jax.jit(sampler.sample)
+    while True:
+        state, batch = sample(state)
+        yield jax.tree.map(np.asarray, batch)

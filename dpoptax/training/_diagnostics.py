@@ -1,0 +1,38 @@
+"""Non-private diagnostics of a step: the clipped fraction and the median gradient norm."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dpoptax.clipping import ClipRule
+from dpoptax.per_example import PerExampleGrads
+
+
+def nonprivate_norms(
+    grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int = 0
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the share of a batch that a clip scales down, and the median norm. Not private.
+
+    Args:
+        grads: of the batch; padded rows do not count.
+        clip: the rule that clips.
+        step: where the rule is a schedule.
+
+    Returns:
+        Share and median, float32; NaN for an empty batch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dpoptax.clipping import FlatClip
+        >>> from dpoptax.per_example import as_per_example_grads
+        >>> grads = {"w": jnp.array([[0.3, 0.4], [3.0, 4.0], [0.0, 6.0]])}  # norms .5, 5, 6
+        >>> grads = as_per_example_grads(grads)
+        >>> [round(float(number), 2) for number in nonprivate_norms(grads, FlatClip(1.0))]
+        [0.67, 5.0]
+    """
+    squared = grads.squared_norms()
+    norms = jnp.sqrt(jnp.stack(jax.tree.leaves(squared)).sum(axis=0).astype(jnp.float32))
+    scaled = grads.mask & (clip.weights(squared, step) < 1)
+    size = jnp.sum(grads.mask, dtype=jnp.float32)
+    median = jnp.nanmedian(jnp.where(grads.mask, norms, jnp.nan))
+    return jnp.sum(scaled, dtype=jnp.float32) / size, median

@@ -1,0 +1,1 @@
+"""Resume a private run after a crash, without under-counting what was released."""

@@ -1,0 +1,6 @@
+"""Private variational inference for NumPyro models and guides."""
+
+from dpoptax.vi.numpyro._dpsvi import DPSVI
+from dpoptax.vi.numpyro._elbo import numpyro_elbo
+
+__all__ = ["DPSVI", "numpyro_elbo"]

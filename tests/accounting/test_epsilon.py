@@ -1,0 +1,229 @@
+"""Epsilon against published and independently computed values, and its monotonicities."""
+
+import csv
+import itertools
+import math
+import pathlib
+
+import dp_accounting
+import pytest
+import scipy.stats
+from dp_accounting import gaussian_mechanism
+
+import dpoptax
+from dpoptax.accounting import epsilon, event_epsilon
+from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
+
+TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
+REFERENCE = list(csv.DictReader(TABLE.splitlines()))
+RUN = {"noise_multiplier": 1.1, "num_steps": 1000, "delta": 1e-5}
+
+
+def row_id(row):
+    keys = ("relation", "sampling_rate", "noise_multiplier", "num_steps", "delta", "source")
+    return ",".join(row[key] for key in keys)
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=row_id)
+def test_the_reference_table(row):
+    step = dp_accounting.PoissonSampledDpEvent(
+        float(row["sampling_rate"]), dp_accounting.GaussianDpEvent(float(row["noise_multiplier"]))
+    )
+    value = event_epsilon(
+        dp_accounting.SelfComposedDpEvent(step, int(row["num_steps"])),
+        delta=float(row["delta"]),
+        relation=row["relation"],
+    )
+    assert float(row["at_least"]) <= value <= float(row["at_most"])
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "size", "noise", "steps", "delta", "relation", "value"),
+    [
+        (60_000, 128, 1.1, 9380, 1e-5, "add_or_remove_one", 6.2845),
+        (60_000, 256, 1.3, 3515, 1e-5, "add_or_remove_one", 4.356358606),
+        (50_000, 4096, 3.0, 1000, 1e-5, "add_or_remove_one", 9.881213484),
+        (60_000, 128, 2.2, 9380, 1e-5, "add_or_remove_one", 0.889913839),
+        (60_000, 256, 1.3, 3515, 1e-5, "replace_one", 5.086535822),
+        (60_000, 128, 1.5, 9360, 1 / 60_000, "replace_one", 2.501782044),
+        (60_000, 128, 1.5, 9360, 1 / 60_000, "replace_special", 2.501782044),
+    ],
+)
+def test_full_batches_are_accounted_at_their_own_law(
+    num_examples, size, noise, steps, delta, relation, value
+):
+    """Against a privacy loss distribution of half the noise, and of the substitution profile."""
+    sampler = FixedSize(num_examples, size)
+    run = {"noise_multiplier": noise, "num_steps": steps, "delta": delta, "relation": relation}
+    assert epsilon(sampler=sampler, **run) == pytest.approx(value, rel=5e-3)
+    assert epsilon(sampler=Poisson(num_examples, size), **run) < value / 2
+
+
+def test_a_full_batch_of_everyone_is_a_gaussian_of_twice_the_clip():
+    run = {"noise_multiplier": 2.0, "num_steps": 1, "delta": 1e-5}
+    exact = event_epsilon(dp_accounting.GaussianDpEvent(1.0), delta=1e-5)
+    for relation in ("add_or_remove_one", "replace_one"):
+        achieved = epsilon(sampler=FixedSize(100, 100), relation=relation, **run)
+        assert achieved == pytest.approx(exact, rel=1e-3)
+
+
+def test_orders_without_amplification_cost_one_gaussian_per_pass():
+    run = {"noise_multiplier": 1.1, "delta": 1e-5}
+    gaussian = event_epsilon(dp_accounting.GaussianDpEvent(1.1 / math.sqrt(20)), delta=1e-5)
+    assert gaussian == pytest.approx(24.92, rel=1e-3)
+    for sampler, relation in (
+        (Shuffled(60_000, 128), "replace_special"),
+        (BallsInBins(60_000, 469), "add_or_remove_one"),
+    ):
+        for steps in (469 * 19 + 1, 469 * 20):  # a pass begun is a pass
+            achieved = epsilon(sampler=sampler, num_steps=steps, relation=relation, **run)
+            assert achieved == pytest.approx(gaussian, rel=1e-4)
+
+
+def test_bins_that_overflow_cost_twice_the_clip_where_they_do():
+    event = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4)
+    assert event.count == 2
+    assert event.event.usual == dp_accounting.GaussianDpEvent(1.1)
+    assert event.event.rare == dp_accounting.GaussianDpEvent(0.55)
+    assert event.event.probability == pytest.approx(scipy.stats.binom.sf(13, 39, 1 / 3))
+    # Nobody sits out for one that is exchanged.
+    replaced = BallsInBins(40, 3, max_batch_size=14).event(1.1, 4, "replace_one")
+    assert replaced.event == dp_accounting.GaussianDpEvent(1.1)
+
+
+@pytest.mark.parametrize("at", [1.0, 3.0, 6.0])
+def test_whether_a_bin_was_full_is_taken_for_known(at):
+    """Delta is the mean over both cases, never less for a doubt about which it was."""
+    sampler = BallsInBins(40, 3, max_batch_size=14)
+    full = scipy.stats.binom.sf(13, 39, 1 / 3)
+
+    def delta_of(mu):  # Balle and Wang 2018, arXiv:1805.06530, theorem 8
+        cdf = scipy.stats.norm.cdf
+        return cdf(mu / 2 - at / mu) - math.exp(at) * cdf(-mu / 2 - at / mu)
+
+    delta = (1 - full) * delta_of(1 / 1.1) + full * delta_of(2 / 1.1)
+    achieved = epsilon(sampler=sampler, noise_multiplier=1.1, num_steps=3, delta=delta)
+    assert at <= achieved <= at * (1 + 2e-3)
+
+
+def test_an_attack_that_sees_which_bin_was_full_finds_no_more_than_epsilon():
+    """Two bins, noise 1: others add 1 each, the target takes 1 away.
+
+    Where one bin is full of others, the sum of the *other* bin, short of all who are left, says so;
+    the target then lowers the sum of the full one by 2. The attack bets where a full bin is 4.5 too
+    low.
+    """
+    size, capacity, delta = 10**6, 501_165, 1e-5
+    others, normal = scipy.stats.binom(size - 1, 0.5), scipy.stats.norm()
+    full = others.sf(capacity - 1)
+    told = capacity + 16  # so many others in a bin are seen by the sum of the other bin
+    mistaken = 2 * normal.sf(8)
+    known = others.sf(told) * (1 - mistaken)
+    found, false = known * normal.cdf(2 - 4.5), (full + mistaken) * normal.cdf(-4.5)
+    # The target is in either bin with probability 1/2; the bet is on either.
+    lower_bound = math.log((found - delta) / (2 * false + mistaken))
+    mixture = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(1.0, (1.0, 2.0), (1 - full, full))
+    run = {"sampler": BallsInBins(size, 2, max_batch_size=capacity), "noise_multiplier": 1.0}
+    assert event_epsilon(mixture, delta=delta) < lower_bound
+    assert lower_bound < epsilon(num_steps=2, delta=delta, **run)
+
+
+def test_a_cyclic_run_is_the_poisson_run_of_one_group():
+    run = {"noise_multiplier": 1.1, "delta": 1e-5, "relation": "replace_special"}
+    cyclic = epsilon(sampler=CyclicPoisson(1000, 10, 4), num_steps=37, **run)
+    assert cyclic == pytest.approx(epsilon(sampler=Poisson(250, 10), num_steps=10, **run))
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "expected", "capacity", "noise", "steps", "relation", "value"),
+    [
+        (60_000, 128, 150, 1.1, 9380, "add_or_remove_one", 2.777639868),
+        (60_000, 128, 192, 1.1, 9380, "add_or_remove_one", 0.8899345002),
+        (60_000, 128, 192, 1.1, 9380, "replace_one", 1.540833149),
+        (50_000, 1024, 1152, 1.0, 2441, "add_or_remove_one", 6.468395484),
+    ],
+)
+def test_truncation_is_accounted(num_examples, expected, capacity, noise, steps, relation, value):
+    sampler = Poisson(num_examples, expected, capacity)
+    run = {"noise_multiplier": noise, "num_steps": steps, "delta": 1e-5, "relation": relation}
+    achieved = epsilon(sampler=sampler, **run)
+    assert achieved == pytest.approx(value, rel=1e-2)
+    assert achieved > epsilon(sampler=Poisson(num_examples, expected), **run)
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one", "replace_special"])
+def test_the_shortcut_for_rare_overflow_bounds_the_exact_law(relation, monkeypatch):
+    sampler = Poisson(1000, 20)
+    run = {"sampler": sampler, "relation": relation, **RUN}
+    untruncated = epsilon(**{**run, "sampler": Poisson(1000, 20, 1000)})
+    shortcut = epsilon(**run)
+    monkeypatch.setattr(dpoptax.accounting._normalize_event, "OVERFLOW_SHARE", 0.0)
+    exact = epsilon(**run)
+    assert untruncated <= shortcut <= untruncated * (1 + 1e-4)
+    assert exact == pytest.approx(shortcut, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.7, 1.0, 4.0])
+@pytest.mark.parametrize("num_steps", [1, 30])
+def test_everyone_in_every_step_equals_the_analytic_gaussian(noise_multiplier, num_steps):
+    analytic = gaussian_mechanism.get_epsilon_gaussian(
+        noise_multiplier / math.sqrt(num_steps), 1e-5
+    )
+    run = {"noise_multiplier": noise_multiplier, "num_steps": num_steps, "delta": 1e-5}
+    assert epsilon(sampler=Poisson(100, 100), **run) == pytest.approx(analytic, rel=1e-4)
+
+
+def test_epsilon_falls_with_noise_and_delta_and_grows_with_rate_and_steps():
+    def value(expected=20, **changes):
+        return epsilon(sampler=Poisson(1000, expected), **(RUN | changes))
+
+    base = value()
+    assert value(noise_multiplier=1.2) < base < value(noise_multiplier=1.0)
+    assert value(delta=1e-4) < base < value(delta=1e-6)
+    assert value(num_steps=900) < base < value(num_steps=1100)
+    assert value(expected=18) < base < value(expected=22)
+    assert value(relation="replace_special") == base < value(relation="replace_one")
+
+
+def test_pld_is_never_looser_than_rdp():
+    sampler = Poisson(1000, 20, 1000)
+    rdp = dp_accounting.rdp.RdpAccountant()
+    rdp.compose(sampler.event(1.1, 1000))
+    assert epsilon(sampler=sampler, **RUN) < rdp.get_epsilon(1e-5)
+
+
+@pytest.mark.parametrize("sampler", [Poisson(1000, 10), FixedSize(1000, 10)], ids=["coin", "size"])
+def test_epsilon_grows_to_infinity_as_noise_falls_to_nothing(sampler):
+    run = RUN | {"num_steps": 10}
+    noises = [1.0, 0.3, 0.1, 0.05, 0.03, 0.01, 1e-3, 1e-5, 1e-200, 0.0]
+    found = [epsilon(sampler=sampler, **(run | {"noise_multiplier": noise})) for noise in noises]
+    assert all(less < more or less == more == math.inf for less, more in itertools.pairwise(found))
+    assert found[5] < math.inf == found[-2] == found[-1]
+    # More than three steps of the ten with a probability of 2e-6; each loses move^2 / (2 noise^2).
+    move = 2 if isinstance(sampler, FixedSize) else 1
+    assert found[4] == pytest.approx(3 * move**2 / (2 * 0.03**2), rel=0.1)
+
+
+def test_a_group_never_costs_less_than_one_of_it():
+    step = dp_accounting.PoissonSampledDpEvent(4.9e-9, dp_accounting.GaussianDpEvent(1.0))
+    run = dp_accounting.SelfComposedDpEvent(step, 10**9)
+    one, two = (event_epsilon(run, delta=1e-5, group_size=size) for size in (1, 2))
+    assert 0 < one < two
+
+
+def test_groups_by_place_are_no_guarantee_where_one_more_moves_all_others():
+    sampler = CyclicPoisson(1000, 10, 4)
+    with pytest.raises(ValueError, match="no guarantee under add_or_remove_one"):
+        epsilon(sampler=sampler, relation="add_or_remove_one", **RUN)
+    absent, other = (
+        epsilon(sampler=sampler, relation=relation, **RUN)
+        for relation in ("replace_special", "replace_one")
+    )
+    assert absent < other
+
+
+def test_the_ends():
+    sampler = Poisson(1000, 20)
+    assert epsilon(sampler=sampler, **(RUN | {"num_steps": 0})) == 0.0
+    assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0})) == math.inf
+    assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0, "num_steps": 0})) == 0.0

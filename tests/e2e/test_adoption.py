@@ -1,0 +1,79 @@
+"""Loops that people have become private by the lines that the page on moving over names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import dpoptax
+
+DATA = (jax.random.normal(jax.random.key(0), (200, 4)), jnp.zeros(200, jnp.int32))
+
+
+@pytest.fixture
+def drawn():
+    sampler = dpoptax.samplers.Poisson(200, 50)
+    _, batch = sampler.sample(sampler.init(jax.random.key(1)))
+    return dpoptax.samplers.take(DATA, batch), batch.mask
+
+
+def private():
+    """Without clip and noise the update is that of the mean gradient."""
+    return dpoptax.privatize(float("inf"), 0.0, expected_batch_size=50, key=jax.random.key(2))
+
+
+def cross_entropy(logits, label):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def test_a_train_state_of_linen(drawn):
+    batch, mask = drawn
+    model = nn.Dense(3)
+    params = model.init(jax.random.key(0), DATA[0][0])["params"]
+
+    def loss_fn(params, example):
+        return cross_entropy(model.apply({"params": params}, example[0]), example[1])
+
+    tx = optax.chain(private(), optax.sgd(0.1))
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    @jax.jit
+    def step(state):
+        grads = dpoptax.per_example_grads(loss_fn)(state.params, batch, mask=mask)
+        return state.apply_gradients(grads=grads)
+
+    def mean_loss(params):
+        losses = jax.vmap(loss_fn, (None, 0))(params, batch)
+        return jnp.sum(jnp.where(mask, losses, 0.0)) / 50
+
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(mean_loss)(params))
+    after = step(state)
+    assert int(after.step) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.params, expected)
+
+
+def test_an_optimizer_of_nnx(drawn):
+    batch, mask = drawn
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    graph, params = nnx.split(model, nnx.Param)
+    transformation = private()
+    state = transformation.init(params)
+
+    def loss_fn(params, example):
+        return cross_entropy(nnx.merge(graph, params)(example[0]), example[1])
+
+    def mean_loss(params):
+        losses = jax.vmap(loss_fn, (None, 0))(params, batch)
+        return jnp.sum(jnp.where(mask, losses, 0.0)) / 50
+
+    before = np.asarray(model.kernel[...])
+    slope = np.asarray(jax.grad(mean_loss)(params).kernel[...])
+    grads = dpoptax.per_example_grads(loss_fn)(params, batch, mask=mask)
+    noisy, state = transformation.update(grads, state, params)
+    optimizer.update(model, noisy)
+    np.testing.assert_allclose(model.kernel[...], before - 0.1 * slope, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,303 @@
+"""The laws of the library, each over every sampler, clip rule and gradient form."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import registry
+
+import dpoptax
+from dpoptax import schedules
+from dpoptax.per_example import as_per_example_grads
+
+forms = pytest.mark.parametrize("form", registry.FORMS.values(), ids=registry.FORMS)
+clip_rules = pytest.mark.parametrize("rule", registry.CLIP_RULES.values(), ids=registry.CLIP_RULES)
+samplers = pytest.mark.parametrize("make", registry.SAMPLERS.values(), ids=registry.SAMPLERS)
+
+ALIASES = {
+    "dp_sgd": (dpoptax.dp_sgd, optax.sgd, {}),
+    "dp_sgd, momentum": (dpoptax.dp_sgd, optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    "dp_adam": (dpoptax.dp_adam, optax.adam, {"b1": 0.8, "b2": 0.99, "eps": 1e-6}),
+}
+
+
+def release(grads, params, *, clip=1.0, noise_multiplier=1.0, batch=8, seed=0):
+    tx = dpoptax.privatize(
+        clip, noise_multiplier, expected_batch_size=batch, key=jax.random.key(seed)
+    )
+    updates, _ = tx.update(grads, tx.init(params), params)
+    return updates
+
+
+def clipped_sum(grads, rule):
+    return grads.weighted_sum(rule.weights(grads.squared_norms()))
+
+
+@jax.numpy_dtype_promotion("standard")  # optax.adam itself mixes an int32 count with floats
+@forms
+@pytest.mark.parametrize(("alias", "namesake", "options"), ALIASES.values(), ids=ALIASES)
+def test_law_1_without_clip_and_noise_an_alias_is_its_optax_namesake(
+    form, alias, namesake, options
+):
+    params, examples = registry.params(), registry.examples(8)
+    key = jax.random.key(0)
+    tx = alias(0.1, math.inf, noise_multiplier=0.0, expected_batch_size=8, key=key, **options)
+    plain = namesake(0.1, **options)
+
+    def mean_loss(params):
+        return jax.vmap(registry.loss, (None, 0))(params, examples).mean()
+
+    private_params, plain_params = params, params
+    state, plain_state = tx.init(params), plain.init(params)
+    for _ in range(5):
+        updates, state = tx.update(
+            form(registry.loss)(private_params, examples), state, private_params
+        )
+        private_params = optax.apply_updates(private_params, updates)
+        updates, plain_state = plain.update(
+            jax.grad(mean_loss)(plain_params), plain_state, plain_params
+        )
+        plain_params = optax.apply_updates(plain_params, updates)
+    moved = registry.distance(plain_params, params)
+    assert moved > 0.1
+    assert registry.distance(private_params, plain_params) < 1e-5 * moved
+
+
+@forms
+@clip_rules
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+def test_law_2_every_form_gives_the_clipped_sum_of_a_plain_loop(form, rule, batch):
+    params, examples = registry.params(), registry.examples(batch)
+    grad, gradients, norms = jax.jit(jax.grad(registry.loss)), [], []
+    for i in range(batch):
+        gradient = grad(params, jax.tree.map(lambda leaf, i=i: leaf[i], examples))
+        gradients.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gradient))
+        norms.append(math.sqrt(sum(float(np.sum(g**2)) for g in jax.tree.leaves(gradients[-1]))))
+    clip = rule(float(np.median(norms)))  # both branches of the clip are exercised
+    scales = [min(1.0, clip.l2_clip / norm) for norm in norms]
+    expected = jax.tree.map(
+        lambda *leaves: sum(s * leaf for s, leaf in zip(scales, leaves, strict=True)), *gradients
+    )
+    actual = clipped_sum(form(registry.loss)(params, examples), clip)
+    expected = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), expected)
+    assert registry.distance(actual, expected) < 1e-5 * registry.global_norm(expected)
+
+
+@forms
+@clip_rules
+@pytest.mark.parametrize("filler", [0.0, 1e30, math.inf, -math.inf, math.nan])
+def test_law_3_padding_never_changes_the_sum(form, rule, filler):
+    params, (x, y) = registry.params(), registry.examples(6)
+    grads_fn, clip = form(registry.loss), rule(1.0)
+    expected = clipped_sum(grads_fn(params, (x, y)), clip)
+    rows = jnp.array([True, False, True, True, False, True, True, True])
+    padded_x = jnp.full((8, 5), filler).at[jnp.flatnonzero(rows)].set(x)
+    padded_y = jnp.full((8, 3), filler).at[jnp.flatnonzero(rows)].set(y)
+    grads = grads_fn(params, (padded_x, padded_y), mask=rows)
+    actual = clipped_sum(grads, clip)
+    assert registry.distance(actual, expected) <= 1e-6 * registry.global_norm(expected)
+    for leaf in jax.tree.leaves((grads.squared_norms(), grads.stacked())):
+        np.testing.assert_array_equal(leaf[~np.asarray(rows)], 0)
+
+
+@forms
+@clip_rules
+@pytest.mark.parametrize("poison", [math.inf, math.nan, 3e38])
+def test_law_4_an_example_with_a_non_finite_gradient_contributes_zero(form, rule, poison):
+    params, (x, y) = registry.params(), registry.examples(6)
+    grads_fn = form(registry.loss)
+    poisoned = grads_fn(params, (x.at[2].set(poison), y.at[2].set(poison)))
+    others = grads_fn(params, (x, y), mask=jnp.arange(6) != 2)
+    norms = jax.tree.leaves(poisoned.squared_norms())
+    assert not np.isfinite(sum(float(leaf[2]) for leaf in norms))
+    expected = clipped_sum(others, rule(1.0))
+    actual = clipped_sum(poisoned, rule(1.0))
+    assert registry.distance(actual, expected) <= 1e-6 * registry.global_norm(expected)
+    for leaf in jax.tree.leaves(release(poisoned, params, clip=rule(1.0))):
+        assert np.all(np.isfinite(leaf))
+
+
+@forms
+@clip_rules
+@pytest.mark.parametrize("batch", [0, 8])
+def test_law_5_an_empty_batch_releases_pure_noise(form, rule, batch):
+    params = registry.params()
+    grads = form(registry.loss)(params, registry.examples(batch), mask=jnp.zeros(batch, bool))
+    actual = release(grads, params, clip=rule(2.0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), params)
+    noise_alone = release(zeros, params, clip=rule(2.0))
+    for leaf, expected in zip(jax.tree.leaves(actual), jax.tree.leaves(noise_alone), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+        assert np.all(leaf != 0)
+
+
+@forms
+@clip_rules
+def test_law_6_sum_noise_divide_by_a_public_constant(form, rule):
+    params, examples = registry.params(), registry.examples(8)
+    clip = rule(0.5)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), params)
+    noise = jax.tree.map(lambda n: n * 32, release(zeros, params, clip=clip, batch=32))
+    for real in (0, 1, 5, 8):  # the realised batch size divides nothing and scales no noise
+        grads = form(registry.loss)(params, examples, mask=jnp.arange(8) < real)
+        expected = jax.tree.map(lambda s, n: (s + n) / 32, clipped_sum(grads, clip), noise)
+        actual = release(grads, params, clip=clip, batch=32)
+        assert registry.distance(actual, expected) < 1e-6 * registry.global_norm(expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_law_6_sums_and_noise_are_float32_whatever_the_parameters_are(dtype):
+    # In bfloat16 a running sum of ones stalls at 256, in float16 the square of 300 overflows.
+    grads = {"w": jnp.ones((4096, 2), dtype), "b": jnp.full((4096, 1), 300, dtype)}
+    params = {"w": jnp.zeros(2, dtype), "b": jnp.zeros(1, dtype)}
+    tx = dpoptax.privatize(400.0, 0.0, expected_batch_size=4096, key=jax.random.key(0))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["w"].dtype == dtype
+    np.testing.assert_array_equal(updates["w"].astype(jnp.float32), 1.0)
+    np.testing.assert_array_equal(updates["b"].astype(jnp.float32), 300.0)
+    # Noise drawn in 16 bits takes few values: the draw is that of a model in float32.
+    narrow, wide = (
+        dpoptax.mechanisms.Gaussian().release(
+            jax.random.key(0),
+            as_per_example_grads(jnp.zeros((1, 20_000), of)),
+            dpoptax.clipping.FlatClip(1.0),
+            1.0,
+            0,
+        )
+        for of in (dtype, jnp.float32)
+    )
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_array_equal(narrow, wide)
+
+
+@forms
+@clip_rules
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_special", "replace_one"])
+def test_law_7_neighbours_move_the_clipped_sum_by_at_most_the_sensitivity(form, rule, relation):
+    params, clip = registry.params(), rule(1.0)
+    keys = jax.random.split(jax.random.key(3), 200)
+
+    @jax.jit
+    def sums(key):
+        here, there = (registry.examples(4, k) for k in jax.random.split(key))
+        mask = jnp.ones(4, bool)
+        if relation == "replace_one":  # the last example becomes another, with a huge gradient
+            there = jax.tree.map(lambda a, b: a.at[3].set(-30 * b[3]), here, there)
+            masks = mask, mask
+        else:
+            there, masks = here, (mask, mask.at[3].set(False))
+        here, there = (
+            clipped_sum(form(registry.loss)(params, examples, mask=rows), clip)
+            for examples, rows in zip((here, there), masks, strict=True)
+        )
+        return jax.tree.map(jnp.subtract, here, there)
+
+    moves = jax.lax.map(sums, keys)
+    squared = sum(jnp.sum(jnp.square(leaf.reshape(200, -1)), 1) for leaf in jax.tree.leaves(moves))
+    worst = float(jnp.sqrt(squared).max())
+    assert worst <= clip.sensitivity(relation) * (1 + 1e-5)
+    assert worst > 0.6 * clip.sensitivity(relation)  # the bound is approached: the test has power
+
+
+def test_law_8_two_fits_of_different_keys_share_no_noise_and_one_key_repeats_itself():
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(50, 5), clip=1.0, noise_multiplier=1.0, num_steps=3,
+        delta=1e-4,
+    )  # fmt: skip
+
+    def fit(seed):
+        return dpoptax.training.fit(
+            lambda params, x: jnp.sum(params * x),
+            jnp.zeros(100),
+            jnp.zeros((50, 100)),
+            plan=plan,
+            optimizer=optax.sgd(1.0),
+            key=jax.random.key(seed),
+            progress=False,
+        ).params
+
+    first, second, again = fit(0), fit(1), fit(0)
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / math.sqrt(100)
+
+
+@pytest.mark.parametrize("root_of", [jax.random.key, dpoptax.random.insecure_key])
+@samplers
+def test_law_8_sampling_noise_and_model_keys_are_never_one_key(make, root_of):
+    root, other = root_of(0), dpoptax.random.split_by_purpose(root_of(1))
+    keys = dpoptax.random.split_by_purpose(root)
+    assert str(jax.random.key_impl(keys.model_key)) == "threefry2x32"
+    state = make(100, 10).init(keys.sampling_key)
+    tx_state = dpoptax.privatize(1.0, 1.0, expected_batch_size=10, key=keys.noise_key).init(
+        jnp.zeros(2)
+    )
+    roots = [root, *keys, *other, tx_state.key]
+    derived = [
+        *(jax.random.fold_in(state.key, step) for step in range(50)),
+        *(jax.random.fold_in(tx_state.key, step) for step in range(50)),
+        *(jax.random.fold_in(keys.model_key, step) for step in range(50)),
+    ]
+    data = [tuple(np.asarray(jax.random.key_data(key))) for key in itertools.chain(roots, derived)]
+    assert len(set(data)) == len(data)
+
+
+def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(50, 5), clip=1.0, noise_multiplier=1.0, num_steps=20,
+        delta=1e-4,
+    )  # fmt: skip
+    results = []
+    for seconds in (0.0, 1e3):  # one step per dispatch, or ever longer ones
+        monkeypatch.setattr(dpoptax.training._fit, "SECONDS_PER_DISPATCH", seconds)
+        results.append(
+            dpoptax.training.fit(
+                lambda params, x: jnp.sum((params - x) ** 2),
+                jnp.zeros(3),
+                jnp.ones((50, 3)),
+                plan=plan,
+                optimizer=optax.sgd(0.1, momentum=0.9),
+                key=jax.random.key(5),
+                progress=False,
+            )
+        )
+    np.testing.assert_allclose(results[0].params, results[1].params, rtol=1e-6)
+    assert results[0].report() == results[1].report()
+
+
+@samplers
+def test_law_10_the_accounted_event_is_that_of_the_sampler_and_the_noise_that_ran(make):
+    sampler = make(50, 5)
+    plan = dpoptax.Plan(sampler=sampler, clip=1.0, noise_multiplier=1.3, num_steps=7, delta=1e-4)
+    assert plan.event(5) == sampler.event(1.3, 5, sampler.relation)
+    result = dpoptax.training.fit(
+        lambda params, x: jnp.sum(params * x),
+        jnp.zeros(100),
+        jnp.zeros((50, 100)),
+        plan=plan,
+        optimizer=optax.sgd(1.0),
+        key=jax.random.key(0),
+        progress=False,
+    )
+    assert result.num_steps == int(result.state.step) == int(result.state.sampler_state.step) == 7
+    assert int(result.state.opt_state[0].step) == 7  # releases
+    assert result.epsilon() == plan.epsilon(7)
+    # With zero gradients and SGD at rate 1 the parameters are the sum of the noise that ran.
+    spread = (
+        float(jnp.std(result.params)) * schedules.at(sampler.expected_batch_size, 0) / math.sqrt(7)
+    )
+    assert abs(spread / 1.3 - 1) < 4.5 / math.sqrt(2 * 100)
+
+
+def test_law_11_what_is_not_private_says_so():
+    assert all(name.startswith("nonprivate_") for name in dpoptax.training.StepInfo._fields)
+    for public in (
+        dpoptax.training.StepInfo,
+        dpoptax.PerExampleGrads,
+        dpoptax.value_and_per_example_grads,
+        dpoptax.samplers.Batch,
+    ):
+        assert "not private" in public.__doc__.lower()
