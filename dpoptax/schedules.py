@@ -1,16 +1,16 @@
-"""An Optax schedule in, its value at every step out, as something that can be accounted.
+"""Schedules: numbers that change with the step, by values known before the run.
 
-A schedule fixed before the run composes freely; what depends on earlier releases does not, and is
-the business of `accounting.RdpFilter`.
+A schedule fixed before the run can be accounted step by step. A value that depends on earlier
+releases cannot: use `dpoptax.accounting.RdpFilter` for that.
 """
 
 import bisect
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
+import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,48 +23,83 @@ from dpoptax import _validate
 MOST_LEVELS = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A number that changes after steps known in advance; the last value holds for ever.
+def _values(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(_value, values))
 
-    Called with a step it is an Optax schedule, traceable.
+
+def _value(value: float) -> float:
+    # An infinite value is a clip bound that does not clip.
+    real = _validate.real("values", value)
+    return real if real == math.inf else _validate.non_negative("values", real)
+
+
+def _lengths(lengths: Iterable[int]) -> tuple[int, ...]:
+    return tuple(_validate.count("lengths", length) for length in lengths)
+
+
+@attrs.frozen
+class Schedule:
+    """A piecewise-constant schedule: each value holds for a number of steps, the last forever.
+
+    A schedule is also an Optax schedule: call it with a step, traced or not. A schedule with one
+    value is a constant.
 
     Attributes:
-        values: one for each run of steps, zero or more.
-        lengths: how many steps each of them lasts, at least 1.
+        values: one value per piece, zero or more.
+        lengths: how many steps each piece lasts, at least 1.
 
     Raises:
-        TypeError: a value that is no number, a length that is not whole.
-        ValueError: a negative value, values and lengths of different number, or none.
+        TypeError: a value is not a number, or a length is not a whole number.
+        ValueError: a value is negative, or the number of values and lengths differ or is zero.
 
     Example:
         >>> noise_multiplier = Schedule(values=(1.5, 1.0), lengths=(100, 900))
         >>> [float(noise_multiplier(step)) for step in (0, 99, 100, 5000)]
         [1.5, 1.5, 1.0, 1.0]
+        >>> noise_multiplier.min, noise_multiplier.max
+        (1.0, 1.5)
     """
 
-    values: tuple[float, ...]
-    lengths: tuple[int, ...]
+    values: tuple[float, ...] = attrs.field(converter=_values)
+    lengths: tuple[int, ...] = attrs.field(converter=_lengths)
 
-    def __post_init__(self) -> None:
-        values = tuple(_validate.non_negative("values", value) for value in self.values)
-        lengths = tuple(_validate.count("lengths", length) for length in self.lengths)
-        if not values or len(values) != len(lengths):
+    def __attrs_post_init__(self) -> None:
+        if not self.values or len(self.values) != len(self.lengths):
             raise ValueError(
-                "values and lengths must be as many, at least one of each; got "
-                f"{len(values)} and {len(lengths)}."
+                "values and lengths must have the same number of entries, at least one; got "
+                f"{len(self.values)} values and {len(self.lengths)} lengths."
             )
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "lengths", lengths)
 
     def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """Returns the value at `step`, float32."""
+        """Returns the value at `step`, as float32."""
         ends = np.minimum(np.cumsum(self.lengths), np.iinfo(np.int32).max)[:-1]
-        run = jnp.searchsorted(jnp.asarray(ends, jnp.int32), jnp.asarray(step), side="right")
-        return jnp.asarray(self.values, jnp.float32)[run]
+        piece = jnp.searchsorted(jnp.asarray(ends, jnp.int32), jnp.asarray(step), side="right")
+        return jnp.asarray(self.values, jnp.float32)[piece]
 
-    def runs(self, num_steps: int) -> Iterator[tuple[float, int, int]]:
-        """Gives the value, first step and end of every run that begins before `num_steps`."""
+    def at(self, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
+        """Returns the value at `step`: a Python float for a constant, else a float32 scalar."""
+        return self.values[0] if len(self.values) == 1 else self(step)
+
+    @property
+    def min(self) -> float:
+        """The smallest value."""
+        return min(self.values)
+
+    @property
+    def max(self) -> float:
+        """The largest value."""
+        return max(self.values)
+
+    def slice(self, start: int, stop: int) -> "Schedule":
+        """Returns the schedule of the steps from `start` up to `stop`, counted from `start`."""
+        if len(self.values) == 1:
+            return self
+        pieces = [(value, last - max(first, start)) for value, first, last in self.pieces(stop)]
+        values, lengths = zip(*(piece for piece in pieces if piece[1] > 0), strict=True)
+        return Schedule(values, lengths)
+
+    def pieces(self, num_steps: int) -> Iterator[tuple[float, int, int]]:
+        """Yields value, first step and end of every piece that begins before `num_steps`."""
         ends = [*itertools.accumulate(self.lengths[:-1]), num_steps]
         first = 0
         for value, end in zip(self.values, ends, strict=True):
@@ -73,9 +108,28 @@ class Schedule:
                 yield value, first, last
             first = end
 
+    runs = pieces  # remove: the old name
 
-# What may change with the step wherever a number stands.
-Scheduled: TypeAlias = float | Schedule
+
+# A number, or one that changes with the step.
+ScalarOrSchedule: TypeAlias = float | Schedule
+Scheduled: TypeAlias = float | Schedule  # remove: the old name
+
+
+def as_schedule(value: ScalarOrSchedule) -> Schedule:
+    """Returns a schedule as it is, and a number as a constant schedule.
+
+    Args:
+        value: a number or a schedule.
+
+    Returns:
+        A `Schedule`.
+
+    Example:
+        >>> as_schedule(1.5).at(3), as_schedule(Schedule((2.0, 1.0), (3, 3))).max
+        (1.5, 2.0)
+    """
+    return value if isinstance(value, Schedule) else Schedule((value,), (1,))
 
 
 def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:
