@@ -1,0 +1,122 @@
+"""Draws which packages import which, from the imports themselves.
+
+python tools/draw_packages.py docs/images/packages.png
+"""
+
+import pathlib
+import sys
+
+import matplotlib.pyplot as plt
+from measure import Module, read_modules
+
+# The rows of the drawing, from the bottom to the top.
+ROWS = [
+    ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax_compat"],
+    ["random", "samplers", "per_example"],
+    ["clipping", "mechanisms"],
+    ["transforms", "accounting"],
+    ["_plan"],
+    ["reports"],
+    ["training"],
+    ["vi"],
+    ["compat", "__main__"],
+]
+LABELS = {
+    "random": "random\nkeys and PRNGs",
+    "samplers": "samplers\nwho is in a batch",
+    "per_example": "per_example\nper-example gradients",
+    "clipping": "clipping\nclip rules",
+    "mechanisms": "mechanisms\nnoise",
+    "transforms": "transforms\nprivatize, dp_sgd, dp_adam",
+    "accounting": "accounting\nepsilon, calibration, ledger",
+    "_plan": "Plan\na run as one value",
+    "reports": "reports\nstatement for people",
+    "training": "training\nfit, resume, host data",
+    "vi": "vi\nvariational inference",
+    "compat": "compat\nother libraries",
+    "__main__": "command line",
+}
+WIDTH, HEIGHT = 2.7, 0.62
+# The bottom row is used by nearly every package, so its arrows are left out.
+HIDDEN = set(ROWS[0])
+
+
+def edges_between_packages(modules: dict[str, Module]) -> set[tuple[str, str]]:
+    """Returns the pairs (importer, imported) of different packages."""
+    pairs = set()
+    for name, module in modules.items():
+        importer = name.split(".")[1] if "." in name else None
+        for imported in module.imports:
+            other = imported.split(".")[1] if "." in imported else None
+            if importer and other and importer != other:
+                pairs.add((importer, other))
+    return pairs
+
+
+def without_implied(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Leaves out an import that a chain of other imports implies, for a readable drawing."""
+
+    def reaches(start: str, end: str) -> bool:
+        following = {other for importer, other in pairs if importer == start}
+        return end in following or any(reaches(other, end) for other in following)
+
+    return {
+        (importer, imported)
+        for importer, imported in pairs
+        if not any(
+            reaches(other, imported)
+            for start, other in pairs
+            if start == importer and other != imported
+        )
+    }
+
+
+def draw(path: pathlib.Path) -> None:
+    """Draws the packages and writes the figure."""
+    places = {}
+    for height, row in enumerate(ROWS):
+        for number, name in enumerate(row):
+            places[name] = ((number - (len(row) - 1) / 2) * (WIDTH + 0.35), height * 1.15)
+    figure, axes = plt.subplots(figsize=(12, 9))
+    pairs = {
+        pair for pair in edges_between_packages(read_modules()) if set(pair) <= set(places) - HIDDEN
+    }
+    for importer, imported in sorted(without_implied(pairs)):
+        (x, y), (other_x, other_y) = places[importer], places[imported]
+        bend = 0.0 if abs(x - other_x) > 0.2 or y - other_y < 1.3 else 0.28
+        axes.annotate(
+            "",
+            xy=(other_x, other_y + HEIGHT / 2),
+            xytext=(x, y - HEIGHT / 2),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": "#6b7280",
+                "lw": 0.9,
+                "connectionstyle": f"arc3,rad={bend}",
+            },
+        )
+    for name, (x, y) in places.items():
+        low = name in HIDDEN
+        axes.add_patch(
+            plt.Rectangle(
+                (x - WIDTH / 2, y - HEIGHT / 2),
+                WIDTH,
+                HEIGHT,
+                facecolor="#f3f4f6" if low else "#dbeafe",
+                edgecolor="#374151",
+                zorder=3,
+            )
+        )
+        axes.text(x, y, LABELS.get(name, name), ha="center", va="center", fontsize=8.5, zorder=4)
+    axes.set_xlim(-9.4, 9.4)
+    axes.set_ylim(-0.7, (len(ROWS) - 1) * 1.15 + 0.7)
+    axes.axis("off")
+    axes.set_title(
+        "An arrow points from a package to one that it imports. What other arrows imply is left "
+        "out.\nThe bottom row is used by all packages."
+    )
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    draw(pathlib.Path(sys.argv[1]))
