@@ -1,17 +1,18 @@
 """Logistic regression, trained with differential privacy and without.
 
-The shortest whole run: a Flax model, the loss of one example, a plan that keeps to a budget, and
-`dpoptax.training.fit`. The gradient of each example is clipped, their sum gets noise, and Adam
-does the rest.
+The shortest complete run: a Flax model, the loss of one example, a plan within a budget, and
+`dpoptax.training.fit`. The gradient of each example is clipped, noise is added to their sum, and
+Adam updates the parameters.
 
     python examples/01_logistic_regression.py
     python examples/01_logistic_regression.py --dataset adult --data-dir DIR    # UCI Adult
     python examples/01_logistic_regression.py --help
 
-It prints the test accuracy of the private model, of one trained without privacy for as many steps,
-and of an untrained one; then the privacy statement; and it draws the largest coefficients of both
-models: what many examples share survives the noise, what a few of them say does not. It needs
-matplotlib and scikit-learn: pip install 'dpoptax[examples]'.
+It prints the test accuracy of the private model, of a model trained without privacy for the same
+number of steps, and of an untrained one. Then it prints the privacy statement, and draws the
+largest coefficients of both models. What many examples have in common survives the noise; what
+only a few of them show does not. It needs matplotlib and scikit-learn:
+pip install 'dpoptax[examples]'.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import dpoptax
 
 DESCRIPTION = (
     "Trains a logistic regression with differential privacy and without, and draws the largest "
-    "coefficients of both. Breast cancer takes some ten seconds, Adult about a minute."
+    "coefficients of both. Breast cancer takes about ten seconds, Adult about a minute."
 )
 
 DEFAULTS = {
@@ -62,7 +63,7 @@ def load_rows(options: argparse.Namespace) -> example_data.Data:
 
 
 class LogisticRegression(nn.Module):
-    """A Flax model like any other."""
+    """An ordinary Flax model."""
 
     @nn.compact
     def __call__(self, row: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ class LogisticRegression(nn.Module):
 MODEL = LogisticRegression()
 
 
-# 3. Loss: of one example; there is no batch axis in it
+# 3. Loss: the loss of one example, without a batch axis
 
 
 def loss_fn(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -82,11 +83,11 @@ def loss_fn(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(logit, label.astype(jnp.float32))
 
 
-# 4. Plan: who takes part in each step, the clip, the noise, the number of steps and delta
+# 4. Plan: the sampler, the clip, the noise, the number of steps and delta
 
 
 def private_plan(options: argparse.Namespace, num_examples: int) -> dpoptax.Plan:
-    """Returns the plan with the least noise that keeps to the budget."""
+    """Returns the plan with the least noise within the budget."""
     return dpoptax.Plan.calibrate(
         num_examples=num_examples,
         batch_size=options.batch_size,
@@ -99,17 +100,17 @@ def private_plan(options: argparse.Namespace, num_examples: int) -> dpoptax.Plan
 
 
 def without_privacy(plan: dpoptax.Plan) -> dpoptax.Plan:
-    """Returns a plan of as many steps over batches of the same law, neither clipped nor noised."""
+    """Returns the same plan without clipping and noise."""
     return dataclasses.replace(plan, clip=math.inf, noise_multiplier=0.0)
 
 
-# 5. Fit: `main` below calls `dpoptax.training.fit` with the one plan, then with the other
+# 5. Fit: `main` below calls `dpoptax.training.fit` with both plans
 
 # 6. Evaluate
 
 
 def accuracy(params: Any, data: example_data.Data) -> float:
-    """Returns the share of test rows whose label the model gets right, in percent."""
+    """Returns the percentage of test rows that the model classifies correctly."""
     guesses = MODEL.apply({"params": params}, data.test_inputs) > 0
     return 100 * float(np.mean(np.asarray(guesses) == (data.test_labels == 1)))
 
@@ -118,7 +119,7 @@ def accuracy(params: Any, data: example_data.Data) -> float:
 
 
 def draw(path: Path, title: str, columns: tuple[str, ...], private: Any, nonprivate: Any) -> None:
-    """Writes a picture of the coefficients that weigh most, of both models."""
+    """Writes a figure of the largest coefficients of both models."""
     private_weights, weights = (
         np.asarray(params["Dense_0"]["kernel"])[:, 0] for params in (private, nonprivate)
     )
@@ -130,7 +131,7 @@ def draw(path: Path, title: str, columns: tuple[str, ...], private: Any, nonpriv
     axis.barh(rows, weights[shown], color="0.82", label="not private")
     axis.plot(private_weights[shown], rows, "o", color="tab:blue", label="private")
     axis.axvline(0, color="0.4", linewidth=0.8)
-    axis.set(title=title, xlabel="coefficient: what the column adds to the log-odds of label 1")
+    axis.set(title=title, xlabel="coefficient: effect of the column on the log-odds of label 1")
     axis.set_yticks(rows, [columns[row] for row in shown], fontsize=9)
     axis.tick_params(axis="y", length=0)
     axis.legend(frameon=False, loc="lower right")
@@ -168,14 +169,14 @@ def main() -> None:
     print(f"  not private  {accuracy(nonprivate.params, data):8.2f}")
     print(f"  untrained    {accuracy(initial, data):8.2f}\n")
     print(private.report())
-    print("It covers the private model, not the one trained without privacy, nor the test rows.")
+    print("It covers the private model only, not the model without privacy, and not the test rows.")
     print(example_options.key_statement(options.seed))
 
     path = options.out / f"logistic_regression_{options.dataset}.png"
     epsilon = dpoptax.reports.round_up(private.epsilon())
     title = f"{options.dataset}: private with ε = {epsilon} at δ = {plan.delta:g}"
     draw(path, title, data.columns, private.params, nonprivate.params)
-    print(f"\nThe picture is in {path}")
+    print(f"\nThe figure is in {path}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Which sampler, which epsilon: one run, accounted under the law of each sampler.
+"""Which sampler, which epsilon: the privacy cost of one run under each sampler.
 
     python examples/02_which_sampler.py
 
-The same data, batches, steps and noise cost very different epsilons. What differs is who takes
-part in a step: the more the batches hide about that, the less a step tells. Accounting one law
-and running another gives a number that means nothing.
+The same data, batch size, steps and noise cost very different epsilons. What differs is how batches
+are drawn. The less anyone knows about who is in a batch, the less a step reveals. If you account
+one sampler and run another, the number means nothing.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from dpoptax.accounting import epsilon
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS, DELTA = 60_000, 128, 20, 1e-5
 STEPS = EPOCHS * -(-NUM_EXAMPLES // BATCH_SIZE)
 
-# Who takes part in a step, and the neighbouring relation of the guarantee.
-LAWS = {
+# The sampler, and the neighbouring relation of the guarantee.
+SAMPLERS = {
     "Poisson": (samplers.Poisson(NUM_EXAMPLES, BATCH_SIZE), "add_or_remove_one"),
     "Poisson, replace one": (samplers.Poisson(NUM_EXAMPLES, BATCH_SIZE), "replace_one"),
     "cyclic Poisson, 10 groups": (
@@ -39,8 +39,8 @@ LAWS = {
 
 
 def cost(name: str, noise_multiplier: float) -> float:
-    """The epsilon of the whole run under one law."""
-    sampler, relation = LAWS[name]
+    """Returns the epsilon of the whole run under one sampler."""
+    sampler, relation = SAMPLERS[name]
     run = {"noise_multiplier": noise_multiplier, "num_steps": STEPS, "delta": DELTA}
     return epsilon(sampler=sampler, relation=relation, **run)
 
@@ -54,7 +54,7 @@ def main() -> None:
         type=float,
         nargs="+",
         default=[0.8, 1.6, 3.2, 6.4],
-        help="noise multipliers drawn",
+        help="noise multipliers in the figure",
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     options = parser.parse_args()
@@ -62,17 +62,19 @@ def main() -> None:
         f"{NUM_EXAMPLES} examples, batches of {BATCH_SIZE}, {STEPS} steps, "
         f"noise multiplier {options.noise_multiplier:g}, delta {DELTA:g}\n"
     )
-    for name in LAWS:
+    for name in SAMPLERS:
         print(f"  {name:<28} epsilon = {cost(name, options.noise_multiplier):6.2f}", flush=True)
 
     noises = options.curve
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name in LAWS:
-        style = "--" if name == "shuffled epochs" else "-"  # it lies on the curve of the bins
+    for name in SAMPLERS:
+        style = (
+            "--" if name == "shuffled epochs" else "-"
+        )  # it has the same values as balls in bins
         axes.plot(noises, [cost(name, noise) for noise in noises], style, marker="o", label=name)
     axes.set(
         xscale="log", yscale="log", xlabel="noise multiplier", ylabel="epsilon",
-        title=f"One run under six laws (delta {DELTA:g})",
+        title=f"One run, six ways to draw batches (delta {DELTA:g})",
         xticks=noises, xticklabels=[f"{noise:g}" for noise in noises],
     )  # fmt: skip
     axes.minorticks_off()

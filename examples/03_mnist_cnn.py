@@ -1,17 +1,18 @@
-"""A convolutional network in NNX, trained with differential privacy; a run that can be taken up.
+"""A convolutional network in NNX, trained with differential privacy, in a run that can resume.
 
 NNX keeps parameters inside the model. `nnx.split` takes them out for training, `nnx.merge` puts
-them back within the loss, and everything else is as with any other model. The activations are tanh:
-bounded ones lose less under a clip than ReLU (Papernot et al. 2021, arXiv:2007.14191).
+them back inside the loss, and everything else is as with any other model. The activations are
+tanh, because bounded activations lose less under clipping than ReLU (Papernot et al. 2021,
+arXiv:2007.14191).
 
     python examples/03_mnist_cnn.py                      # scikit-learn's digits, a minute
     python examples/03_mnist_cnn.py --dataset mnist      # MNIST through TensorFlow Datasets, longer
-    python examples/03_mnist_cnn.py --resume run         # goes on where it was stopped or killed
+    python examples/03_mnist_cnn.py --resume run         # continues a stopped run
     python examples/03_mnist_cnn.py --help
 
-It prints the test accuracy of the private model and of an untrained one, then the privacy
-statement, and draws the test images that the private model is least sure of. It needs matplotlib
-and scikit-learn: pip install 'dpoptax[examples]'.
+It prints the test accuracy of the private model and of an untrained one, and the privacy statement.
+It draws the test images with the least certain predictions. It needs matplotlib and scikit-learn:
+pip install 'dpoptax[examples]'.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ import dpoptax
 
 DESCRIPTION = (
     "Trains a convolutional network with differential privacy. The digits take about a minute, "
-    "MNIST some ten minutes on two cores."
+    "MNIST about ten minutes on two cores."
 )
 
 DEFAULTS = {
@@ -44,7 +45,7 @@ DEFAULTS = {
 LOADERS = {"digits": example_data.digits, "mnist": example_data.mnist}
 
 
-# 1. Model: of the TensorFlow Privacy tutorial, 26,010 parameters for 28 x 28 pixels
+# 1. Model: as in the TensorFlow Privacy tutorial, 26,010 parameters for 28 x 28 pixels
 
 
 def pooled(image: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ class Cnn(nnx.Module):
         self.dense2 = nnx.Linear(32, 10, rngs=rngs)
 
     def features(self, image: jax.Array) -> jax.Array:
-        """Returns what the convolutions see, flat."""
+        """Returns the output of the convolutions as a vector."""
         image = pooled(jnp.tanh(self.conv1(image)))
         image = pooled(jnp.tanh(self.conv2(image)))
         return image.reshape(*image.shape[:-3], -1)
@@ -88,7 +89,7 @@ def predict(graph: Any, params: Any, images: np.ndarray) -> np.ndarray:
 
 
 def draw(path: Path, title: str, images: np.ndarray, chances: np.ndarray) -> None:
-    """Writes a picture of images, each with the model's guess and how sure it is."""
+    """Writes a figure of images, each with the prediction and its probability."""
     figure = Figure(figsize=(9, 3.9), dpi=150)
     figure.suptitle(title, fontsize=12)
     for image, chance, axis in zip(images, chances, figure.subplots(2, 8).flat, strict=True):
@@ -101,7 +102,7 @@ def draw(path: Path, title: str, images: np.ndarray, chances: np.ndarray) -> Non
 
 def main() -> None:
     parser = example_options.training_parser(DESCRIPTION, DEFAULTS)
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="keep the run there")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="folder that keeps the run")
     options = example_options.parse(parser, DEFAULTS)
     with example_options.one_line_errors():
         options.out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def main() -> None:
             l2_clip=options.l2_clip,
         )
 
-        # The parameters leave the model here, and come back within the loss.
+        # The parameters leave the model here, and come back inside the loss.
         graph, initial = nnx.split(Cnn(train.shape[1], nnx.Rngs(0)), nnx.Param)
 
         def loss_fn(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -146,9 +147,9 @@ def main() -> None:
     path = options.out / f"cnn_{options.dataset}.png"
     unsure = np.argsort(chances.max(axis=1))[:16]
     epsilon = dpoptax.reports.round_up(result.epsilon())
-    title = f"least sure of, private with ε = {epsilon} at δ = {plan.delta:g}"
+    title = f"least certain predictions, private with ε = {epsilon} at δ = {plan.delta:g}"
     draw(path, title, test[unsure], chances[unsure])
-    print(f"\nThe picture is in {path}")
+    print(f"\nThe figure is in {path}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""A transformer whose backbone is public and frozen: only low-rank adapters are trained privately.
+"""A transformer with a public, frozen backbone: only low-rank adapters are trained privately.
 
-A text classifier on token ids is trained in the open on public texts. Then it is adapted to private
-ones: beside each of its weights W stands a product A B of low rank (Hu et al. 2021,
-arXiv:2106.09685). Gradients are taken by A, B and the head alone, so only they cost memory and get
-noise. The loop is one of Optax around Flax's `TrainState`; the lines that make it private are
-marked.
+A text classifier is trained on public texts without privacy. Then it is adapted to private texts:
+a low-rank product A B is added to each weight W (Hu et al. 2021, arXiv:2106.09685). Only A, B and
+the head have gradients, so only they need memory and noise. The loop uses Optax and Flax's
+`TrainState`. Comments mark the lines that make it private.
 
     python examples/04_adapters.py
     python examples/04_adapters.py --help
 
-The texts are made up: each topic has words that it uses more often, and the private topics are
-mixtures of the public ones. It prints the accuracy on new private texts before and after, and what
-it cost.
+The texts are generated: each topic uses some words more often, and the private topics are mixtures
+of the public ones. The program prints the accuracy on new private texts before and after the
+adaptation, and its epsilon.
 """
 
 import argparse
@@ -30,11 +29,11 @@ WORDS, LENGTH, WIDTH, HEADS, LAYERS, RANK = 300, 24, 48, 4, 2, 4
 PUBLIC_TOPICS, PRIVATE_TOPICS = 8, 4
 
 
-# 1. Model: a transformer of Flax layers, and adapters beside its weights
+# 1. Model: a transformer of Flax layers, and adapters for its weights
 
 
 class Classifier(nn.Module):
-    """Token ids of one text in, one logit for each topic out."""
+    """A transformer that classifies one text, given as token ids."""
 
     topics: int
 
@@ -53,7 +52,7 @@ class Classifier(nn.Module):
 
 
 def new_adapters(backbone: Any, key: jax.Array) -> Any:
-    """Returns A, normal, and B, zero, beside each kernel of the backbone."""
+    """Returns A (normal) and B (zero) for each kernel of the backbone."""
     adapters = {}
     for path, kernel in jax.tree_util.tree_leaves_with_path(backbone):
         if "kernel" in jax.tree_util.keystr(path):
@@ -74,7 +73,7 @@ def adapted(backbone: Any, adapters: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, backbone)
 
 
-# 2. Data: texts of a topic use its words more often
+# 2. Data: texts of a topic use some words more often
 
 
 def texts(rng: np.random.Generator, tilts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +84,7 @@ def texts(rng: np.random.Generator, tilts: np.ndarray, count: int) -> tuple[np.n
     return ids.astype(np.int32), topics.astype(np.int32)
 
 
-# 3. Public training: an ordinary loop, nothing of it is private
+# 3. Public training: an ordinary loop without privacy
 
 
 def cross_entropy(model: Classifier, params: Any, example: tuple[jax.Array, jax.Array]) -> Any:
@@ -117,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epsilon", type=float, default=2.0)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="repeats a run; the guarantee needs it secret")
+    parser.add_argument("--seed", type=int, help="repeats a run; must be secret for the guarantee")
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)
@@ -130,7 +129,7 @@ def main() -> None:
     print("Training the backbone on public texts", flush=True)
     backbone = train_backbone(Classifier(PUBLIC_TOPICS), public, 200)
 
-    # Frozen: constants of the loss, which takes no gradient by them.
+    # Frozen: constants of the loss, without gradients.
     model = Classifier(PRIVATE_TOPICS)
     backbone = {name: layer for name, layer in backbone.items() if name != "head"}
     head = {"kernel": jnp.zeros((WIDTH, PRIVATE_TOPICS)), "bias": jnp.zeros(PRIVATE_TOPICS)}
@@ -146,7 +145,7 @@ def main() -> None:
         logits = jax.vmap(lambda ids: model.apply({"params": whole(params)}, ids))(new[0])
         return 100 * float(np.mean(np.argmax(logits, axis=1) == new[1]))
 
-    plan = dpoptax.Plan.calibrate(  # private: who takes part, how much noise
+    plan = dpoptax.Plan.calibrate(  # private: the sampler and the noise
         num_examples=len(private[0]),
         batch_size=128,
         num_steps=options.steps,
@@ -171,7 +170,7 @@ def main() -> None:
         return state.apply_gradients(grads=grads), sampler_state
 
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (backbone, params)]
-    print(f"Adapting {sizes[1]:,} parameters beside {sizes[0]:,} that stay", flush=True)
+    print(f"Adapting {sizes[1]:,} parameters; {sizes[0]:,} stay frozen", flush=True)
     for _ in range(plan.num_steps):
         ledger.charge(plan.noise_multiplier)
         state, sampler_state = step(state, sampler_state)

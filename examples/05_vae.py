@@ -1,17 +1,17 @@
 """A variational autoencoder, trained with differential privacy and without.
 
-A VAE (Kingma and Welling 2014, arXiv:1312.6114) explains an image x by a few latent numbers z: an
-encoder gives q(z | x), a decoder p(x | z). Each image has latents of its own, so the loss of one
-image is its own negative ELBO and nothing couples two images. That is all that private training
-asks for: the gradient of each image is clipped, their sum gets noise, and Adam does the rest.
+A VAE (Kingma and Welling 2014, arXiv:1312.6114) describes an image x by a few latent numbers z. An
+encoder gives q(z | x), a decoder gives p(x | z). Each image has its own latents, so the loss of an
+image is its negative ELBO, and no two images are coupled. Private training needs no more: the
+gradient of each image is clipped, noise is added to their sum, and Adam updates the parameters.
 
     python examples/05_vae.py                    # scikit-learn's digits, less than a minute
     python examples/05_vae.py --dataset mnist    # MNIST through TensorFlow Datasets, longer
     python examples/05_vae.py --help
 
-It prints the test loss of the private model, of one trained without privacy for as many steps, and
-of an untrained one; then the privacy statement; and it draws what the two models have learnt. It
-needs matplotlib and scikit-learn: pip install 'dpoptax[examples]'.
+It prints the test loss of the private model, of a model trained without privacy for the same number
+of steps, and of an untrained one. Then it prints the privacy statement and draws images from both
+models. It needs matplotlib and scikit-learn: pip install 'dpoptax[examples]'.
 """
 
 import argparse
@@ -35,7 +35,7 @@ import dpoptax
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 DESCRIPTION = (
-    "Trains a VAE with differential privacy and without, and draws what both have learnt. "
+    "Trains a VAE with differential privacy and without, and draws images from both. "
     "The digits take less than a minute. MNIST takes about ten minutes on two cores, half of them "
     "for the model without privacy; --epochs 20 is the length of the published experiment."
 )
@@ -63,28 +63,28 @@ def load_images(dataset: str) -> example_data.Data:
     )
 
 
-# 2. Model: `dpoptax.vi.models.DenseVAE`, one hidden layer of softplus units each way
+# 2. Model: `dpoptax.vi.models.DenseVAE`, one hidden layer in the encoder and in the decoder
 
 
 MODELS = {
-    # Small: every parameter gets noise, so each has to be worth it.
+    # Small, because every parameter gets noise.
     "digits": DenseVAE(64, 40, 5, nn.initializers.lecun_normal(), nn.initializers.zeros),
-    # As published: 688,884 parameters, all of them drawn from N(0, 0.01^2).
+    # As published: 688,884 parameters, initialised from N(0, 0.01^2).
     "mnist": DenseVAE(784, 400, 50),
 }
 
 
-# 3. Loss: `bernoulli_vae_loss`, the negative ELBO of one image, in nats; it has no batch axis
+# 3. Loss: `bernoulli_vae_loss`, the negative ELBO of one image in nats, without a batch axis
 
-# Draws of the latent per image. More draws cost time but no privacy, and steady the gradient.
+# Draws of the latents per image. More draws reduce the variance. They cost time but no privacy.
 NUM_SAMPLES = {"digits": 8, "mnist": 1}
 
 
-# 4. Plan: who takes part in each step, the clip, the noise, the number of steps and delta
+# 4. Plan: the sampler, the clip, the noise, the number of steps and delta
 
 
 def private_plan(options: argparse.Namespace, num_examples: int) -> dpoptax.Plan:
-    """Returns the plan with the least noise that keeps to the budget."""
+    """Returns the plan with the least noise within the budget."""
     return dpoptax.Plan.calibrate(
         num_examples=num_examples,
         batch_size=options.batch_size,
@@ -97,11 +97,11 @@ def private_plan(options: argparse.Namespace, num_examples: int) -> dpoptax.Plan
 
 
 def without_privacy(plan: dpoptax.Plan) -> dpoptax.Plan:
-    """Returns a plan of as many steps over batches of the same law, neither clipped nor noised."""
+    """Returns the same plan without clipping and noise."""
     return dataclasses.replace(plan, clip=math.inf, noise_multiplier=0.0)
 
 
-# 5. Fit: `main` below calls `dpoptax.training.fit` with the one plan, then with the other
+# 5. Fit: `main` below calls `dpoptax.training.fit` with both plans
 
 # 6. Evaluate
 
@@ -109,7 +109,7 @@ def without_privacy(plan: dpoptax.Plan) -> dpoptax.Plan:
 def mean_loss(
     loss_fn: Callable[..., jax.Array], params: Any, images: np.ndarray, key: jax.Array
 ) -> float:
-    """Returns the average loss over images, with one draw of the latent for each."""
+    """Returns the average loss over images, with one draw of the latents for each."""
     keys = jax.random.split(key, len(images))
     losses = jax.jit(jax.vmap(loss_fn, in_axes=(None, 0, 0)))(params, images, keys)
     return float(jnp.mean(losses))
@@ -134,7 +134,7 @@ def sample_prior(model: DenseVAE, params: Any, num_images: int, key: jax.Array) 
 
 
 def draw(path: Path, title: str, rows: dict[str, Any]) -> None:
-    """Writes rows of images with their labels as one picture."""
+    """Writes rows of images with their labels as one figure."""
     side = math.isqrt(next(iter(rows.values())).shape[1])
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(0.8 * columns + 1.8, 0.85 * len(rows) + 0.5), dpi=150)
@@ -158,7 +158,7 @@ def main() -> None:
         plan = private_plan(options, len(data.train_inputs))
 
     private_key, keys = example_options.keys(options.seed, 4)
-    init_key, nonprivate_key, insecure_key, sample_key = keys
+    init_key, nonprivate_key, test_key, sample_key = keys
     model = MODELS[options.dataset]
     initial = model.init(init_key, jnp.zeros(model.pixels))["params"]
     fit = functools.partial(
@@ -176,14 +176,14 @@ def main() -> None:
     nonprivate = fit(plan=without_privacy(plan), key=nonprivate_key)
 
     test_loss = functools.partial(
-        mean_loss, bernoulli_vae_loss(model), images=data.test_inputs, key=insecure_key
+        mean_loss, bernoulli_vae_loss(model), images=data.test_inputs, key=test_key
     )
     print("\nTest loss: negative ELBO in nats per image, lower is better")
     print(f"  private      {test_loss(private.params):8.2f}")
     print(f"  not private  {test_loss(nonprivate.params):8.2f}")
     print(f"  untrained    {test_loss(initial):8.2f}\n")
     print(private.report())
-    print("It covers the private model, not the one trained without privacy, nor the test images.")
+    print("It covers the private model only, not the model without privacy or the test images.")
     print(example_options.key_statement(options.seed))
 
     images = one_of_each(data)
@@ -199,7 +199,7 @@ def main() -> None:
             "private samples\nfrom the prior": sample_prior(model, private.params, 10, sample_key),
         },
     )
-    print(f"\nThe picture is in {path}")
+    print(f"\nThe figure is in {path}")
 
 
 if __name__ == "__main__":

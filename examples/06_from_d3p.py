@@ -1,8 +1,8 @@
-"""A script for d3p, moved over by its imports: Bayesian logistic regression by DP-SVI.
+"""A d3p script with changed imports: Bayesian logistic regression by DP-SVI.
 
-d3p (arXiv:2103.11648) runs NumPyro models privately, on versions of JAX that are gone. What
-follows is how its scripts are written. Beside the imports, the key is of the operating system's
-entropy, and what the run costs follows from the sampler that draws the batches.
+d3p (arXiv:2103.11648) runs NumPyro models privately, on old versions of JAX. This program is
+written like its scripts. Apart from the imports there are two changes: the key comes from the
+operating system, and epsilon follows from the sampler that draws the batches.
 
     python examples/06_from_d3p.py
 

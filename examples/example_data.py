@@ -1,8 +1,8 @@
-"""The data of the examples: one function per data set, each in, arrays out.
+"""Data sets for the examples, one function each.
 
-What scales an input is part of the training. A mean, a maximum or a list of categories taken from
-private data tells of that data and is not covered by the guarantee, so everything here is scaled
-by constants that are written down in this file.
+Scaling the inputs is part of the training. A mean, a maximum or a list of categories that is computed
+from private data reveals something about the data, and the guarantee does not cover it. So
+everything here is scaled by constants that are written in this file.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ import numpy as np
 
 
 class Data(NamedTuple):
-    """A data set, split for good.
+    """A data set with a fixed split.
 
     Attributes:
-        train_inputs: float32 `(num_train, ...)`; these are the examples that are kept private.
+        train_inputs: float32 `(num_train, ...)`; these examples are private.
         train_labels: int32 `(num_train,)`.
         test_inputs: float32 `(num_test, ...)`.
         test_labels: int32 `(num_test,)`.
-        columns: what the inputs are called, where they are a table.
+        columns: the names of the columns, if the inputs are a table.
     """
 
     train_inputs: np.ndarray
@@ -59,12 +59,12 @@ def breast_cancer() -> Data:
 def mnist(name: str = "mnist") -> Data:
     """Returns MNIST through TensorFlow Datasets: 60,000 + 10,000 images, 28 x 28, in [0, 1].
 
-    Or "fashion_mnist", of the same sizes. It is read from the folder in the environment variable
-    TFDS_DATA_DIR, by default ~/tensorflow_datasets, and downloaded into it the first time. Decoding
-    takes some ten seconds.
+    "fashion_mnist" has the same sizes. The data are read from the folder in the environment
+    variable TFDS_DATA_DIR, which is ~/tensorflow_datasets by default. They are downloaded into it
+    the first time. Decoding takes about ten seconds.
 
     Raises:
-        SystemExit: a package or the data is missing; the message says what to do.
+        SystemExit: a package or the data is missing. The message says what to do.
     """
     for noisy in ("absl", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -81,7 +81,7 @@ def mnist(name: str = "mnist") -> Data:
             f"error: MNIST needs TensorFlow Datasets ({_one_line(error)}): "
             "pip install 'dpoptax[datasets]', or use --dataset digits"
         ) from None
-    except Exception as error:  # a downloader fails in many ways, and the remedy is the same
+    except Exception as error:  # a download fails in many ways, with the same remedy
         raise SystemExit(
             f"error: no {name} is prepared, and it cannot be downloaded ({_one_line(error)}): set "
             "TFDS_DATA_DIR to a folder with a prepared copy, or connect to the internet, "
@@ -94,17 +94,17 @@ def adult(data_dir: Path) -> Data:
     """Returns UCI Adult: 30,162 + 15,060 complete rows of 104 columns; label 1 means above 50K.
 
     Args:
-        data_dir: the folder that holds adult.data and adult.test, as UCI gives them.
+        data_dir: the folder with adult.data and adult.test, as UCI distributes them.
 
     Raises:
-        SystemExit: a file is missing or not what it should be; the message says what to do.
+        SystemExit: a file is missing or has another format. The message says what to do.
     """
     train, test = (_adult_rows(data_dir / name) for name in ("adult.data", "adult.test"))
     return Data(*train, *test, columns=_adult_columns())
 
 
 def _split(inputs: np.ndarray, labels: np.ndarray) -> Data:
-    """Sets a fifth aside for testing, at random and always the same."""
+    """Sets a random fifth aside for testing, the same in each run."""
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = np.split(order, [math.ceil(len(labels) / 5)])
     inputs, labels = inputs.astype(np.float32), labels.astype(np.int32)
@@ -118,11 +118,11 @@ def _decode(source: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_download(url: str) -> None:
-    """Refuses at once what TensorFlow Datasets would refuse after minutes of trying."""
-    with contextlib.suppress(urllib.error.HTTPError):  # no page there, but a server
+    """Fails at once where TensorFlow Datasets would fail after minutes of retries."""
+    with contextlib.suppress(urllib.error.HTTPError):  # the server answers, which is enough
         urllib.request.urlopen(url, timeout=20).close()
     if importlib.util.find_spec("tensorflow") is None:
-        raise RuntimeError("preparing a download takes TensorFlow, once: pip install tensorflow")
+        raise RuntimeError("preparing a download needs TensorFlow once: pip install tensorflow")
 
 
 def _one_line(error: Exception) -> str:
@@ -130,16 +130,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _adult_rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the inputs and labels of one file, without the rows in which something is missing."""
+    """Returns the inputs and labels of one file, without incomplete rows."""
     if not path.is_file():
         raise SystemExit(
-            f"error: {path} is not there; --data-dir must hold adult.data and adult.test of UCI "
+            f"error: {path} does not exist; --data-dir must hold adult.data and adult.test of UCI "
             "Adult, https://archive.ics.uci.edu/dataset/2/adult"
         )
     inputs, labels = [], []
     for line in path.read_text().splitlines():
         fields = [field.strip() for field in line.split(",")]
-        # The test file opens with a line of its own and ends its labels with a dot.
+        # The test file starts with a header line, and its labels end with a dot.
         if len(fields) != 15 or not fields[0].isdigit() or "?" in fields:
             continue
         inputs.append(_adult_input(fields[:-1]))
@@ -163,7 +163,7 @@ def _adult_input(fields: list[str]) -> list[float]:
         if isinstance(domain, str):
             codes = [float(field == category) for category in domain.split()]
             if sum(codes) != 1:
-                raise SystemExit(f"error: {field!r} is no {name} of UCI Adult")
+                raise SystemExit(f"error: {field!r} is not a {name} of UCI Adult")
             columns.extend(codes)
         elif name.startswith("capital"):  # zero for most, thousands for a few
             columns.append(float(np.log1p(float(field)) / np.log1p(domain)))
@@ -172,9 +172,9 @@ def _adult_input(fields: list[str]) -> list[float]:
     return columns
 
 
-# Low and high of each measurement, rounded outwards from the ranges that the public description
-# of this data set prints. They are public here because that page is. For data of your own take
-# what is known without looking at it: ranges of the instrument, of biology, of an earlier study.
+# Lower and upper bound of each measurement, rounded outwards from the ranges in the public
+# description of this data set. They are public because that page is public. For your own data use
+# bounds that you know without the data: of the instrument, of biology, of an earlier study.
 _CELL_BOUNDS = [
     *[(6, 30), (9, 40), (40, 190), (140, 2600), (0.05, 0.17)],  # mean radius ... smoothness
     *[(0.01, 0.35), (0, 0.45), (0, 0.21), (0.1, 0.31), (0.04, 0.1)],  # ... fractal dimension
@@ -184,9 +184,9 @@ _CELL_BOUNDS = [
     *[(0.02, 1.1), (0, 1.3), (0, 0.3), (0.15, 0.67), (0.05, 0.21)],
 ]
 
-# A number is the bound by which a column is divided; a text lists the categories to be one-hot
-# coded, from the public adult.names. (Its work class "Never-worked" never has an occupation, so
-# no complete row has it.)
+# A column with a number is divided by it. A column with a text has one-hot codes for the listed
+# categories, from the public adult.names. (The work class "Never-worked" never has an occupation,
+# so no complete row has it.)
 _ADULT_DOMAINS: dict[str, float | str] = {
     "age": 100,
     "work class": "Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov "

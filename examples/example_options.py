@@ -1,4 +1,4 @@
-"""The command line of the examples: the options that all of them share, and one-line errors."""
+"""Command-line options that the examples share, and one-line errors."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ import dpoptax
 
 
 class Defaults(NamedTuple):
-    """What the numeric options are on one data set, where the command line does not say."""
+    """The default values of the numeric options for one data set."""
 
     epochs: float
     batch_size: float
@@ -37,7 +37,7 @@ def training_parser(description: str, defaults: Mapping[str, Defaults]) -> Parse
 
     Args:
         description: what the example does, for --help.
-        defaults: by data set; the first one is the default data set.
+        defaults: for each data set; the first one is the default data set.
     """
 
     def number(group: argparse._ActionsContainer, name: str, meaning: str) -> None:
@@ -59,10 +59,10 @@ def training_parser(description: str, defaults: Mapping[str, Defaults]) -> Parse
         "--seed",
         type=int,
         metavar="NUMBER",
-        help="repeats a run. The guarantee then rests on nobody knowing the seed; without it the "
-        "random key comes from the operating system's entropy",
+        help="repeats a run. The guarantee then holds only if nobody knows the seed. Without it, the "
+        "random key comes from the operating system",
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the picture [out]")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the figure [out]")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
 
@@ -84,7 +84,7 @@ def parse(parser: Parser, defaults: Mapping[str, Defaults]) -> argparse.Namespac
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns a refusal of what the user asked for into one line on stderr and exit code 2."""
+    """Prints an error in the options as one line on stderr, and exits with code 2."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -93,9 +93,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def keys(seed: int | None, number: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the key of the private run, which nobody can guess, and others, for the rest.
+    """Returns a secret key for the private run, and keys for everything else.
 
-    With a seed, all of them follow from it.
+    With a seed, all of them are derived from it.
     """
     if seed is None:
         private_key, rest = dpoptax.random.secure_key(), jax.random.key(secrets.randbits(32))
@@ -105,7 +105,7 @@ def keys(seed: int | None, number: int) -> tuple[jax.Array, jax.Array]:
 
 
 def key_statement(seed: int | None) -> str:
-    """Returns the line that belongs beside the privacy statement."""
+    """Returns the line that belongs next to the privacy statement."""
     if seed is None:
-        return "The random key came from the operating system's entropy, and is gone."
-    return f"The random key is that of seed {seed}: the guarantee rests on nobody knowing it."
+        return "The random key came from the operating system and was not kept."
+    return f"The random key was made from seed {seed}: the guarantee holds only if nobody knows it."

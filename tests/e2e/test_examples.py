@@ -103,7 +103,7 @@ def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
     assert before < 35
     assert after > 60
     trained, frozen = re.search(
-        r"Adapting ([\d,]+) parameters beside ([\d,]+)", done.stdout
+        r"Adapting ([\d,]+) parameters; ([\d,]+)", done.stdout
     ).groups()
     assert int(trained.replace(",", "")) < 0.2 * int(frozen.replace(",", ""))
     assert re.search(r"epsilon (1\.9\d\d|2\.000) at delta 1e-05, 100 steps", done.stdout)
