@@ -1,1 +1,1 @@
-"""Times and memory, measured side by side in one run; nothing here asserts a time."""
+"""Benchmarks: times and memory, measured side by side. Nothing here asserts a time."""

@@ -1,13 +1,13 @@
-"""Runs the benchmarks, and writes the page of what they found.
+"""Runs the benchmarks and writes the page of results.
 
-    python -m benchmarks                                     # all that is not measured yet
+    python -m benchmarks                                     # everything not yet measured
     python -m benchmarks --only side_by_side -- --models vae --batches 128 512
-    python -m benchmarks --out docs/benchmarks               # all that the stored ones lack
+    python -m benchmarks --out docs/benchmarks               # what the stored results lack
     python -m benchmarks --only page --out docs/benchmarks
 
-Readings lie as JSON in a folder per device under `--out`, the page and its pictures beside them;
-what is there is kept, so that the same command goes on after an interruption, and a fresh folder
-measures afresh. Options after `--` go to the benchmark named.
+Measurements are JSON files in one folder per device under `--out`. The page and its figures are
+next to them. Existing measurements are kept, so the same command continues after an interruption,
+and a new folder starts from nothing. Options after `--` go to the named benchmark.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ablation --out results.json
 
-After Table 2 of "Enabling Fast Differentially Private SGD via Just-in-Time Compilation and
-Vectorization" (arXiv:2010.09063), with a column for gradients that are never formed. Without vmap,
-examples go one by one through Python.
+As in Table 2 of "Enabling Fast Differentially Private SGD via Just-in-Time Compilation and
+Vectorization" (arXiv:2010.09063), with one more column for factored gradients. Without vmap,
+examples go through Python one by one.
 """
 
 import argparse

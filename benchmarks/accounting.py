@@ -1,9 +1,9 @@
-"""Times epsilon, calibration, schedules and reports, each on plans that were not asked before.
+"""Times epsilon, calibration, schedules and reports.
 
     python -m benchmarks.accounting --rounds 5 --out results.json
 
-Every round changes the noise a little, so that nothing is remembered; what is printed are medians
-over rounds. dp-accounting's own accountant and search stand beside.
+Each round changes the noise a little, so that no result is cached. Printed numbers are medians over
+rounds. The accountant and the search of dp-accounting are measured too.
 """
 
 import argparse

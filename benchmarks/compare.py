@@ -1,10 +1,10 @@
-"""Prints what got slower between two results by more than their noise.
+"""Prints what became slower between two results by more than their noise.
 
     python -m benchmarks.compare docs/benchmarks/cpu new
 
-Each is a JSON file, or a folder of them. Machines differ, and one machine from day to day: what is
-compared is the ratio of a cell to the plain one beside it, read in the same rounds. The noise of a
-ratio is taken from the spreads of the two cells that make it, in both results.
+Each argument is a JSON file, or a folder of them. Machines differ, and so does one machine from day
+to day. So this compares the ratio of a private step to the plain step of the same rounds. The noise
+of a ratio comes from the spreads of its two parts, in both results.
 """
 
 import argparse

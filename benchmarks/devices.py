@@ -1,9 +1,9 @@
-"""Times a private step of the VAE as its batch is spread over devices.
+"""Times a private step of the VAE on several devices.
 
     python -m benchmarks.devices --out results.json
 
-On a machine without accelerators they are virtual ones, which share its cores: the readings then
-tell what spreading costs. Each number of devices is a process of its own.
+On a machine without accelerators the devices are virtual and share its cores. The result then shows
+what the distribution costs. Each number of devices runs in its own process.
 """
 
 import argparse

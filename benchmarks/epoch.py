@@ -2,12 +2,11 @@
 
     python -m benchmarks.epoch --batches 128 512 --rounds 7 --out results.json
 
-A step draws its batch on the device, draws the pixels in black and white, and updates by Adam.
-"Not private" takes exactly as many examples as the batch has, off a permutation; "same batches"
-takes the padded batches of Poisson sampling, as "private" does, and tells what privacy costs beyond
-padding. "Private, fixed size" draws exactly as many examples as the batch has, as d3p does.
-Every round times all programs one after the other; what is printed are medians over rounds, of
-ratios too. The data are random: no step takes longer for it.
+A step draws its batch on the device, draws black-and-white pixels, and updates with Adam. "Not
+private" takes exactly the batch size from a permutation. "Same batches" takes padded Poisson
+batches, as "private" does, so it shows what privacy costs apart from padding. "Private, fixed
+size" draws exactly the batch size, as d3p does. Each round times all programs one after the other.
+Printed numbers are medians over rounds. The data are random; this does not change the time.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Times gradients as one thing grows: parameters, the length of a sequence, or the batch.
+"""Times gradients as one size grows: parameters, sequence length, or batch.
 
     python -m benchmarks.growth --out results.json
 
-A dense network of three layers grows in width, a transformer's block in length, and the VAE of
-d3p in its batch (arXiv:2103.11648, figure 3). By the forms of `benchmarks.step_time`.
+A dense network of three layers grows in width, a transformer block in length, and the VAE of d3p in
+its batch (arXiv:2103.11648, Figure 3). The forms are those of `benchmarks.step_time`.
 """
 
 import argparse

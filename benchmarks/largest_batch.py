@@ -1,9 +1,10 @@
-"""Finds the largest batch whose training step keeps to a memory limit, as the compiler states it.
+"""Finds the largest batch whose training step stays within a memory limit.
 
     python -m benchmarks.largest_batch --gib 12 --out results.json
 
-After Table 4 of arXiv:2010.09063, for which a GPU of 12 GB stood. Programs are compiled and not
-run. Arguments, results and temporary memory count; to within a sixteenth.
+As in Table 4 of arXiv:2010.09063, which used a GPU with 12 GB. Programs are compiled but not run.
+The compiler reports the memory for arguments, results and temporary values. The search is accurate
+to one sixteenth.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Times one layer of each kind: what privacy costs in time and memory, as in Figure 3 of Opacus.
+"""Times one layer of each kind, as in Figure 3 of Opacus.
 
     python -m benchmarks.layers --batch 128 --out results.json
 
-Gradients only, by the forms of `benchmarks.step_time` (arXiv:2109.12298, section 4.2).
+Measures gradients only, in the forms of `benchmarks.step_time` (arXiv:2109.12298, section 4.2).
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""The nine workloads: a name in; a loss of one example, parameters and a batch out.
+"""The nine models of the benchmarks, each with a loss of one example, parameters and a batch.
 
 Six are those of "Enabling Fast Differentially Private SGD via Just-in-Time Compilation and
-Vectorization" (arXiv:2010.09063), one is the MNIST VAE of d3p (arXiv:2103.11648), with their exact
-parameter counts; the eighth is a small transformer, the ninth the same one frozen beside adapters
-of low rank and a new head, which alone are trained (LoRA, arXiv:2106.09685). The data are
-synthetic: speed does not depend on what they show.
+Vectorization" (arXiv:2010.09063), and one is the MNIST VAE of d3p (arXiv:2103.11648), with the same
+parameter counts. The eighth is a small transformer. In the ninth this transformer is frozen, and
+low-rank adapters and a new head are trained (LoRA, arXiv:2106.09685). The data are synthetic,
+because speed does not depend on their content.
 """
 
 from collections.abc import Callable

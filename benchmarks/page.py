@@ -1,4 +1,4 @@
-"""Readings in, a page with tables and pictures of them out."""
+"""Writes the benchmark page, with tables and figures, from stored measurements."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -10,51 +10,53 @@ from benchmarks.peers.environments import PEERS, PLAIN
 
 HEADER = """# Benchmarks
 
-Written by `python -m benchmarks`; the readings lie in [{folder}]({folder}), one folder per device.
-`make bench` measures all of it afresh, into `out/benchmarks`, and goes on where it was interrupted;
-`python -m benchmarks.compare OLD NEW` tells what got slower. In each round every program runs for a
-while, one after the other; numbers are medians over rounds, and ± is half the distance between the
-quartiles. Machines share their cores with others: read the ratios, which are taken round by round.
+`python -m benchmarks` writes this page. The measurements are in [{folder}]({folder}), one folder
+per device. `make bench` repeats all of them into `out/benchmarks`, and continues after an
+interruption. `python -m benchmarks.compare OLD NEW` shows what became slower.
+
+In each round, all programs run one after the other. Numbers are medians over rounds, and ± is half
+the distance between the quartiles. The machines share their cores with other users, so read the
+ratios, which are computed within each round.
 """
 CPU_ALONE = """
-So far these are readings of a CPU: what holds on a GPU is not known, and nothing here claims it.
+So far there are measurements on a CPU only. We make no claim about GPUs.
 """
 SIDE = """
 ### A training step, side by side
 
-Milliseconds of one step: gradients of the batch, clipping to norm 1, noise of multiplier 1.1, SGD.
-In brackets, the ratio to the step without privacy of the same framework. **Bold** is the fastest
-private step, and every one that the spread does not tell from it. There are nine rounds, fewer
-where steps are slow: a system is read until its steps have taken 20 seconds. A time without ± was
-read once.
+Milliseconds per step: gradients of the batch, clipping to norm 1, noise with multiplier 1.1, and
+SGD. The number in brackets is the ratio to the step without privacy in the same framework. **Bold**
+marks the fastest private step, and all steps within its spread. There are nine rounds, or fewer for
+slow steps: each system is measured for 20 seconds. A time without ± was measured once.
 
-Models and parameter counts are those of [arXiv:2010.09063](https://arxiv.org/abs/2010.09063) and,
-the VAE, of [arXiv:2103.11648](https://arxiv.org/abs/2103.11648); then a transformer of two blocks,
-and the same one frozen beside adapters of rank 8 and a new head, which alone are trained. Every
-system has a process of its own, and JAX Privacy and Opacus environments of their own. Programs in
-JAX are compiled, those in torch run as they are; the LSTM of torch has a second bias, 400
-parameters more.
+Models and parameter counts are those of [arXiv:2010.09063](https://arxiv.org/abs/2010.09063), and
+for the VAE those of [arXiv:2103.11648](https://arxiv.org/abs/2103.11648). The transformer has two
+blocks. In "lora" it is frozen, and adapters of rank 8 and a new head are trained. Each system runs
+in its own process; JAX Privacy and Opacus have their own environments. JAX programs are compiled,
+torch programs are not. The LSTM of torch has a second bias, which adds 400 parameters.
 
-- Batches are full: what sampling adds is under "Epochs of the VAE".
-- A ratio below 1 is no slip. The step without privacy is `jax.grad` of the mean loss, by XLA's own
-  gradients of convolutions and products; `vmap` or a model written for batches give the same
-  program. The factored form writes these gradients differently, which a CPU does faster at times.
-- JAX Privacy and `vmap` hold a gradient for each example. JAX Privacy adds them up along their
-  first axis, which XLA does slowly on a CPU where they are large (embedding, vae); "JAX by vmap"
-  adds them by a product.
-- d3p, TF Privacy, BackPACK and PyVacy are not measured; what their authors or others published is
-  further below.
+- Batches are full. "Epochs of the VAE" shows what sampling adds.
+- A ratio below 1 is not an error. The step without privacy is `jax.grad` of the mean loss, with
+  XLA's own gradients of convolutions and products. A model that is written for batches gives the
+  same program. The factored form computes these gradients in another way, which is sometimes faster
+  on a CPU.
+- JAX Privacy and `vmap` store a gradient per example. JAX Privacy sums them along their first axis,
+  which XLA does slowly on a CPU if they are large (embedding, vae). "JAX by vmap" sums them by a
+  product.
+- d3p, TF Privacy, BackPACK and PyVacy were not measured here. Published numbers are further below.
 """
 STARTING = """
-At batch 128: seconds that the first step takes beyond a later one (in JAX, tracing and compiling),
-and MiB of temporary memory as the compiler states it, or of the device at its peak.
+At batch 128: how many seconds longer the first step takes than a later one (in JAX, tracing and
+compiling), and temporary memory in MiB as the compiler reports it, or the peak memory of the
+device.
 """
 EPOCHS = """
-Seconds per epoch at batch 128: the step above times the steps of an epoch; in brackets the first
-epoch, with tracing and compiling. Published, on a Titan V in 2020, batch 128 (arXiv:2010.09063,
-Table 1): the faster of that paper's JAX and its rebuilt TF Privacy / the best other private system,
-of TF Privacy, Opacus, BackPACK and PyVacy / the best without privacy. For the VAE, on a V100 in
-2021 (arXiv:2103.11648, Table 2): d3p / d3p without privacy.
+Seconds per epoch at batch 128: the step above, times the number of steps per epoch. The number in
+brackets is for the first epoch, with tracing and compiling. The published numbers are from a Titan
+V in 2020 at batch 128 (arXiv:2010.09063, Table 1): the faster of that paper's JAX and its new TF
+Privacy / the best other private system of TF Privacy, Opacus, BackPACK and PyVacy / the best
+without privacy. For the VAE they are from a V100 in 2021 (arXiv:2103.11648, Table 2): d3p / d3p
+without privacy.
 """
 PUBLISHED = {
     "logistic": (45_222, "0.23", "0.48", "0.12"),
@@ -66,76 +68,76 @@ PUBLISHED = {
     "vae": (60_000, "0.56", "", "0.34"),
 }
 ABLATION = """
-### What vmap, jit and factored gradients give
+### The effect of vmap, jit and factored gradients
 
-Milliseconds of a clipped sum of gradients, without noise. Published seconds per epoch on a Titan V
-(arXiv:2010.09063, Table 2): logistic 1040, 16.4, 1.08, 0.231; fcnn 1240, 19.2, 2.85, 0.239; mnist
-1530, 24.6, 22.3, 0.535; cifar 3840, 64.8, 84.0, 7.28; embedding 856, 14.4, 3.80, 0.231 (neither,
-vmap, jit, both).
+Milliseconds for a clipped sum of gradients, without noise. Published seconds per epoch on a Titan V
+(arXiv:2010.09063, Table 2), for neither, vmap, jit and both: logistic 1040, 16.4, 1.08, 0.231; fcnn
+1240, 19.2, 2.85, 0.239; mnist 1530, 24.6, 22.3, 0.535; cifar 3840, 64.8, 84.0, 7.28; embedding 856,
+14.4, 3.80, 0.231.
 """
 LAYERS = """
 ### One layer of each kind
 
-Milliseconds and MiB of temporary memory at batch 128, without noise and optimizer: the mean
-gradient without privacy, and the clipped sum of factored gradients (the default) and of stacked
-ones, which are `vmap` of `grad`. In brackets the ratio to the first.
+Milliseconds, and MiB of temporary memory, at batch 128 without noise and optimizer: the mean
+gradient without privacy, the clipped sum of factored gradients (the default), and the clipped sum
+of stacked gradients (`vmap` of `grad`). The number in brackets is the ratio to the first.
 """
 GROWTH = """
-### What grows
+### Scaling
 
-The same as one thing grows: the width of a dense network, the length of a sequence in a
-transformer's block, the batch of the VAE.
+The same measurement as one size grows: the width of a dense network, the sequence length in a
+transformer block, and the batch size of the VAE.
 """
 LARGEST = """
 ### The largest batch in 12 GiB
 
-As the compiler states the memory of a training step; nothing is run. The search ends within a
-sixteenth below the limit. Published for a GPU of 12 GB (arXiv:2010.09063, Table 4: JAX, JAX
-private, Opacus): mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920; lstm 11,984, 2,487,
-10.
+The compiler reports the memory of a training step; nothing is run. The search is accurate to one
+sixteenth. Published for a GPU with 12 GB (arXiv:2010.09063, Table 4; JAX, private JAX, Opacus):
+mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920; lstm 11,984, 2,487, 10.
 """
 OTHERS = {
     "devices": (
-        "A step spread over virtual devices",
-        "A private step of the VAE at batch 256; the devices share the cores of one machine.",
+        "A step on several virtual devices",
+        "A private step of the VAE at batch 256. The devices share the cores of one machine.",
     ),
     "epoch": (
         "Epochs of the VAE",
-        "Of 60,000 examples, with Adam. Private: Poisson batches, which are padded. Private, fixed "
-        "size: batches of exactly so many. Same batches: those of Poisson sampling, without clip "
-        "and noise; not private: batches of exactly so many, without. What is not private does "
-        "not depend on the generator: where it differs, the machine was busier.",
+        "60,000 examples, with Adam. Private: padded Poisson batches. Private, fixed size: batches "
+        "of exactly this size. Same batches: Poisson batches without clipping and noise. Not "
+        "private: "
+        "batches of exactly this size without clipping and noise. The last two do not depend on "
+        "the type of key; where they differ, the machine was busier.",
     ),
     "samplers": (
         "Drawing a batch of 128",
-        "By number of examples, beside `jax.random`'s own ways.",
+        "By number of examples, next to functions of `jax.random`.",
     ),
     "randomness": (
-        "Generators",
-        "For 688,884 parameters, those of the VAE. Words are random bits, normals those of "
-        "`jax.random.normal`; noise is that of `privatize`, by one normal, by four of them and by "
-        "`mechanisms.exact`.",
+        "Random number generators",
+        "For 688,884 parameters, as in the VAE. Words are random bits, normals are those of "
+        "`jax.random.normal`. Noise is that of `privatize`: with one normal draw, with four, and "
+        "with `mechanisms.DiscreteGaussian`.",
     ),
     "accounting": (
         "Accounting",
-        "For 60,000 examples, batches of 128 and δ = 1e-5. Every call has new arguments, so that "
-        "no result is kept from before.",
+        "For 60,000 examples, batches of 128 and δ = 1e-5. Each call has new arguments, so no "
+        "result is cached.",
     ),
     "training": (
-        "The loop, and a checkpoint",
-        "A step of the VAE with batches of 128 out of 4,096, in `fit` and in loops without it.",
+        "The training loop, and a checkpoint",
+        "A step of the VAE with batches of 128 out of 4,096, in `fit` and in other loops.",
     ),
 }
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Writes the page beside the folder of readings, and its pictures into it.
+    """Writes the page next to the folder of measurements, and its figures into the folder.
 
     Args:
-        folder: one folder per device, JSON files in each.
+        folder: holds one folder per device, with JSON files.
 
     Returns:
-        The page.
+        The path of the page.
     """
     page = folder.with_suffix(".md")
     parts = [HEADER.format(folder=folder.name)]
@@ -156,7 +158,7 @@ def _device(
     machines = sorted({record["machine"] for record in found.values()})
     dates = sorted(_dates(found.values()))
     period = " to ".join(sorted({dates[0], dates[-1]}))
-    yield f"## {device.name}\n\n{'; '.join(machines)}; read {period}."
+    yield f"## {device.name}\n\n{'; '.join(machines)}; measured {period}."
     if "side_by_side" in found:
         yield from _side_by_side(device, found["side_by_side"], root)
     known: dict[str, Callable[[dict[str, results.Cells]], str]] = {
@@ -279,7 +281,7 @@ def _steps(cells: results.Cells, peers: list[str]) -> list[str]:
 
 
 def _ends(cell: dict[str, Any]) -> tuple[float, float]:
-    """The median, less and plus the spread."""
+    """Returns the median minus and plus the spread."""
     middle, spread = results.median(cell) or 0.0, results.spread(cell)
     return middle * (1 - spread), middle * (1 + spread)
 
@@ -306,7 +308,7 @@ def _published(model: str) -> str:
 
 
 def _names(cells: dict[str, results.Cells]) -> list[str]:
-    """The columns of all rows, in their order."""
+    """Returns the columns of all rows, in order."""
     return list(dict.fromkeys(name for row in cells.values() for name in row))
 
 

@@ -1,4 +1,4 @@
-"""Readings in, pictures of them out."""
+"""Draws the figures of the benchmark page."""
 
 import pathlib
 

@@ -1,9 +1,9 @@
-"""Times ChaCha20 beside JAX's default generator: normals, keys, and a whole private step.
+"""Times ChaCha20 and JAX's default PRNG: normals, keys, and a whole private step.
 
     python -m benchmarks.randomness --rounds 15 --out results.json
 
-Every round times all programs one after the other; what is printed are medians over rounds, and
-ratios of the two generators.
+Each round times all programs one after the other. Printed numbers are medians over rounds, and
+ratios of the two PRNGs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What was measured, as JSON: where and when, by which versions, every reading."""
+"""Stored measurements, as JSON: place, time, versions, and each reading."""
 
 import datetime
 import importlib.metadata

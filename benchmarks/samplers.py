@@ -1,10 +1,10 @@
-"""Times a batch of Poisson and FixedSize by the number of examples, and their rivals.
+"""Times a batch of Poisson and FixedSize by the number of examples, and of alternatives.
 
     python -m benchmarks.samplers --rounds 9 --out results.json
 
-Every round times all programs one after the other; what is printed are medians over rounds. The
-rivals are `jax.random.choice(replace=False)` and `jax.random.permutation`, and the training step
-of the VAE stands for what a batch is drawn for.
+Each round times all programs one after the other. Printed numbers are medians over rounds. The
+alternatives are `jax.random.choice(replace=False)` and `jax.random.permutation`. The training step
+of the VAE is measured for comparison.
 """
 
 import argparse

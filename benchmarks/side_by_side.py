@@ -1,11 +1,11 @@
-"""Times a training step of every system on every model, all in one run.
+"""Times a training step of every system on every model, in one run.
 
     python -m benchmarks.side_by_side --models vae mnist --batches 128 --out results.json
 
-Each peer is a process in an environment of its own, made on first use. In every round each of them
-makes some steps while the others wait; what counts are medians over rounds, and the ratio to the
-step without privacy of the same framework. A peer that cannot be installed or cannot run a model is
-a line with its error. What was measured is kept after every model: the same command goes on.
+Each system runs in its own process and environment, which is made on first use. In each round, each
+system makes some steps while the others wait. Results are medians over rounds, and the ratio to the
+step without privacy of the same framework. If a system cannot be installed or cannot run a model,
+its error is stored. Results are stored after each model, so the same command continues.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Times one clip-and-sum of each workload: plain, factored, micro-batched and stacked, in one run.
+"""Times one clip-and-sum of each model: plain, factored, microbatched and stacked, in one run.
 
-    python -m benchmarks.step_time --rounds 9 --out results.json [workload ...]
+    python -m benchmarks.step_time --rounds 9 --out results.json [model ...]
 
-Every round times all forms one after the other; what is printed are medians over rounds, and the
+Each round times all forms one after the other. Printed numbers are medians over rounds, and the
 median of the ratios to the plain gradient (`jit` of `grad` of the mean loss) of the same round.
 Temporary memory and compile time are those that XLA reports.
 """

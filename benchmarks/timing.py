@@ -1,4 +1,4 @@
-"""Programs in, seconds out: every round runs all of them, one after the other."""
+"""Interleaved timing: each round runs every program, one after the other."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping

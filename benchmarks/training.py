@@ -1,9 +1,10 @@
-"""Times `training.fit` beside the bare jitted step, and what a checkpoint takes.
+"""Times `training.fit` next to the bare jitted step, and a checkpoint.
 
     python -m benchmarks.training --rounds 5 --out results.json
 
-`fit` is timed from the first progress call to the last, when its program is compiled; the bare step
-in a Python loop and in a loop on the device. Rounds are interleaved; printed are medians.
+`fit` is timed from the first progress call, when its program is compiled, to the last one. The bare
+step runs in a Python loop and in a loop on the device. Rounds are interleaved, and printed numbers
+are medians.
 """
 
 import argparse

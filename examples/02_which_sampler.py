@@ -68,9 +68,8 @@ def main() -> None:
     noises = options.curve
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name in SAMPLERS:
-        style = (
-            "--" if name == "shuffled epochs" else "-"
-        )  # it has the same values as balls in bins
+        # Shuffled epochs have the same values as balls in bins.
+        style = "--" if name == "shuffled epochs" else "-"
         axes.plot(noises, [cost(name, noise) for noise in noises], style, marker="o", label=name)
     axes.set(
         xscale="log", yscale="log", xlabel="noise multiplier", ylabel="epsilon",

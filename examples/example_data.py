@@ -1,7 +1,7 @@
 """Data sets for the examples, one function each.
 
-Scaling the inputs is part of the training. A mean, a maximum or a list of categories that is computed
-from private data reveals something about the data, and the guarantee does not cover it. So
+Scaling the inputs is part of the training. A mean, a maximum or a list of categories computed
+from private data reveals something about them, and the guarantee does not cover that. So
 everything here is scaled by constants that are written in this file.
 """
 

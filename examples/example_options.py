@@ -59,8 +59,8 @@ def training_parser(description: str, defaults: Mapping[str, Defaults]) -> Parse
         "--seed",
         type=int,
         metavar="NUMBER",
-        help="repeats a run. The guarantee then holds only if nobody knows the seed. Without it, the "
-        "random key comes from the operating system",
+        help="repeats a run. The guarantee then holds only if nobody knows the seed. Without a "
+        "seed, the random key comes from the operating system",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the figure [out]")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")

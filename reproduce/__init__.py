@@ -1,1 +1,1 @@
-"""Published experiments of DP variational inference, run again with dpoptax."""
+"""Published experiments in private variational inference, repeated with dpoptax."""

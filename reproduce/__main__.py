@@ -1,14 +1,13 @@
-"""Runs published experiments again and writes the page that compares.
+"""Repeats published experiments, and writes a page that compares the results.
 
-    python -m reproduce                            # everything; hours on two cores
+    python -m reproduce                            # everything; takes hours on two cores
     python -m reproduce --only vae --seeds 1       # one part, one seed
-    python -m reproduce --match "vae: private"     # what bears this in its name
-    python -m reproduce --out docs                 # what the stored records lack, and their page
+    python -m reproduce --match "vae: private"     # runs with this text in their name
+    python -m reproduce --out docs                 # missing records only, and the page
 
-A run that has a record in the folder `--out` is not run again, so it may be stopped at any time and
-goes on where it was.
-MNIST and Fashion-MNIST come from TensorFlow Datasets, from the folder that TFDS_DATA_DIR names,
-Adult from the folder that DPOPTAX_ADULT_DIR names; a run whose data are missing is left out.
+A run with a record in the folder `--out` is not repeated, so you can stop at any time and continue
+later. MNIST and Fashion-MNIST come from TensorFlow Datasets, from the folder in TFDS_DATA_DIR.
+Adult comes from the folder in DPOPTAX_ADULT_DIR. Runs without data are left out.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Bayesian logistic regression of Adult: accuracy over epsilon, of two kinds of gradients.
+"""Bayesian logistic regression on Adult: accuracy over epsilon, for two kinds of gradients.
 
-30,162 complete rows of UCI Adult, from the folder that DPOPTAX_ADULT_DIR names; a mean-field guide,
-prior N(0, I), 1,000 steps of Adam at 0.02 over batches of 512, clip 1, delta 1e-5. The paper
-(arXiv:2210.15961) has epsilon 1, 2, 4, 10 and 4,000 epochs.
+30,162 complete rows of UCI Adult, from the folder in DPOPTAX_ADULT_DIR; a mean-field guide, prior
+N(0, I), 1,000 steps of Adam at 0.02, batches of 512, clip 1, delta 1e-5. The paper
+(arXiv:2210.15961) uses epsilon 1, 2, 4, 10 and 4,000 epochs.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Hierarchical logistic regression on synthetic data: accuracy over epsilon and data size.
 
-Three groups share one map M from group features to weights (arXiv:2103.11648, section 5); the
-guide is on M alone. 100,000 steps, Adam at 1e-3, clip 1, delta = 1 / N.
+Three groups share one map M from group features to weights (arXiv:2103.11648, section 5). The guide
+is for M only. 100,000 steps, Adam at 1e-3, clip 1, delta = 1 / N.
 """
 
 import functools

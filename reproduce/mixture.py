@@ -1,8 +1,8 @@
 """A mixture of five normals in the plane: log-likelihood over epsilon.
 
-2,000 points, 1,000 steps, clip 1, sampling rate 0.003, delta 1e-3 and the noise multipliers of the
-paper (arXiv:2103.11648, section 5); assignments are summed over, so no point has a latent. The
-model is one of NumPyro, with an automatic guide.
+2,000 points, 1,000 steps, clip 1, sampling rate 0.003, delta 1e-3, and the noise multipliers of the
+paper (arXiv:2103.11648, section 5). Assignments are summed out, so no point has a latent variable.
+The model is written in NumPyro, with an autoguide.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Records in, a page with published numbers beside ours out."""
+"""Writes the reproduction page: published numbers next to ours."""
 
 import collections
 import math
@@ -6,24 +6,25 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from dpoptax.reports._report import round_up
+from dpoptax.reports import round_up
 from reproduce import batches, pictures
 from reproduce.runs import Record
 
-HEADER = """# Published experiments, run again
+HEADER = """# Reproductions
 
-Written by `python -m reproduce --out docs`; the records are in [{records}]({records}).
-`make reproduce-d3p` runs all of it afresh, into `out`. Where there are several seeds, numbers are
-means and, after ±, standard deviations over seeds.
+`python -m reproduce --out docs` writes this page. The records are in [{records}]({records}). `make
+reproduce-d3p` repeats all experiments into `out`. For experiments with several seeds, numbers are
+means over seeds, and the number after ± is the standard deviation.
 """
 VAE = """
-## The VAE of {title}
+## The VAE on {title}
 
 784-400-50-400-784 units, 688,884 parameters, clip 10, batches of 128, 20 epochs, noise multiplier
-1.5, pixels drawn anew at every look. Test loss: negative ELBO in nats per image; 543.4 is a model
-that has learnt nothing. "Average" is over the last iterates, at no cost of privacy. The tuned model
-is smaller (784-200-10) and takes 300 steps over batches of 4,096 at the same epsilon. Its settings
-were chosen by looking at the test loss of some fifteen runs, which the epsilon does not cover.
+1.5. Pixels are drawn again each time an image is used. The test loss is the negative ELBO in nats
+per image; an untrained model has 543.4. "Average" uses the mean of the last iterates, which costs
+no privacy. The tuned model is smaller (784-200-10) and takes 300 steps with batches of 4,096 at the
+same epsilon. Its settings were chosen by the test loss of about fifteen runs, which the epsilon
+does not cover.
 
 | run | dpoptax | dpoptax, average | d3p | TF Privacy |
 |---|---|---|---|---|
@@ -39,26 +40,27 @@ PUBLISHED_FASHION = {
     "tuned": ("", ""),
 }
 LAWS = """
-What the run cost depends on how its batches were drawn, at δ = 1/60,000. The paper speaks of
-ε ≈ 0.5, the first of these, and its code draws without replacement, the last.
+The cost of the run depends on how its batches are drawn. All rows have δ = 1/60,000. The paper
+states ε ≈ 0.5, as in the first row. Its code draws without replacement, as in the last row.
 
-| batches, neighbours | epsilon |
+| batches, neighbouring relation | epsilon |
 |---|---|
 """
 HIERARCHICAL = """
 ## Hierarchical logistic regression
 
-Area under the curve on 5,000 new people of the same world; δ = 1/N, 100,000 steps, aligned
-gradients; ± where there are several seeds. The paper finds, at N = 500, that ε ≥ 4 comes near the
-model without privacy, and that ε = 2 stays below it yet above a plain logistic regression.
+Area under the ROC curve for 5,000 new people from the same distribution; δ = 1/N, 100,000 steps,
+aligned gradients. The number after ± is over seeds. The paper finds that at N = 500 a model with ε
+≥ 4 is close to the model without privacy, and that ε = 2 is below it but above a plain logistic
+regression.
 
 """
 MIXTURE = """
 ## A mixture of five normals
 
-Predictive log-likelihood of new points; 2,000 points, 1,000 steps, δ = 0.001, an automatic guide of
-NumPyro through `dpoptax.vi.numpyro.DPSVI`; one seed. The paper states ε from 10 down to 0.1 for a
-different way of drawing batches; those here are for Poisson batches, add or remove one.
+Predictive log-likelihood of new points: 2,000 points, 1,000 steps, δ = 0.001, a NumPyro autoguide
+with `dpoptax.vi.numpyro.DPSVI`, one seed. The paper states ε from 10 to 0.1 for another way of
+drawing batches. The values here are for Poisson batches and the relation add-or-remove-one.
 
 | noise multiplier | epsilon | log-likelihood |
 |---|---|---|
@@ -66,23 +68,23 @@ different way of drawing batches; those here are for Poisson batches, add or rem
 
 
 ADULT = """
-## Logistic regression of Adult
+## Logistic regression on Adult
 
-Test accuracy in percent of the posterior predictive of a mean-field guide, at δ = 1e-5; logistic
-regression by scikit-learn under the same prior has {converged}. "Aligned" makes the gradient by the
-latents private, "vanilla" the one by location and scale.
+Test accuracy in percent of the posterior predictive of a mean-field guide, at δ = 1e-5. Logistic
+regression by scikit-learn with the same prior reaches {converged}. "Aligned" makes the gradient of
+the latents private, "vanilla" the gradient of location and scale.
 
 | gradients | {kinds} |
 |---{dashes}|
 """
 BATCHES = """
-## What a batch costs
+## The cost of a batch
 
-Seconds per epoch of the MNIST VAE on two cores, steps as `training.fit` makes them. "Private":
-Poisson batches, which are padded. "Same batches": those batches, without clip and noise. "Private,
-fixed size" and "not private": batches of exactly so many examples, as the paper's own law draws
-them, with and without privacy. What is not private does not depend on the keys of the noise: where
-it differs between the two tables, the machine was busier; only the ratios compare.
+Seconds per epoch of the MNIST VAE on two cores, with the steps of `training.fit`. "Private": padded
+Poisson batches. "Same batches": the same batches without clipping and noise. "Private, fixed size"
+and "not private": batches of exactly this size, as the paper draws them, with and without privacy.
+Steps that are not private do not depend on the type of key. Where they differ between the two
+tables, the machine was busier. Only the ratios can be compared.
 """
 EPOCHS = """
 With {keys}:
@@ -91,8 +93,8 @@ With {keys}:
 |---{dashes}|
 """
 DRAWING = """
-Microseconds for the indices of 128 examples without replacement, one batch at a time: the paper's
-table 3. `jax.random.choice` shuffles all of the population for each batch.
+Microseconds to draw the indices of 128 examples without replacement, one batch at a time, as in
+Table 3 of the paper. `jax.random.choice` shuffles the whole population for each batch.
 
 | population | Feistel | `jax.random.choice` |
 |---|---|---|
@@ -100,7 +102,7 @@ table 3. `jax.random.choice` shuffles all of the population for each batch.
 
 
 def write(records: dict[str, Record], path: pathlib.Path) -> None:
-    """Writes the page, with those parts that have records, and the picture beside it."""
+    """Writes the page with all parts that have records, and the figures next to it."""
     text = HEADER.format(records=path.with_suffix(".json").name)
     path.parent.mkdir(parents=True, exist_ok=True)
     text += _vae(records, "vae", "MNIST", PUBLISHED_VAE) + _laws(records)
@@ -114,7 +116,7 @@ def write(records: dict[str, Record], path: pathlib.Path) -> None:
 def _grouped(
     records: dict[str, Record], part: str, key: Callable[[str], str]
 ) -> dict[str, list[Record]]:
-    """The records of a part by what is left of their names without the seed."""
+    """Groups the records of a part by their names without the seed."""
     groups = collections.defaultdict(list)
     for name, record in records.items():
         if name.startswith(f"{part}: ") and "seed" in name:
@@ -180,7 +182,7 @@ def _mixture(records: dict[str, Record], picture: pathlib.Path) -> str:
     truth = groups.pop("truth", [])
     text = MIXTURE
     if truth:
-        text += f"| the law that drew the points | | {_mean(truth, 'log_likelihood', 3)} |\n"
+        text += f"| the true distribution | | {_mean(truth, 'log_likelihood', 3)} |\n"
     curve = []
     for noise, found in sorted((float(name.split()[1]), found) for name, found in groups.items()):
         epsilon = found[0]["epsilon"] if noise else None

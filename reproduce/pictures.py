@@ -1,4 +1,4 @@
-"""Numbers of the page in, the pictures beside it out."""
+"""Draws the figures of the reproduction page."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Named runs in, their records in one JSON file out; what is in the file is not run again."""
+"""Named runs with stored records: a run with a record is not repeated."""
 
 import json
 import pathlib

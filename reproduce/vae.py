@@ -1,8 +1,8 @@
-"""The VAE of MNIST and Fashion-MNIST: exact settings, private and not, and one tuned freely.
+"""The VAE on MNIST and Fashion-MNIST: published settings, with and without privacy, and tuned.
 
 784-400-50-400-784, softplus, parameters from N(0, 0.01**2), Adam at 1e-3, clip 10, batches of 128,
-20 epochs, noise multiplier 1.5, one draw per image, pixels drawn anew at every look
-(arXiv:2103.11648, section 5). The tuned model has the same epsilon at the same delta.
+20 epochs, noise multiplier 1.5, one draw per image, pixels drawn again each time (arXiv:2103.11648,
+section 5). The tuned model has the same epsilon at the same delta.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""The systems that are measured side by side, each in a process and an environment of its own."""
+"""The systems that are measured side by side, each in its own process and environment."""

@@ -1,4 +1,4 @@
-"""A peer's name in, a Python that has it out: installed from the package index on first use."""
+"""Python environments for the other systems, installed from the package index on first use."""
 
 import os
 import pathlib

@@ -1,7 +1,7 @@
-"""Training steps in JAX: without privacy, by dpoptax, and as its rivals in JAX do it.
+"""Training steps in JAX: without privacy, by dpoptax, and by other JAX libraries.
 
-Every step takes parameters, the optimizer's state and a batch, and gives the first two: gradients,
-clipping, noise on the sum, and SGD.
+Each step takes parameters, the optimizer state and a batch, and returns parameters and state. It
+computes gradients, clips, adds noise to the sum, and updates with SGD.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a peer prepares: a training step that is ready to run, and the settings of all of them."""
+"""The interface of a measured training step, and the settings that all systems share."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The same models and steps in torch: without privacy, and by Opacus in two ways.
 
-Parameter counts are those of the JAX models, but for the LSTM, whose layer in torch has a second
-bias (400 more), and data are synthetic all the same.
+Parameter counts equal those of the JAX models, except for the LSTM: its layer in torch has a second
+bias, which adds 400 parameters. The data are synthetic.
 """
 
 import importlib.metadata

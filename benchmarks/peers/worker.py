@@ -1,9 +1,10 @@
-"""Runs one peer: requests on standard input, answers on standard output, a line of JSON each.
+"""Worker process of one system: answers requests from standard input, one line of JSON each.
 
     {"do": "prepare", "model": "vae", "batch": 128}  ->  {"start_seconds": 1.2, "mib": 3.0, ...}
     {"do": "read"}                                   ->  {"seconds": 0.0031}
 
-An answer of {"error": "..."} takes the place of one that cannot be given.
+Each request and each answer is one line of JSON. If a request fails, the answer is {"error":
+"..."}.
 """
 
 import json
