@@ -36,7 +36,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Runs each part in a process of its own, one after the other."""
+    """Runs each part in its own process, one after the other."""
     if "--" in sys.argv:
         place = sys.argv.index("--")
         own, passed = sys.argv[1:place], sys.argv[place + 1 :]

@@ -42,7 +42,7 @@ def read(rounds: int) -> list[float]:
 
 
 def cells_of(count: int, rounds: int) -> results.Cells:
-    """Asks a process with so many devices."""
+    """Asks a process that has this number of devices."""
     command = [sys.executable, "-m", "benchmarks.devices", "--rounds", str(rounds), "--here"]
     ran = subprocess.run(
         command, cwd=ROOT, env=environment(count), capture_output=True, text=True, check=False

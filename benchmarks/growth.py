@@ -21,7 +21,7 @@ from benchmarks.step_time import measure
 WIDTHS = (32, 128, 512, 2048)
 LENGTHS = (16, 64, 256, 1024)
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)
-# Whole gradients of every example may take so many MiB.
+# The per-example gradients may take this many MiB.
 MOST_STACKED_MIB = 4096
 
 

@@ -200,8 +200,8 @@ def _side_by_side(
     torch = record["versions"].get("torch", {})
     ours = record["versions"].get("dpoptax", {})
     theirs = record["versions"].get("jax_privacy", {})
-    told = {**ours, **theirs, **torch}
-    yield ", ".join(f"{name} {told[name]}" for name in sorted(told) if name != "device") + "."
+    found = {**ours, **theirs, **torch}
+    yield ", ".join(f"{name} {found[name]}" for name in sorted(found) if name != "device") + "."
     batches = sorted({int(name.split(", ")[1]) for name in record["cells"]})
     for batch in batches:
         rows = _rows(record, batch)

@@ -54,7 +54,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def save(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Writes the record beside the old one, and takes its place."""
+    """Writes the record to a new file, then replaces the old file with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps(record, indent=1) + "\n")
@@ -118,10 +118,10 @@ def show(title: str, cells: Cells) -> None:
             print(f"  {name:20} {cell.get('error', 'no reading')[:90]}")
             continue
         over = ratio(cells, name, base_of(name))
-        told = " " * 10 if over is None else f"{over:9.2f}x"
+        ratio_text = " " * 10 if over is None else f"{over:9.2f}x"
         starting, memory = cell.get("start_seconds"), cell.get("mib")
         print(
-            f"  {name:20} {1e3 * seconds:10.3f} ms +- {spread(cell):4.0%} {told}"
+            f"  {name:20} {1e3 * seconds:10.3f} ms +- {spread(cell):4.0%} {ratio_text}"
             + ("" if starting is None else f"   started in {starting:5.1f} s")
             + ("" if memory is None else f"   {memory:7.1f} MiB"),
             flush=True,

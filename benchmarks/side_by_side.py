@@ -68,7 +68,7 @@ class Worker:
 def measure(
     workers: dict[str, Worker], model: str, batch: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Returns, by peer, the seconds of a step in every round, and what preparing it told."""
+    """Returns, for each system, the seconds per step in each round, and facts from preparing it."""
     cells = {}
     for peer, worker in workers.items():
         cells[peer] = worker.ask(do="prepare", model=model, batch=batch)

@@ -23,7 +23,7 @@ Program = tuple[Callable[..., Any], Any]
 
 
 def inputs_of(work: Workload, examples: Any) -> tuple[Any, ...]:
-    """What the loss takes beside parameters, with a leading axis for the batch."""
+    """Returns the arguments of the loss after the parameters, with a leading batch axis."""
     if work.key is None:
         return (examples,)
     return (examples, jax.random.split(work.key, jax.tree.leaves(examples)[0].shape[0]))
@@ -163,7 +163,7 @@ def maker(peer: str) -> Callable[[str, int], Step]:
     def make(model: str, batch: int) -> Step:
         work = workload(model, batch)
         step, state = step_of(peer, work, batch)
-        (program, _), told = compiled(step, (work.params, state, work.examples))
+        (program, _), facts = compiled(step, (work.params, state, work.examples))
 
         def run(steps: int) -> None:
             carry = work.params, state
@@ -172,7 +172,7 @@ def maker(peer: str) -> Callable[[str, int], Step]:
             jax.block_until_ready(carry)
 
         parameters = sum(leaf.size for leaf in jax.tree.leaves(work.params))
-        return Step(run, parameters, **told)
+        return Step(run, parameters, **facts)
 
     return make
 

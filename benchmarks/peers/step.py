@@ -11,7 +11,7 @@ class Step(NamedTuple):
     """A training step that is ready to run.
 
     Attributes:
-        run: makes so many steps and waits for them.
+        run: makes the given number of steps and waits for them.
         parameters: how many are trained.
         start_seconds: how long the first takes beyond a later one; in JAX, tracing and compiling.
         mib: memory at its peak, if the framework tells it.

@@ -45,7 +45,7 @@ class Lstm(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A frozen layer, and one of rank 8 beside it."""
+    """A frozen layer plus a layer of rank 8."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
 
 
 class Vae(nn.Module):
-    """Gives logits of pixels, and the divergence beside them."""
+    """Returns the logits of the pixels and the divergence."""
 
     def __init__(self):
         super().__init__()

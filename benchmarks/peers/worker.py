@@ -57,7 +57,7 @@ def main() -> None:
                 step = None  # frees the last one
                 step = make(request["model"], request["batch"])
                 seconds = timed(step.run, 1)
-                if seconds < READING_SECONDS:  # then what a first run costs beside matters
+                if seconds < READING_SECONDS:  # then the overhead of the first run matters
                     seconds = timed(step.run, 1)
                 repeats = max(1, int(READING_SECONDS / seconds))
                 answer = {key: value for key, value in step._asdict().items() if key != "run"}
