@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -35,6 +36,10 @@ class PerExampleGrads(abc.ABC):
         Float32 `(batch,)` per leaf (float64 for float64 parameters); zero for padded rows, and
         not finite where the gradient is not.
         """
+
+    def global_squared_norms(self) -> Float[Array, " batch"]:
+        """Returns the squared L2 norm of every example's whole gradient: the sum over leaves."""
+        return global_squared_norms(self.squared_norms())
 
     @abc.abstractmethod
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
@@ -72,21 +77,29 @@ class PerExampleGrads(abc.ABC):
         """
 
 
+def global_squared_norms(
+    squared_norms: PyTree[Float[Array, " batch"]],
+) -> Float[Array, " batch"]:
+    """Sums squared norms over the leaves: every leaf counts, or clipping would be too weak."""
+    return jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
+
+
 def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Array:
     """Keeps the rows marked True, and puts `other` in place of the rest, whatever they hold.
 
     Args:
-        kept: bool `(batch,)`.
-        leaf: `(batch, ...)`.
-        other: what takes the place of the other rows.
+            kept: bool `(batch,)`.
+            leaf: `(batch, ...)`.
+            other: what takes the place of the other rows.
 
     Returns:
-        An array like `leaf`.
+            An array like `leaf`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> select(jnp.array([True, False]), jnp.array([1.0, jnp.nan]))
-        Array([1., 0.], dtype=float32)
+            >>> import jax
+    import jax.numpy as jnp
+            >>> select(jnp.array([True, False]), jnp.array([1.0, jnp.nan]))
+            Array([1., 0.], dtype=float32)
     """
     rows = kept.reshape(-1, *[1] * (leaf.ndim - 1))
     return jnp.where(rows, leaf, jnp.asarray(other, leaf.dtype))

@@ -103,7 +103,7 @@ def _rows(layout: Layout) -> Iterator[LeafExplanation]:
         sites, rule = layout.sites_of(leaf), layout.rules[leaf]
         size = max(1, math.prod(spec.shape))
         formed = leaf in layout.formed
-        held = size if formed else sum(site.numbers for site in sites)
+        held = size if formed else sum(site.num_floats for site in sites)
         forming = max(1.0, materialize.operations(sites, spec))
         yield LeafExplanation(
             leaf=name,

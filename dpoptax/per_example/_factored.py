@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, select
-from dpoptax.per_example._norm_rules import Factors, Rule, choose_rule, is_formed
+from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, is_materialized
 from dpoptax.per_example._stacked import StackedGrads, isolated
 from dpoptax.per_example._tracing import find_sites as tracing
-from dpoptax.per_example._tracing.site import Key, Site, cut, tap_spec
+from dpoptax.per_example._tracing.concatenated import cut
+from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
 
 
 class Layout:
@@ -36,13 +37,13 @@ class Layout:
         ]
         self.sites = found.sites
         self.reasons = found.stacked
-        self.rules: dict[int, Rule] = {}
+        self.rules: dict[int, NormRule] = {}
         self.formed: set[int] = set()
         for leaf, spec in enumerate(self.specs):
             if leaf not in found.stacked:
                 sites = self.sites_of(leaf)
                 self.rules[leaf] = choose_rule(sites, spec)
-                if is_formed(self.rules[leaf], sites, spec, batch):
+                if is_materialized(self.rules[leaf], sites, spec, batch):
                     self.formed.add(leaf)
         self._signature = (str(found.jaxpr), self.treedef, batch)
 
@@ -90,7 +91,7 @@ class FactoredGrads(PerExampleGrads):
         layout: what is static.
     """
 
-    factors: dict[Key, Factors]
+    factors: dict[EqnPath, Factors]
     plain: dict[int, Array]
     mask: Array
     layout: Layout = dataclasses.field(metadata={"static": True})
@@ -114,7 +115,7 @@ class FactoredGrads(PerExampleGrads):
                 )
                 for operands, cotangent in factors
             ]
-            sums[leaf] = rule.total(scaled)
+            sums[leaf] = rule.weighted_sum(scaled)
         return self._tree(sums)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
@@ -130,10 +131,10 @@ class FactoredGrads(PerExampleGrads):
         """See `PerExampleGrads.parameter_specs`."""
         return jax.tree.unflatten(self.layout.treedef, self.layout.specs)
 
-    def _factored(self) -> Iterator[tuple[int, Rule, list[Factors]]]:
+    def _factored(self) -> Iterator[tuple[int, NormRule, list[Factors]]]:
         for leaf, rule in self.layout.rules.items():
             if leaf not in self.layout.formed:
-                yield leaf, rule, [self.factors[site.key] for site in self.layout.sites_of(leaf)]
+                yield leaf, rule, [self.factors[site.path] for site in self.layout.sites_of(leaf)]
 
     def _tree(self, leaves: dict[int, Any]) -> PyTree:
         return jax.tree.unflatten(self.layout.treedef, [leaves[i] for i in range(len(leaves))])
@@ -162,7 +163,7 @@ def factored_grads(
     }
     plain = {leaf: leaves[leaf] for leaf in found.stacked}
 
-    def of_example(flat: list[Array]) -> tuple[Array, dict[Key, Factors], Any]:
+    def of_example(flat: list[Array]) -> tuple[Array, dict[EqnPath, Factors], Any]:
         def loss(taps: Any, plain: dict[int, Array]) -> tuple[Array, Any]:
             values = [plain.get(i, leaf) for i, leaf in enumerate(leaves)]
             return tracing.run_with_taps(found, values, flat, taps)
@@ -170,7 +171,7 @@ def factored_grads(
         loss_value, pull, kept = jax.vjp(loss, taps, plain, has_aux=True)
         cotangents, gradients = pull(jnp.ones_like(loss_value))
         factors = {
-            site.key: Factors(kept[site.key], cut(cotangents[site.tap], site.output_window))
+            site.path: Factors(kept[site.path], cut(cotangents[site.tap], site.output_window))
             for site in found.sites
         }
         return loss_value, factors, gradients
@@ -180,7 +181,7 @@ def factored_grads(
         found_of_all = isolated(of_example, found_of_all, flat, mask)
     losses, factors, gradients = found_of_all
     for leaf in sorted(layout.formed):
-        of_leaf = [factors.pop(site.key) for site in layout.sites_of(leaf)]
+        of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
         gradients[leaf] = layout.rules[leaf].gradients(of_leaf)
     return losses, FactoredGrads(factors, gradients, mask, layout)
 

@@ -27,7 +27,7 @@ def test_a_stacked_leaf_names_the_operation_and_the_line():
 
     (row,) = dpoptax.explain(loss_fn, {"w": jnp.ones(3)}, jnp.ones((2, 3)))
     assert (row.form, row.rule, row.memory) == ("stacked", "used by sort", 1.0)
-    assert "test_explanation.py:" in row.source
+    assert "test_explain.py:" in row.source
 
 
 def test_the_table_has_a_line_per_leaf():

@@ -64,7 +64,7 @@ def test_norms_and_sums_are_those_of_vmap_grad(make):
 @architectures
 def test_norms_are_right_where_no_gradient_is_held(make, monkeypatch):
     """Small models hold the gradients of most leaves: here the rules work from factors alone."""
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with jax.numpy_dtype_promotion("standard"):
         compare(*make(3))
 
@@ -75,7 +75,7 @@ def test_norms_are_right_where_no_gradient_is_held(make, monkeypatch):
 )
 def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, numbers, monkeypatch):
     monkeypatch.setattr(dpoptax.per_example._norm_rules.chunking, "CPU_CHUNK", numbers)
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with jax.numpy_dtype_promotion("standard"):
         compare(*ARCHITECTURES[name](5))
 
@@ -179,7 +179,7 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
     loss_fn, shape, x, rules, size, monkeypatch
 ):
     """The last example is the difference of large terms: its own gradient may be lost."""
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     small = np.random.default_rng(0).normal(size=64)
     large = size * np.tile([1, -1], 32)
     scales = np.asarray([*[small] * 8, large], np.float32)
@@ -205,7 +205,7 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
 @pytest.mark.parametrize("tokens", [2**12, 2**16])  # without the bound, .05 and .5
 def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, loss_fn, shape, monkeypatch):
     """Half of the terms of the last example go up and the other half down, to exactly zero."""
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     rng = np.random.default_rng(0)
     up = rng.integers(256, 512, tokens // 2)
     hill = np.concatenate([up, -rng.permutation(up)])
@@ -359,7 +359,7 @@ def test_the_self_check_passes_what_is_right_and_refuses_what_is_not(jit, monkey
         return rule._replace(squared_norms=lambda factors: 2 * rule.squared_norms(factors))
 
     monkeypatch.setattr(dpoptax.per_example._factored, "choose_rule", wrong)
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with pytest.raises(RuntimeError, match="norms of params"):
         wrapped(floats(3, 40))
 

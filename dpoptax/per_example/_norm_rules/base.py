@@ -8,14 +8,14 @@ from jaxtyping import Array, Float
 from dpoptax.per_example._norm_rules.factors import Factors
 
 
-class Rule(NamedTuple):
+class NormRule(NamedTuple):
     """How norms, gradients and sums of a leaf follow from the factors of its sites.
 
     Attributes:
         name: what `explain` shows.
         squared_norms: one number per example.
         gradients: the gradient of every example, in float32 or wider.
-        total: their sum, in float32 or wider, in one large product where there is one.
+        weighted_sum: their sum, in float32 or wider, in one large product where there is one.
         operations: multiplications per example for the norms.
         memory: numbers per example, beyond the factors, while the norms are computed.
     """
@@ -23,6 +23,6 @@ class Rule(NamedTuple):
     name: str
     squared_norms: Callable[[Sequence[Factors]], Float[Array, " batch"]]
     gradients: Callable[[Sequence[Factors]], Float[Array, "batch ..."]]
-    total: Callable[[Sequence[Factors]], Float[Array, "..."]]
+    weighted_sum: Callable[[Sequence[Factors]], Float[Array, "..."]]
     operations: float
     memory: float

@@ -22,11 +22,11 @@ from jaxtyping import Array, Float
 
 from dpoptax._precision import widen
 from dpoptax.per_example._norm_rules import gram, materialize
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks, on_cpu, sum_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
-from dpoptax.per_example._tracing.site import CONVOLUTION, Site
+from dpoptax.per_example._tracing.site import Site
 
 # What moving a number costs, in multiplications of a large product.
 MOVE = 16.0
@@ -36,7 +36,7 @@ LARGE = 64
 LONG = 16
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
     """Yields the two ways for leaves whose only use is one convolution outside of scans."""
     if not _understands(sites, spec):
         return
@@ -44,7 +44,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     numbers, groups = site.params["dimension_numbers"], site.params["feature_group_count"]
     features = site.output.shape[numbers.out_spec[1]]
     outputs = math.prod(site.output.shape) // features
-    kernel = math.prod(site.weight.shape)
+    kernel = math.prod(site.parameter.shape)
     channels = site.operands[0].shape[numbers.lhs_spec[1]]
     pixels = math.prod(site.operands[0].shape) // channels
     window = kernel * groups // (channels * features)
@@ -67,7 +67,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         product = sum_chunks(functools.partial(_product_of_all, site), factors[0], held)
         return _to_leaf(site, product, spec)
 
-    yield Rule(
+    yield NormRule(
         "patches",
         lambda factors: map_chunks(squared_norms, factors[0], held),
         gradients,
@@ -81,7 +81,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         def gram_norms(chunk: Factors) -> Array:
             return _gram_squared_norms(site, chunk)
 
-        yield Rule(
+        yield NormRule(
             "pixel Gram",
             lambda factors: map_chunks(gram_norms, factors[0], grams + held // window),
             gradients,
@@ -92,10 +92,10 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 
 
 def _understands(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
-    if len(sites) != 1 or sites[0].primitive.name != CONVOLUTION:
+    if len(sites) != 1 or sites[0].primitive is not jax.lax.conv_general_dilated_p:
         return False
     (site,) = sites
-    return not site.levels and site.params["batch_group_count"] == 1 and site.isometric(spec)
+    return not site.scans and site.params["batch_group_count"] == 1 and site.preserves_norms(spec)
 
 
 def _products(site: Site, chunk: Factors) -> Float[Array, "batch groups k n"]:
@@ -186,7 +186,7 @@ def _channels_last(site: Site, chunk: Factors) -> Array:
 
 
 def _window(site: Site) -> list[int]:
-    return [site.weight.shape[axis] for axis in site.params["dimension_numbers"].rhs_spec[2:]]
+    return [site.parameter.shape[axis] for axis in site.params["dimension_numbers"].rhs_spec[2:]]
 
 
 def _pad(site: Site, x: Array, axes: Sequence[int]) -> Array:

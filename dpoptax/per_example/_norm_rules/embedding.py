@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax._precision import widen
 from dpoptax.per_example._norm_rules import materialize
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import fold_chunks, map_chunks, on_cpu
 from dpoptax.per_example._norm_rules.factors import Factors
 from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
     """Yields the rule for leaves whose only use is one lookup of rows."""
     if len(sites) != 1 or not looks_up_rows(sites[0], spec):
         return
@@ -34,7 +34,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     def total(factors: Sequence[Factors]) -> Float[Array, "..."]:
         return sum_of_rows(*as_rows(site, factors[0], spec), spec.shape[0]).reshape(spec.shape)
 
-    yield Rule(
+    yield NormRule(
         "segments",
         squared_norms,
         functools.partial(materialize.gradients, sites, spec),
@@ -47,7 +47,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 
 def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
     """Whether a site is `table[ids]`, whole rows of an unchanged leaf."""
-    if site.primitive.name != "gather" or any(level.sliced for level in site.levels):
+    if site.primitive.name != "gather" or any(scan.sliced for scan in site.scans):
         return False
     if any(s.primitive is None or s.primitive.name != "convert_element_type" for s in site.steps):
         return False
@@ -68,7 +68,7 @@ def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
 def tokens_of(site: Site, width: int) -> int:
     """How many rows one example looks up."""
     tokens = math.prod(site.output.shape) // width if width else 0
-    return tokens * math.prod(level.length for level in site.levels)
+    return tokens * math.prod(scan.length for scan in site.scans)
 
 
 def as_rows(
@@ -81,7 +81,7 @@ def as_rows(
         ids = ids.astype(jnp.int32)
     dtype = widen(jnp.zeros((), spec.dtype)).dtype  # the lookup may be in a narrower one
     rows = widen(factors.cotangent).reshape(*ids.shape, math.prod(spec.shape[1:])).astype(dtype)
-    last = max(0, site.weight.shape[0] - 1)
+    last = max(0, site.parameter.shape[0] - 1)
     inside = (ids >= 0) & (ids <= last)
     # What the lookup dropped or clipped, its transpose drops or clips alike.
     if site.params["mode"] != jax.lax.GatherScatterMode.CLIP:

@@ -1,5 +1,6 @@
 """What is kept of a site for a batch, and the exact gradient that follows from it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax._precision import widen
+from dpoptax.per_example._primitives import linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -79,10 +81,13 @@ def _batched(site: Site, operands: tuple[Array, ...], batch: int) -> Callable[[A
     """The leaf as the only argument of its equation, over the batch and the scans around it."""
 
     def run(leaf: Array) -> Array:
-        mapped = _bind_precisely(site)
-        for level in reversed(site.levels):
-            axes = (0 if level.sliced else None, 0)
-            mapped = jax.vmap(mapped, axes, axis_size=level.length)
+        mapped: Callable[..., Array]
+        linear = linear_primitive(site.primitive)
+        assert linear is not None
+        mapped = functools.partial(linear.bind_float32, site)
+        for scan in reversed(site.scans):
+            axes = (0 if scan.sliced else None, 0)
+            mapped = jax.vmap(mapped, axes, axis_size=scan.length)
         return jax.vmap(mapped, (None, 0), axis_size=batch)(_follow(site, leaf), operands)
 
     return run
@@ -92,23 +97,6 @@ def _nested(function: Callable[[Array], Array], depth: int) -> Callable[[Array],
     for _ in range(depth):
         function = jax.vmap(function)
     return function
-
-
-def _bind_precisely(site: Site) -> Callable[[Array, tuple[Array, ...]], Array]:
-    if site.primitive.name == "add":
-        return lambda weight, operands: jnp.broadcast_to(weight, site.output.shape)
-    params = dict(site.params)
-    if "precision" in params:
-        params["precision"] = (HIGHEST, HIGHEST)
-    if "preferred_element_type" in params:
-        params["preferred_element_type"] = None
-
-    def bind(weight: Array, operands: tuple[Array, ...]) -> Array:
-        values = list(operands)
-        values.insert(site.position, weight)
-        return site.primitive.bind(*values, **params)
-
-    return bind
 
 
 def _as_float(operand: Array, dtype: Any) -> Array:

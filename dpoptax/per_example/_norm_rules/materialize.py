@@ -13,20 +13,21 @@ from jaxtyping import Array, Float
 
 from dpoptax._precision import widen
 from dpoptax.per_example._base import select
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import Factors, leaf_gradient
 from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
-from dpoptax.per_example._tracing.site import CONVOLUTION, Site
+from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
+from dpoptax.per_example._tracing.site import Site
 
 # A gradient formed example by example is far from the speed of one large product.
 OVERHEAD = 8.0
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
     """Yields the one rule of this file."""
     size = math.prod(spec.shape)
-    yield Rule(
+    yield NormRule(
         "direct",
         functools.partial(squared_norms, sites, spec),
         functools.partial(gradients, sites, spec),
@@ -39,7 +40,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
 def operations(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
     """How many multiplications form the gradient of one example."""
     size = math.prod(spec.shape)
-    return sum(size * math.prod(site.output.shape) / max(1, _contracted(site)) for site in sites)
+    return sum(size * _linear(site).multiplications(site) for site in sites)
 
 
 def squared_norms(
@@ -50,7 +51,7 @@ def squared_norms(
     def norms(chunk: Sequence[Factors]) -> Array:
         formed = jnp.square(_form(sites, spec, chunk))
         sizes = jnp.stack([_size(factors) for factors in chunk]).sum(axis=0)
-        terms = sum(_terms(site) for site in sites)
+        terms = sum(site.num_runs * _linear(site).num_terms(site) for site in sites)
         return rounded_up(jnp.sum(formed, axis=tuple(range(1, formed.ndim))), sizes, terms)
 
     return map_chunks(norms, list(factors), math.prod(spec.shape))
@@ -60,7 +61,7 @@ def gradients(
     sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
 ) -> Float[Array, "batch ..."]:
     """Forms the gradient of every example, in float32 or wider."""
-    numbers = math.prod(spec.shape) + sum(site.numbers for site in sites)
+    numbers = math.prod(spec.shape) + sum(site.num_floats for site in sites)
     return map_chunks(functools.partial(_form, sites, spec), list(factors), numbers)
 
 
@@ -76,7 +77,7 @@ def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[F
         return leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
 
     factors = list(factors)
-    if not any(site.primitive.name == CONVOLUTION for site in sites):
+    if not any(_linear(site).spreads_nan for site in sites):
         return jax.vmap(one)(factors)
     # Under vmap XLA spreads NaN from one example's kernel gradient to those of others.
     finite = functools.reduce(jnp.logical_and, map(_finite, jax.tree.leaves(factors)))
@@ -93,15 +94,6 @@ def _size(factors: Factors) -> Float[Array, " batch"]:
     return size
 
 
-def _terms(site: Site) -> int:
-    """How many terms meet in one number of the gradient, at most."""
-    scans = math.prod(level.length for level in site.levels)
-    outputs = math.prod(site.output.shape)
-    if site.primitive.name == "gather":
-        return scans * max(1, outputs // max(1, math.prod(site.params["slice_sizes"])))
-    return scans * max(1, outputs // max(1, _contracted(site)))
-
-
 def _squares(leaf: Array) -> Float[Array, " batch"]:
     return sum_of_squares(widen(leaf), tuple(range(1, leaf.ndim)))
 
@@ -110,14 +102,7 @@ def _finite(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
 
 
-def _contracted(site: Site) -> int:
-    """Output numbers that one weight does not touch, for the count of multiplications."""
-    if site.primitive.name == "dot_general":
-        contracting, batch = site.params["dimension_numbers"]
-        own, axes = contracting[site.position], batch[site.position]
-        free = [n for i, n in enumerate(site.weight.shape) if i not in (*own, *axes)]
-        batched = [site.weight.shape[i] for i in axes]
-        return math.prod(free) * math.prod(batched)
-    if site.primitive.name == CONVOLUTION:
-        return site.weight.shape[site.params["dimension_numbers"].rhs_spec[0]]
-    return math.prod(site.weight.shape)
+def _linear(site: Site) -> LinearPrimitive:
+    linear = linear_primitive(site.primitive)
+    assert linear is not None
+    return linear

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from dpoptax._precision import widen
 from dpoptax.per_example._norm_rules import gram
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, to_leaf
 from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
@@ -43,17 +43,19 @@ class Pair(NamedTuple):
     g: Float[Array, "batch h t n"]
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
     """Yields the ways for a leaf whose every use is the same product."""
-    if any(s.primitive.name != "dot_general" or not s.isometric(spec) for s in sites):
+    if any(s.primitive.name != "dot_general" or not s.preserves_norms(spec) for s in sites):
         return
     if len({orientation(site) for site in sites}) > 1:
         return
     h, _, k, n = sizes(sites[0])
     t = sum(sizes(site).t for site in sites)
 
-    def rule(name: str, norms: Callable[[Pair], Array], operations: float, memory: float) -> Rule:
-        return Rule(
+    def rule(
+        name: str, norms: Callable[[Pair], Array], operations: float, memory: float
+    ) -> NormRule:
+        return NormRule(
             name,
             lambda factors: norms(_joined(sites, factors)),
             functools.partial(gradients, sites, spec),
@@ -94,14 +96,16 @@ def sizes(site: Site) -> Sizes:
     contracting, batch = site.params["dimension_numbers"]
     own = site.position
     (operand,) = site.operands
-    k = math.prod(site.weight.shape[i] for i in contracting[own])
-    h = math.prod(site.weight.shape[i] for i in batch[own])
-    free = [n for i, n in enumerate(site.weight.shape) if i not in (*contracting[own], *batch[own])]
+    k = math.prod(site.parameter.shape[i] for i in contracting[own])
+    h = math.prod(site.parameter.shape[i] for i in batch[own])
+    free = [
+        n for i, n in enumerate(site.parameter.shape) if i not in (*contracting[own], *batch[own])
+    ]
     n = math.prod(free)
     other = (*contracting[1 - own], *batch[1 - own])
     t = math.prod(n for i, n in enumerate(operand.shape) if i not in other)
-    sliced = math.prod(level.length for level in site.levels if level.sliced)
-    shared = math.prod(level.length for level in site.levels if not level.sliced)
+    sliced = math.prod(scan.length for scan in site.scans if scan.sliced)
+    shared = math.prod(scan.length for scan in site.scans if not scan.sliced)
     return Sizes(h * sliced, t * shared, k, n)
 
 
@@ -115,7 +119,7 @@ def orientation(site: Site) -> str:
         for step in site.steps
         if step.primitive is None or step.primitive.name != "convert_element_type"
     ]
-    levels = [level for level in site.levels if level.sliced]
+    levels = [scan for scan in site.scans if scan.sliced]
     return repr((steps, levels, contracting[site.position], batch[site.position]))
 
 
@@ -124,7 +128,7 @@ def as_pair(site: Site, factors: Factors) -> Pair:
     contracting, batch = site.params["dimension_numbers"]
     own, other = site.position, 1 - site.position
     (operand,) = factors.operands
-    lead = 1 + len(site.levels)
+    lead = 1 + len(site.scans)
     # In the operand: batch, free and contracted axes, the last two in the order of the weight.
     order = sorted(range(len(contracting[own])), key=lambda i: contracting[own][i])
     contracted = [contracting[other][i] + lead for i in order]
@@ -134,15 +138,15 @@ def as_pair(site: Site, factors: Factors) -> Pair:
     ]
     # In the cotangent: batch axes, then the free axes of the left and of the right operand.
     num_batched = len(batched)
-    num_own = len(site.weight.shape) - len(contracted) - num_batched
+    num_own = len(site.parameter.shape) - len(contracted) - num_batched
     cotangent = factors.cotangent
     after = list(range(lead + num_batched, cotangent.ndim))
     if own == 0:
         own_free, other_free = after[:num_own], after[num_own:]
     else:
         other_free, own_free = after[: len(free)], after[len(free) :]
-    sliced = [1 + i for i, level in enumerate(site.levels) if level.sliced]
-    shared = [1 + i for i, level in enumerate(site.levels) if not level.sliced]
+    sliced = [1 + i for i, scan in enumerate(site.scans) if scan.sliced]
+    shared = [1 + i for i, scan in enumerate(site.scans) if not scan.sliced]
     in_cotangent = list(range(lead, lead + num_batched))
     h, t, k, n = sizes(site)
     size = operand.shape[0]
@@ -161,8 +165,8 @@ def _joined(sites: Sequence[Site], factors: Sequence[Factors]) -> Pair:
 def _to_leaf(site: Site, product: Float[Array, "h k n"], spec: jax.ShapeDtypeStruct) -> Array:
     """Undoes `as_pair` for the product of one pair."""
     contracting, batch = site.params["dimension_numbers"]
-    shape = site.weight.shape
-    sliced = [level.length for level in site.levels if level.sliced]
+    shape = site.parameter.shape
+    sliced = [scan.length for scan in site.scans if scan.sliced]
     contracted = sorted(contracting[site.position])
     batched = list(batch[site.position])
     free = [axis for axis in range(len(shape)) if axis not in (*contracted, *batched)]

@@ -15,7 +15,7 @@ from dpoptax.per_example._norm_rules import (
     matmul,
     tied_embedding,
 )
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._tracing.site import Site
 
 # Per-example gradients of one leaf are held if they are fewer numbers, over the batch.
@@ -24,7 +24,7 @@ FORMED = 2**23
 WORTH = 4
 
 
-def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Rule:
+def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> NormRule:
     """Returns the rule with the fewest operations among those that understand the sites.
 
     Args:
@@ -42,7 +42,9 @@ def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Rule:
     return min(candidates, key=lambda rule: rule.operations)
 
 
-def is_formed(rule: Rule, sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int) -> bool:
+def is_materialized(
+    rule: NormRule, sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int
+) -> bool:
     """Whether the gradients of a leaf are better held than their factors.
 
     They are where they are few enough numbers that writing and reading them costs less than
@@ -58,5 +60,5 @@ def is_formed(rule: Rule, sites: Sequence[Site], spec: jax.ShapeDtypeStruct, bat
         True to form them once.
     """
     size = math.prod(spec.shape)
-    held = sum(site.numbers for site in sites)
+    held = sum(site.num_floats for site in sites)
     return size <= WORTH * held and size * batch < FORMED and size * 2 < rule.operations

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules import embedding, materialize, matmul
-from dpoptax.per_example._norm_rules.base import Rule
+from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Rule]:
+def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
     """Yields the ways for leaves with one lookup of rows and one product."""
     if len(sites) != 2:
         return
@@ -30,7 +30,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
     size, width = spec.shape
     tokens, outputs = embedding.tokens_of(rows, width), matmul.sizes(head).t
 
-    def squared_norms(product: Rule, factors: Sequence[Factors]) -> Float[Array, " batch"]:
+    def squared_norms(product: NormRule, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         ids, cotangents = embedding.as_rows(rows, factors[lookup], spec)
         of_lookup = embedding.segment_squared_norms(ids, cotangents, size)
         of_product = product.squared_norms([factors[1 - lookup]])
@@ -44,7 +44,7 @@ def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[Ru
         return rounded_up(of_lookup + of_product + cross, sizes, tokens + outputs)
 
     for product in matmul.candidates([head], spec):
-        yield Rule(
+        yield NormRule(
             f"segments, {product.name}",
             functools.partial(squared_norms, product),
             functools.partial(materialize.gradients, sites, spec),
@@ -61,9 +61,9 @@ def _size(leaf: Array) -> Float[Array, " batch"]:
 
 def _multiplies_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
     """Whether a site is a product with the table or its transpose, and which is told by shapes."""
-    if site.primitive.name != "dot_general" or any(level.sliced for level in site.levels):
+    if site.primitive.name != "dot_general" or any(scan.sliced for scan in site.scans):
         return False
-    if len(spec.shape) != 2 or spec.shape[0] == spec.shape[1] or not site.isometric(spec):
+    if len(spec.shape) != 2 or spec.shape[0] == spec.shape[1] or not site.preserves_norms(spec):
         return False
     steps = {step.primitive.name for step in site.steps if step.primitive is not None}
     h, _, k, n = matmul.sizes(site)

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
+from dpoptax.per_example._primitives import linear_primitive
+from dpoptax.per_example._primitives.convolution import CONVOLUTION
+from dpoptax.per_example._tracing.concatenated import Window, cut_spec
 from dpoptax.per_example._tracing.interpreter import Interpreter, Meeting
-from dpoptax.per_example._tracing.site import CONVOLUTION, Key, Site, cut_spec
-from dpoptax.per_example._tracing.tracked_params import Part, Weight, windows_of_meeting
+from dpoptax.per_example._tracing.site import EqnPath, Site
+from dpoptax.per_example._tracing.tracked_params import Part, Weight
 
 
 class Trace(NamedTuple):
@@ -47,43 +50,47 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
         The jaxpr, and where each leaf is used in it.
     """
     closed = jax.make_jaxpr(loss_of_leaves)(leaves, rest)
-    found: dict[Key, Site] = {}
+    found: dict[EqnPath, Site] = {}
     stacked: dict[int, str] = {}
     loose: list[bool] = []
     convolved: set[int] = set()
 
     def meet(meeting: Meeting) -> None:
         eqn, part = meeting.eqn, meeting.part
-        if eqn.primitive.name == CONVOLUTION:
+        if eqn.primitive is CONVOLUTION.primitive:
             convolved.add(part.leaf)
-        windows = windows_of_meeting(eqn, meeting.position, part.window)
-        if windows is None:
-            name = eqn.primitive.name
-            stacked.setdefault(part.leaf, f"joined and used by {name} at {meeting.source}")
-            return
-        operand_windows, output_window = windows
-        others = [atom.aval for i, atom in enumerate(eqn.invars) if i != meeting.position]
+        linear = linear_primitive(eqn.primitive)
+        assert linear is not None
+        saved = [eqn.invars[i].aval for i in linear.saved_operands[meeting.position]]
+        operand_windows: tuple[Window, ...] = (None,) * len(saved)
+        output_window: Window = None
+        if part.window is not None:
+            if linear.windows is None:
+                name = eqn.primitive.name
+                stacked.setdefault(part.leaf, f"joined and used by {name} at {meeting.source}")
+                return
+            operand_windows, output_window = linear.windows(eqn, meeting.position, part.window)
         output = eqn.outvars[0].aval
         found[meeting.key] = Site(
-            key=meeting.key,
+            path=meeting.key,
             leaf=part.leaf,
             steps=part.steps,
-            levels=part.levels,
+            scans=part.scans,
             primitive=eqn.primitive,
             params=eqn.params,
             position=meeting.position,
-            weight=cut_spec(meeting.weight, part.window),
-            operands=tuple(map(cut_spec, others[: len(operand_windows)], operand_windows)),
+            parameter=cut_spec(meeting.weight, part.window),
+            operands=tuple(map(cut_spec, saved, operand_windows)),
             operand_windows=operand_windows,
             output=cut_spec(output, output_window),
             output_window=output_window,
             tap=meeting.tap,
-            tapped=cut_spec(output, None),
+            tap_output=cut_spec(output, None),
             source=meeting.source,
         )
 
     def bound(eqn: Any) -> None:
-        loose.append(CONVOLUTION in str(eqn))
+        loose.append(CONVOLUTION.primitive.name in str(eqn))
 
     def run(*values: Array) -> None:
         program = Interpreter(meet, stacked.setdefault, bound, {}, {}, {}, depth=0)
@@ -101,8 +108,8 @@ def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree)
 
 
 def run_with_taps(
-    found: Trace, leaves: list[Any], rest: list[Any], taps: dict[Key, Array]
-) -> tuple[Array, dict[Key, tuple[Any, ...]]]:
+    found: Trace, leaves: list[Any], rest: list[Any], taps: dict[EqnPath, Array]
+) -> tuple[Array, dict[EqnPath, tuple[Any, ...]]]:
     """Runs the loss; returns it and the inputs kept at every site.
 
     The derivative with respect to `taps[site.tap]` is the cotangent of the output of that site.
@@ -122,8 +129,8 @@ def run_with_taps(
         if leaf not in found.stacked:
             raise AssertionError(f"leaf {leaf} has a use that tracing did not see: {reason}")
 
-    kept: dict[Key, tuple[Any, ...]] = {}
-    sites = {site.key: site for site in found.sites}
+    kept: dict[EqnPath, tuple[Any, ...]] = {}
+    sites = {site.path: site for site in found.sites}
     values = [Weight(value, (Part(i),)) for i, value in enumerate(leaves)]
     program = Interpreter(
         lambda meeting: None, refuse, lambda eqn: None, sites, taps, kept, depth=0
@@ -136,4 +143,4 @@ def run_with_taps(
 def has_convolution(loss_fn: Callable[..., Array], params: PyTree, inputs: PyTree) -> bool:
     """Whether a convolution stands anywhere in the loss of one example."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    return CONVOLUTION in str(jax.make_jaxpr(loss_fn)(params, *one))
+    return CONVOLUTION.primitive.name in str(jax.make_jaxpr(loss_fn)(params, *one))

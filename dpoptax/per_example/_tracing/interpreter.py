@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jaxtyping import Array
 
-from dpoptax.per_example._tracing.site import Key, Level, Site, cut
-from dpoptax.per_example._tracing.tracked_params import MEETINGS, Part, Weight, joined, moved
+from dpoptax.per_example._primitives import linear_primitive
+from dpoptax.per_example._tracing.concatenated import cut
+from dpoptax.per_example._tracing.site import EqnPath, Scan, Site
+from dpoptax.per_example._tracing.tracked_params import Part, Weight, joined, moved
 
 # Equations that only wrap a jaxpr.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
@@ -48,12 +50,12 @@ class Meeting(NamedTuple):
         source: the user's line.
     """
 
-    key: Key
+    key: EqnPath
     eqn: Any
     position: int
     weight: jax.ShapeDtypeStruct
     part: Part
-    tap: Key
+    tap: EqnPath
     source: str
 
 
@@ -76,9 +78,9 @@ class Interpreter:
     meet: Callable[[Meeting], Any]
     demote: Callable[[int, str], Any]
     bound: Callable[[Any], None]
-    sites: dict[Key, Site]
-    taps: dict[Key, Array]
-    kept: dict[Key, tuple[Any, ...]]
+    sites: dict[EqnPath, Site]
+    taps: dict[EqnPath, Array]
+    kept: dict[EqnPath, tuple[Any, ...]]
     depth: int
     successors: dict[int, int] = dataclasses.field(default_factory=dict)
     caller: str = "a line inside a library"
@@ -87,7 +89,7 @@ class Interpreter:
         """The user's line of an equation."""
         return _source(eqn) or self.caller
 
-    def run(self, closed: Any, values: Sequence[Any], prefix: Key) -> list[Any]:
+    def run(self, closed: Any, values: Sequence[Any], prefix: EqnPath) -> list[Any]:
         """Runs every equation; outputs may be weights."""
         jaxpr = getattr(closed, "jaxpr", closed)
         environment = dict(
@@ -118,7 +120,7 @@ class Interpreter:
                 self.demote(part.leaf, reason)
         return [value.value if isinstance(value, Weight) else value for value in values]
 
-    def _equation(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
+    def _equation(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         weights = [i for i, value in enumerate(values) if isinstance(value, Weight)]
         if weights and name in CALLS:
@@ -130,7 +132,8 @@ class Interpreter:
             return self._cond(key, eqn, values)
         if weights and name in REMATS:
             return self._remat(key, eqn, values)
-        if len(weights) == 1 and weights[0] in MEETINGS.get(name, ()):
+        linear = linear_primitive(eqn.primitive)
+        if linear is not None and len(weights) == 1 and weights[0] in linear.positions:
             return [self._meet(key, eqn, values, weights[0])]
         parts = None
         if len(weights) == 1:
@@ -142,32 +145,37 @@ class Interpreter:
         self.bound(eqn)
         return _bind(eqn, self.plain(values, f"used by {name} at {self.source(eqn)}"))
 
-    def _meet(self, key: Key, eqn: Any, values: list[Any], position: int) -> Array:
-        weight, others = values[position], [*values[:position], *values[position + 1 :]]
-        for number, part in enumerate(weight.parts):
-            at = (*key, number) if weight.joined else key
+    def _meet(self, key: EqnPath, eqn: Any, values: list[Any], position: int) -> Array:
+        weight = values[position]
+        for place, part in enumerate(weight.parts):
+            at = (*key, place) if weight.joined else key
             spec, source = _spec(weight.value), self.source(eqn)
             self.meet(Meeting(at, eqn, position, spec, part, self._tap_of(key), source))
             if at in self.sites:
+                linear = linear_primitive(eqn.primitive)
+                assert linear is not None
                 windows = self.sites[at].operand_windows
                 self.kept[at] = tuple(
-                    cut(value, window) for value, window in zip(others, windows, strict=False)
+                    cut(values[number], window)
+                    for number, window in zip(linear.saved_operands[position], windows, strict=True)
                 )
         (output,) = _bind(eqn, list(map(_value, values)))
         return output
 
-    def _tap_of(self, key: Key) -> Key:
+    def _tap_of(self, key: EqnPath) -> EqnPath:
         """Follows an output through the additions that alone use it."""
         *prefix, number = key
         while number in self.successors:
             number = self.successors[number]
         return (*prefix, number)
 
-    def _inside(self, key: Key, eqn: Any, taps: dict[Key, Array], depth: int) -> "Interpreter":
+    def _inside(
+        self, key: EqnPath, eqn: Any, taps: dict[EqnPath, Array], depth: int
+    ) -> "Interpreter":
         here = {site: tap for site, tap in taps.items() if site[: len(key)] == key}
         return dataclasses.replace(self, taps=here, kept={}, depth=depth, caller=self.source(eqn))
 
-    def _scan(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
+    def _scan(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
         length = eqn.params["length"]
         num_consts, num_carry = _scan_counts(eqn.params)
         consts, xs = values[:num_consts], values[num_consts + num_carry :]
@@ -180,7 +188,7 @@ class Interpreter:
         def enter(value: Any, inner: Any, *, sliced: bool) -> Any:
             if not isinstance(value, Weight):
                 return inner
-            level = Level(length, sliced)
+            level = Scan(length, sliced)
             return Weight(inner, tuple(part.entered(level) for part in value.parts))
 
         def body(carry: list[Any], slices: Any) -> Any:
@@ -202,7 +210,7 @@ class Interpreter:
             )
             return outputs[:num_carry], (outputs[num_carry:], list(unique.values()))
 
-        places: dict[Key, tuple[int, ...]] = {}
+        places: dict[EqnPath, tuple[int, ...]] = {}
         carry, (ys, kept) = jax.lax.scan(
             body,
             carry,
@@ -214,7 +222,7 @@ class Interpreter:
         self.kept.update((site, tuple(kept[i] for i in place)) for site, place in places.items())
         return [*carry, *ys]
 
-    def _cond(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
+    def _cond(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
         # Under vmap its kernels become those of single examples.
         self.bound(eqn)
         index, *operands = values
@@ -238,20 +246,20 @@ class Interpreter:
         self.kept.update(kept)
         return list(outputs)
 
-    def _all_of(self, key: Key) -> dict[Key, tuple[Any, ...]]:
+    def _all_of(self, key: EqnPath) -> dict[EqnPath, tuple[Any, ...]]:
         """Zeros in place of what the branches not taken would keep."""
         return {
-            site.key: tuple(
-                jnp.zeros((*(level.length for level in site.levels[self.depth :]), *spec.shape),
+            site.path: tuple(
+                jnp.zeros((*(level.length for level in site.scans[self.depth :]), *spec.shape),
                           spec.dtype)
                 for spec in site.operands
             )
             for site in self.sites.values()
-            if site.key[: len(key)] == key
+            if site.path[: len(key)] == key
         }  # fmt: skip
 
-    def _remat(self, key: Key, eqn: Any, values: list[Any]) -> list[Any]:
-        def run(arrays: list[Any], taps: dict[Key, Array]) -> Any:
+    def _remat(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
+        def run(arrays: list[Any], taps: dict[EqnPath, Array]) -> Any:
             program = self._inside(key, eqn, taps, self.depth)
             inputs = [
                 dataclasses.replace(value, value=array) if isinstance(value, Weight) else array

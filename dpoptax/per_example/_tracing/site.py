@@ -1,18 +1,15 @@
-"""What is known of a place where a parameter meets data."""
+"""Sites: the equations of a loss that are linear in a parameter."""
 
 import dataclasses
 import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jaxtyping import Array
 
-CONVOLUTION = "conv_general_dilated"
+from dpoptax.per_example._tracing.concatenated import Window
 
-# Where an equation stands: its number in the jaxpr, and in the jaxprs around it.
-Key: TypeAlias = tuple[int, ...]
-# A part of an array: along every axis where it starts, and its size. None is the whole.
-Window: TypeAlias = tuple[tuple[int, int], ...] | None
+# The number of an equation in its jaxpr, after the numbers of the equations around that jaxpr.
+EqnPath: TypeAlias = tuple[int, ...]
 
 
 class Step(NamedTuple):
@@ -22,8 +19,8 @@ class Step(NamedTuple):
     params: dict[str, Any]
 
 
-class Level(NamedTuple):
-    """A scan around a site: its length, and whether it slices the weight or shares it."""
+class Scan(NamedTuple):
+    """A scan around a site: its length, and whether it slices the parameter or shares it."""
 
     length: int
     sliced: bool
@@ -31,74 +28,67 @@ class Level(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
-    """An equation that is linear in one leaf, or in a part of it.
+    """An equation that is linear in one parameter leaf, or in a part of it.
 
     Attributes:
-        key: where it stands.
+        path: which equation it is. For concatenated parameters, the number of the part follows.
         leaf: the number of the leaf.
-        steps: from the leaf to the weight, slices by scans included.
-        levels: the scans around it, outermost first.
-        primitive: of the equation.
-        params: of the equation.
-        position: of the weight among the operands.
-        weight: shape and dtype of what the leaf is in the equation.
-        operands: shapes and dtypes of the others, as far as the derivative needs them.
-        operand_windows: the parts of the others that meet the weight, where it is joined to more.
-        output: shape and dtype of the result.
-        output_window: the part of the result that the weight moves.
-        tap: key of the equation that is tapped: the site's own, or the last of the additions that
-            its output goes into and nothing else; their cotangents are one.
-        tapped: shape and dtype of the result of that equation.
+        steps: the equations and scan slices from the leaf to the operand of this equation.
+        scans: the scans around the equation, outermost first.
+        primitive: the JAX primitive of the equation.
+        params: the params of the equation.
+        position: which operand is the parameter.
+        parameter: shape and dtype of that operand, or of the leaf's window in it.
+        operands: shapes and dtypes of the saved operands, those that the derivative needs.
+        operand_windows: for concatenated parameters, the windows of the saved operands.
+        output: shape and dtype of the output, or of its window.
+        output_window: for concatenated parameters, the window of the output.
+        tap: the equation after which the cotangent is read: this one, or the last of a chain of
+            additions that follows it.
+        tap_output: shape and dtype of that equation's output.
         source: the user's line.
     """
 
-    key: Key
+    path: EqnPath
     leaf: int
     steps: tuple[Step, ...]
-    levels: tuple[Level, ...]
+    scans: tuple[Scan, ...]
     primitive: Any
     params: dict[str, Any]
     position: int
-    weight: jax.ShapeDtypeStruct
+    parameter: jax.ShapeDtypeStruct
     operands: tuple[jax.ShapeDtypeStruct, ...]
     operand_windows: tuple[Window, ...]
     output: jax.ShapeDtypeStruct
     output_window: Window
-    tap: Key
-    tapped: jax.ShapeDtypeStruct
+    tap: EqnPath
+    tap_output: jax.ShapeDtypeStruct
     source: str
 
     @property
-    def numbers(self) -> int:
-        """How many numbers are kept of it per example: its operands and its cotangent."""
-        scans = math.prod(level.length for level in self.levels)
-        return scans * sum(math.prod(spec.shape) for spec in (*self.operands, self.output))
+    def num_runs(self) -> int:
+        """How many times the scans around the equation run it."""
+        return math.prod(scan.length for scan in self.scans)
 
-    def isometric(self, spec: jax.ShapeDtypeStruct) -> bool:
-        """Whether the steps give every number of the leaf once, so that norms are the leaf's."""
-        # Where some are dropped, as many may be repeated.
-        if any(
-            step.primitive is not None and step.primitive.name == "slice" for step in self.steps
-        ):
+    @property
+    def num_slices(self) -> int:
+        """How many slices of the leaf the scans make."""
+        return math.prod(scan.length for scan in self.scans if scan.sliced)
+
+    @property
+    def num_floats(self) -> int:
+        """How many numbers the factored form holds per example: operands and cotangent."""
+        return self.num_runs * sum(math.prod(spec.shape) for spec in (*self.operands, self.output))
+
+    def preserves_norms(self, spec: jax.ShapeDtypeStruct) -> bool:
+        """Whether each number of the leaf is used exactly once, so that norms are the leaf's."""
+        # A slice may drop as many numbers as a broadcast repeats, so counting is not enough.
+        if any(step.primitive is jax.lax.slice_p for step in self.steps):
             return False
-        sliced = math.prod(level.length for level in self.levels if level.sliced)
-        return math.prod(self.weight.shape) * sliced == math.prod(spec.shape)
+        return math.prod(self.parameter.shape) * self.num_slices == math.prod(spec.shape)
 
 
 def tap_spec(site: Site) -> jax.ShapeDtypeStruct:
-    """The shape of a site's tap and its cotangent: the scans around it, then the output."""
-    lengths = tuple(level.length for level in site.levels)
-    return jax.ShapeDtypeStruct((*lengths, *site.tapped.shape), site.tapped.dtype)
-
-
-def cut(value: Array, window: Window) -> Array:
-    """The part of the last axes of `value` that a window shows."""
-    if window is None:
-        return value
-    return value[(..., *(slice(start, start + size) for start, size in window))]
-
-
-def cut_spec(value: Any, window: Window) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of that part."""
-    shape = value.shape if window is None else tuple(size for _, size in window)
-    return jax.ShapeDtypeStruct(shape, value.dtype)
+    """Returns the shape of a site's tap and cotangent: the scan axes, then the output's."""
+    lengths = tuple(scan.length for scan in site.scans)
+    return jax.ShapeDtypeStruct((*lengths, *site.tap_output.shape), site.tap_output.dtype)
