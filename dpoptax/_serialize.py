@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import dp_accounting
 
 from dpoptax import samplers
@@ -169,9 +170,9 @@ def mechanism_record(mechanism: Mechanism) -> dict[str, Any]:
         TypeError: another.
     """
     if isinstance(mechanism, Gaussian):
-        return {"kind": "floating_point", **dataclasses.asdict(mechanism)}
+        return {"kind": "floating_point", **attrs.asdict(mechanism)}
     if isinstance(mechanism, DiscreteGaussian):
-        return {"kind": "exact", **dataclasses.asdict(mechanism)}
+        return {"kind": "exact", **attrs.asdict(mechanism)}
     raise TypeError(f"{type(mechanism).__name__} has no record; it is not of dpoptax.")
 
 
@@ -188,7 +189,7 @@ def mechanism_of(record: Any) -> Mechanism:
         ValueError: a record of no known kind, or with other numbers than it needs.
     """
     kind, fields = _kind_and_fields("mechanism", record, MECHANISMS)
-    _only(kind, fields, {field.name for field in dataclasses.fields(MECHANISMS[kind])})
+    _only(kind, fields, {field.name for field in attrs.fields(MECHANISMS[kind])})
     return MECHANISMS[kind](**fields)
 
 

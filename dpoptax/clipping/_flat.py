@@ -1,40 +1,52 @@
-"""Squared norms of per-example gradients in; one weight per example out.
+"""Flat clipping: one bound for the gradient of an example over all parameters together."""
 
-Clipping scales the gradient of example i by `weight_i = min(1, l2_clip / norm_i)`, so that no
-example moves the sum by more than `l2_clip` (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
-A rule states its sensitivity beside the code that makes it true.
-"""
-
-import dataclasses
-
+import attrs
 import jax
 import jax.numpy as jnp
-from dp_accounting import NeighboringRelation
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.schedules import Schedule, Scheduled, at, extremes
+from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
-# Squares of smaller float32 numbers vanish, and so would the norms of gradients that small.
+# Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
+# margin keeps the terms of a norm at the bound well above that.
 SMALLEST_CLIP = 1e-12
 
 
-@dataclasses.dataclass(frozen=True)
+def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
+    if isinstance(value, Schedule):
+        for number in value.values:
+            _bound(number)
+        return value
+    bound = _validate.real("l2_clip", value)
+    if bound <= 0:
+        raise ValueError(f"l2_clip bounds a norm and must be positive; got {bound}.")
+    if bound < SMALLEST_CLIP:
+        raise ValueError(
+            f"l2_clip must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
+            f"got {bound}. Scale the loss up instead."
+        )
+    return bound
+
+
+@attrs.frozen
 class FlatClip:
     """Clips the gradient of each example, all parameters together, to norm `l2_clip`.
 
-    The contribution of an example becomes `g * min(1, l2_clip / ||g||)`. An example whose
-    gradient is not finite, or whose norm exceeds about 1.8e19 (its square overflows float32),
-    contributes zero. Norms are float32 sums of squares at the highest matmul precision: a
-    contribution exceeds the bound by at most about one part in 1e5, or where its terms cancel to
-    less than a thousandth of themselves, three in 100.
+    The contribution of an example becomes `g * min(1, l2_clip / ||g||)`. An example with a gradient
+    that is not finite contributes zero. So does one with a norm above about 1.8e19, because its
+    square overflows float32.
+
+    Norms are float32 sums of squares at the highest matmul precision. A contribution exceeds the
+    bound by at most about one part in 1e5. Where the terms of a gradient cancel to less than a
+    thousandth of their size, it exceeds the bound by at most 3 %.
 
     Attributes:
-        l2_clip: the bound, in the unit of the gradient; `math.inf` turns clipping off, which
-            only a transformation without noise accepts. A `Schedule` changes it with the step,
-            and the noise with it, which costs nothing: privacy depends on their ratio.
+        l2_clip: the bound, in the unit of the gradient. `math.inf` turns clipping off, which only a
+            transformation without noise accepts. A `Schedule` changes the bound with the step, and
+            the noise with it. That costs no privacy, which depends on their ratio.
 
     Raises:
         ValueError: `l2_clip` is not positive, or too small for float32.
@@ -50,61 +62,34 @@ class FlatClip:
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
 
-    l2_clip: Scheduled
-
-    def __post_init__(self) -> None:
-        bound = self.l2_clip
-        if isinstance(bound, Schedule):
-            for value in bound.values:
-                FlatClip(value)
-            return
-        bound = _validate.real("l2_clip", bound)
-        if bound <= 0:
-            raise ValueError(f"l2_clip bounds a norm and must be positive; got {bound}.")
-        if bound < SMALLEST_CLIP:
-            raise ValueError(
-                f"l2_clip must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
-                f"got {bound}. Scale the loss up instead."
-            )
-        object.__setattr__(self, "l2_clip", bound)
+    l2_clip: ScalarOrSchedule = attrs.field(converter=_bound)
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
     ) -> Float[Array, " batch"]:
-        """Returns min(1, l2_clip / norm), and 0 for an example whose norm is not finite."""
+        """Returns min(1, l2_clip / norm), and 0 for an example with a norm that is not finite."""
         squared = jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
         # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
-        scale = jnp.minimum(1.0, at(self.l2_clip, step) / jnp.sqrt(squared))
+        scale = jnp.minimum(1.0, as_schedule(self.l2_clip).at(step) / jnp.sqrt(squared))
         return jnp.where(jnp.isfinite(squared), scale, 0.0)
 
     def sensitivity(self, relation: Relation) -> float:
-        """Returns l2_clip, or twice that where one example takes the place of another."""
-        replaced = parse_relation(relation) is NeighboringRelation.REPLACE_ONE
-        _, largest = extremes(self.l2_clip)
-        return 2 * largest if replaced else largest
+        """Returns l2_clip, or twice that if one example replaces another."""
+        largest = as_schedule(self.l2_clip).max
+        # Removing one example and adding another moves the sum twice.
+        return 2 * largest if parse_relation(relation).name == "REPLACE_ONE" else largest
 
 
-def as_clip_rule(clip: ClipRule | Scheduled) -> ClipRule:
-    """Returns `clip` itself if it is a rule, `FlatClip(clip)` if it is a number.
-
-    Args:
-        clip: a rule, or the bound of `FlatClip`.
-
-    Returns:
-        A clip rule.
+def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
+    """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
-        ValueError: a bound that is not positive; or a rule by which one example moves the sum by
-            more than its `l2_clip`, the unit of the noise.
-
-    Example:
-        >>> as_clip_rule(1.5)
-        FlatClip(l2_clip=1.5)
+        ValueError: one example moves the sum by more than the `l2_clip` of the rule.
     """
     if not isinstance(clip, ClipRule):
         return FlatClip(clip)
-    _, largest = extremes(clip.l2_clip)
-    moves = clip.sensitivity(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    largest = as_schedule(clip.l2_clip).max
+    moves = clip.sensitivity("add_or_remove_one")
     if moves > largest:
         raise ValueError(
             f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "

@@ -7,43 +7,59 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
-from dpoptax.schedules import Scheduled, at, extremes
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 
 @runtime_checkable
 class Mechanism(Protocol):
-    """What `privatize` asks of a mechanism."""
+    """The interface of a mechanism: `release`, `check` and `caveat`.
+
+    The accountant treats every mechanism as Gaussian noise of standard deviation
+    `noise_multiplier * clip.l2_clip` on the clipped sum. A mechanism must be at least as private as
+    that. Write it as a frozen class with numbers as fields: the noise keys are derived from its
+    fields.
+
+    Example:
+        >>> import dpoptax
+        >>> isinstance(dpoptax.mechanisms.Gaussian(), Mechanism)
+        True
+    """
 
     @property
-    def trust(self) -> str:
-        """What a privacy statement about it takes on trust, for the report."""
+    def caveat(self) -> str:
+        """What the privacy statement assumes about the noise; the report prints it."""
 
     def release(
         self,
         key: PRNGKeyArray,
         grads: PerExampleGrads,
         clip: ClipRule,
-        noise_multiplier: Scheduled,
+        noise_multiplier: ScalarOrSchedule,
         step: Int[Array, ""] | int,
     ) -> PyTree[Float[Array, "..."]]:
-        """Returns the clipped sum with its noise, in float32 or wider."""
+        """Returns the noisy clipped sum, in float32 or wider.
 
-    def check(self, clip: ClipRule, noise_multiplier: Scheduled) -> None:
-        """Refuses a clip or a noise that cannot be served."""
+        Args:
+            key: for this release and nothing else.
+            grads: the per-example gradients of the batch.
+            clip: the clip rule.
+            noise_multiplier: standard deviation of the noise divided by the clip bound.
+            step: the number of the release, for scheduled clips and noise.
+        """
+
+    def check(self, clip: ClipRule, noise_multiplier: ScalarOrSchedule) -> None:
+        """Raises if the mechanism does not support this clip rule or noise.
+
+        Args:
+            clip: the clip rule.
+            noise_multiplier: standard deviation of the noise divided by the clip bound.
+        """
 
 
 def noise_stddev(
-    clip: ClipRule, noise_multiplier: Scheduled, step: Int[Array, ""] | int = 0
+    clip: ClipRule, noise_multiplier: ScalarOrSchedule, step: Int[Array, ""] | int = 0
 ) -> float | Float[Array, ""]:
     """Returns the standard deviation of the noise on the clipped sum: multiplier times bound.
-
-    Args:
-        clip: the rule that clips.
-        noise_multiplier: zero or more.
-        step: where one of the two is a schedule.
-
-    Returns:
-        A number in the unit of the gradient.
 
     Raises:
         ValueError: the bound is infinite and the multiplier is not zero.
@@ -53,13 +69,13 @@ def noise_stddev(
         >>> noise_stddev(dpoptax.clipping.FlatClip(2.0), 1.5)
         3.0
     """
-    _, most_noise = extremes(noise_multiplier)
-    if most_noise == 0:
+    noise, bound = as_schedule(noise_multiplier), as_schedule(clip.l2_clip)
+    if noise.max == 0:
+        # Before the product, because zero times an infinite bound is NaN.
         return 0.0
-    _, largest = extremes(clip.l2_clip)
-    if math.isinf(largest):
+    if math.isinf(bound.max):
         raise ValueError(
             f"noise needs a finite l2_clip to be scaled by; got l2_clip=inf with "
-            f"noise_multiplier={most_noise}. Pass a finite clip, or noise_multiplier=0."
+            f"noise_multiplier={noise.max}. Pass a finite clip, or noise_multiplier=0."
         )
-    return at(noise_multiplier, step) * at(clip.l2_clip, step)
+    return noise.at(step) * bound.at(step)

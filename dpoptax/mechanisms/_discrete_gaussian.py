@@ -1,10 +1,10 @@
-"""Discrete Gaussian mechanism: integer sums and exact noise on a grid."""
+"""Discrete Gaussian mechanism: integer sums, and exact noise on a grid."""
 
-import dataclasses
 import fractions
 import math
 from typing import Any
 
+import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,68 +14,79 @@ from dpoptax import _validate
 from dpoptax._precision import widen
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
-from dpoptax.per_example._base import PerExampleGrads, select
-from dpoptax.random._discrete_gaussian import MOST_BITS, discrete_gaussian
-from dpoptax.schedules import Schedule, Scheduled, at, extremes
+from dpoptax.per_example import PerExampleGrads
+from dpoptax.per_example._base import global_squared_norms, select
+from dpoptax.random._discrete_gaussian import MAX_BITS, discrete_gaussian
+from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
-# What rounded sums of squares may be short of: (levels of the tree + 2) * 2**-24, for 120 levels.
+# A float32 sum of squares over a tree of L levels is too small by a factor of at most
+# (L + 2) * 2**-24, and no model needs 120 levels.
 SHORTFALL = fractions.Fraction(1, 2**17)
-# The variance, in squared grid steps, that the proof in `DiscreteGaussian` gives away.
+# The variance, in squared grid steps, that the proof in `DiscreteGaussian` uses up.
 SMOOTHING = 9
+# Of the 32 bits of a sum, the noise may need 16 standard deviations.
+NOISE_ROOM = 16
 
 
-@dataclasses.dataclass(frozen=True)
+def _bits(value: int) -> int:
+    bits = _validate.count("bits", value, at_least=4)
+    if bits > MAX_BITS:
+        raise ValueError(f"bits must be at most {MAX_BITS}; got {bits}.")
+    return bits
+
+
+@attrs.frozen
 class DiscreteGaussian:
-    """Noise of the discrete Gaussian law on a grid, and sums of whole numbers.
+    """Discrete Gaussian noise on a grid, and sums of integers: no rounding weakens the guarantee.
 
-    The contribution of an example is clipped, scaled to the grid and rounded; its bound is
-    tightened by the most that rounding can add, sqrt(parameters) / 2 grid steps, and a contribution
-    whose squared norm exceeds the bound all the same adds nothing. Sums are integers, noise is
-    `dpoptax.random.discrete_gaussian`: nowhere is a guarantee left to the rounding of floats.
+    The contribution of an example is clipped, scaled to the grid and rounded. Rounding adds at most
+    sqrt(parameters) / 2 grid steps to its norm, so its bound is tightened by as much. A rounded
+    contribution with a squared norm above the bound is dropped. Sums are integers, and the noise
+    is `dpoptax.random.discrete_gaussian`.
 
     It is accounted as Gaussian noise of the same multiplier z, under every sampler and relation.
-    With s = 2**bits the bound is B = sqrt(s**2 - 9) / z grid steps. Take continuous noise
-    x ~ N(0, s**2 - 9) on an integer sum, which is the Gaussian mechanism of multiplier z, and round
-    it at random to a whole number k with probability proportional to exp(-(k - x)**2 / 18):
-    post-processing. By Poisson summation the constant of proportionality is the same for all x to
-    a relative 4 exp(-18 pi**2) < 1e-76, so k has the discrete Gaussian law of variance s**2 to as
-    much. A run of 1e6 steps on 1e12 parameters thus costs 1e-57 of epsilon more.
+    The proof, with s = 2**bits and the bound B = sqrt(s**2 - 9) / z grid steps: add continuous
+    noise N(0, s**2 - 9) to an integer sum. This is the Gaussian mechanism of multiplier z. Call the
+    result x, and round it at random to an integer k with probability proportional to
+    exp(-(k - x)**2 / 18). This is post-processing. By Poisson summation the constant of
+    proportionality is the same for all x, up to a relative 4 exp(-18 pi**2) < 1e-76. So k has the
+    discrete Gaussian distribution of variance s**2 up to the same factor. A run of 1e6 steps on
+    1e12 parameters costs 1e-57 of epsilon more.
 
-    It takes the stacked form of the gradients, `(batch, parameters)` numbers, so pass
-    `microbatch_size` to `per_example_grads` for large models; and each number of noise costs about
-    forty words of random bits.
+    It needs the gradients in stacked form, `(batch, parameters)` numbers. For large models, pass
+    `microbatch_size` to `per_example_grads`. Each number of noise takes about forty random words.
 
     Attributes:
-        bits: the standard deviation of the noise is 2**bits grid steps; from 4 to 24. More make
-            rounding cheaper, fewer leave more room in the 32 bits of a sum.
+        bits: the standard deviation of the noise is 2**bits grid steps; from 4 to 24. More bits
+            lose less to rounding. Fewer bits leave more room in the 32 bits of a sum.
 
     Raises:
-        TypeError: bits that are not whole.
-        ValueError: bits out of range; when used, no noise, or a grid too coarse or too fine for
-            the model.
+        TypeError: `bits` is not a whole number.
+        ValueError: `bits` is out of range. When used: there is no noise, or the grid is too coarse
+            or too fine for the model.
 
     Example:
         >>> import dpoptax, jax
-        >>> tx = dpoptax.privatize(1.0, 1.1, expected_batch_size=32, key=jax.random.key(0), mechanism=dpoptax.mechanisms.DiscreteGaussian())
+        >>> tx = dpoptax.privatize(
+        ...     1.0,
+        ...     1.1,
+        ...     expected_batch_size=32,
+        ...     key=jax.random.key(0),
+        ...     mechanism=dpoptax.mechanisms.DiscreteGaussian(),
+        ... )
 
     Reference: Canonne, Kamath and Steinke 2020, arXiv:2004.00010; Kairouz, Liu and Steinke 2021,
-    arXiv:2102.06387, for rounding; Micciancio and Regev 2007 for the sum of the two laws.
+    arXiv:2102.06387, for rounding; Micciancio and Regev 2007 for the sum of the two distributions.
     """
 
-    bits: int = 16
-
-    def __post_init__(self) -> None:
-        bits = _validate.count("bits", self.bits, at_least=4)
-        if bits > MOST_BITS:
-            raise ValueError(f"bits must be at most {MOST_BITS}; got {bits}.")
-        object.__setattr__(self, "bits", bits)
+    bits: int = attrs.field(default=16, converter=_bits)
 
     @property
-    def trust(self) -> str:
-        """See `Mechanism.trust`."""
+    def caveat(self) -> str:
+        """See `Mechanism.caveat`."""
         return (
-            f"noise is a discrete Gaussian of 2**{self.bits} grid steps, exact if its bits are "
-            "random; sums are of whole numbers"
+            f"noise is a discrete Gaussian of 2**{self.bits} grid steps on integer sums, exact if "
+            "the random bits are uniform"
         )
 
     def release(
@@ -83,77 +94,80 @@ class DiscreteGaussian:
         key: PRNGKeyArray,
         grads: PerExampleGrads,
         clip: ClipRule,
-        noise_multiplier: Scheduled,
+        noise_multiplier: ScalarOrSchedule,
         step: Int[Array, ""] | int,
     ) -> PyTree[Float[Array, "..."]]:
         """See `Mechanism.release`."""
         specs = jax.tree.leaves(grads.parameter_specs())
         dimension = sum(math.prod(spec.shape) for spec in specs)
-        self._check_room(len(grads.mask), dimension, noise_multiplier)
-        squared_bound = jnp.asarray(at(self._squared_bounds(noise_multiplier), step), jnp.float32)
+        bounds = self._squared_bounds(noise_multiplier)
+        self._check_room(len(grads.mask), dimension, bounds)
+        # The squared bound rounds down to float32, so that the comparison below is on the safe
+        # side. The other numbers only choose the grid, and need not be exact.
+        squared_bound = jnp.asarray(bounds.at(step), jnp.float32)
         bound = jnp.sqrt(squared_bound)
-        # Rounding adds at most so much to a norm.
-        free = bound - math.sqrt(dimension) / 2
-        steps_per_unit = bound / jnp.asarray(at(clip.l2_clip, step), jnp.float32)
+        steps_per_unit = bound / jnp.asarray(as_schedule(clip.l2_clip).at(step), jnp.float32)
 
-        def whole_sum(part: PerExampleGrads) -> PyTree[Array]:
+        def integer_sum(part: PerExampleGrads) -> PyTree[Array]:
             squared_norms = part.squared_norms()
             weights = clip.weights(squared_norms, step).astype(jnp.float32)
-            squared = jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
-            norms = jnp.sqrt(squared).astype(jnp.float32)
-            factors = jnp.minimum(weights * steps_per_unit, free / norms)
+            norms = jnp.sqrt(global_squared_norms(squared_norms)).astype(jnp.float32)
+            # Leave room for rounding, which adds at most sqrt(dimension) / 2 to a norm.
+            room = bound - math.sqrt(dimension) / 2
+            factors = jnp.minimum(weights * steps_per_unit, room / norms)
             kept = part.mask & (weights != 0)
 
             def rounded(leaf: Array) -> Array:
                 rows = factors.reshape(-1, *[1] * (leaf.ndim - 1))
                 return jnp.rint(select(kept, widen(leaf).astype(jnp.float32) * rows))
 
-            whole = jax.tree.map(rounded, part.stacked())
-            # Whatever floating point did above, what is summed is within the bound.
-            within = _sums_of_squares(jax.tree.leaves(whole)) <= squared_bound
+            integers = jax.tree.map(rounded, part.stacked())
+            # The guarantee rests on this comparison alone. Whatever floating point did above, a
+            # contribution beyond the bound is dropped.
+            within = _sums_of_squares(jax.tree.leaves(integers)) <= squared_bound
             return jax.tree.map(
                 lambda leaf: select(within, leaf).astype(jnp.int32).sum(axis=0, dtype=jnp.int32),
-                whole,
+                integers,
             )
 
-        leaves, treedef = jax.tree.flatten(grads.sum_by_parts(whole_sum))
+        leaves, treedef = jax.tree.flatten(grads.sum_by_parts(integer_sum))
         keys = jax.random.split(key, len(leaves))
         noisy = []
         for leaf_key, leaf, spec in zip(keys, leaves, specs, strict=True):
-            # Beyond 32 bits both wrap around, which is a function of the exact release.
+            # Beyond 32 bits the integers wrap around. This is a function of the exact release, so
+            # it costs accuracy and no privacy; so does the division afterwards.
             released = leaf + discrete_gaussian(leaf_key, leaf.shape, bits=self.bits)
             dtype = widen(jnp.zeros((), spec.dtype)).dtype
             noisy.append(released.astype(dtype) / steps_per_unit.astype(dtype))
         return jax.tree.unflatten(treedef, noisy)
 
-    def check(self, clip: ClipRule, noise_multiplier: Scheduled) -> None:
+    def check(self, clip: ClipRule, noise_multiplier: ScalarOrSchedule) -> None:
         """See `Mechanism.check`."""
         noise_stddev(clip, noise_multiplier)
-        least, _ = extremes(noise_multiplier)
-        if least == 0:
+        if as_schedule(noise_multiplier).min == 0:
             raise ValueError(
                 "exact noise needs a positive noise_multiplier, which sets the grid; got 0. "
                 "Without noise, leave the mechanism out."
             )
 
-    def _squared_bounds(self, noise_multiplier: Scheduled) -> Scheduled:
-        """The most that the squared norm of a contribution may be, in grid steps, by step."""
-        if isinstance(noise_multiplier, Schedule):
-            bounds = tuple(_squared_bound(self.bits, value) for value in noise_multiplier.values)
-            return Schedule(bounds, noise_multiplier.lengths)
-        return _squared_bound(self.bits, noise_multiplier)
+    def _squared_bounds(self, noise_multiplier: ScalarOrSchedule) -> Schedule:
+        """Returns the largest squared norm of a contribution, in squared grid steps, by step."""
+        noise = as_schedule(noise_multiplier)
+        bounds = tuple(_squared_bound(self.bits, value) for value in noise.values)
+        return Schedule(bounds, noise.lengths)
 
-    def _check_room(self, batch: int, dimension: int, noise_multiplier: Scheduled) -> None:
-        least, most = map(math.sqrt, extremes(self._squared_bounds(noise_multiplier)))
-        if math.sqrt(dimension) > least:
+    def _check_room(self, batch: int, dimension: int, squared_bounds: Schedule) -> None:
+        smallest, largest = math.sqrt(squared_bounds.min), math.sqrt(squared_bounds.max)
+        # Rounding takes sqrt(dimension) / 2 of the bound.
+        if math.sqrt(dimension) > smallest:
             raise ValueError(
                 f"the grid is too coarse: rounding {dimension} parameters would take more than "
-                f"half of the clip bound, which is {least:.0f} grid steps. Pass "
+                f"half of the clip bound, which is {smallest:.0f} grid steps. Pass "
                 f"DiscreteGaussian(bits=b) with more than {self.bits} bits."
             )
-        if batch * most + 16 * 2**self.bits > 2**31:
+        if batch * largest + NOISE_ROOM * 2**self.bits > 2**31:
             raise ValueError(
-                f"a sum of {batch} contributions of {most:.0f} grid steps may not fit into 32 "
+                f"a sum of {batch} contributions of {largest:.0f} grid steps may not fit into 32 "
                 f"bits. Pass DiscreteGaussian(bits=b) with less than {self.bits} bits."
             )
 
@@ -168,7 +182,9 @@ def _squared_bound(bits: int, noise_multiplier: float) -> float:
 
 
 def _sums_of_squares(leaves: list[Any]) -> Float[Array, " batch"]:
-    """Sums of squares by row, halving level by level, so that their rounding is bounded."""
+    """Returns sums of squares by row, added in a tree."""
+    # A tree of L levels rounds L times, where a sum from left to right would round once per
+    # parameter. XLA promises no order, so the order is spelled out.
 
     def halved(values: Array) -> Array:
         while values.shape[1] > 1:

@@ -1,8 +1,8 @@
-"""Gaussian mechanism in floating point: the fast way, and the default."""
+"""Gaussian mechanism in floating point: the fast one, and the default."""
 
-import dataclasses
 import functools
 
+import attrs
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
@@ -10,50 +10,58 @@ from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.mechanisms._gaussian_noise import add_gaussian
 from dpoptax.per_example import PerExampleGrads
-from dpoptax.schedules import Scheduled
+from dpoptax.schedules import ScalarOrSchedule
 
 
-@dataclasses.dataclass(frozen=True)
+def _num_draws(value: int) -> int:
+    return _validate.count("num_draws", value)
+
+
+@attrs.frozen
 class Gaussian:
-    """Noise of normal draws in floating point: the fast way, and the default.
+    """Gaussian noise in floating point: the fast mechanism, and the default.
 
-    A normal of float32 takes few enough values that its last bits can betray what it was added to
-    (Mironov 2012), all the more where two are drawn together, as here (Jin et al. 2022), and ends
-    at 6.8 standard deviations. A sum of several, divided by the root of their number, leaves no
-    single draw to be told from the sum (Holohan and Braghin 2021 propose four) and reaches further:
-    a hardening, and no proof. See `DiscreteGaussian` for that.
+    Floating-point noise is not exactly Gaussian. A float32 normal takes few enough values that the
+    last bits of a release can reveal the sum below it (Mironov 2012), in particular if two draws
+    are made together, as here (Jin et al. 2022). It also ends at 6.8 standard deviations. With
+    `num_draws=4` the noise is a sum of four draws divided by two, so that no single draw can be
+    separated from the sum (Holohan and Braghin 2021), and it reaches further. This makes an attack
+    harder; it is not a proof. `DiscreteGaussian` has a proof.
 
     Attributes:
-        num_draws: how many draws make the noise of one coordinate; time grows with it.
+        num_draws: how many draws make the noise of one coordinate. The time grows in proportion.
+        jax_random: draw with `jax.random.normal` instead of this library's own faster code.
 
     Raises:
-        TypeError: a number that is not whole.
-        ValueError: a number below 1.
+        TypeError: `num_draws` is not a whole number, or `jax_random` is not a bool.
+        ValueError: `num_draws` is below 1.
 
     Example:
         >>> import dpoptax, jax
         >>> tx = dpoptax.privatize(
-        ...     1.0, 1.1, expected_batch_size=32, key=jax.random.key(0), mechanism=dpoptax.mechanisms.Gaussian(num_draws=4)
+        ...     1.0,
+        ...     1.1,
+        ...     expected_batch_size=32,
+        ...     key=jax.random.key(0),
+        ...     mechanism=dpoptax.mechanisms.Gaussian(num_draws=4),
         ... )
 
     Reference: Mironov 2012, "On significance of the least significant bits for differential
     privacy"; Holohan and Braghin 2021, arXiv:2107.10138.
     """
 
-    num_draws: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "num_draws", _validate.count("num_draws", self.num_draws))
+    num_draws: int = attrs.field(default=1, converter=_num_draws)
+    jax_random: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     @property
-    def trust(self) -> str:
-        """See `Mechanism.trust`."""
+    def caveat(self) -> str:
+        """See `Mechanism.caveat`."""
         drawn = "a floating-point Gaussian"
         if self.num_draws > 1:
             drawn = f"a sum of {self.num_draws} floating-point Gaussians"
         return (
-            f"noise is {drawn}, taken for an exact one; by rounding, an example may move sums "
-            "3 % beyond the clip"
+            f"noise is {drawn}, treated as an exact Gaussian; through rounding, one example may "
+            "move the sum 3 % beyond the clip bound"
         )
 
     def release(
@@ -61,14 +69,16 @@ class Gaussian:
         key: PRNGKeyArray,
         grads: PerExampleGrads,
         clip: ClipRule,
-        noise_multiplier: Scheduled,
+        noise_multiplier: ScalarOrSchedule,
         step: Int[Array, ""] | int,
     ) -> PyTree[Float[Array, "..."]]:
         """See `Mechanism.release`."""
-        total = grads.clip_and_sum(functools.partial(clip.weights, step=step))
+        clipped_sum = grads.clip_and_sum(functools.partial(clip.weights, step=step))
         stddev = noise_stddev(clip, noise_multiplier, step)
-        return add_gaussian(key, total, stddev, num_draws=self.num_draws)
+        return add_gaussian(
+            key, clipped_sum, stddev, num_draws=self.num_draws, jax_random=self.jax_random
+        )
 
-    def check(self, clip: ClipRule, noise_multiplier: Scheduled) -> None:
+    def check(self, clip: ClipRule, noise_multiplier: ScalarOrSchedule) -> None:
         """See `Mechanism.check`."""
         noise_stddev(clip, noise_multiplier)

@@ -1,8 +1,7 @@
-"""Private histogram of gradient norms: a release with noise of its own."""
+"""Private histogram of gradient norms: a release with noise, which must be charged to the ledger."""
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -15,28 +14,34 @@ from dpoptax.per_example import as_per_example_grads
 def norm_histogram(
     grads: PyTree, edges: Sequence[float], noise_multiplier: float, key: PRNGKeyArray
 ) -> Float[Array, " bins"]:
-    """Returns how many examples have a gradient norm between two edges, with noise.
+    """Counts the examples with a gradient norm between two edges, with Gaussian noise.
 
         counts = sum_i onehot(bin(||g_i||)) + noise_multiplier * N(0, I)
 
-    An example adds a vector of norm one, so this is a step with clip 1. For a batch that the
-    ledger's sampler drew for it alone, charge it as one: `ledger.charge(noise_multiplier)`. For the
-    batch of a step that also releases a gradient with noise multiplier z, charge that step at
-    (z**-2 + noise_multiplier**-2)**-0.5 in place of z: both look at the same draw, so that charging
-    them one by one would be too little. Norms that are not finite fall into no bin.
+    This is a private release: one example adds a vector of norm one, as in a step with clip 1. You
+    must charge it.
+
+    - For a batch that was drawn by the ledger's sampler for the histogram alone, charge one step:
+      `ledger.charge(noise_multiplier)`.
+    - For the batch of a step that also releases a gradient with noise multiplier z, charge that
+      step at (z**-2 + noise_multiplier**-2)**-0.5 instead of z. Both releases use the same draw of
+      examples, so charging them one by one would be too little.
+
+    Norms that are not finite fall into no bin.
 
     Args:
         grads: `PerExampleGrads`, or a tree of arrays with a leading example axis.
-        edges: increasing, from 0 on, chosen without looking at the data; the last bin has no end.
+        edges: increasing, starting at 0. Choose them without looking at the data. The last bin has
+            no upper edge.
         noise_multiplier: standard deviation of the noise of a count.
-        key: used once, here.
+        key: for this histogram and nothing else.
 
     Returns:
-        `(len(edges),)` noisy counts; they may be negative.
+        `(len(edges),)` noisy counts. They may be negative.
 
     Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: edges that do not increase from 0, or a noise multiplier out of range.
+        TypeError: an argument has the wrong type.
+        ValueError: the edges do not increase from 0, or the noise multiplier is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,9 +57,10 @@ def norm_histogram(
     noise = _validate.non_negative("noise_multiplier", noise_multiplier)
     key = _validate.typed_key("key", key)
     grads = as_per_example_grads(grads)
-    squared = jnp.stack(jax.tree.leaves(grads.squared_norms())).sum(axis=0)
-    above = squared[:, None] >= jnp.asarray(bounds**2, squared.dtype)
-    place = jnp.sum(above, axis=1, dtype=jnp.int32) - 1
+    squared = grads.global_squared_norms()
+    reached = squared[:, None] >= jnp.asarray(bounds**2, squared.dtype)
+    bin_index = jnp.sum(reached, axis=1, dtype=jnp.int32) - 1
     counted = grads.mask & jnp.isfinite(squared)
-    ones = counted[:, None] & (place[:, None] == jnp.arange(len(bounds), dtype=jnp.int32))
+    bins = jnp.arange(len(bounds), dtype=jnp.int32)
+    ones = counted[:, None] & (bin_index[:, None] == bins)
     return add_gaussian(key, ones.sum(axis=0, dtype=jnp.float32), noise)

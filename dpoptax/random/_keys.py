@@ -1,24 +1,22 @@
-"""Entropy of the operating system, or a seed for tests, in; a ChaCha20 key out."""
+"""ChaCha20 keys from the operating system, or from a seed for tests."""
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax.random._chacha20 import CHACHA20
+from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
 
 
 def secure_key() -> PRNGKeyArray:
-    """Draws a ChaCha20 key of 256 bits from the operating system.
+    """Draws a 256-bit ChaCha20 key from the operating system.
 
-    A guarantee rests on the secrecy of its key: do not print it, keep it with data as sensitive
-    as the training data, and forget it after the run. Where several processes train together
-    (`jax.distributed`), the first one's is sent to the others.
+    The privacy guarantee rests on the secrecy of this key. Do not print it. Keep it, and every
+    state that holds it, where the training data are kept, and delete it after the run. If several
+    processes train together (`jax.distributed`), the first process sends its key to the others.
 
     Returns:
         A typed key for every `jax.random` function, and for `split_by_purpose`.
@@ -32,12 +30,14 @@ def secure_key() -> PRNGKeyArray:
     """
     words = np.frombuffer(os.urandom(32), np.uint32)
     if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
         words = multihost_utils.broadcast_one_to_all(words)
     return jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
 
 
 def insecure_key(seed: int) -> PRNGKeyArray:
-    """Makes a ChaCha20 key of a seed, for tests and examples: whoever guesses it knows the noise.
+    """Makes a ChaCha20 key from a seed, for tests and examples. Whoever guesses the seed knows it.
 
     Args:
         seed: a whole number from 0 to 2**32 - 1.
@@ -46,8 +46,8 @@ def insecure_key(seed: int) -> PRNGKeyArray:
         A typed key for every `jax.random` function.
 
     Raises:
-        TypeError: a seed that is not whole.
-        ValueError: a seed out of range.
+        TypeError: the seed is not a whole number.
+        ValueError: the seed is out of range.
 
     Example:
         >>> import jax
@@ -56,29 +56,19 @@ def insecure_key(seed: int) -> PRNGKeyArray:
     """
     seed = _validate.count("seed", seed, at_least=0)
     if seed >= 2**32:
-        raise ValueError(f"a seed for tests is below 2**32; got {seed}. For secrets: secure_key().")
+        raise ValueError(f"seed must be below 2**32; got {seed}. For a secret key: secure_key().")
     return jax.random.key(np.uint32(seed), impl=CHACHA20)
 
 
-def root_of(key: Any) -> tuple[PRNGKeyArray, str]:
-    """Returns the root key of a run, and in words how far it may be trusted.
+def root_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    """Returns the root key of a run: `key`, or a new secure key for None."""
+    return secure_key() if key is None else _validate.typed_key("key", key)
 
-    Args:
-        key: None for a new secure key, a whole number for a test key, or a key.
 
-    Returns:
-        A typed key and a line for the report.
-
-    Raises:
-        TypeError: anything else, an old-style key among it.
-    """
+def describe_key(key: PRNGKeyArray | None) -> str:
+    """Returns where the key of `root_key(key)` comes from, for the privacy report."""
     if key is None:
-        return secure_key(), "ChaCha20, 256 bits of entropy of the operating system"
-    if isinstance(key, int | np.integer):
-        return insecure_key(int(key)), "ChaCha20, from a small seed: not secret, for tests only"
-    generator = jax.random.key_impl(_validate.typed_key("key", key))
-    name = "ChaCha20" if generator == jax.random.key_impl(insecure_key(0)) else str(generator)
-    return key, f"{name}, a key given by the caller, as secret as they kept it"
-
-
-insecure_key.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever collects it
+        return "ChaCha20, 256 bits of entropy of the operating system"
+    tag = str(jax.random.key_impl(_validate.typed_key("key", key)))
+    name = "ChaCha20" if tag == CHACHA20_TAG else tag
+    return f"{name}, given by the caller, who must keep it secret"

@@ -1,10 +1,13 @@
-"""A key in, normal draws out, two of them made of two uniform words.
+"""Normal draws by the Box-Muller method: two draws from two uniform words.
 
-JAX makes a draw of one word, by inverting the error function, and that word of two that Threefry
-gives. Here one word is the radius and one the angle of a point in the plane, whose two coordinates
-are two draws: a fraction of the time, and the tails end at 6.8 standard deviations, not at 5.4.
-From a Threefry key a draw depends on its own index alone, so that a sharded draw needs no
-communication.
+`jax.random.normal` inverts the error function, once per draw, and uses one of the two words that
+Threefry computes for it. Here one word is the radius and the other the angle of a point in the
+plane, and the two coordinates of the point are two draws. On a CPU this takes about half the time
+(docs/randomness.md). The tails end at 6.8 standard deviations instead of 5.4. The operations are
+in float32, so the result can differ in the last bit between compiled programs.
+`Gaussian(jax_random=True)` draws with `jax.random.normal` instead.
+
+From a Threefry key a draw depends only on its own index, so a sharded draw needs no communication.
 
 Reference: Box and Muller 1958, "A note on the generation of random normal deviates".
 """
@@ -19,14 +22,15 @@ from jaxtyping import Array, Complex64, Float, PRNGKeyArray, UInt32
 
 from dpoptax.random._threefry_unrolled import counted_words, is_threefry, unrolled
 
-# -2 log(1 + m) = m (p_0 + p_1 m + ...) for sqrt(1/2) <= 1 + m < sqrt(2), a minimax fit, at most
-# 3.5e-8 of it off. XLA's own logarithm spends much of its time on zero, infinity and NaN.
+# -2 log(1 + m) = m (p_0 + p_1 m + ...) for sqrt(1/2) <= 1 + m < sqrt(2): a minimax fit with an
+# error of at most 3.5e-8. XLA's own logarithm spends much of its time on zero, infinity and NaN,
+# which cannot occur here.
 LOGARITHM = (
     *(-2.0, 0.999999821, -0.666679025, 0.500035107, -0.399241388),
     *(0.331410617, -0.298360676, 0.286147386, -0.174689576),
 )
 SQRT_HALF = np.float32(math.sqrt(0.5)).view(np.int32)
-# For |t| <= 1/2, with one divisor D = 1 + d t^2: minimax fits, at most 6e-8 of them off.
+# For |t| <= 1/2, with the common divisor D = 1 + d t^2, minimax fits with errors of at most 6e-8:
 # sin(pi t) = t (s_0 + s_1 t^2 + ...) / D, cos(pi t) = (1 - 2 t)(1 + 2 t)(c_0 + c_1 t^2 + ...) / D.
 DIVISOR = (1.0, 0.14133812)
 SINE = (math.pi, -4.72368765, 1.81982058, -0.239390816)
@@ -35,15 +39,7 @@ SIGN = np.uint32(1 << 31)
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    """Draws from N(0, 1): in float32 by Box and Muller, in float64 as JAX does.
-
-    Args:
-        key: of any type.
-        shape: of the draw.
-        dtype: float32 or wider.
-
-    Returns:
-        Independent draws.
+    """Draws from N(0, 1): float32 by Box-Muller, float64 as `jax.random.normal` does.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -53,11 +49,13 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float
     """
     if dtype != jnp.float32 or math.prod(shape) >= 2**32:
         return jax.random.normal(unrolled(key), shape, dtype)
-    return _of_counters(key, shape) if is_threefry(key) else _of_stream(key, shape)
+    return _from_counters(key, shape) if is_threefry(key) else _from_stream(key, shape)
 
 
-def _of_counters(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Two draws lie half an axis apart, on the first axis that has two equal halves."""
+def _from_counters(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Draws from Threefry; the two draws of a point lie half an axis apart."""
+    # The first axis with two equal halves; without one, the first axis is one draw too long, and is
+    # cut at the end.
     sides = shape or (1,)
     axis = next((axis for axis, side in enumerate(sides) if side % 2 == 0), 0)
     before, side, after = sides[:axis], sides[axis], sides[axis + 1 :]
@@ -70,8 +68,9 @@ def _of_counters(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "...
     return jax.lax.slice_in_dim(draws, 0, side, axis=axis).reshape(shape)
 
 
-def _of_stream(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Two draws lie side by side, as their words do: a device needs only its part of the stream."""
+def _from_stream(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Draws from any other key; the two draws of a point are neighbours, as its two words are."""
+    # Neighbours, so that a device needs only its own part of the stream of words.
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2), 2), jnp.uint32)
     points = from_words(words[:, 0], words[:, 1])
@@ -81,14 +80,11 @@ def _of_stream(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]
 def from_words(
     radius: UInt32[Array, "..."], angle: UInt32[Array, "..."]
 ) -> Complex64[Array, "..."]:
-    """Makes two normal draws of two uniform words: a point of the plane.
+    """Returns complex numbers whose two parts are independent N(0, 1), at most 6.77 in size.
 
-    Args:
-        radius: of the point, sqrt(-2 log u) at u = (radius + 1/2) / 2**32.
-        angle: the sign of the real part, and 31 bits of pi t with |t| <= 1/2, from the real axis.
-
-    Returns:
-        Complex numbers; either part has the law N(0, 1), and is at most 6.77 in size.
+    The distance from zero is sqrt(-2 log u) with u = (radius + 1/2) / 2**32. The first bit of
+    `angle` is the sign of the real part; the other 31 bits are pi t, |t| <= 1/2, the angle from
+    the real axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,16 +98,18 @@ def from_words(
     cosine = jnp.where(angle < SIGN, cosine, -cosine)
     sine = t * _polynomial(SINE, square)
     divisor = _polynomial(DIVISOR, square)
-    # A quotient of complex numbers, as the last thing, XLA computes once. Sums and products it
-    # repeats, and all that they are made of, for either part and for each array that an optimizer
-    # makes of a release.
+    # End with a complex division, which XLA does not duplicate. After a last addition or
+    # multiplication, XLA fuses the whole draw into every consumer and computes it again: with Adam
+    # it did so three times.
     point = jax.lax.complex(size * cosine, size * sine)
     return point / jax.lax.complex(divisor, jnp.zeros_like(divisor))
 
 
 def _exponential(word: UInt32[Array, "..."]) -> Float[Array, "..."]:
-    """-2 log((word + 1/2) / 2**32), by the exponent and the mantissa of a float."""
+    """Returns -2 log((word + 1/2) / 2**32), from the exponent and the mantissa of a float."""
     bits = jax.lax.bitcast_convert_type(word.astype(jnp.float32) + np.float32(0.5), jnp.int32)
+    # Subtracting the bits of sqrt(1/2) first rounds the exponent so that the mantissa 1 + m lies in
+    # the interval of the fit, around 1.
     exponent = (bits - SQRT_HALF) & np.int32(-(2**23))
     m = jax.lax.bitcast_convert_type(bits - exponent, jnp.float32) - np.float32(1)
     whole = (exponent - np.int32(32 * 2**23)).astype(jnp.float32)
@@ -119,7 +117,7 @@ def _exponential(word: UInt32[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    total = jnp.full_like(x, coefficients[-1])
+    result = jnp.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        total = total * x + np.float32(coefficient)
-    return total
+        result = result * x + np.float32(coefficient)
+    return result

@@ -264,7 +264,7 @@ def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
         accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
         f"dp-accounting {importlib.metadata.version('dp-accounting')}",
         generator=NO_GENERATOR,
-        assumptions=(*ASSUMPTIONS, plan.mechanism.trust),
+        assumptions=(*ASSUMPTIONS, plan.mechanism.caveat),
         loss=loss,
     )
 

@@ -3,4 +3,4 @@
 from dpoptax.transforms._aliases import dp_adam, dp_sgd
 from dpoptax.transforms._privatize import PrivatizeState, privatize
 
-__all__ = ["PrivatizeState", "dp_adam", "dp_sgd", "privatize"]
+__all__ = ["PrivatizeState", "privatize", "dp_sgd", "dp_adam"]

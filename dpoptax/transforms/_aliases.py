@@ -1,19 +1,19 @@
-"""Aliases that only compose: `privatize`, then an Optax optimizer."""
+"""Aliases that only compose: `privatize`, followed by an Optax optimizer."""
 
 import optax
 from jaxtyping import PRNGKeyArray
 
 from dpoptax.clipping import ClipRule
-from dpoptax.schedules import Scheduled
+from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.transforms._privatize import privatize
 
 
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | Scheduled,
+    clip: ClipRule | ScalarOrSchedule,
     *,
-    noise_multiplier: Scheduled,
-    expected_batch_size: Scheduled,
+    noise_multiplier: ScalarOrSchedule,
+    expected_batch_size: ScalarOrSchedule,
     key: PRNGKeyArray,
     momentum: float | None = None,
     nesterov: bool = False,
@@ -32,7 +32,7 @@ def dp_sgd(
         nesterov: as in `optax.sgd`.
 
     Returns:
-        A transformation that takes per-example gradients.
+        A transformation of per-example gradients.
 
     Raises:
         TypeError: as in `privatize`.
@@ -58,10 +58,10 @@ def dp_sgd(
 
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | Scheduled,
+    clip: ClipRule | ScalarOrSchedule,
     *,
-    noise_multiplier: Scheduled,
-    expected_batch_size: Scheduled,
+    noise_multiplier: ScalarOrSchedule,
+    expected_batch_size: ScalarOrSchedule,
     key: PRNGKeyArray,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -82,7 +82,7 @@ def dp_adam(
         eps: as in `optax.adam`.
 
     Returns:
-        A transformation that takes per-example gradients.
+        A transformation of per-example gradients.
 
     Raises:
         TypeError: as in `privatize`.

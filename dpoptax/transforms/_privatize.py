@@ -1,12 +1,11 @@
-"""Per-example gradients in, one private gradient out: clip, sum, noise, divide.
+"""The private Optax transformation: clip, sum, add noise, divide.
 
     release = (sum_i weight_i g_i + noise_multiplier * l2_clip * N(0, I)) / expected_batch_size
 
-in that order, once, in float32 or wider (Abadi et al. 2016, arXiv:1607.00133, algorithm 1, with
-the public expected batch size in place of the realised one).
+These steps happen once, in this order, in float32 or wider. This is algorithm 1 of Abadi et al.
+2016 (arXiv:1607.00133), with the public expected batch size instead of the realised one.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -14,70 +13,85 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from dpoptax import _serialize, _validate
+from dpoptax import _validate
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.per_example import as_per_example_grads
-from dpoptax.random._derive import derive_key
-from dpoptax.random._reuse_guard import Claim
+from dpoptax.random import derive_key
+from dpoptax.random._derive import fingerprint
+from dpoptax.random._reuse_guard import KeyReuseGuard
 from dpoptax.random._threefry_unrolled import unrolled
-from dpoptax.schedules import Scheduled, at, checked, extremes
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, checked
 
 
 class PrivatizeState(NamedTuple):
-    """What the next release needs: how many there were, and the key of this run's noise."""
+    """What the next release needs. It holds a key, so keep it secret.
+
+    Attributes:
+        step: the number of the next release, int32.
+        key: the key of this run's noise; the same in every step.
+
+    Example:
+        >>> import jax
+        >>> tx = privatize(1.0, 1.1, expected_batch_size=2, key=jax.random.key(0))
+        >>> int(tx.init({"w": jax.numpy.zeros(2)}).step)
+        0
+    """
 
     step: Int[Array, ""]
     key: PRNGKeyArray
 
 
 def privatize(
-    clip: ClipRule | Scheduled,
-    noise_multiplier: Scheduled | optax.Schedule,
+    clip: ClipRule | ScalarOrSchedule,
+    noise_multiplier: ScalarOrSchedule | optax.Schedule,
     *,
-    expected_batch_size: Scheduled | optax.Schedule,
+    expected_batch_size: ScalarOrSchedule | optax.Schedule,
     key: PRNGKeyArray,
     mechanism: Mechanism = Gaussian(),
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
 
-    Put it first in `optax.chain`; what follows sees a private gradient of the mean loss, shaped
-    and typed like the parameters. It takes `PerExampleGrads` or a plain tree of arrays with a
-    leading example axis.
+    Put it first in `optax.chain`. The transformations after it see a private gradient of the mean
+    loss, with the shapes and types of the parameters. The updates are `PerExampleGrads`, or a tree
+    of arrays with a leading example axis.
 
-    The noise of step t of the n-th `init` is drawn from a key of its own, derived from `key` and
-    from what is released: clip, noise, size, mechanism and the shapes of the parameters. Neither
-    two steps nor two runs of one transformation share noise, and a saved state goes on bit for bit,
-    but draws other noise if it is restored into a changed transformation. What cannot be seen from
-    here is yours to keep apart: one key in two runs one after the other, other data or another
-    learning rate under a restored state, a jitted `init` called twice, which gives one state, and
-    `jax.vmap` of `init`, which gives all members of an ensemble one key: call `init` for each of
-    them, and stack the states.
+    **One transformation is one run. For a second run, call `privatize` again with another key.**
+
+    `init` is a pure function: its state holds a key derived from `key`. The noise of a step is
+    derived from that key, from what is released (clip, noise, size, mechanism and the shapes of the
+    parameters) and from the number of the step. So a saved state continues bit for bit, and draws
+    other noise if you restore it into a changed transformation. `docs/randomness.md` lists the
+    ways to reuse noise that the library cannot see, such as `jax.vmap(tx.init)`, which gives every
+    member of an ensemble the same key.
 
     Args:
-        clip: a clip rule such as `dpoptax.clipping.FlatClip(1.0)`, or a float as its short form.
+        clip: a clip rule such as `dpoptax.clipping.FlatClip(1.0)`, or a number as its short form.
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
         expected_batch_size: the public normaliser, sampling_rate times num_examples; never the
-            number of examples that a batch happened to have. Clip, noise and size may each be a
-            `dpoptax.schedules.Schedule`, read at the number of the release; an Optax schedule
-            becomes one by `dpoptax.schedules.tabulate`, so that it can be accounted.
-        key: a typed PRNG key for noise and nothing else.
-        mechanism: how the noise is made, `dpoptax.mechanisms.DiscreteGaussian()` for one that trusts no
-            floating point; normal draws by default.
+            number of examples that a batch happens to have. Clip, noise and size may each be a
+            `dpoptax.schedules.Schedule`, evaluated at the number of the release. Convert an Optax
+            schedule by `dpoptax.schedules.tabulate`, so that it can be accounted.
+        key: a typed PRNG key, for the noise of this run and nothing else.
+        mechanism: how the noise is drawn: `dpoptax.mechanisms.Gaussian()`, or
+            `dpoptax.mechanisms.DiscreteGaussian()`, which needs no trust in floating point.
 
     Returns:
         An `optax.GradientTransformation` with a `PrivatizeState`.
 
     Raises:
-        TypeError: an argument of the wrong kind, an old-style key among them.
-        ValueError: a bound that is not positive, negative noise, or noise without a finite bound;
-            when used, a key that serves another transformation of the same chain.
+        TypeError: an argument has the wrong type, for example an old-style key.
+        ValueError: the bound is not positive, the noise is negative, or there is noise without a
+            finite bound. From `init` or `update`: a second run of this transformation in this
+            process, or another transformation with the same key in the same chain.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> params = {"w": jnp.zeros(2)}
-        >>> tx = optax.chain(privatize(1.0, 1.1, expected_batch_size=2, key=jax.random.key(0)), optax.sgd(0.1))
+        >>> tx = optax.chain(
+        ...     privatize(1.0, 1.1, expected_batch_size=2, key=jax.random.key(0)), optax.sgd(0.1)
+        ... )
         >>> state = tx.init(params)
         >>> grads = {"w": jnp.array([[3.0, 4.0], [0.0, 0.5]])}  # two examples
         >>> updates, state = tx.update(grads, state, params)
@@ -91,21 +105,16 @@ def privatize(
     mechanism.check(rule, noise)
     size = checked("expected_batch_size", expected_batch_size, _validate.positive)
     root = _validate.typed_key("key", key)
-    runs = itertools.count()
-    claim = Claim(root)
-    identity = [
-        _serialize.clip_identity(rule),
-        _serialize.number_record(noise),
-        _serialize.number_record(size),
-        repr(mechanism),
-    ]
+    # Without noise there is none to draw twice.
+    guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None
+    # The bound apart from the rule, in case it is a property of a class and no field.
+    released = fingerprint(rule, rule.l2_clip, noise, size, mechanism)
 
     def init(params: PyTree) -> PrivatizeState:
-        del params
-        claim.begin()
-        return PrivatizeState(
-            step=jnp.zeros((), jnp.int32), key=jax.random.fold_in(root, next(runs))
-        )
+        state = PrivatizeState(jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0))
+        if guard is not None:
+            guard.on_init(state.key, params)
+        return state
 
     def update(
         updates: PyTree, state: PrivatizeState, params: PyTree | None = None
@@ -115,16 +124,19 @@ def privatize(
         next_state = PrivatizeState(step=state.step + 1, key=state.key)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        if extremes(noise) != (0.0, 0.0):
-            claim.use()
+        if guard is not None:
+            guard.on_update()
         shapes = [
             (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
             for path, spec in jax.tree_util.tree_leaves_with_path(specs)
         ]
-        key = derive_key(unrolled(state.key), f"{identity} {shapes}")
-        key = jax.random.fold_in(key, state.step)
-        noisy = mechanism.release(key, grads, rule, noise, state.step)
-        divisor = at(size, state.step)
+        # By what is released, so that a state restored into a changed transformation draws other
+        # noise: the difference of two releases with the same noise would have none.
+        release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(shapes)}")
+        release_key = jax.random.fold_in(release_key, state.step)
+        noisy = mechanism.release(release_key, grads, rule, noise, state.step)
+        # Dividing after the noise is post-processing. The divisor is public.
+        divisor = as_schedule(size).at(state.step)
         release = jax.tree.map(
             lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
             noisy,
