@@ -14,7 +14,7 @@ import attrs
 import dp_accounting
 
 from dpoptax import samplers
-from dpoptax._dp_events import KnownMixtureDpEvent
+from dpoptax._dp_events import KnownBranchDpEvent
 from dpoptax.clipping import ClipRule, FlatClip
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian, Mechanism
 from dpoptax.samplers import Sampler
@@ -134,7 +134,7 @@ def sampler_record(sampler: Sampler) -> dict[str, Any]:
             f"of dpoptax. Records exist for {', '.join([*SAMPLERS, 'PoissonSchedule'])}; a plan for users "
             "can be written with Poisson(number of users, expected_batch_size)."
         )
-    return {"kind": type(sampler).__name__, **dataclasses.asdict(sampler)}
+    return {"kind": type(sampler).__name__, **attrs.asdict(sampler)}
 
 
 def sampler_of(record: Any) -> Sampler:
@@ -152,8 +152,8 @@ def sampler_of(record: Any) -> Sampler:
     kind, fields = _kind_and_fields("sampler", record, [*SAMPLERS, "PoissonSchedule"])
     if kind == "PoissonSchedule":
         _only("PoissonSchedule", fields, {"stages"})
-        return samplers.PoissonSchedule(tuple((sampler_of(s), n) for s, n in fields["stages"]))  # type: ignore[misc]
-    _only(kind, fields, {field.name for field in dataclasses.fields(SAMPLERS[kind])})
+        return samplers.PoissonSchedule(tuple((sampler_of(s), n) for s, n in fields["stages"]))
+    _only(kind, fields, {field.name for field in attrs.fields(SAMPLERS[kind])})
     return SAMPLERS[kind](**fields)
 
 
@@ -270,7 +270,7 @@ def event_of(record: Any) -> dp_accounting.DpEvent:
         ValueError: no event of dp-accounting.
     """
     fields = dict(_mapping("an event", record))
-    kinds = vars(dp_accounting.dp_event) | {"KnownMixtureDpEvent": KnownMixtureDpEvent}
+    kinds = vars(dp_accounting.dp_event) | {"KnownBranchDpEvent": KnownBranchDpEvent}
     kind = kinds.get(str(fields.pop("kind", None)))
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
         raise ValueError(f"{record!r} is no event of dp-accounting.")

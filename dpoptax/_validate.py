@@ -1,4 +1,7 @@
-"""Arguments in, checked arguments out: one refusal per kind of mistake, each with its remedy."""
+"""Argument validation: each function returns the argument in its final type, or raises.
+
+Every error says what was expected, what came, and what to do about it.
+"""
 
 import fractions
 import math
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 
 
 def real(name: str, value: Any) -> float:
-    """Returns `value` as a Python float; refuses what is no concrete real number."""
+    """Returns `value` as a Python float; raises unless it is a concrete real number."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} must be known before the program is traced; got a traced value. "
@@ -20,10 +23,10 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, bool) or not (
         isinstance(value, numbers.Real) or (hasattr(value, "ndim") and value.ndim == 0)
     ):
-        raise TypeError(f"{name} must be a real number; got {value!r}.")
+        raise TypeError(f"{name} must be a real number; got {value!r}. Pass one Python number.")
     result = float(value)
     if math.isnan(result):
-        raise ValueError(f"{name} must be a number; got nan.")
+        raise ValueError(f"{name} must be a number; got nan. Check how it was computed.")
     return result
 
 
@@ -31,7 +34,9 @@ def positive(name: str, value: Any) -> float:
     """Returns `value` as a finite float above zero."""
     result = real(name, value)
     if not 0 < result < math.inf:
-        raise ValueError(f"{name} must be positive and finite; got {result}.")
+        raise ValueError(
+            f"{name} must be positive and finite; got {result}. Pass a number above 0."
+        )
     return result
 
 
@@ -39,33 +44,40 @@ def non_negative(name: str, value: Any) -> float:
     """Returns `value` as a finite float of zero or more."""
     result = real(name, value)
     if not 0 <= result < math.inf:
-        raise ValueError(f"{name} must be zero or more, and finite; got {result}.")
+        raise ValueError(
+            f"{name} must be zero or more, and finite; got {result}. Pass a number of at least 0."
+        )
     return result
 
 
 def count(name: str, value: Any, *, at_least: int = 1) -> int:
-    """Returns `value` as a Python int; numpy and JAX integers pass, floats do not."""
+    """Returns `value` as a Python int; accepts numpy and JAX integers, but no float or bool."""
     try:
         result = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number; got {value!r}.") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.") from None
+    if isinstance(value, bool):  # a bool has an index, but as a count it is a mistake
+        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.")
     if result < at_least:
-        raise ValueError(f"{name} must be at least {at_least}; got {result}.")
+        raise ValueError(
+            f"{name} must be at least {at_least}; got {result}. Pass {at_least} or more."
+        )
     return result
 
 
 def num_examples(value: Any) -> int:
-    """Returns how many examples there are, as a Python int that int32 indices can address."""
+    """Returns the number of examples as a Python int, at most 2**31: indices are int32."""
     result = count("num_examples", value)
     if result > 2**31:
-        raise ValueError(f"num_examples must be at most 2**31; got {result}.")
+        raise ValueError(
+            f"num_examples must be at most 2**31, because indices are int32; got {result}. Train "
+            "on fewer examples."
+        )
     return result
 
 
-def size_of_batch(name: str, value: Any, num_examples: int) -> float:
-    """Returns a number of examples from 1 to num_examples; refuses what looks like a rate."""
+def expected_batch_size(name: str, value: Any, num_examples: int) -> float:
+    """Returns a batch size from 1 to num_examples as a float; raises for a sampling rate."""
     result = positive(name, value)
     if result < 1:
         raise ValueError(
@@ -73,35 +85,38 @@ def size_of_batch(name: str, value: Any, num_examples: int) -> float:
             f"{result} pass {result} * num_examples = {result * num_examples:g}."
         )
     if result > num_examples:
-        raise ValueError(f"{name} cannot exceed num_examples; got {result:g} of {num_examples}.")
+        raise ValueError(
+            f"{name} cannot exceed num_examples; got {result:g} of {num_examples}. Pass at most "
+            f"{num_examples}."
+        )
     return result
 
 
-def whole_size_of_batch(name: str, value: Any, num_examples: int) -> int:
-    """Returns a whole number of examples from 1 to num_examples."""
-    size_of_batch(name, value, num_examples)
+def whole_batch_size(name: str, value: Any, num_examples: int) -> int:
+    """Returns a batch size from 1 to num_examples as an int; raises for a sampling rate."""
+    expected_batch_size(name, value, num_examples)
     return count(name, value)
 
 
 def epochs_or_steps(epochs: Any, num_steps: Any) -> None:
-    """Refuses both lengths of a run, and none."""
+    """Raises unless exactly one of the two is given."""
     if (epochs is None) == (num_steps is None):
         raise TypeError(
-            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}."
+            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}. Pass "
+            "one of the two and leave out the other."
         )
 
 
 def steps_of_epochs(epochs: Any, num_examples: int, batch_size: float) -> int:
-    """Returns how many batches make `epochs` passes, rounded up.
-
-    Exact: in floating point a ceiling or a floor can be one step off.
-    """
+    """Returns the number of steps of `epochs` passes over the data, rounded up."""
+    # In floating point, 3 * 0.1 * 10 is above 3 and its ceiling is 4. We compute with the decimal
+    # numbers that a person typed.
     passes = fractions.Fraction(str(positive("epochs", epochs)))
     return math.ceil(passes * num_examples / fractions.Fraction(str(batch_size)))
 
 
 def open_unit(name: str, value: Any) -> float:
-    """Returns `value` as a float strictly between 0 and 1, as a delta must be."""
+    """Returns `value`, such as a delta, as a float strictly between 0 and 1."""
     result = real(name, value)
     if not 0 < result < 1:
         raise ValueError(
@@ -112,12 +127,12 @@ def open_unit(name: str, value: Any) -> float:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed PRNG keys."""
+    """Returns whether a leaf is an array of typed PRNG keys."""
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def typed_key(name: str, key: Any) -> jax.Array:
-    """Returns `key` if it is one typed PRNG key; refuses integers and old-style uint32 keys."""
+    """Returns `key`; raises unless it is one typed PRNG key, not an integer or a uint32 array."""
     if not isinstance(key, jax.Array):
         raise TypeError(
             f"{name} must be a typed PRNG key such as jax.random.key(seed); got {key!r}."
@@ -129,24 +144,36 @@ def typed_key(name: str, key: Any) -> jax.Array:
             "jax.random.wrap_key_data(data)."
         )
     if key.shape != ():
-        raise ValueError(f"{name} must be one key; got an array of keys of shape {key.shape}.")
+        raise ValueError(
+            f"{name} must be one key; got an array of keys of shape {key.shape}. Pass one of them."
+        )
     return key
 
 
-def batch_size(name: str, tree: Any) -> int:
-    """Returns the length of the leading axis that all leaves of `tree` share."""
+def leading_axis_size(name: str, tree: Any) -> int:
+    """Returns the size of the leading axis that all leaves of `tree` share."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
-        raise ValueError(f"{name} has no arrays; expected at least one with a leading batch axis.")
+        raise ValueError(
+            f"{name} must have at least one array with a leading batch axis; got {name} without "
+            "arrays. Pass the data."
+        )
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
         label = name + jax.tree_util.keystr(path)
         if jnp.ndim(leaf) == 0:
             raise ValueError(
-                f"{label} is a scalar; every leaf of {name} needs a leading batch axis."
+                f"every leaf of {name} must have a leading batch axis; got {label}, which is a "
+                "scalar. Repeat it for every example, or leave it out and close over it."
             )
         sizes[label] = jnp.shape(leaf)[0]
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"{label}: {size}" for label, size in sizes.items())
-        raise ValueError(f"the leaves of {name} must share one leading batch axis; got {listing}.")
+        raise ValueError(
+            f"the leaves of {name} must share one leading batch axis; got {listing}. Row i of "
+            "every leaf must belong to example i."
+        )
     return next(iter(sizes.values()))
+
+
+batch_size = leading_axis_size  # remove: the old name

@@ -1,10 +1,9 @@
-"""Schedules: numbers that change with the step, by values known before the run.
+"""Piecewise-constant schedules: numbers that change with the step and are known before the run.
 
-A schedule fixed before the run can be accounted step by step. A value that depends on earlier
-releases cannot: use `dpoptax.accounting.RdpFilter` for that.
+A schedule that is fixed before the run can be accounted step by step. A value that depends on
+earlier releases cannot be a schedule: use `dpoptax.accounting.RdpFilter` for that.
 """
 
-import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 
-# More distinct values than this are rounded down to so many levels before they are accounted.
-MOST_LEVELS = 50
+__all__ = ["ScalarOrSchedule", "Schedule", "as_schedule", "tabulate"]
 
 
 def _values(values: Iterable[float]) -> tuple[float, ...]:
@@ -28,7 +26,7 @@ def _values(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def _value(value: float) -> float:
-    # An infinite value is a clip bound that does not clip.
+    # Infinity is allowed for a clip bound that does not clip.
     real = _validate.real("values", value)
     return real if real == math.inf else _validate.non_negative("values", real)
 
@@ -67,11 +65,13 @@ class Schedule:
         if not self.values or len(self.values) != len(self.lengths):
             raise ValueError(
                 "values and lengths must have the same number of entries, at least one; got "
-                f"{len(self.values)} values and {len(self.lengths)} lengths."
+                f"{len(self.values)} values and {len(self.lengths)} lengths. Pass one length per "
+                "value."
             )
 
     def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         """Returns the value at `step`, as float32."""
+        # The last piece has no end, and a traced step is int32: a piece that ends later never ends.
         ends = np.minimum(np.cumsum(self.lengths), np.iinfo(np.int32).max)[:-1]
         piece = jnp.searchsorted(jnp.asarray(ends, jnp.int32), jnp.asarray(step), side="right")
         return jnp.asarray(self.values, jnp.float32)[piece]
@@ -99,7 +99,10 @@ class Schedule:
         return Schedule(values, lengths)
 
     def pieces(self, num_steps: int) -> Iterator[tuple[float, int, int]]:
-        """Yields value, first step and end of every piece that begins before `num_steps`."""
+        """Yields the value, first step and end of every piece that begins before `num_steps`.
+
+        The end is the step after the last one, and at most `num_steps`.
+        """
         ends = [*itertools.accumulate(self.lengths[:-1]), num_steps]
         first = 0
         for value, end in zip(self.values, ends, strict=True):
@@ -113,7 +116,6 @@ class Schedule:
 
 # A number, or one that changes with the step.
 ScalarOrSchedule: TypeAlias = float | Schedule
-Scheduled: TypeAlias = float | Schedule  # remove: the old name
 
 
 def as_schedule(value: ScalarOrSchedule) -> Schedule:
@@ -136,14 +138,14 @@ def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:
     """Evaluates an Optax schedule at every step of a run.
 
     Args:
-        schedule: `schedule(step) -> value`, of the step alone.
-        num_steps: of the run, at least 1.
+        schedule: `schedule(step) -> value`, a function of nothing but the step.
+        num_steps: how many steps the run has, at least 1.
 
     Returns:
-        The same values, float32, run by run.
+        A `Schedule` of the same values, rounded to float32. A `Schedule` is returned as it is.
 
     Raises:
-        ValueError: a value that is negative or not finite.
+        ValueError: a value is negative or not finite.
 
     Example:
         >>> import optax
@@ -157,83 +159,28 @@ def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:
     with jax.numpy_dtype_promotion("standard"):  # Optax's schedules mix integers and floats
         values = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(steps)
     table = np.asarray(values, np.float64)
+    # A piece starts where the value changes; NaN differs from every value, so step 0 is a start.
     starts = np.flatnonzero(np.diff(table, prepend=np.nan))
     lengths = np.diff(starts, append=num_steps)
     return Schedule(tuple(table[starts].tolist()), tuple(lengths.tolist()))
 
 
-def at(value: Scheduled, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
-    """Returns a number as it is, a schedule at `step`.
+def validated(name: str, value: Any, check: Callable[[str, Any], float]) -> ScalarOrSchedule:
+    """Returns a number, or a schedule, after every value of it has passed `check`.
 
     Args:
-        value: a number or a `Schedule`.
-        step: traced or not.
-
-    Returns:
-        A Python float, or a float32 scalar.
-
-    Example:
-        >>> at(1.5, 3), float(at(Schedule((2.0, 1.0), (3, 3)), 3))
-        (1.5, 1.0)
-    """
-    return value(step) if isinstance(value, Schedule) else value
-
-
-def slice_of(value: Scheduled, start: int, stop: int) -> Scheduled:
-    """Returns the schedule of the steps from `start` up to `stop`, counted from there.
-
-    Args:
-        value: a number, which is returned as it is, or a `Schedule`.
-        start: the first step.
-        stop: beyond the last one.
-
-    Returns:
-        A number or a `Schedule`.
-
-    Example:
-        >>> slice_of(Schedule((2.0, 1.0), (3, 3)), 2, 6)
-        Schedule(values=(2.0, 1.0), lengths=(1, 3))
-    """
-    if not isinstance(value, Schedule):
-        return value
-    runs = [(level, last - max(first, start)) for level, first, last in value.runs(stop)]
-    levels, lengths = zip(*((level, length) for level, length in runs if length > 0), strict=True)
-    return Schedule(levels, lengths)
-
-
-def extremes(value: Scheduled) -> tuple[float, float]:
-    """Returns the least and the largest value that a number or schedule takes.
-
-    Args:
-        value: a number or a `Schedule`.
-
-    Returns:
-        The two, equal for a number.
-
-    Example:
-        >>> extremes(Schedule((2.0, 1.0), (3, 3)))
-        (1.0, 2.0)
-    """
-    values = value.values if isinstance(value, Schedule) else (value,)
-    return min(values), max(values)
-
-
-def checked(name: str, value: Any, check: Callable[[str, Any], float]) -> Scheduled:
-    """Returns a number, or a `Schedule`, whose every value passes `check`.
-
-    Args:
-        name: of the argument, for the message.
-        value: of an argument.
-        check: refuses a number or returns it.
+        name: the name of the argument, for error messages.
+        value: the argument.
+        check: a function such as `_validate.positive`, which returns a number or raises.
 
     Returns:
         The number, or the schedule.
 
     Raises:
-        TypeError: an Optax schedule that was not tabulated.
+        TypeError: the argument is an Optax schedule, which must be tabulated first.
 
     Example:
-        >>> checked("noise_multiplier", 2, lambda name, value: float(value))
+        >>> validated("noise_multiplier", 2, lambda name, value: float(value))
         2.0
     """
     if isinstance(value, Schedule):
@@ -248,64 +195,71 @@ def checked(name: str, value: Any, check: Callable[[str, Any], float]) -> Schedu
     return check(name, value)
 
 
+# ---- remove: old names -----------------------------------------------------------------------
+
+Scheduled: TypeAlias = float | Schedule
+
+
+def at(value: Scheduled, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
+    """Old name.
+
+    Args: ...
+    Returns: ...
+
+    >>> at(1.0, 3)
+    1.0
+    """
+    return as_schedule(value)(step) if isinstance(value, Schedule) else value
+
+
+def slice_of(value: Scheduled, start: int, stop: int) -> Scheduled:
+    """Old name.
+
+    Args: ...
+    Returns: ...
+
+    >>> slice_of(1.0, 3, 4)
+    1.0
+    """
+    return value.slice(start, stop) if isinstance(value, Schedule) else value
+
+
+def extremes(value: Scheduled) -> tuple[float, float]:
+    """Old name.
+
+    Args: ...
+    Returns: ...
+
+    >>> extremes(1.0)
+    (1.0, 1.0)
+    """
+    return (value.min, value.max) if isinstance(value, Schedule) else (value, value)
+
+
 def as_scheduled(value: Scheduled | optax.Schedule, num_steps: int) -> Scheduled:
-    """Returns a number as it is, an Optax schedule tabulated.
+    """Old name.
 
-    Args:
-        value: a number or a schedule.
-        num_steps: of the run.
+    Args: ...
+    Returns: ...
 
-    Returns:
-        A number or a `Schedule`.
-
-    Example:
-        >>> as_scheduled(1.5, 10)
-        1.5
+    >>> as_scheduled(1.0, 3)
+    1.0
     """
     return tabulate(value, max(num_steps, 1)) if callable(value) else value
 
 
 def passes(value: Scheduled, num_steps: int, steps_per_pass: int = 1) -> dict[float, int]:
-    """Counts passes over the data by the least value in each.
+    """Old name.
 
-    Args:
-        value: a number or a schedule.
-        num_steps: of the run; a pass that has begun counts.
-        steps_per_pass: how many steps one example takes part in once.
+    Args: ...
+    Returns: ...
 
-    Returns:
-        How many passes there are of each value; more than MOST_LEVELS values are rounded down
-        to so many, spaced evenly in the logarithm.
-
-    Example:
-        >>> passes(Schedule((2.0, 1.0), (4, 3)), 7, steps_per_pass=3)
-        {2.0: 1, 1.0: 2}
+    >>> passes(1.0, 3)
+    {1.0: 3}
     """
-    if not isinstance(value, Schedule):
-        return {value: -(-num_steps // steps_per_pass)}
-    runs = list(value.runs(num_steps))
-    if steps_per_pass == 1:
-        counts = [(level, last - first) for level, first, last in runs]
-    else:
-        counts = list(_least_of_each_pass(runs, steps_per_pass))
-    grid = sorted({level for level, _ in counts})
-    if len(grid) > MOST_LEVELS and grid[0] > 0:
-        grid = [grid[0], *np.geomspace(grid[0], grid[-1], MOST_LEVELS).tolist()[1:]]
-    merged: dict[float, int] = {}
-    for level, count in counts:
-        level = grid[bisect.bisect_right(grid, level) - 1]
-        merged[level] = merged.get(level, 0) + count
-    return merged
+    from dpoptax._dp_events import count_passes
+
+    return count_passes(value, num_steps, steps_per_pass)
 
 
-def _least_of_each_pass(
-    runs: list[tuple[float, int, int]], steps_per_pass: int
-) -> Iterable[tuple[float, int]]:
-    least: dict[int, float] = {}
-    for level, first, last in runs:
-        begins, ends = first // steps_per_pass, (last - 1) // steps_per_pass
-        for edge in {begins, ends}:
-            least[edge] = min(level, least.get(edge, math.inf))
-        if ends - begins > 1:
-            yield level, ends - begins - 1
-    yield from ((level, 1) for level in least.values())
+checked = validated

@@ -142,7 +142,7 @@ def test_stages_draw_and_cost_what_their_samplers_do():
     sizes = []
     for _ in range(9):
         state, batch = sample(state)
-        assert batch.mask.shape == (large.capacity,)
+        assert batch.mask.shape == (large.max_batch_size,)
         sizes.append(int(batch.mask.sum()))
     assert max(sizes[:3]) < 40 < min(sizes[3:])
     event = dp_accounting.ComposedDpEvent([small.event(1.5, 3), large.event(1.0, 6)])

@@ -64,7 +64,7 @@ def subsample_batchify_data(
     """
     if (batch_size is None) == (q is None):
         raise TypeError(f"give either batch_size or q; got batch_size={batch_size}, q={q}.")
-    count = _validate.batch_size("dataset", dataset)
+    count = _validate.leading_axis_size("dataset", dataset)
     size = q_to_batch_size(q, count) if q is not None else batch_size
     sampler = FixedSize(count, size)  # type: ignore[arg-type]
 
@@ -103,7 +103,7 @@ def poisson_batchify_data(
         >>> num_batches, batch.shape, mask.shape
         (10, (40,), (40,))
     """
-    count = _validate.batch_size("dataset", dataset)
+    count = _validate.leading_axis_size("dataset", dataset)
     size = q_to_batch_size(q, count)
     if q * count < 1:
         raise ValueError(

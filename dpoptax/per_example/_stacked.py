@@ -135,7 +135,7 @@ def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
 
 
 def _stack(gradients: PyTree) -> StackedGrads:
-    batch = _validate.batch_size("updates", gradients) if jax.tree.leaves(gradients) else 0
+    batch = _validate.leading_axis_size("updates", gradients) if jax.tree.leaves(gradients) else 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

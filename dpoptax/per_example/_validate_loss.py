@@ -20,7 +20,7 @@ _NO_STATE = (
 
 def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
     """Returns the mask of a batch, all True where none was given."""
-    batch = _validate.batch_size("examples", examples)
+    batch = _validate.leading_axis_size("examples", examples)
     if mask is None:
         return jnp.ones((batch,), bool)
     mask = jnp.asarray(mask)

@@ -1,4 +1,4 @@
-"""Stage 1, a key in, the indices and the mask of each batch out."""
+"""Samplers: which examples take part in each step, and the privacy event of that choice."""
 
 from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
@@ -12,19 +12,20 @@ from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
 from dpoptax.samplers._user_poisson import UserPoisson
 
+# In the order of the pipeline: samplers, what they return, what to do with it.
 __all__ = [
-    "BallsInBins",
-    "Batch",
-    "CyclicPoisson",
-    "FixedSize",
     "Poisson",
     "PoissonSchedule",
+    "CyclicPoisson",
+    "UserPoisson",
+    "BallsInBins",
+    "FixedSize",
+    "Shuffled",
     "Sampler",
     "SamplerState",
-    "Shuffled",
-    "UserPoisson",
-    "feistel",
+    "Batch",
+    "take",
     "sharded_take",
     "iterate_batches",
-    "take",
+    "feistel",
 ]

@@ -1,8 +1,8 @@
-"""Balls in bins: in every round each example takes part in one step, chosen at random."""
+"""Balls-in-bins sampling: each example takes part in one random step of every round."""
 
-import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,21 @@ from dp_accounting import NeighboringRelation
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax._dp_events import KnownMixtureDpEvent
+from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers._base import Batch, composed, start
-from dpoptax.samplers._poisson import default_capacity
-from dpoptax.schedules import Scheduled
+from dpoptax.samplers._base import Batch, Sampler
+from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.schedules import ScalarOrSchedule
 
 
 class BallsInBinsState(NamedTuple):
     """What the next batch needs.
 
     Attributes:
-        step: the number of the batch.
-        key: for sampling and nothing else.
-        order: the examples by their step of the round, int32 `(num_examples,)`.
-        starts: where in `order` each step begins, int32 `(steps_per_round + 1,)`.
+        step: the number of the next batch, int32.
+        key: the sampling key; the same in every step.
+        order: the examples sorted by their step of the round, int32 `(num_examples,)`.
+        starts: the position in `order` where each step begins, int32 `(steps_per_round + 1,)`.
     """
 
     step: Int[Array, ""]
@@ -34,28 +34,29 @@ class BallsInBinsState(NamedTuple):
     starts: Int[Array, " steps_per_round_and_one"]
 
 
-@dataclasses.dataclass(frozen=True)
-class BallsInBins:
-    """Random allocation: each example draws, for each round, the one step in which it takes part.
+@attrs.frozen(init=False)
+class BallsInBins(Sampler):
+    """Random allocation: in each round, each example draws the one step in which it takes part.
 
     Every example is seen once per round, as in shuffled epochs, and independently of the others,
-    as in Poisson batches. It is accounted by an upper bound, one Gaussian release per round: the
-    amplification that it enjoys has no closed form, and the Poisson curve would be wrong.
+    as in Poisson batches. It is accounted by an upper bound, one Gaussian release per round: its
+    amplification has no closed form, and the Poisson curve would be wrong.
 
-    A round's order is drawn at its first step, at the cost of a sort of all examples; every other
-    step costs its batch.
+    The order of a round is drawn at the first step of the round and costs a sort of all examples.
+    Every other step costs as much as its batch.
 
     Attributes:
         num_examples: how many examples there are.
-        steps_per_round: how many batches share them.
-        max_batch_size: the padded size of every batch; None for one that is exceeded with
-            probability below 1e-14. Examples beyond it sit out, a uniform random subset of the
-            batch. Where one example more would make another sit out, the round is accounted at
-            half the noise; a probability of that far below delta is paid from delta instead.
+        steps_per_round: how many batches they are distributed over.
+        max_batch_size: the padded size of every batch; None in the constructor for a size that is
+            exceeded with probability below 1e-14. Further examples sit out: the batch is cut to a
+            uniform random subset. If one example more would make another one sit out, the round
+            is accounted at half the noise. If the probability of this is far below delta, it is
+            paid from delta instead.
 
     Raises:
-        TypeError: a count that is not whole.
-        ValueError: a count out of range.
+        TypeError: a count is not a whole number.
+        ValueError: a count is out of range.
 
     Example:
         >>> import jax
@@ -69,27 +70,26 @@ class BallsInBins:
 
     num_examples: int
     steps_per_round: int
-    max_batch_size: int | None = None
+    max_batch_size: int
 
-    unit: ClassVar[str] = "example"
-    relation: ClassVar[str] = "add_or_remove_one"
-
-    def __post_init__(self) -> None:
-        num_examples = _validate.num_examples(self.num_examples)
-        steps = _validate.count("steps_per_round", self.steps_per_round)
+    def __init__(
+        self, num_examples: int, steps_per_round: int, max_batch_size: int | None = None
+    ) -> None:
+        num_examples = _validate.num_examples(num_examples)
+        steps = _validate.count("steps_per_round", steps_per_round)
         if steps > num_examples:
             raise ValueError(
                 f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}."
             )
+        # `starts` holds num_examples itself, which must fit into int32.
         if num_examples == 2**31:
-            raise ValueError("num_examples must be below 2**31 for BallsInBins; got 2**31.")
-        capacity = self.max_batch_size
-        if capacity is None:
-            capacity = default_capacity(num_examples, 1 / steps)
-        capacity = min(_validate.count("max_batch_size", capacity), num_examples)
-        object.__setattr__(self, "num_examples", num_examples)
-        object.__setattr__(self, "steps_per_round", steps)
-        object.__setattr__(self, "max_batch_size", capacity)
+            raise ValueError(
+                "num_examples must be below 2**31 for BallsInBins; got 2**31. Sample with Poisson."
+            )
+        if max_batch_size is None:
+            max_batch_size = default_max_batch_size(num_examples, 1 / steps)
+        largest = min(_validate.count("max_batch_size", max_batch_size), num_examples)
+        self.__attrs_init__(num_examples, steps, largest)
 
     @property
     def expected_batch_size(self) -> float:
@@ -97,11 +97,8 @@ class BallsInBins:
         return self.num_examples / self.steps_per_round
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> BallsInBinsState:
-        """Returns the state before batch number `step`.
-
-        `key` must serve sampling and nothing else.
-        """
-        number, key = start(key, step)
+        """Returns the state before batch number `step`; see `Sampler.init`."""
+        number, key = super().init(key, step)
         return BallsInBinsState(number, key, *self._round(key, number))
 
     def sample(self, state: BallsInBinsState) -> tuple[BallsInBinsState, Batch]:
@@ -112,7 +109,6 @@ class BallsInBins:
             lambda: self._round(state.key, state.step),
             lambda: (state.order, state.starts),
         )
-        assert self.max_batch_size is not None  # __post_init__ has filled it in
         slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
         mask = slots < starts[number + 1] - starts[number]
         indices = order[jnp.where(mask, starts[number] + slots, 0)]
@@ -120,36 +116,39 @@ class BallsInBins:
         return state, Batch(jnp.where(mask, indices, 0), mask)
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
         """Returns an upper bound on `num_steps` noisy sums: one Gaussian per round begun.
 
-        Whatever the steps that the others drew, the example is in one batch of the round. It
-        moves the sum by the clip bound; where the others fill that batch, one example more makes
-        another sit out and moves it by twice that.
+        Fix the steps that the other examples drew. The example is in one batch of the round and
+        moves its sum by the clip bound. If the others fill that batch, one example more displaces
+        another one and moves the sum by twice the clip bound.
         """
         others = scipy.stats.binom(self.num_examples - 1, 1 / self.steps_per_round)
-        assert self.max_batch_size is not None  # __post_init__ has filled it in
         full = float(others.sf(self.max_batch_size - 1))
-        adds = parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
+        adds = parse_relation(relation or self.relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
 
         def one_round(noise_multiplier: float) -> dp_accounting.DpEvent:
             usual = dp_accounting.GaussianDpEvent(noise_multiplier)
             if full > 0 and adds:
                 twice = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
-                return KnownMixtureDpEvent(usual, twice, full)
+                return KnownBranchDpEvent(usual, twice, full)
             return usual
 
-        return composed(one_round, noise_multiplier, num_steps, self.steps_per_round)
+        return compose_passes(one_round, noise_multiplier, num_steps, self.steps_per_round)
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
-        """Sorts the examples by their step of the round; within a step the order is random."""
+        """Draws the `order` and `starts` of the round that contains `step`."""
         round_key = jax.random.fold_in(key, step // self.steps_per_round)
         step_key, order_key = jax.random.split(round_key)
         shape = (self.num_examples,)
         steps = jax.random.randint(step_key, shape, 0, self.steps_per_round, jnp.int32)
+        # Within a step the order is random: cutting a batch must keep a uniform subset.
         ties = jax.random.bits(order_key, shape, jnp.uint32)
-        names = jnp.arange(self.num_examples, dtype=jnp.int32)
-        steps, _, order = jax.lax.sort((steps, ties, names), num_keys=2)
+        examples = jnp.arange(self.num_examples, dtype=jnp.int32)
+        steps, _, order = jax.lax.sort((steps, ties, examples), num_keys=2)
         bounds = jnp.arange(self.steps_per_round + 1, dtype=jnp.int32)
         return order, jnp.searchsorted(steps, bounds).astype(jnp.int32)

@@ -1,24 +1,24 @@
-"""What a sampler is: a frozen value with public numbers, and a pure init/sample pair."""
+"""The interface of a sampler: public numbers, and a pure `init` / `sample` pair."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import abc
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from dp_accounting import ComposedDpEvent, DpEvent, NeighboringRelation, SelfComposedDpEvent
+from dp_accounting import DpEvent, NeighboringRelation
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.schedules import Scheduled, passes
+from dpoptax.schedules import ScalarOrSchedule
 
 
 class Batch(NamedTuple):
-    """Who takes part in a step. Not private: who was drawn must not be released.
+    """The examples of one step. Not private: the members of a batch must not be released.
 
     Attributes:
         indices: int32 `(max_batch_size,)`, distinct where `mask` is True, 0 elsewhere.
-        mask: bool `(max_batch_size,)`; True marks a real example.
+        mask: bool `(max_batch_size,)`; True marks a real example, False marks padding.
     """
 
     indices: Int[Array, " max_batch_size"]
@@ -26,89 +26,147 @@ class Batch(NamedTuple):
 
 
 class SamplerState(NamedTuple):
-    """What the next batch needs: how many there were, and the key."""
+    """What the next batch needs: its number and the key.
+
+    Attributes:
+        step: the number of the next batch, int32.
+        key: the sampling key; the same in every step.
+    """
 
     step: Int[Array, ""]
     key: PRNGKeyArray
 
     def keys(self, num: int) -> Key[Array, " num"]:
-        """Keys for the next batch and no other."""
+        """Returns keys for the next batch and no other."""
         return jax.random.split(jax.random.fold_in(self.key, self.step), num)
 
     def advanced(self) -> "SamplerState":
-        """The state after one more batch."""
+        """Returns the state after one more batch."""
         return SamplerState(self.step + 1, self.key)
 
 
-def start(key: PRNGKeyArray, step: int) -> SamplerState:
-    """The state before batch number `step`."""
-    step = _validate.count("step", step, at_least=0)
-    return SamplerState(jnp.asarray(step, jnp.int32), _validate.typed_key("key", key))
+class Sampler(abc.ABC):
+    """Base class of all samplers: which examples take part in each step, and what that costs.
 
+    A sampler is a frozen value. To write one, derive from this class, give it the attributes
+    below as fields or properties, and implement `sample` and `event`. Override `init` if the next
+    batch needs more than a step and a key.
 
-@runtime_checkable
-class Sampler(Protocol):
-    """What training asks of a sampler, and what accounting reads of it."""
+    Attributes:
+        unit: what is sampled and protected, such as an example or a user.
+        relation: the neighbouring relation under which a guarantee is stated by default.
+        num_examples: how many examples there are; a public constant.
+        expected_batch_size: the public number that the sum is divided by, in examples; a
+            `Schedule` if it changes with the step.
+        max_batch_size: the static size of every batch, padding included.
 
-    @property
-    def unit(self) -> str:
-        """What is sampled and protected: an example, a user."""
+    Example:
+        >>> import attrs, dp_accounting, jax, jax.numpy as jnp
+        >>> @attrs.frozen
+        ... class FullBatch(Sampler):
+        ...     num_examples: int
+        ...
+        ...     @property
+        ...     def expected_batch_size(self):
+        ...         return float(self.num_examples)
+        ...
+        ...     @property
+        ...     def max_batch_size(self):
+        ...         return self.num_examples
+        ...
+        ...     def sample(self, state):
+        ...         indices = jnp.arange(self.num_examples, dtype=jnp.int32)
+        ...         return state.advanced(), Batch(indices, jnp.ones(self.num_examples, bool))
+        ...
+        ...     def event(self, noise_multiplier, num_steps, relation=None):
+        ...         gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+        ...         return dp_accounting.SelfComposedDpEvent(gaussian, num_steps)
+        >>> sampler = FullBatch(3)
+        >>> state, batch = sampler.sample(sampler.init(jax.random.key(0)))
+        >>> batch.indices.tolist(), sampler.unit
+        ([0, 1, 2], 'example')
+    """
 
-    @property
-    def relation(self) -> str:
-        """The neighbouring relation that a statement names if not asked for another."""
+    unit: ClassVar[str] = "example"
+    relation: ClassVar[str] = "add_or_remove_one"
 
-    @property
-    def num_examples(self) -> int:
-        """How many examples there are to draw from; a public constant."""
+    if TYPE_CHECKING:
+        # For a type checker, a read-only declaration can be implemented by a field or by a
+        # property. At run time a property here would stop a dataclass from setting its field.
 
-    @property
-    def expected_batch_size(self) -> Scheduled:
-        """The public normaliser of the sum, in examples."""
+        @property
+        def num_examples(self) -> int: ...
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """The static size of every batch, padding included."""
+        @property
+        def expected_batch_size(self) -> ScalarOrSchedule: ...
+
+        @property
+        def max_batch_size(self) -> int: ...
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> Any:
-        """The state before batch number `step`; `key` serves sampling and nothing else."""
+        """Returns the state before batch number `step`.
 
+        Every batch follows from the key and its number, so a run can resume at any step.
+
+        Args:
+            key: a key for sampling and nothing else.
+            step: the number of the first batch to draw.
+
+        Returns:
+            A pytree for `sample`.
+
+        Raises:
+            TypeError: the key is not a typed PRNG key, or `step` is not a whole number.
+            ValueError: `step` is negative.
+        """
+        step = _validate.count("step", step, at_least=0)
+        return SamplerState(jnp.asarray(step, jnp.int32), _validate.typed_key("key", key))
+
+    @abc.abstractmethod
     def sample(self, state: Any) -> tuple[Any, Batch]:
-        """The next state and the next batch; pure, jittable, of static shape."""
+        """Draws the next batch: a pure function that can be jitted, of static shape.
 
-    def event(self, noise_multiplier: Scheduled, num_steps: int, relation: Relation) -> DpEvent:
-        """The law of this sampler under Gaussian noise on the sum, as dp-accounting reads it."""
+        Args:
+            state: from `init`, or from the last call.
+
+        Returns:
+            The next state and the batch.
+        """
+
+    @abc.abstractmethod
+    def event(
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
+    ) -> DpEvent:
+        """Returns the privacy event of `num_steps` noisy sums over batches of this sampler.
+
+        Args:
+            noise_multiplier: standard deviation of the Gaussian noise on the sum, divided by the
+                clip bound.
+            num_steps: how many steps ran, counted from the first.
+            relation: which data sets count as neighbours; None for the sampler's own `relation`.
+
+        Returns:
+            dp-accounting's event.
+
+        Raises:
+            ValueError: nothing is proven about this sampler under `relation`.
+        """
 
 
-def refuse_adding(relation: Relation, what: str, parts: str) -> None:
-    """Refuses add_or_remove_one for a sampler that takes examples by their place.
+def pad_batch(batch: Batch, size: int) -> Batch:
+    """Pads a batch to a larger static size."""
+    missing = size - len(batch.mask)
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)
 
-    Args:
-        relation: which data sets count as neighbours.
-        what: has no guarantee.
-        parts: between which an example more moves others.
 
-    Raises:
-        ValueError: under add_or_remove_one.
-    """
+def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:
+    """Raises under add_or_remove_one, for a sampler that assigns examples to `parts` by index."""
     if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
         raise ValueError(
             f"{what} have no guarantee under add_or_remove_one: an example more moves others "
             f"between {parts}. Ask for relation='replace_special' (an example is there or "
             "contributes nothing) or 'replace_one', or sample with Poisson."
         )
-
-
-def composed(
-    one_pass: Callable[[float], DpEvent],
-    noise_multiplier: Scheduled,
-    num_steps: int,
-    steps_per_pass: int = 1,
-) -> DpEvent:
-    """The event of a run from that of one pass at a noise multiplier.
-
-    Where the noise changes within a pass, the pass is taken at its least.
-    """
-    counts = passes(noise_multiplier, num_steps, steps_per_pass)
-    runs = [SelfComposedDpEvent(one_pass(level), count) for level, count in counts.items()]
-    return runs[0] if len(runs) == 1 else ComposedDpEvent(runs)

@@ -1,29 +1,33 @@
-"""Cyclic Poisson sampling: the examples stand in fixed groups, which take turns."""
+"""Cyclic Poisson sampling: fixed groups of examples take turns."""
 
-import dataclasses
 import functools
 from typing import ClassVar
 
+import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._dp_events import compose_passes, truncated_poisson_event
 from dpoptax.relations import Relation
-from dpoptax.samplers._base import Batch, SamplerState, composed, refuse_adding, start
-from dpoptax.samplers._poisson import default_capacity, draw, law
-from dpoptax.schedules import Scheduled
+from dpoptax.samplers._base import Batch, Sampler, SamplerState, pad_batch, refuse_add_or_remove_one
+from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.samplers._poisson import draw_batch
+from dpoptax.schedules import ScalarOrSchedule
 
 
-@dataclasses.dataclass(frozen=True)
-class CyclicPoisson:
-    """Step t draws a Poisson batch from group t modulo `num_groups`, and no other.
+@attrs.frozen(init=False)
+class CyclicPoisson(Sampler):
+    """Poisson sampling from one group of examples at a time.
 
-    Example i is in group i modulo `num_groups`, for good: its neighbour lacks it, and keeps all
-    others at their places. An example takes part in every
-    `num_groups`-th step at most, at a rate `num_groups` times that of `Poisson`: a sampler for
-    data that comes in parts, and for noise that is correlated between steps.
+    Step t draws a Poisson batch from group t modulo `num_groups`, and example i is always in
+    group i modulo `num_groups`. An example therefore takes part in every `num_groups`-th step at
+    most, at a rate `num_groups` times that of `Poisson`. This suits data that comes in parts, and
+    noise that is correlated between steps.
+
+    Groups are made by index, so the guarantee is about an example that contributes nothing and
+    keeps its index (`replace_special`), not about one that is removed.
 
     Attributes:
         num_examples: how many examples there are.
@@ -32,8 +36,8 @@ class CyclicPoisson:
         max_batch_size: as in `Poisson`.
 
     Raises:
-        TypeError: a count that is not whole.
-        ValueError: a number out of range; more examples per batch than a group has.
+        TypeError: a count is not a whole number.
+        ValueError: a number is out of range, or batches are larger than a group.
 
     Example:
         >>> import jax
@@ -48,82 +52,90 @@ class CyclicPoisson:
     num_examples: int
     expected_batch_size: float
     num_groups: int
-    max_batch_size: int | None = None
+    max_batch_size: int
 
-    unit: ClassVar[str] = "example"
     relation: ClassVar[str] = "replace_special"
 
-    def __post_init__(self) -> None:
-        num_examples = _validate.num_examples(self.num_examples)
-        groups = _validate.count("num_groups", self.num_groups)
+    def __init__(
+        self,
+        num_examples: int,
+        expected_batch_size: float,
+        num_groups: int,
+        max_batch_size: int | None = None,
+    ) -> None:
+        num_examples = _validate.num_examples(num_examples)
+        groups = _validate.count("num_groups", num_groups)
         if groups > num_examples:
             raise ValueError(
                 f"num_groups cannot exceed num_examples; got {groups} of {num_examples}."
             )
-        expected = _validate.size_of_batch(
-            "expected_batch_size", self.expected_batch_size, num_examples
+        expected = _validate.expected_batch_size(
+            "expected_batch_size", expected_batch_size, num_examples
         )
         if expected > num_examples / groups:
             raise ValueError(
                 f"expected_batch_size cannot exceed the size of a group; got {expected:g} and "
                 f"{num_examples} examples in {groups} groups. Take fewer groups."
             )
-        object.__setattr__(self, "num_examples", num_examples)
-        object.__setattr__(self, "expected_batch_size", expected)
-        object.__setattr__(self, "num_groups", groups)
-        capacity = self.max_batch_size
-        if capacity is None:
-            capacity = default_capacity(self._largest_group, self.sampling_rate)
-        capacity = min(_validate.count("max_batch_size", capacity), self._largest_group)
-        object.__setattr__(self, "max_batch_size", capacity)
+        largest_group = _largest_group(num_examples, groups)
+        if max_batch_size is None:
+            rate = _sampling_rate(num_examples, expected, groups)
+            max_batch_size = default_max_batch_size(largest_group, rate)
+        largest = min(_validate.count("max_batch_size", max_batch_size), largest_group)
+        self.__attrs_init__(num_examples, expected, groups, largest)
 
     @property
     def sampling_rate(self) -> float:
         """The probability that an example is in a batch of its group."""
-        return min(1.0, self.expected_batch_size * self.num_groups / self.num_examples)
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
-        """Returns the state before batch number `step`.
-
-        `key` must serve sampling and nothing else.
-        """
-        return start(key, step)
+        return _sampling_rate(self.num_examples, self.expected_batch_size, self.num_groups)
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
         group = state.step % self.num_groups
+        largest_group = _largest_group(self.num_examples, self.num_groups)
+        batch = self._draw(state, largest_group)
+        # Groups differ in size by at most one. Sizes are static, so both batches are drawn and
+        # the group selects one of them.
         num_larger = self.num_examples % self.num_groups
-        batch = self._draw(state, self._largest_group)
         if num_larger:
-            smaller = self._draw(state, self._largest_group - 1)
+            smaller = self._draw(state, largest_group - 1)
             batch = jax.tree.map(lambda a, b: jnp.where(group < num_larger, a, b), batch, smaller)
         indices = batch.indices * self.num_groups + group
         return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "replace_special"
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
-        """Returns the event of the steps in which the first group, the busiest, takes its turn.
+        """Returns the event of the steps of the first group, which has the most turns.
 
         Raises:
             ValueError: under `add_or_remove_one`, for which nothing is proven: one example more
                 moves others to other groups.
         """
-        refuse_adding(relation, "groups by place", "groups")
-        assert self.max_batch_size is not None  # __post_init__ has filled it in
+        refuse_add_or_remove_one(relation or self.relation, "groups by index", "groups")
         one_turn = functools.partial(
-            law, self._largest_group, self.sampling_rate, self.max_batch_size
+            truncated_poisson_event,
+            _largest_group(self.num_examples, self.num_groups),
+            self.sampling_rate,
+            self.max_batch_size,
         )
-        return composed(one_turn, noise_multiplier, num_steps, self.num_groups)
+        return compose_passes(one_turn, noise_multiplier, num_steps, self.num_groups)
 
-    @property
-    def _largest_group(self) -> int:
-        return -(-self.num_examples // self.num_groups)
+    def _draw(self, state: SamplerState, group_size: int) -> Batch:
+        """Draws the padded batch of a group."""
+        size = min(self.max_batch_size, group_size)
+        return pad_batch(
+            draw_batch(state, group_size, self.sampling_rate, size), self.max_batch_size
+        )
 
-    def _draw(self, state: SamplerState, size: int) -> Batch:
-        """A batch of a group of that size, padded to the capacity of all."""
-        assert self.max_batch_size is not None  # __post_init__ has filled it in
-        capacity = min(self.max_batch_size, size)
-        batch = draw(state, size, self.sampling_rate, capacity)
-        missing = self.max_batch_size - capacity
-        return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)
+
+def _largest_group(num_examples: int, num_groups: int) -> int:
+    return -(-num_examples // num_groups)
+
+
+def _sampling_rate(num_examples: int, expected_batch_size: float, num_groups: int) -> float:
+    # Rounding can take the quotient above one where a batch is expected to be a whole group.
+    return min(1.0, expected_batch_size * num_groups / num_examples)

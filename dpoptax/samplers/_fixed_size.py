@@ -1,35 +1,33 @@
-"""Fixed-size sampling: each step takes the same number of examples, without replacement."""
+"""Fixed-size sampling: a uniform subset of the same size in every step."""
 
-import dataclasses
-from typing import ClassVar
-
+import attrs
 import dp_accounting
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
-from dpoptax import _validate
+from dpoptax._dp_events import compose_passes
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers._base import Batch, SamplerState, composed, start
-from dpoptax.schedules import Scheduled
+from dpoptax.samplers._base import Batch, SamplerState
+from dpoptax.samplers._full_batches import FullBatches
+from dpoptax.schedules import ScalarOrSchedule
 
 
-@dataclasses.dataclass(frozen=True)
-class FixedSize:
-    """A uniform random subset of `batch_size` examples per step, drawn anew each time.
+@attrs.frozen(init=False)
+class FixedSize(FullBatches):
+    """A uniform random subset of `batch_size` examples in each step, without replacement.
 
-    Every batch is full, which is convenient and expensive: one example more in the data evicts
-    another from the batch, a move of twice the clip bound. At 60,000 examples, batches of 128,
-    9,380 steps and noise multiplier 1.1 this costs epsilon 6.3 where `Poisson` costs 0.9
-    (delta 1e-5, add or remove one). Prefer `Poisson`.
+    Every batch is full, which is convenient and expensive. One example more in the data displaces
+    another one from the batch, and the sum moves by twice the clip bound. At 60,000 examples,
+    batches of 128, 9,380 steps and noise multiplier 1.1 this costs epsilon 6.3, and `Poisson`
+    costs 0.9 (delta 1e-5, add or remove one). Prefer `Poisson`.
 
     Attributes:
         num_examples: how many examples there are.
         batch_size: how many of them take part in each step.
 
     Raises:
-        TypeError: a size that is not a whole number.
-        ValueError: a size out of range; a rate given where a size is expected.
+        TypeError: a size is not a whole number.
+        ValueError: a size is out of range, or is a rate.
 
     Example:
         >>> import jax
@@ -41,56 +39,30 @@ class FixedSize:
     Reference: the Feistel minibatch of arXiv:2406.17298, section 4.3.
     """
 
-    num_examples: int
-    batch_size: int | float  # whole; a fraction is refused with the remedy for a rate
-
-    unit: ClassVar[str] = "example"
-    relation: ClassVar[str] = "add_or_remove_one"
-
-    def __post_init__(self) -> None:
-        num_examples = _validate.num_examples(self.num_examples)
-        size = _validate.whole_size_of_batch("batch_size", self.batch_size, num_examples)
-        object.__setattr__(self, "num_examples", num_examples)
-        object.__setattr__(self, "batch_size", size)
-
-    @property
-    def expected_batch_size(self) -> float:
-        """The size of every batch."""
-        return float(self.batch_size)
-
-    @property
-    def max_batch_size(self) -> int:
-        """The size of every batch."""
-        return int(self.batch_size)
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
-        """Returns the state before batch number `step`.
-
-        `key` must serve sampling and nothing else.
-        """
-        return start(key, step)
-
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
         (key,) = state.keys(1)
-        places = jnp.arange(self.max_batch_size, dtype=jnp.int32)
-        indices = feistel.permute(key, places, self.num_examples)
-        return state.advanced(), Batch(indices, jnp.ones(self.max_batch_size, bool))
+        slots = jnp.arange(self.batch_size, dtype=jnp.int32)
+        indices = feistel.permute(key, slots, self.num_examples)
+        return state.advanced(), Batch(indices, jnp.ones(self.batch_size, bool))
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
-        """Returns the event of `num_steps` noisy sums over batches of this sampler.
+        """Returns the event of `num_steps` noisy sums; it is the same under every relation.
 
-        The noise multiplier in it is relative to the clip bound; `accounting.event_epsilon` knows
-        that one example moves the sum by twice that, dp-accounting's own accountants do not.
+        Its noise multiplier is relative to the clip bound. `accounting.event_epsilon` knows that
+        one example moves the sum by twice the clip bound; dp-accounting's own accountants do not.
         """
         del relation
 
         def one_step(noise_multiplier: float) -> dp_accounting.DpEvent:
             gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
             return dp_accounting.SampledWithoutReplacementDpEvent(
-                self.num_examples, self.max_batch_size, gaussian
+                self.num_examples, self.batch_size, gaussian
             )
 
-        return composed(one_step, noise_multiplier, num_steps)
+        return compose_passes(one_step, noise_multiplier, num_steps)

@@ -1,4 +1,4 @@
-"""A sampler and a key in, batches of indices on the host out: for data that no device holds."""
+"""Iterate over the batches of a sampler on the host, for data that no device holds."""
 
 from collections.abc import Iterator
 
@@ -10,18 +10,18 @@ from dpoptax.samplers._base import Batch, Sampler
 
 
 def iterate_batches(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> Iterator[Batch]:
-    """Gives the batches of `sampler` from number `step` on, as numpy arrays, without end.
+    """Yields the batches of `sampler` from number `step` on, as numpy arrays, without end.
 
-    The law is that of the sampler on the device, and so are the batches: a run that is resumed
-    passes the number of its next step and sees what it would have seen, without a replay.
+    These are the batches that the sampler draws on the device. A run that resumes passes the
+    number of its next step and gets the same batches as before, without a replay.
 
     Args:
         sampler: one of `dpoptax.samplers`.
-        key: a key for the sampler and nothing else.
+        key: a key for sampling and nothing else.
         step: the number of the first batch.
 
     Returns:
-        An iterator of `Batch`, of static shape; read the rows where `mask` is True.
+        An iterator of `Batch`, of static shape; read only the rows where `mask` is True.
 
     Raises:
         TypeError: an old-style key.

@@ -1,35 +1,51 @@
-"""Batches whose size changes after steps known in advance: Poisson samplers that take turns."""
+"""Poisson sampling with a batch size that changes after steps known in advance."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any
 
+import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax.relations import Relation
-from dpoptax.samplers._base import Batch, SamplerState, start
-from dpoptax.samplers._poisson import Poisson, draw
-from dpoptax.schedules import Schedule, Scheduled, slice_of
+from dpoptax.samplers._base import Batch, Sampler, SamplerState, pad_batch
+from dpoptax.samplers._poisson import Poisson, draw_batch
+from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class PoissonSchedule:
-    """Poisson sampling at a rate that changes with the step: small batches first, say.
+def _stages(stages: Sequence[Any]) -> tuple[tuple[Poisson, int], ...]:
+    checked = []
+    for stage in stages:
+        if not (isinstance(stage, tuple | list) and isinstance(stage[0], Poisson)):
+            raise TypeError(f"a stage is a pair (Poisson sampler, steps); got {stage!r}.")
+        sampler, length = stage
+        checked.append((sampler, _validate.count("steps of a stage", length)))
+    sizes = sorted({sampler.num_examples for sampler, _ in checked})
+    if len(sizes) != 1:
+        raise ValueError(
+            "stages must draw from the same examples, and there must be at least one stage; got "
+            f"num_examples {sizes}. Give every Poisson sampler the same num_examples."
+        )
+    return tuple(checked)
 
-    Every batch is padded to the largest capacity, so that one compiled program serves all stages.
+
+@attrs.frozen
+class PoissonSchedule(Sampler):
+    """Poisson sampling at a rate that changes with the step, such as small batches first.
+
+    Every batch is padded to the largest `max_batch_size`, so one compiled program serves all
+    stages.
 
     Attributes:
-        stages: pairs of a `Poisson` sampler and the number of its steps; the last one goes on for
-            as long as the run does.
+        stages: pairs of a `Poisson` sampler and its number of steps. The last stage lasts until
+            the run ends.
 
     Raises:
-        TypeError: a stage that is not such a pair.
-        ValueError: no stage, or stages over different numbers of examples.
+        TypeError: a stage is not such a pair.
+        ValueError: there is no stage, or stages have different numbers of examples.
 
     Example:
         >>> import jax
@@ -39,28 +55,11 @@ class PoissonSchedule:
         (16.0, 64.0)
     """
 
-    stages: Sequence[tuple[Poisson, int]]
-
-    unit: ClassVar[str] = "example"
-    relation: ClassVar[str] = "add_or_remove_one"
-
-    def __post_init__(self) -> None:
-        stages = []
-        for stage in self.stages:
-            if not (isinstance(stage, tuple | list) and isinstance(stage[0], Poisson)):
-                raise TypeError(f"a stage is a pair (Poisson sampler, steps); got {stage!r}.")
-            sampler, length = stage
-            stages.append((sampler, _validate.count("steps of a stage", length)))
-        sizes = sorted({sampler.num_examples for sampler, _ in stages})
-        if len(sizes) != 1:
-            raise ValueError(
-                f"stages must draw from the same examples, and be at least one; got sizes {sizes}."
-            )
-        object.__setattr__(self, "stages", tuple(stages))
+    stages: Sequence[tuple[Poisson, int]] = attrs.field(converter=_stages)
 
     @property
     def num_examples(self) -> int:
-        """How many examples there are to draw from."""
+        """How many examples there are."""
         return self.stages[0][0].num_examples
 
     @property
@@ -72,14 +71,7 @@ class PoissonSchedule:
     @property
     def max_batch_size(self) -> int:
         """The static size of every batch."""
-        return max(sampler.capacity for sampler, _ in self.stages)
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
-        """Returns the state before batch number `step`.
-
-        `key` must serve sampling and nothing else.
-        """
-        return start(key, step)
+        return max(sampler.max_batch_size for sampler, _ in self.stages)
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
@@ -89,22 +81,26 @@ class PoissonSchedule:
         return state.advanced(), jax.lax.switch(stage, branches, state)
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
-        """Returns the event of `num_steps` noisy sums: those of the stages, one after another."""
+        """Returns the event of `num_steps` noisy sums: the composition of the stages' events."""
+        noise = as_schedule(noise_multiplier)
         events, first = [], 0
         for number, (sampler, length) in enumerate(self.stages):
             last = num_steps if number + 1 == len(self.stages) else min(first + length, num_steps)
             if first < last:
-                noise = slice_of(noise_multiplier, first, last)
-                events.append(sampler.event(noise, last - first, relation))
+                events.append(sampler.event(noise.slice(first, last), last - first, relation))
             first = last
         return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
 
     def _branch(self, sampler: Poisson) -> Callable[[SamplerState], Batch]:
+        """Returns a function that draws the padded batch of one stage."""
+        sizes = (sampler.num_examples, sampler.sampling_rate, sampler.max_batch_size)
+
         def branch(state: SamplerState) -> Batch:
-            batch = draw(state, sampler.num_examples, sampler.sampling_rate, sampler.capacity)
-            missing = self.max_batch_size - sampler.capacity
-            return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)
+            return pad_batch(draw_batch(state, *sizes), self.max_batch_size)
 
         return branch

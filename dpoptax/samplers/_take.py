@@ -1,4 +1,4 @@
-"""Data on the device and a batch of indices in, the examples of the batch out."""
+"""Gather the examples of a batch from data on the device."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ def take(
 ) -> PyTree[Shaped[Array, "max_batch_size ..."]]:
     """Gathers the examples of `batch` from every array of `data`.
 
-    Padded rows hold example 0 and must be masked: pass `batch.mask` on.
+    Padded rows hold example 0. They must be masked: pass `batch.mask` to `per_example_grads`.
 
     Args:
         data: a tree of arrays with a leading axis of num_examples.
-        batch: as a sampler draws it.
+        batch: from a sampler.
 
     Returns:
         A tree like `data` with a leading axis of max_batch_size.
@@ -34,17 +34,19 @@ def take(
 
 
 def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], PyTree]:
-    """Returns a `take` that lays the examples of a batch out over devices.
+    """Returns a `take` that distributes the examples of a batch over devices.
 
     Args:
-        sharding: of a batch, such as `NamedSharding(mesh, PartitionSpec("data"))`, on a mesh of
-            axes that the compiler shards by itself, `jax.sharding.Mesh(devices, names)`.
+        sharding: of the leading axis of a batch, such as
+            `NamedSharding(mesh, PartitionSpec("data"))`. The mesh must have automatic axes, as
+            `jax.sharding.Mesh(devices, names)` makes them.
 
     Returns:
         A function like `take`, for `dpoptax.training`.
 
     Raises:
-        ValueError: when used, a batch that does not divide over the devices.
+        ValueError: when the returned function is called with a batch that cannot be divided
+            evenly over the devices.
 
     Example:
         >>> import jax, numpy as np, jax.numpy as jnp
@@ -55,17 +57,19 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], P
         [12, 10]
     """
 
-    def spread(data: PyTree, batch: Batch) -> PyTree:
+    def take_and_shard(data: PyTree, batch: Batch) -> PyTree:
         examples = take(data, batch)
+        # `with_sharding_constraint` would raise too, but could not say what to change.
         for leaf in jax.tree.leaves(examples):
             try:
                 sharding.shard_shape(leaf.shape)
             except ValueError:
-                devices = len(sharding.device_set)
+                size, devices = len(batch.mask), len(sharding.device_set)
+                fits = -(-size // devices) * devices
                 raise ValueError(
-                    f"a batch of {len(batch.mask)} places does not divide over {devices} devices. "
-                    "Make the sampler with max_batch_size, a multiple of the devices."
+                    f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
+                    f"sampler with a max_batch_size (or batch_size) of {fits}, say."
                 ) from None
         return jax.lax.with_sharding_constraint(examples, sharding)
 
-    return spread
+    return take_and_shard

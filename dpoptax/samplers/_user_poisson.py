@@ -1,42 +1,44 @@
-"""Users as the unit of privacy: one row per user, with all that is kept of it."""
+"""User-level Poisson sampling: the unit of privacy is a user with all of its examples."""
 
-import dataclasses
 from typing import Any, ClassVar
 
+import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.relations import Relation
-from dpoptax.samplers._base import Batch, SamplerState
+from dpoptax.samplers._base import Batch, Sampler, SamplerState
 from dpoptax.samplers._poisson import Poisson
-from dpoptax.schedules import Scheduled
+from dpoptax.schedules import ScalarOrSchedule
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class UserPoisson:
-    """Poisson sampling of users, each with all of its examples, so that users are protected.
+@attrs.frozen(init=False, eq=False)
+class UserPoisson(Sampler):
+    """Poisson sampling of users, so that users are protected and not only single examples.
 
-    What is sampled, clipped and accounted is a user: a neighbouring data set has one user more.
-    `arrange` brings the data to one row per user; the loss of one row then sees up to
-    `max_examples_per_user` examples and a mask, and is best their mean.
+    A user is what is sampled, clipped and accounted: a neighbouring data set has one user more.
+    `arrange` turns the data into one row per user. The loss of one row then sees up to
+    `max_examples_per_user` examples and a mask, and should be their mean.
 
     Attributes:
-        user_ids: whose every example is, any integers or strings, `(num_rows,)`; held on the host.
+        user_ids: the user of every example, integers or strings, `(num_rows,)`; kept on the host.
         expected_batch_size: in users; need not be whole.
-        max_examples_per_user: of a user with more, the first ones are kept.
+        max_examples_per_user: the first this many examples of a user are kept.
         max_batch_size: in users; as in `Poisson`.
 
     Raises:
-        TypeError: a count that is not whole.
-        ValueError: user_ids that are not a vector, or empty; a number out of range.
+        TypeError: a count is not a whole number.
+        ValueError: user_ids is empty or not a vector, or a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> sampler = UserPoisson(["ann", "bob", "ann"], expected_batch_size=1, max_examples_per_user=2)
+        >>> sampler = UserPoisson(
+        ...     ["ann", "bob", "ann"], expected_batch_size=1, max_examples_per_user=2
+        ... )
         >>> rows, mask = sampler.arrange(jnp.array([1.0, 2.0, 3.0]))
         >>> rows.tolist(), mask.tolist()
         ([[1.0, 3.0], [2.0, 0.0]], [[True, True], [True, False]])
@@ -52,32 +54,39 @@ class UserPoisson:
     user_ids: Any
     expected_batch_size: float
     max_examples_per_user: int
-    max_batch_size: int | None = None
+    max_batch_size: int
+    # Computed from the fields above.
+    _rows: Int[np.ndarray, "num_users max_examples_per_user"] = attrs.field(repr=False)
+    _present: Bool[np.ndarray, "num_users max_examples_per_user"] = attrs.field(repr=False)
+    _poisson: Poisson = attrs.field(repr=False)
 
     unit: ClassVar[str] = "user"
-    relation: ClassVar[str] = "add_or_remove_one"
 
-    def __post_init__(self) -> None:
-        user_ids = np.asarray(self.user_ids)
+    def __init__(
+        self,
+        user_ids: Any,
+        expected_batch_size: float,
+        max_examples_per_user: int,
+        max_batch_size: int | None = None,
+    ) -> None:
+        user_ids = np.asarray(user_ids)
         if user_ids.ndim != 1 or len(user_ids) == 0:
             raise ValueError(
                 "user_ids must name the user of every example, one after the other; got an array "
                 f"of shape {user_ids.shape}."
             )
-        cap = _validate.count("max_examples_per_user", self.max_examples_per_user)
-        _, of_user = np.unique(user_ids, return_inverse=True)
-        by_user = np.argsort(of_user, kind="stable")
-        counts = np.bincount(of_user)
-        places = np.cumsum(counts)[:, None] - counts[:, None] + np.arange(cap)
-        present = np.arange(cap) < counts[:, None]
-        object.__setattr__(self, "user_ids", user_ids)
-        object.__setattr__(self, "max_examples_per_user", cap)
-        object.__setattr__(self, "_members", by_user[np.where(present, places, 0)])
-        object.__setattr__(self, "_present", present)
-        poisson = Poisson(len(counts), self.expected_batch_size, self.max_batch_size)
-        object.__setattr__(self, "_poisson", poisson)
-        object.__setattr__(self, "expected_batch_size", poisson.expected_batch_size)
-        object.__setattr__(self, "max_batch_size", poisson.max_batch_size)
+        most = _validate.count("max_examples_per_user", max_examples_per_user)
+        rows, present = _rows_of_users(user_ids, most)
+        poisson = Poisson(len(rows), expected_batch_size, max_batch_size)
+        self.__attrs_init__(
+            user_ids,
+            poisson.expected_batch_size,
+            most,
+            poisson.max_batch_size,
+            rows,
+            present,
+            poisson,
+        )
 
     @property
     def num_examples(self) -> int:
@@ -92,50 +101,53 @@ class UserPoisson:
     def arrange(
         self, data: PyTree
     ) -> tuple[PyTree, Bool[Array, "num_users max_examples_per_user"]]:
-        """Brings a tree of arrays `(num_rows, ...)` to one row per user.
+        """Turns a tree of arrays `(num_rows, ...)` into one row per user.
 
         Args:
-            data: as long as `user_ids`.
+            data: a tree of arrays with one row per entry of `user_ids`.
 
         Returns:
-            A tree of arrays `(num_users, max_examples_per_user, ...)`, zero where a user has
-            fewer, and the mask that tells.
+            A tree of arrays `(num_users, max_examples_per_user, ...)`, and a mask that is True
+            where a user has an example. All other entries are zero.
 
         Raises:
-            ValueError: data of another length.
+            ValueError: data has another length.
         """
-        rows = _validate.batch_size("data", data)
-        if rows != len(self.user_ids):
+        num_rows = _validate.leading_axis_size("data", data)
+        if num_rows != len(self.user_ids):
             raise ValueError(
-                f"data must have one row per entry of user_ids; got {rows} rows and "
+                f"data must have one row per entry of user_ids; got {num_rows} rows and "
                 f"{len(self.user_ids)} entries."
             )
         present = jnp.asarray(self._present)
 
         def gather(leaf: Array) -> Array:
-            picked = jnp.asarray(leaf)[self._members]
-            shown = present.reshape(*present.shape, *[1] * (picked.ndim - 2))
-            return jnp.where(shown, picked, jnp.zeros_like(picked))
+            picked = jnp.asarray(leaf)[self._rows]
+            mask = present.reshape(*present.shape, *[1] * (picked.ndim - 2))
+            return jnp.where(mask, picked, jnp.zeros_like(picked))
 
         return jax.tree.map(gather, data), present
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> SamplerState:
-        """Returns the state before batch number `step`.
-
-        `key` must serve sampling and nothing else.
-        """
-        return self._poisson.init(key, step)
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch of users."""
         return self._poisson.sample(state)
 
     def event(
-        self, noise_multiplier: Scheduled, num_steps: int, relation: Relation = "add_or_remove_one"
+        self,
+        noise_multiplier: ScalarOrSchedule,
+        num_steps: int,
+        relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
         """Returns the event of `num_steps` noisy sums; neighbours differ in one user."""
         return self._poisson.event(noise_multiplier, num_steps, relation)
 
-    _members: Any = dataclasses.field(init=False, repr=False)
-    _present: Any = dataclasses.field(init=False, repr=False)
-    _poisson: Any = dataclasses.field(init=False, repr=False)
+
+def _rows_of_users(user_ids: np.ndarray, max_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of each user `(num_users, max_examples)`, and where there is one."""
+    _, user_of_row = np.unique(user_ids, return_inverse=True)
+    # A stable sort keeps the rows of a user in their order: the first ones are those kept.
+    rows_by_user = np.argsort(user_of_row, kind="stable")
+    counts = np.bincount(user_of_row)
+    positions = np.cumsum(counts)[:, None] - counts[:, None] + np.arange(max_examples)
+    present = np.arange(max_examples) < counts[:, None]
+    return rows_by_user[np.where(present, positions, 0)], present

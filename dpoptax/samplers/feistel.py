@@ -1,20 +1,19 @@
-"""A pseudo-random permutation of {0, ..., n-1}, evaluated where it is asked for.
+"""Feistel permutation: a pseudo-random permutation of {0, ..., n-1}, evaluated index by index.
 
-A key and any indices in; their images out, at a cost that does not depend on n: no array of
-length n exists. The permutation is a Feistel network over Z_a x Z_b, where a and b are near the
-square root of n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"),
+The cost does not depend on n, because no array of length n exists. The permutation is a Feistel
+network over Z_a x Z_b, where a and b are near the square root of n (Black and Rogaway 2002,
+"Ciphers with arbitrary finite domains"):
 
     l <- l + F_1(r) mod a,  r <- r + F_2(l) mod b,  l <- l + F_3(r) mod a, ...
 
-and an image at or beyond n is sent through it again until it falls below n (cycle walking, as in
-section 4.3 of arXiv:2406.17298). A round function is the key's own pseudo-random function, that
-which `jax.random.fold_in` computes, so it is as good as the kind of key: pass a key that serves
-this permutation and nothing else.
+An image of n or more goes through the network again until it is below n (cycle walking, section
+4.3 of arXiv:2406.17298). The round functions are the pseudo-random function of the key, the one
+that `jax.random.fold_in` computes. The permutation is therefore as strong as the kind of key.
 
-An index is evaluated 1/p times on average, p = n / (a b). In a power of two above n, p may be as
-low as 1/2; here a b - n < a, so p > 1 - 1/sqrt(n): fewer than 1.05 evaluations for every n that
-takes a network. Up to 512 elements take none: there the order of 64-bit random numbers is an exact
-permutation.
+An index is evaluated 1/p times on average, with p = n / (a b). A network over a power of two would
+have p as low as 1/2. Here a b - n < a, so p > 1 - 1/sqrt(n): fewer than 1.05 evaluations for every
+n that uses the network. Up to 512 elements are sorted by 64-bit random numbers instead, which is
+an exact uniform permutation.
 """
 
 import functools
@@ -26,10 +25,11 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from dpoptax import _validate
 
-# NIST SP 800-38G asks for ten, with halves as small as these.
+# NIST SP 800-38G asks for ten rounds with halves as small as ours. More rounds only cost time.
 NUM_ROUNDS = 12
-# So few elements are sorted.
-EXACT = 512
+# Up to this many elements, all of them are sorted. A small network is the weakest one, since it has
+# few bits per half; a sort of this size is cheap.
+MAX_SORTED = 512
 
 
 def permute(
@@ -39,14 +39,14 @@ def permute(
 
     Args:
         key: one typed PRNG key, for this permutation and nothing else.
-        indices: whole numbers from 0 to num_examples - 1; others have no image.
+        indices: whole numbers from 0 to num_examples - 1; other numbers have no image.
         num_examples: how many elements there are, at most 2**31; a Python int.
 
     Returns:
-        Int32, shaped like `indices`; distinct where those are.
+        Images as int32, in the shape of `indices`; distinct indices have distinct images.
 
     Raises:
-        TypeError: an old-style key, a count that is not whole.
+        TypeError: an old-style key, or a count that is not a whole number.
         ValueError: a count that is not from 1 to 2**31.
 
     Example:
@@ -65,7 +65,7 @@ def permute(
 def invert(
     key: PRNGKeyArray, images: Int[Array, "*shape"], num_examples: int
 ) -> Int[Array, "*shape"]:
-    """Returns the indices whose images under `permute` are `images`.
+    """Returns the inverse of `permute`: the indices that `permute` maps to `images`.
 
     Args:
         key: as in `permute`.
@@ -73,7 +73,7 @@ def invert(
         num_examples: as in `permute`.
 
     Returns:
-        Int32, shaped like `images`.
+        Indices as int32, in the shape of `images`.
 
     Raises:
         TypeError: as in `permute`.
@@ -88,9 +88,10 @@ def invert(
 
 
 def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool) -> Array:
+    """Applies the permutation or its inverse."""
     key = _validate.typed_key("key", key)
     size = _validate.num_examples(num_examples)
-    if size <= EXACT:
+    if size <= MAX_SORTED:
         order = _sorted_order(key, size)
         return (order if forward else jnp.argsort(order).astype(jnp.int32))[values]
     start = values.reshape(values.size).astype(jnp.uint32)
@@ -99,12 +100,12 @@ def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool)
 
 
 def _halves(size: int) -> tuple[int, int]:
-    """The a and b of Z_a x Z_b."""
+    """Returns a and b, the sizes of the two halves: a * b is at least `size`, by less than a."""
     a = math.isqrt(size - 1) + 1
     return a, -(-size // a)
 
 
-# Compiled once for all sizes, also for callers that are not.
+# Jitted here with traced sizes, so that callers outside of jit compile it once for all sizes.
 @functools.partial(jax.jit, static_argnames="forward")
 def _cycle(
     key: PRNGKeyArray,
@@ -115,7 +116,7 @@ def _cycle(
     *,
     forward: bool,
 ) -> UInt32[Array, " many"]:
-    """Sends all through the network, and again those that came out at or beyond `size`."""
+    """Applies the network, and again to images of `size` or more (cycle walking)."""
 
     def again(x: Array) -> Array:
         return jnp.where(x >= size, _network(key, x, a, b, forward=forward), x)
@@ -125,7 +126,7 @@ def _cycle(
 
 
 def _sorted_order(key: PRNGKeyArray, size: int) -> Int[Array, " size"]:
-    """An order by 64 random bits: two of them are equal with probability below 2^-46."""
+    """Sorts by 64 random bits; two of them are equal with probability below 2**-46."""
     high, low = jax.random.bits(key, (2, size), jnp.uint32)
     return jax.lax.sort((high, low, jnp.arange(size, dtype=jnp.int32)), num_keys=2)[2]
 
@@ -138,12 +139,14 @@ def _network(
     *,
     forward: bool,
 ) -> UInt32[Array, " many"]:
+    """Applies all rounds, or undoes them in reverse order."""
+
     def two_rounds(halves: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         left, right = halves
         if forward:
             left = (left + _round_function(key, 2 * number, right, a)) % a
             right = (right + _round_function(key, 2 * number + 1, left, b)) % b
-        else:
+        else:  # adding b and a first keeps the unsigned differences from wrapping
             right = (right + b - _round_function(key, 2 * number + 1, left, b)) % b
             left = (left + a - _round_function(key, 2 * number, right, a)) % a
         return (left, right), None
@@ -159,8 +162,10 @@ def _round_function(
     half: UInt32[Array, " many"],
     size: UInt32[Array, ""],
 ) -> UInt32[Array, " many"]:
-    """64 pseudo-random bits of the round and the half, which has 16 bits at most, modulo `size`."""
+    """Returns 64 pseudo-random bits modulo `size`, which follow from the round and the half."""
+    # A half is below 2**16, so round and half fit into the 32 bits that `fold_in` takes.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, (number << 16) | half)
     words = jax.random.key_data(keys)
-    power = (jnp.uint32(2**32 - 1) % size + 1) % size  # 2**32 modulo size
+    # (word_0 * 2**32 + word_1) modulo size, in 32-bit arithmetic: all factors are below 2**16.
+    power = (jnp.uint32(2**32 - 1) % size + 1) % size
     return ((words[:, 0] % size) * power + words[:, 1] % size) % size

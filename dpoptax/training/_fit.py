@@ -244,7 +244,7 @@ def _why(interrupts: Interrupts, plan: Plan, done: int) -> str:
 
 
 def _check_data(data: PyTree | HostData, plan: Plan) -> None:
-    num_examples = len(data) if isinstance(data, HostData) else _validate.batch_size("data", data)
+    num_examples = len(data) if isinstance(data, HostData) else _validate.leading_axis_size("data", data)
     if num_examples != plan.sampler.num_examples:
         raise ValueError(
             f"the plan is for {plan.sampler.num_examples} examples and data has {num_examples}: "

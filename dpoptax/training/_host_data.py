@@ -48,7 +48,7 @@ class HostData:
         shaped = bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
         self._by_rows = shaped and not isinstance(data, list)
         if self._by_rows:
-            self._length = _validate.batch_size("data", data)
+            self._length = _validate.leading_axis_size("data", data)
         elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
             self._length = len(data)
         else:

@@ -72,7 +72,7 @@ try:
     dpoptax.samplers.sharded_take(spread)(
         small, dpoptax.samplers.Batch(jnp.zeros(12, jnp.int32), jnp.ones(12, bool)))
 except ValueError as error:
-    assert "a batch of 12 places does not divide over 8 devices" in str(error)
+    assert "a batch must divide evenly over 8 devices; got 12 rows" in str(error)
 else:
     raise AssertionError("a batch that does not divide was taken")
 

@@ -144,7 +144,7 @@ class DPSVI:
             ValueError: as `numpyro_elbo`.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        self._expected = self._size or float(_validate.batch_size("args", args))
+        self._expected = self._size or float(_validate.leading_axis_size("args", args))
         size = self._expected
         elbo = self._objective(keys.model_key, args, kwargs)
         private = privatize(self._clip, self._noise, expected_batch_size=size, key=keys.noise_key)
@@ -177,7 +177,7 @@ class DPSVI:
                 "a masked batch is longer than it expects to be: tell DPSVI its "
                 "expected_batch_size, sampling rate times num_obs_total."
             )
-        length = _validate.batch_size("args", args)
+        length = _validate.leading_axis_size("args", args)
         if self._size is None and length != self._expected:
             raise ValueError(
                 f"init was given a batch of {self._expected:.0f} and took that for the expected "
@@ -198,7 +198,7 @@ class DPSVI:
         """Returns the negative ELBO of all the data, estimated on a batch; not private."""
         elbo, _ = self._made()
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
-        keys = jax.random.split(key, _validate.batch_size("args", args))
+        keys = jax.random.split(key, _validate.leading_axis_size("args", args))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
         return self._on_all(elbo, svi_state.params, losses, None, kl_key)
 

@@ -211,7 +211,7 @@ def numpyro_elbo(
     if kl not in ("after_noise", "clipped"):
         raise ValueError(f'kl is "after_noise" or "clipped"; got {kl!r}.')
     num_examples = _validate.num_examples(num_examples)
-    _validate.batch_size("args", args)
+    _validate.leading_axis_size("args", args)
     example = jax.tree.map(_stand_in, args)
     key = _validate.typed_key("init_key", init_key)
     with warnings.catch_warnings():  # what it is about is an error below
