@@ -104,14 +104,14 @@ def _rows(layout: Layout) -> Iterator[LeafExplanation]:
         size = max(1, math.prod(spec.shape))
         formed = leaf in layout.formed
         held = size if formed else sum(site.num_floats for site in sites)
-        forming = max(1.0, materialize.operations(sites, spec))
+        forming = max(1.0, materialize.materialization_cost(sites, spec))
         yield LeafExplanation(
             leaf=name,
             shape=spec.shape,
             form="formed" if formed else "factored",
             rule=rule.name,
             memory=held / size,
-            operations=1.0 if formed else rule.operations / forming,
+            operations=1.0 if formed else rule.cost / forming,
             source=_sources(sites),
         )
 

@@ -43,7 +43,7 @@ class Layout:
             if leaf not in found.stacked:
                 sites = self.sites_of(leaf)
                 self.rules[leaf] = choose_rule(sites, spec)
-                if is_materialized(self.rules[leaf], sites, spec, batch):
+                if is_materialized(self.rules[leaf], batch):
                     self.formed.add(leaf)
         self._signature = (str(found.jaxpr), self.treedef, batch)
 

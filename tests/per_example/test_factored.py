@@ -74,7 +74,7 @@ def test_norms_are_right_where_no_gradient_is_held(make, monkeypatch):
     "name", ["linen convolutions", "linen embedding", "linen tied embedding", "nested grad"]
 )
 def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, numbers, monkeypatch):
-    monkeypatch.setattr(dpoptax.per_example._norm_rules.chunking, "CPU_CHUNK", numbers)
+    monkeypatch.setattr(dpoptax.per_example._norm_rules.cost_model, "CPU_CHUNK_FLOATS", numbers)
     monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with jax.numpy_dtype_promotion("standard"):
         compare(*ARCHITECTURES[name](5))
@@ -352,13 +352,9 @@ def test_the_self_check_passes_what_is_right_and_refuses_what_is_not(jit, monkey
     wrapped = jax.jit(run) if jit else run
     wrapped(floats(3, 40))
     jax.clear_caches()
-    choose = dpoptax.per_example._factored.choose_rule
-
-    def wrong(*arguments):
-        rule = choose(*arguments)
-        return rule._replace(squared_norms=lambda factors: 2 * rule.squared_norms(factors))
-
-    monkeypatch.setattr(dpoptax.per_example._factored, "choose_rule", wrong)
+    rule = dpoptax.per_example._norm_rules.matmul.OuterProduct
+    right = rule.squared_norms
+    monkeypatch.setattr(rule, "squared_norms", lambda self, factors: 2 * right(self, factors))
     monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with pytest.raises(RuntimeError, match="norms of params"):
         wrapped(floats(3, 40))

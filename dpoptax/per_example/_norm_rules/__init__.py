@@ -1,4 +1,8 @@
-"""Norms from factors: one file per way in which a weight meets data."""
+"""Norm rules: squared norms of per-example gradients from inputs and cotangents.
+
+`select.py` lists the rules and picks one per parameter leaf; every other rule file is one family of
+algorithms.
+"""
 
 from dpoptax.per_example._norm_rules.base import NormRule as NormRule
 from dpoptax.per_example._norm_rules.factors import Factors as Factors

@@ -1,28 +1,73 @@
-"""What a rule is: the ways from the factors of one leaf to norms, gradients and sums."""
+"""The interface of a norm rule: one algorithm for the norms and sums of one parameter leaf."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
 
+import jax
 from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules.factors import Factors
+from dpoptax.per_example._tracing.site import Site
 
 
-class NormRule(NamedTuple):
-    """How norms, gradients and sums of a leaf follow from the factors of its sites.
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormRule(abc.ABC):
+    """Computes norms, gradients and sums of one leaf from the factors of its sites.
+
+    To add a rule, write one subclass in one file and add it to `RULES` in `select.py`.
+
+    Every rule obeys these laws. `factors` has one entry per site, in the order of `sites`, and each
+    of its arrays has a leading axis of examples.
+
+    1. `squared_norms(factors)[i]` is at least the squared norm of `gradients(factors)[i]`, whatever
+       was lost by rounding (see `rounding.py`), and equal to it up to rounding where the terms of
+       the gradient do not cancel. Clipping relies on this bound, so it is a matter of privacy.
+    2. `weighted_sum(factors)` is the sum of `gradients(factors)` over the examples. Weights are not
+       seen here: the caller has already scaled the cotangents with them.
+    3. Examples are independent. A NaN in one example changes no result of another, and an example
+       whose cotangents are zero adds zero to the sum.
+    4. Everything is computed at the highest precision, in float32 or wider, and the size of the
+       chunks that a batch is split into changes no result beyond rounding.
+    5. `matches` returns None for sites that the formulas do not cover. A refusal makes a model
+       slower, a wrong acceptance breaks the privacy guarantee: in doubt, refuse.
 
     Attributes:
-        name: what `explain` shows.
-        squared_norms: one number per example.
-        gradients: the gradient of every example, in float32 or wider.
-        weighted_sum: their sum, in float32 or wider, in one large product where there is one.
-        operations: multiplications per example for the norms.
-        memory: numbers per example, beyond the factors, while the norms are computed.
+        sites: all uses of the leaf.
+        spec: the shape and dtype of the leaf.
     """
 
-    name: str
-    squared_norms: Callable[[Sequence[Factors]], Float[Array, " batch"]]
-    gradients: Callable[[Sequence[Factors]], Float[Array, "batch ..."]]
-    weighted_sum: Callable[[Sequence[Factors]], Float[Array, "..."]]
-    operations: float
-    memory: float
+    sites: tuple[Site, ...]
+    spec: jax.ShapeDtypeStruct
+
+    @classmethod
+    @abc.abstractmethod
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+        """Returns the rule for a leaf with these sites, or None if it does not apply to them."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name that `explain` shows."""
+
+    @property
+    @abc.abstractmethod
+    def cost(self) -> float:
+        """Multiplications per example for the norms: the cheapest rule is used.
+
+        It is an estimate from static shapes. Work that is slower than a large matrix product counts
+        more, by the factors in `cost_model.py`.
+        """
+
+    @abc.abstractmethod
+    def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
+        """Returns an upper bound on the squared norm of every example's gradient."""
+
+    @abc.abstractmethod
+    def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+        """Returns the gradient of every example, `(batch, *leaf.shape)`, in float32 or wider."""
+
+    @abc.abstractmethod
+    def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
+        """Returns the sum of the gradients, by one large product over the batch where possible."""

@@ -1,59 +1,70 @@
-"""Rows looked up in a table: the gradient of an example adds cotangents of equal tokens.
+"""Rows looked up in a table: the gradient of an example adds the cotangents of equal tokens.
 
 ||grad||^2 = sum over distinct tokens of || sum of their cotangents ||^2
 """
 
-import functools
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax._precision import widen
-from dpoptax.per_example._norm_rules import materialize
+from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import fold_chunks, map_chunks, on_cpu
 from dpoptax.per_example._norm_rules.factors import Factors
-from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
+from dpoptax.per_example._norm_rules.materialize import materialize
+from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
-    """Yields the rule for leaves whose only use is one lookup of rows."""
-    if len(sites) != 1 or not looks_up_rows(sites[0], spec):
-        return
-    (site,) = sites
-    width = math.prod(spec.shape[1:])
-    tokens = tokens_of(site, width)
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddingLookup(NormRule):
+    """Sums the cotangents of equal tokens by a segment sum, without a table per example."""
 
-    def squared_norms(factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        return segment_squared_norms(*as_rows(site, factors[0], spec), spec.shape[0])
+    name = "segments"
 
-    def total(factors: Sequence[Factors]) -> Float[Array, "..."]:
-        return sum_of_rows(*as_rows(site, factors[0], spec), spec.shape[0]).reshape(spec.shape)
+    @classmethod
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+        """Accepts a leaf with one use only, a lookup of whole rows."""
+        if len(sites) != 1 or not looks_up_rows(sites[0], spec):
+            return None
+        return cls(tuple(sites), spec)
 
-    yield NormRule(
-        "segments",
-        squared_norms,
-        functools.partial(materialize.gradients, sites, spec),
-        total,
-        # A segment sum: a few passes over the cotangents.
-        8.0 * tokens * width,
-        tokens * width,
-    )
+    @property
+    def cost(self) -> float:
+        """See `NormRule.cost`."""
+        return segment_cost(self.sites[0], self.spec)
+
+    def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
+        """See `NormRule.squared_norms`."""
+        ids, rows = as_rows(self.sites[0], factors[0], self.spec)
+        return segment_squared_norms(ids, rows, self.spec.shape[0])
+
+    def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+        """See `NormRule.gradients`."""
+        return materialize(self.sites, factors, self.spec)
+
+    def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
+        """See `NormRule.weighted_sum`."""
+        ids, rows = as_rows(self.sites[0], factors[0], self.spec)
+        return _sum_of_rows(ids, rows, self.spec.shape[0]).reshape(self.spec.shape)
 
 
 def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether a site is `table[ids]`, whole rows of an unchanged leaf."""
-    if site.primitive.name != "gather" or any(scan.sliced for scan in site.scans):
+    """Whether a site is `table[ids]`: whole rows of the leaf itself."""
+    if site.primitive is not jax.lax.gather_p or any(scan.sliced for scan in site.scans):
         return False
-    if any(s.primitive is None or s.primitive.name != "convert_element_type" for s in site.steps):
+    if any(step.primitive is not jax.lax.convert_element_type_p for step in site.steps):
         return False
     numbers = site.params["dimension_numbers"]
     (indices,) = site.operands
     width = len(spec.shape) - 1
+    # One index per lookup, into the first axis; the other axes are whole and last in the output.
     return (
         numbers.collapsed_slice_dims == (0,)
         and numbers.start_index_map == (0,)
@@ -66,24 +77,32 @@ def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
 
 
 def tokens_of(site: Site, width: int) -> int:
-    """How many rows one example looks up."""
+    """How many rows of `width` numbers one example looks up, over all scans."""
     tokens = math.prod(site.output.shape) // width if width else 0
     return tokens * math.prod(scan.length for scan in site.scans)
+
+
+def segment_cost(site: Site, spec: jax.ShapeDtypeStruct) -> float:
+    """The cost of `segment_squared_norms` for one example."""
+    width = math.prod(spec.shape[1:])
+    return cost_model.SEGMENT_SUM_COST * tokens_of(site, width) * width
 
 
 def as_rows(
     site: Site, factors: Factors, spec: jax.ShapeDtypeStruct
 ) -> tuple[Int[Array, "batch t"], Float[Array, "batch t width"]]:
-    """Brings the factors to tokens `(batch, T)` in the table and cotangents `(batch, T, width)`."""
+    """Returns the tokens `(batch, T)`, all inside the table, and their cotangents."""
     (indices,) = factors.operands
     ids = indices.reshape(indices.shape[0], math.prod(indices.shape[1:]))
-    if ids.dtype.itemsize < 4:  # the table may have more rows than they can count
+    # An 8- or 16-bit type may be too narrow to count the rows of the table.
+    if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)
-    dtype = widen(jnp.zeros((), spec.dtype)).dtype  # the lookup may be in a narrower one
+    # The lookup may be in a narrower dtype than the leaf, and the gradient has that of the leaf.
+    dtype = widen(jnp.zeros((), spec.dtype)).dtype
     rows = widen(factors.cotangent).reshape(*ids.shape, math.prod(spec.shape[1:])).astype(dtype)
     last = max(0, site.parameter.shape[0] - 1)
     inside = (ids >= 0) & (ids <= last)
-    # What the lookup dropped or clipped, its transpose drops or clips alike.
+    # A lookup beyond the table is clipped to it or dropped, and so is its gradient.
     if site.params["mode"] != jax.lax.GatherScatterMode.CLIP:
         rows = jnp.where(inside[..., None], rows, 0.0)
     return jnp.clip(ids, 0, last), rows
@@ -92,55 +111,56 @@ def as_rows(
 def segment_squared_norms(
     ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
 ) -> Float[Array, " batch"]:
-    """Sums the rows of equal ids within each example, and squares."""
+    """Sums the rows of equal ids within each example, and squares the sums."""
 
-    def of_chunk(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
-        places, rows = chunk
+    def norms(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
+        slots, rows = chunk
         batch, tokens, width = rows.shape
-        places = places + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
-        sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (places, rows))
+        # Every example has `tokens` slots in one array, since it has at most so many distinct ids.
+        slots = slots + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
+        sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (slots, rows))
         squares = jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
-        return rounded_up(squares, sum_of_squares(rows, (1, 2)), tokens)
+        return round_up(squares, sum_of_squares(rows, (1, 2)), tokens)
 
-    return map_chunks(of_chunk, (_place_of_equals(ids, rows_in_table), rows), _numbers(rows))
+    return map_chunks(norms, (_slots(ids, rows_in_table), rows), _floats_per_example(rows))
 
 
-def sum_of_rows(
+def _sum_of_rows(
     ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
 ) -> Float[Array, "rows_in_table width"]:
     """Sums the rows of equal ids over all examples."""
     table = jnp.zeros((rows_in_table, rows.shape[2]), rows.dtype)
     if rows_in_table == 0:
         return table
-    return fold_chunks(_add_rows, table, (ids, rows), _numbers(rows))
+    return fold_chunks(_add_rows, table, (ids, rows), _floats_per_example(rows))
 
 
-def _numbers(rows: Float[Array, "batch t width"]) -> int:
-    """What an example needs, for chunks whose rows and sums stay close to the processor."""
-    return 8 * math.prod(rows.shape[1:])
-
-
-def _first_of_equals(ids: Int[Array, "rows t"]) -> Int[Array, "rows t"]:
-    return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)
+def _floats_per_example(rows: Float[Array, "batch t width"]) -> int:
+    return cost_model.SEGMENT_CHUNK_FACTOR * math.prod(rows.shape[1:])
 
 
 def _add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
-    places, rows = chunk
-    flat = rows.reshape(places.size, rows.shape[-1])
-    return table.at[places.reshape(-1)].add(flat, mode="promise_in_bounds")
+    ids, rows = chunk
+    flat = rows.reshape(ids.size, rows.shape[-1])
+    return table.at[ids.reshape(-1)].add(flat, mode="promise_in_bounds")
 
 
-def _place_of_equals(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:
-    """For every token a place in its example, the same one for equal tokens."""
+def _slots(ids: Int[Array, "batch t"], rows_in_table: int) -> Int[Array, "batch t"]:
+    """For every token a position in its example, the same one for equal tokens."""
     if ids.size == 0:
         return ids
     if not on_cpu():
-        return map_chunks(_first_of_equals, ids, ids.shape[1] ** 2)
-    places = jnp.arange(ids.shape[1], dtype=jnp.int32)
+        # All pairs of tokens at once: quadratic, but without a loop over the examples.
+        return map_chunks(_first_equal, ids, ids.shape[1] ** 2)
+    positions = jnp.arange(ids.shape[1], dtype=jnp.int32)
 
     def write_and_read(table: Array, row: Array) -> tuple[Array, Array]:
-        # What earlier examples wrote is never read: this one first writes at all of its tokens.
-        table = table.at[row].set(places, mode="promise_in_bounds")
+        # One table serves all examples: each reads only entries that it has just written.
+        table = table.at[row].set(positions, mode="promise_in_bounds")
         return table, table.at[row].get(mode="promise_in_bounds")
 
     return jax.lax.scan(write_and_read, jnp.zeros(max(1, rows_in_table), jnp.int32), ids)[1]
+
+
+def _first_equal(ids: Int[Array, "rows t"]) -> Int[Array, "rows t"]:
+    return jnp.argmax(ids[:, :, None] == ids[:, None, :], axis=2).astype(jnp.int32)

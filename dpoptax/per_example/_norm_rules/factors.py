@@ -1,4 +1,4 @@
-"""What is kept of a site for a batch, and the exact gradient that follows from it."""
+"""The factors of a site, and the exact gradient of a leaf that follows from them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax._precision import widen
-from dpoptax.per_example._primitives import linear_primitive
+from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -19,21 +19,28 @@ class Factors(NamedTuple):
     """The inputs of a site and the cotangents of its output.
 
     Attributes:
-        operands: arrays `(batch, *levels, *operand.shape)`, an axis per scan around the site.
-        cotangent: array `(batch, *levels, *output.shape)`.
+        operands: arrays `(batch, *scans, *operand.shape)`, with one axis per scan around the site.
+        cotangent: array `(batch, *scans, *output.shape)`.
     """
 
     operands: tuple[Array, ...]
     cotangent: Array
 
 
+def primitive_of(site: Site) -> LinearPrimitive:
+    """What the table of primitives says about the equation of a site."""
+    primitive = linear_primitive(site.primitive)
+    assert primitive is not None, f"{site.primitive} is in no site, since it is not in the table"
+    return primitive
+
+
 def leaf_gradient(
     sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
 ) -> Array:
-    """Returns the gradient of a leaf, summed over the batch of factors, in float32 or wider.
+    """Returns the gradient of a leaf, summed over the batch, in float32 or wider.
 
     It is the ordinary transpose of the equations, at the highest precision: one large product per
-    site, whatever the batch.
+    site, whatever the size of the batch.
     """
     zeros = widen(jnp.zeros(spec.shape, spec.dtype))
     total = zeros
@@ -47,15 +54,9 @@ def leaf_gradient(
 
 
 def to_leaf(site: Site, gradient: Array, spec: jax.ShapeDtypeStruct) -> Array:
-    """Brings the gradient of a site's weight back to the leaf.
+    """Brings the gradient of a site's parameter back to the shape of the leaf.
 
-    Args:
-        site: the site.
-        gradient: shaped like the weight, with an axis in front per scan that slices the leaf.
-        spec: shape and dtype of the leaf.
-
-    Returns:
-        An array shaped like the leaf.
+    `gradient` has the shape of the parameter, after one axis per scan that slices the leaf.
     """
     zeros = jnp.zeros(spec.shape, gradient.dtype)
     _, pull = jax.vjp(lambda leaf: _follow(site, leaf), zeros)
@@ -63,40 +64,31 @@ def to_leaf(site: Site, gradient: Array, spec: jax.ShapeDtypeStruct) -> Array:
 
 
 def _follow(site: Site, leaf: Array) -> Array:
-    """The leaf as its site sees it, with an axis in front per scan that slices it."""
-    weight, depth = leaf, 0
+    """The leaf as its site sees it, after one axis per scan that slices it."""
+    value, num_slices = leaf, 0
     for step in site.steps:
         if step.primitive is None:
-            depth += 1
-        elif step.primitive.name != "convert_element_type":  # precision is float32 throughout
-
-            def move(value: Array, step=step) -> Array:  # type: ignore[no-untyped-def]
-                return step.primitive.bind(value, **step.params)
-
-            weight = _nested(move, depth)(weight)
-    return weight
+            # A scan slices here: later steps run once per slice.
+            num_slices += 1
+        elif step.primitive is not jax.lax.convert_element_type_p:  # all stays in float32
+            move: Callable[[Array], Array] = functools.partial(step.primitive.bind, **step.params)
+            for _ in range(num_slices):
+                move = jax.vmap(move)
+            value = move(value)
+    return value
 
 
 def _batched(site: Site, operands: tuple[Array, ...], batch: int) -> Callable[[Array], Array]:
-    """The leaf as the only argument of its equation, over the batch and the scans around it."""
+    """The equation of a site as a function of the leaf alone, over the batch and all scans."""
 
     def run(leaf: Array) -> Array:
-        mapped: Callable[..., Array]
-        linear = linear_primitive(site.primitive)
-        assert linear is not None
-        mapped = functools.partial(linear.bind_float32, site)
+        mapped: Callable[..., Array] = functools.partial(primitive_of(site).bind_float32, site)
         for scan in reversed(site.scans):
             axes = (0 if scan.sliced else None, 0)
             mapped = jax.vmap(mapped, axes, axis_size=scan.length)
         return jax.vmap(mapped, (None, 0), axis_size=batch)(_follow(site, leaf), operands)
 
     return run
-
-
-def _nested(function: Callable[[Array], Array], depth: int) -> Callable[[Array], Array]:
-    for _ in range(depth):
-        function = jax.vmap(function)
-    return function
 
 
 def _as_float(operand: Array, dtype: Any) -> Array:

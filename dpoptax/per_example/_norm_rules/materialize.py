@@ -1,11 +1,14 @@
-"""The gradient of each example is formed, a few examples at a time, squared and dropped.
+"""Materialized gradients: each is computed, squared and dropped, a few examples at a time.
 
-It understands every site, and any number of them on one leaf.
+This rule applies to every kind of site, and to any number of them on one leaf. It is also the
+reference for the other rules in the tests.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,96 +16,99 @@ from jaxtyping import Array, Float
 
 from dpoptax._precision import widen
 from dpoptax.per_example._base import select
+from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
-from dpoptax.per_example._norm_rules.factors import Factors, leaf_gradient
-from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
-from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
+from dpoptax.per_example._norm_rules.factors import Factors, leaf_gradient, primitive_of
+from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
-# A gradient formed example by example is far from the speed of one large product.
-OVERHEAD = 8.0
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Materialize(NormRule):
+    """Computes the gradient of every example by the ordinary transpose of its equations."""
+
+    name = "direct"
+
+    @classmethod
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self:
+        """Accepts every leaf."""
+        return cls(tuple(sites), spec)
+
+    @property
+    def cost(self) -> float:
+        """See `NormRule.cost`."""
+        return cost_model.MATERIALIZE_OVERHEAD * materialization_cost(self.sites, self.spec)
+
+    def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
+        """See `NormRule.squared_norms`."""
+        num_terms = sum(site.num_runs * primitive_of(site).num_terms(site) for site in self.sites)
+
+        def norms(chunk: Sequence[Factors]) -> Array:
+            squares = jnp.square(_materialize_chunk(self.sites, chunk, self.spec))
+            sizes = jnp.stack([_size_of_terms(factor) for factor in chunk]).sum(axis=0)
+            sums = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+            return round_up(sums, sizes, num_terms)
+
+        return map_chunks(norms, list(factors), math.prod(self.spec.shape))
+
+    def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+        """See `NormRule.gradients`."""
+        return materialize(self.sites, factors, self.spec)
+
+    def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
+        """See `NormRule.weighted_sum`."""
+        return leaf_gradient(self.sites, factors, self.spec)
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
-    """Yields the one rule of this file."""
+def materialization_cost(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
+    """How many multiplications compute the gradient of one example."""
     size = math.prod(spec.shape)
-    yield NormRule(
-        "direct",
-        functools.partial(squared_norms, sites, spec),
-        functools.partial(gradients, sites, spec),
-        functools.partial(total, sites, spec),
-        OVERHEAD * operations(sites, spec),
-        size,
+    return sum(size * primitive_of(site).multiplications(site) for site in sites)
+
+
+def materialize(
+    sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
+) -> Float[Array, "batch ..."]:
+    """Returns the gradient of every example, for sites of any kind."""
+    num_floats = math.prod(spec.shape) + sum(site.num_floats for site in sites)
+    return map_chunks(
+        lambda chunk: _materialize_chunk(sites, chunk, spec), list(factors), num_floats
     )
 
 
-def operations(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
-    """How many multiplications form the gradient of one example."""
-    size = math.prod(spec.shape)
-    return sum(size * _linear(site).multiplications(site) for site in sites)
-
-
-def squared_norms(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
-) -> Float[Array, " batch"]:
-    """Squares and drops the gradient of every example."""
-
-    def norms(chunk: Sequence[Factors]) -> Array:
-        formed = jnp.square(_form(sites, spec, chunk))
-        sizes = jnp.stack([_size(factors) for factors in chunk]).sum(axis=0)
-        terms = sum(site.num_runs * _linear(site).num_terms(site) for site in sites)
-        return rounded_up(jnp.sum(formed, axis=tuple(range(1, formed.ndim))), sizes, terms)
-
-    return map_chunks(norms, list(factors), math.prod(spec.shape))
-
-
-def gradients(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
-) -> Float[Array, "batch ..."]:
-    """Forms the gradient of every example, in float32 or wider."""
-    numbers = math.prod(spec.shape) + sum(site.num_floats for site in sites)
-    return map_chunks(functools.partial(_form, sites, spec), list(factors), numbers)
-
-
-def total(
-    sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]
-) -> Float[Array, "..."]:
-    """Adds up the gradients by the ordinary transpose of the equations."""
-    return leaf_gradient(sites, factors, spec)
-
-
-def _form(sites: Sequence[Site], spec: jax.ShapeDtypeStruct, factors: Sequence[Factors]) -> Array:
+def _materialize_chunk(
+    sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
+) -> Array:
     def one(example: Sequence[Factors]) -> Array:
         return leaf_gradient(sites, jax.tree.map(lambda leaf: leaf[None], example), spec)
 
     factors = list(factors)
-    if not any(_linear(site).spreads_nan for site in sites):
+    if not any(primitive_of(site).spreads_nan for site in sites):
         return jax.vmap(one)(factors)
-    # Under vmap XLA spreads NaN from one example's kernel gradient to those of others.
+    # Under vmap, NaN in one example would reach the others: compute such examples from zeros, and
+    # put NaN into their own gradients afterwards.
     finite = functools.reduce(jnp.logical_and, map(_finite, jax.tree.leaves(factors)))
     clean = jax.tree.map(lambda leaf: select(finite, leaf), factors)
     return select(finite, jax.vmap(one)(clean), jnp.nan)
 
 
-def _size(factors: Factors) -> Float[Array, " batch"]:
-    """At least the sum of the squared norms of the terms of the gradient."""
-    size = _squares(factors.cotangent)
+def _size_of_terms(factors: Factors) -> Float[Array, " batch"]:
+    """At least the sum of the squared norms of the terms of each gradient.
+
+    A term is a number of the cotangent times one of the operand, and each such pair is in at most
+    one term, so the product of the squared norms is an upper bound.
+    """
+    size = _squared_norm(factors.cotangent)
     for operand in factors.operands:
         if jnp.issubdtype(operand.dtype, jnp.floating):
-            size = size * _squares(operand)
+            size = size * _squared_norm(operand)
     return size
 
 
-def _squares(leaf: Array) -> Float[Array, " batch"]:
+def _squared_norm(leaf: Array) -> Float[Array, " batch"]:
     return sum_of_squares(widen(leaf), tuple(range(1, leaf.ndim)))
 
 
 def _finite(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-
-
-def _linear(site: Site) -> LinearPrimitive:
-    linear = linear_primitive(site.primitive)
-    assert linear is not None
-    return linear

@@ -1,4 +1,4 @@
-"""The sites of one leaf in, the cheapest rule for it out, by a written cost model.
+"""The table of norm rules, and the choice of the cheapest for a leaf.
 
 Shapes are static, so the choice is made once, when the loss is traced.
 """
@@ -8,57 +8,45 @@ from collections.abc import Sequence
 
 import jax
 
-from dpoptax.per_example._norm_rules import (
-    convolution,
-    embedding,
-    materialize,
-    matmul,
-    tied_embedding,
-)
+from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
+from dpoptax.per_example._norm_rules.convolution import ConvolutionPatches, ConvolutionPixelGram
+from dpoptax.per_example._norm_rules.embedding import EmbeddingLookup
+from dpoptax.per_example._norm_rules.materialize import Materialize
+from dpoptax.per_example._norm_rules.matmul import DirectMatmul, GramMatmul, OuterProduct
+from dpoptax.per_example._norm_rules.tied_embedding import TiedEmbedding
 from dpoptax.per_example._tracing.site import Site
 
-# Per-example gradients of one leaf are held if they are fewer numbers, over the batch.
-FORMED = 2**23
-# And if they are not many times the factors.
-WORTH = 4
+# To add a rule, write its file and add one line here. Of equally cheap rules the first is used.
+RULES: tuple[type[NormRule], ...] = (
+    OuterProduct,
+    DirectMatmul,
+    GramMatmul,
+    EmbeddingLookup,
+    TiedEmbedding,
+    ConvolutionPatches,
+    ConvolutionPixelGram,
+    Materialize,
+)
 
 
 def choose_rule(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> NormRule:
-    """Returns the rule with the fewest operations among those that understand the sites.
+    """Returns the cheapest rule that matches all uses of a leaf; `Materialize` always does."""
+    candidates = [rule for rule in (kind.matches(sites, spec) for kind in RULES) if rule]
+    return min(candidates, key=lambda rule: rule.cost)
 
-    Args:
-        sites: all uses of one leaf.
-        spec: shape and dtype of the leaf.
 
-    Returns:
-        A rule; forming the gradients a few examples at a time serves where nothing else does.
+def is_materialized(rule: NormRule, batch: int) -> bool:
+    """Whether a leaf is better held as per-example gradients than as factors.
+
+    The gradients are then computed once, and serve both the norms and the sum. That is worth it if
+    all three hold: they are not much larger than the factors, those of the batch are not too large,
+    and reading and writing them costs less than the norms from factors.
     """
-    candidates = [
-        rule
-        for module in (matmul, embedding, tied_embedding, convolution, materialize)
-        for rule in module.candidates(sites, spec)
-    ]
-    return min(candidates, key=lambda rule: rule.operations)
-
-
-def is_materialized(
-    rule: NormRule, sites: Sequence[Site], spec: jax.ShapeDtypeStruct, batch: int
-) -> bool:
-    """Whether the gradients of a leaf are better held than their factors.
-
-    They are where they are few enough numbers that writing and reading them costs less than
-    forming them twice, for the norms and for the sum; and where the norms cost more than that.
-
-    Args:
-        rule: of the leaf.
-        sites: all uses of the leaf.
-        spec: shape and dtype of the leaf.
-        batch: the number of examples.
-
-    Returns:
-        True to form them once.
-    """
-    size = math.prod(spec.shape)
-    held = sum(site.num_floats for site in sites)
-    return size <= WORTH * held and size * batch < FORMED and size * 2 < rule.operations
+    size = math.prod(rule.spec.shape)
+    factors = sum(site.num_floats for site in rule.sites)
+    return (
+        size <= cost_model.MAX_MATERIALIZED_RATIO * factors
+        and size * batch < cost_model.MAX_MATERIALIZED_FLOATS
+        and size * cost_model.MATERIALIZED_TRAFFIC < rule.cost
+    )

@@ -5,66 +5,115 @@ With b_t the cotangents of the tokens, h_s the inputs and g_s the cotangents of 
     ||grad||^2 = ||lookup||^2 + ||product||^2 + 2 sum_t sum_s g_s[token_t] (b_t . h_s)
 """
 
-import functools
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax.per_example._norm_rules import embedding, materialize, matmul
+from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
-from dpoptax.per_example._norm_rules.rounding import rounded_up, sum_of_squares
+from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
+from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
+from dpoptax.per_example._norm_rules.materialize import materialize
+from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
 
-def candidates(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Iterator[NormRule]:
-    """Yields the ways for leaves with one lookup of rows and one product."""
-    if len(sites) != 2:
-        return
-    lookup = 0 if embedding.looks_up_rows(sites[0], spec) else 1
-    rows, head = sites[lookup], sites[1 - lookup]
-    if not embedding.looks_up_rows(rows, spec) or not _multiplies_rows(head, spec):
-        return
-    size, width = spec.shape
-    tokens, outputs = embedding.tokens_of(rows, width), matmul.sizes(head).t
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiedEmbedding(NormRule):
+    """The norms of the lookup and of the product, and twice their inner product.
 
-    def squared_norms(product: NormRule, factors: Sequence[Factors]) -> Float[Array, " batch"]:
-        ids, cotangents = embedding.as_rows(rows, factors[lookup], spec)
-        of_lookup = embedding.segment_squared_norms(ids, cotangents, size)
-        of_product = product.squared_norms([factors[1 - lookup]])
-        pair = matmul.as_pair(head, factors[1 - lookup])
-        by_row, by_width = (pair.g, pair.a) if pair.a.shape[-1] == width else pair
+    Attributes:
+        lookup: which of the two sites is the lookup, 0 or 1.
+        product: the cheapest rule for the other site, the product.
+    """
+
+    lookup: int
+    product: matmul.MatmulRule
+
+    @classmethod
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+        """Accepts a leaf with two uses: a lookup of rows, and a product with the whole table."""
+        if len(sites) != 2:
+            return None
+        lookup = 0 if embedding.looks_up_rows(sites[0], spec) else 1
+        head = sites[1 - lookup]
+        if not embedding.looks_up_rows(sites[lookup], spec) or not _multiplies_table(head, spec):
+            return None
+        rules = (matmul.OuterProduct, matmul.DirectMatmul, matmul.GramMatmul)
+        products = [rule for rule in (kind.matches([head], spec) for kind in rules) if rule]
+        if not products:
+            return None
+        return cls(tuple(sites), spec, lookup, min(products, key=lambda rule: rule.cost))
+
+    @property
+    def name(self) -> str:
+        """See `NormRule.name`."""
+        return f"segments, {self.product.name}"
+
+    @property
+    def cost(self) -> float:
+        """See `NormRule.cost`."""
+        _, width = self.spec.shape
+        inner_products = self._tokens * self._outputs * (width + 2)
+        lookup = embedding.segment_cost(self.sites[self.lookup], self.spec)
+        return lookup + self.product.cost + inner_products
+
+    def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
+        """See `NormRule.squared_norms`."""
+        rows, head = self.sites[self.lookup], self.sites[1 - self.lookup]
+        of_rows, of_head = factors[self.lookup], factors[1 - self.lookup]
+        size, width = self.spec.shape
+        ids, cotangents = embedding.as_rows(rows, of_rows, self.spec)
+        lookup = embedding.segment_squared_norms(ids, cotangents, size)
+        product = self.product.squared_norms([of_head])
+        # The head multiplies by the table or by its transpose: the shapes say which factor has one
+        # number per row of the table, and which has one per column.
+        pair = as_pair(head, of_head)
+        by_row, by_column = (pair.g, pair.a) if pair.a.shape[-1] == width else pair
         looked_up = jnp.take_along_axis(by_row[:, 0], ids[:, None, :], axis=2)
-        inner = jnp.einsum("btw,bsw->bst", cotangents, by_width[:, 0], precision=HIGHEST)
+        inner = jnp.einsum("btw,bsw->bst", cotangents, by_column[:, 0], precision=HIGHEST)
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
-        terms = _size(looked_up) * _size(cotangents) * _size(by_width)
-        sizes = of_lookup + of_product + terms
-        return rounded_up(of_lookup + of_product + cross, sizes, tokens + outputs)
+        # The cross term may be negative and cancel the others, so its own size counts as well.
+        terms = _norm(looked_up) * _norm(cotangents) * _norm(by_column)
+        sizes = lookup + product + terms
+        return round_up(lookup + product + cross, sizes, self._tokens + self._outputs)
 
-    for product in matmul.candidates([head], spec):
-        yield NormRule(
-            f"segments, {product.name}",
-            functools.partial(squared_norms, product),
-            functools.partial(materialize.gradients, sites, spec),
-            functools.partial(materialize.total, sites, spec),
-            8.0 * tokens * width + product.operations + tokens * outputs * (width + 2),
-            tokens * width + product.memory + 2 * tokens * outputs,
-        )
+    def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
+        """See `NormRule.gradients`."""
+        return materialize(self.sites, factors, self.spec)
+
+    def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
+        """See `NormRule.weighted_sum`."""
+        return leaf_gradient(self.sites, factors, self.spec)
+
+    @property
+    def _tokens(self) -> int:
+        return embedding.tokens_of(self.sites[self.lookup], self.spec.shape[1])
+
+    @property
+    def _outputs(self) -> int:
+        return sizes_of(self.sites[1 - self.lookup]).t
 
 
-def _size(leaf: Array) -> Float[Array, " batch"]:
-    """The norm of what each example holds."""
+def _norm(leaf: Array) -> Float[Array, " batch"]:
+    """The norm of all that each example holds."""
     return jnp.sqrt(sum_of_squares(leaf, tuple(range(1, leaf.ndim))))
 
 
-def _multiplies_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether a site is a product with the table or its transpose, and which is told by shapes."""
-    if site.primitive.name != "dot_general" or any(scan.sliced for scan in site.scans):
+def _multiplies_table(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
+    """Whether a site is a product with the whole table or its transpose.
+
+    A square table is refused, because the shapes must tell the two apart.
+    """
+    if site.primitive is not jax.lax.dot_general_p or any(scan.sliced for scan in site.scans):
         return False
     if len(spec.shape) != 2 or spec.shape[0] == spec.shape[1] or not site.preserves_norms(spec):
         return False
-    steps = {step.primitive.name for step in site.steps if step.primitive is not None}
-    h, _, k, n = matmul.sizes(site)
-    return steps <= {"transpose", "convert_element_type"} and h == 1 and {k, n} == set(spec.shape)
+    steps = {step.primitive for step in site.steps if step.primitive is not None}
+    h, _, k, n = sizes_of(site)
+    allowed = {jax.lax.transpose_p, jax.lax.convert_element_type_p}
+    return steps <= allowed and h == 1 and {k, n} == set(spec.shape)
