@@ -23,7 +23,8 @@ import dpoptax
 from benchmarks import results
 from benchmarks.models import workload
 from dpoptax.training import Progress, TrainState, fit, init_state, make_train_step
-from dpoptax.training._resume.checkpoints import Checkpoints, RunFolder
+from dpoptax.training._resume.checkpoints import RunFolder
+from dpoptax.training._resume.settings import Checkpoints
 
 NUM_EXAMPLES, BATCH = 4096, 128
 STEPS = {"vae": 800, "logistic": 40_000}
@@ -104,7 +105,7 @@ def checkpoints(rounds: int) -> results.Cells:
         kept = RunFolder(Checkpoints(folder), {})
         for step in range(rounds + 1):
             began = time.perf_counter()
-            kept.save(step, state, segment=0, generator="")
+            kept.save(step, state, segment=0, prng="")
             times.append(time.perf_counter() - began)
         kept.close()
     return {"save": {"seconds": times[1:]}}

@@ -11,15 +11,9 @@ from dpoptax.per_example import PerExampleGrads
 def nonprivate_norms(
     grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the share of a batch that a clip scales down, and the median norm. Not private.
+    """Returns the clipped fraction of a batch and its median gradient norm. Not private.
 
-    Args:
-        grads: of the batch; padded rows do not count.
-        clip: the rule that clips.
-        step: where the rule is a schedule.
-
-    Returns:
-        Share and median, float32; NaN for an empty batch.
+    An empty batch gives NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,7 +26,8 @@ def nonprivate_norms(
     """
     squared = grads.squared_norms()
     norms = jnp.sqrt(jnp.stack(jax.tree.leaves(squared)).sum(axis=0).astype(jnp.float32))
-    scaled = grads.mask & (clip.weights(squared, step) < 1)
+    # Padding belongs to nobody. A gradient that is not finite has weight zero, so it counts.
+    clipped = grads.mask & (clip.weights(squared, step) < 1)
     size = jnp.sum(grads.mask, dtype=jnp.float32)
     median = jnp.nanmedian(jnp.where(grads.mask, norms, jnp.nan))
-    return jnp.sum(scaled, dtype=jnp.float32) / size, median
+    return jnp.sum(clipped, dtype=jnp.float32) / size, median

@@ -1,101 +1,84 @@
-"""A loss, parameters, data and a plan in; private parameters and their report out."""
+"""Differentially private training of a model, from a plan to parameters with a privacy report."""
 
 import contextlib
+import functools
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from dpoptax import _validate, samplers
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger
-from dpoptax.per_example import PerExampleGrads
-from dpoptax.per_example import _validate_loss as validation
+from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
-from dpoptax.random._keys import describe_key, root_key
-from dpoptax.schedules import slice_of
-from dpoptax.training._dispatch import Engine, FromHost, Resident
-from dpoptax.training._host_data import HostData, example_of
-from dpoptax.training._memory import default_limit, largest_part
-from dpoptax.training._multihost import if_any, of_first
+from dpoptax.training._charges import ledger_of_run
+from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._dispatch import make_stepper
+from dpoptax.training._loop import run_steps
+from dpoptax.training._memory import microbatch_size_for_plan
 from dpoptax.training._objective import Objective
-from dpoptax.training._progress import Reporter, Show
-from dpoptax.training._result import FitResult
-from dpoptax.training._resume.checkpoints import Checkpoints, identity_of
-from dpoptax.training._resume.run import Kept
-from dpoptax.training._stopping import Interrupts
-from dpoptax.training._train_step import (
-    Take,
-    TrainState,
-    TrainStep,
-    init_state,
-    make_train_step,
-    takes_key,
-)
-
-# How long one dispatch to the device should take, in seconds: long enough that its cost vanishes,
-# short enough that the progress bar moves.
-SECONDS_PER_DISPATCH = 0.5
+from dpoptax.training._prng import root_key
+from dpoptax.training._progress import Show
+from dpoptax.training._result import FitResult, StopReason
+from dpoptax.training._resume.run import open_run
+from dpoptax.training._resume.settings import Checkpoints
+from dpoptax.training._train_step import TrainState, init_state, make_train_step
 
 
 def fit(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,
-    data: PyTree | HostData,
+    data: PyTree | DeviceData | HostData,
     *,
     plan: Plan,
     optimizer: optax.GradientTransformation,
-    key: PRNGKeyArray | int | None = None,
+    key: PRNGKeyArray | None = None,
     progress: bool | Show = True,
     resume: str | os.PathLike[str] | Checkpoints | None = None,
-    max_seconds: float | None = None,
     microbatch_size: int | Literal["auto"] | None = None,
-    take: Take = samplers.take,
-    nonprivate_readings: bool = False,
+    diagnostics: bool = False,
 ) -> FitResult:
-    """Trains privately: all the steps of `plan`, with a bar that shows epsilon spent so far.
+    """Trains privately: runs all steps of `plan`, with a progress bar that shows epsilon.
 
-    Ctrl-C, a request to terminate and the time limit end it after the steps that are under way,
-    with a result and a report of what ran. A second Ctrl-C acts as ever.
+    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps under way. The result and its
+    report then cover the steps that ran. A second Ctrl-C acts as usual.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
-            `loss_fn(params, example, key)` for one that draws; or an `Objective`, such as
-            `dpoptax.vi.global_elbo` makes.
-        params: the initial parameters; they must not depend on the private data. Their sharding
+            `loss_fn(params, example, key)` if it needs randomness; or an `Objective`, such as
+            `dpoptax.vi.global_elbo` returns.
+        params: the initial parameters. They must not depend on the private data. Their sharding
             is kept.
-        data: a tree of arrays with a leading axis of `plan.sampler.num_examples`; it is moved to
-            the device whole. `HostData(data)` stays on the host.
-        plan: sampler, clip, noise, steps and delta.
-        optimizer: any Optax optimizer; it sees private gradients only.
-        key: one root key, split by purpose; by default a new one of the operating system's
-            entropy. The guarantee rests on its being secret: a whole number, or a key of a small
-            seed, is for examples and tests, and the report says so.
-        progress: whether to show the bar; or a function, called with a `Progress` now and then.
-        resume: a folder, or `Checkpoints`, that keeps the run: if there is one in it, it goes on
-            where it was, bit for bit. Where the program or the data changed meanwhile, it draws
-            other noise, and what the crash lost stays charged.
-        max_seconds: ends training after so much time.
-        microbatch_size: works through each batch in parts of so many examples, for less memory;
-            "auto" for the largest that `choose_microbatch_size` finds.
-        take: `take(data, batch)`, the examples of a batch; one of your own may place them on a
-            mesh of devices.
-        nonprivate_readings: whether progress also tells loss, share clipped and median norm of the
-            last step, which are outside the guarantee; `dpoptax.readings` has what is inside.
+        data: a tree of arrays with a leading axis of `plan.sampler.num_examples`; all of it moves
+            to the device. `HostData(...)` stays on the host. `DeviceData(arrays, take=...)` says
+            how to gather a batch, for example over several devices.
+        plan: sampler, clip, noise, number of steps and delta.
+        optimizer: any Optax optimizer. It sees private gradients only.
+        key: the root key; all other keys are derived from it. By default a new key with entropy
+            of the operating system. The guarantee needs a secret key: pass one of a small seed
+            only in examples and tests.
+        progress: whether to show the bar; or a function that is called with a `Progress` from
+            time to time.
+        resume: a folder, or `Checkpoints`, where the run is saved. If it holds a run, training
+            continues there, bit for bit. If the program or the data changed since, training draws
+            new noise, and steps that the crash lost stay charged.
+        microbatch_size: computes each batch in parts of this many examples, to save memory;
+            "auto" is the largest size that `choose_microbatch_size` finds.
+        diagnostics: whether `progress` also shows the loss, the clipped fraction and the median
+            gradient norm of the last step. These are not private: they come from the data without
+            noise. `dpoptax.mechanisms.norm_histogram` is a private alternative.
 
     Returns:
-        A `FitResult` with the parameters and the report of what ran.
+        A `FitResult` with the parameters and the report of the steps that ran.
 
     Raises:
-        TypeError: a loss of another signature, parameters that are not floating-point, an
-            old-style key.
-        ValueError: data of another length than the plan's, a loss that is not a scalar, a model
-            with mutable state, a folder with another run. All before the first step.
+        TypeError: the loss has another signature, parameters are not floating-point, or `key` is
+            not a typed key.
+        ValueError: the data and the plan differ in size, the loss is not a scalar, the model has
+            mutable state, or the folder holds another run. All before the first step.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -110,15 +93,14 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    root, generator = root_key(key), describe_key(key)
-    keys = split_by_purpose(root)
-    if max_seconds is not None:
-        max_seconds = _validate.non_negative("max_seconds", max_seconds)
-    _check_data(data, plan)
-    validation.check_params(params)
+    root = root_key(key)
+    keys = split_by_purpose(root.key)
+    data = as_training_data(data)
+    _check_size(data, plan)
+    check_params(params)
     private = plan.privatize(keys.noise_key)
     if isinstance(loss_fn, Objective):
-        private = loss_fn.around(private, derive_key(keys.model_key, "objective"))
+        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
     tx = optax.chain(private, optimizer)
     state = init_state(
         params,
@@ -127,127 +109,46 @@ def fit(
         sampling_key=keys.sampling_key,
         model_key=keys.model_key,
     )
-    examples = example_of(data)
-    _check_loss(loss_fn, state, examples)
+    example = data.first_example()
+    _check_loss(loss_fn, state, example)
     if microbatch_size == "auto":
-        microbatch_size = _fitting(loss_fn, state, examples, plan)
-    parts = microbatch_size
-
-    def make_step(take: Take) -> TrainStep:
-        return make_train_step(
-            loss_fn,
-            tx=tx,
-            sampler=plan.sampler,
-            take=take,
-            microbatch_size=parts,
-            watch=plan.clip_rule if nonprivate_readings else None,
-        )
-
-    kept = None if resume is None else Kept(resume, identity_of(plan, params, key), generator)
+        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
+    make_step = functools.partial(
+        make_train_step,
+        loss_fn,
+        tx=tx,
+        sampler=plan.sampler,
+        microbatch_size=microbatch_size,
+        diagnostics=plan.clip_rule if diagnostics else None,
+    )
+    stopped: StopReason = "plan"
     with contextlib.ExitStack() as stack:
-        if kept is not None:
-            stack.callback(kept.close)
-            state = kept.restore(state, plan)
-            generator = kept.generator
+        run = open_run(resume, plan, params, key, root.description)
+        stack.callback(run.close)
+        state = run.restore(state, plan)
+        # A finished run is only reported: compiling it again could not add a step.
+        if int(state.step) < plan.num_steps:
+            stepper = make_stepper(make_step, data, sampler=plan.sampler, diagnostics=diagnostics)
+            stack.callback(stepper.close)
+            state = run.begin(state, stepper.fingerprint, plan)
+            state, stopped = run_steps(state, stepper, run, plan, progress)
         done = int(state.step)
-        if done == plan.num_steps:
-            return _result(state, plan, done, kept, generator, "plan")
-        engine: Engine
-        if isinstance(data, HostData):
-            engine = FromHost(
-                make_step, data, take, sampler=plan.sampler, informs=nonprivate_readings
-            )
-        else:
-            engine = Resident(make_step, data, take, informs=nonprivate_readings)
-        stack.callback(engine.close)
-        if kept is not None:
-            state = kept.enter(state, engine.digest(state), plan)
-        # Steps that a crash lost and that are repeated alike are released already.
-        charged = done if kept is None else max(done, kept.released)
-        ledger = _ledger(plan, charged, () if kept is None else kept.lost())
-        bar = stack.enter_context(Reporter(progress, ledger, done=done, num_steps=plan.num_steps))
-        interrupts = stack.enter_context(Interrupts(max_seconds))
-        stride = engine.most() or 1
-        while done < plan.num_steps and not if_any(interrupts.reason is not None):
-            stride = min(of_first(stride), plan.num_steps - done)
-            if done + stride > charged:
-                ledger.charge(
-                    slice_of(plan.scheduled_noise, charged, done + stride), done + stride - charged
-                )
-                charged = done + stride
-            if kept is not None:
-                kept.allow(done + stride)
-            began = time.monotonic()
-            state, info = engine.advance(state, stride)
-            done += stride
-            seconds = max(time.monotonic() - began, 1e-6)
-            if kept is not None:
-                kept.save_if_due(state)
-            bar.update(done, info, last=done == plan.num_steps or interrupts.reason is not None)
-            if engine.most() is None:
-                # The first call compiles, and so says little; doubling keeps a slow step in check.
-                within = min(SECONDS_PER_DISPATCH, max(interrupts.seconds_left, 0.0))
-                stride = max(1, min(2 * stride, int(stride * within / seconds)))
-        if kept is not None:
-            kept.save(state)
-        return _result(state, plan, done, kept, generator, _why(interrupts, plan, done))
-
-
-def _ledger(plan: Plan, done: int, lost: Iterable[tuple[int, int]]) -> Ledger:
-    """What the run as it stands cost, and what crashes lost."""
-    ledger = plan.ledger()
-    for first, last in ((0, done), *lost):
-        if first < last:
-            ledger.charge(slice_of(plan.scheduled_noise, first, last), last - first)
-    return ledger
-
-
-def _result(
-    state: TrainState, plan: Plan, done: int, kept: Kept | None, generator: str, stopped: str
-) -> FitResult:
-    return FitResult(
-        params=state.params,
-        state=state,
-        plan=plan,
-        num_steps=done,
-        ledger=_ledger(plan, done, () if kept is None else kept.lost(done)),
-        generator=generator,
-        stopped=stopped,
-    )
-
-
-def _fitting(
-    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree, plan: Plan
-) -> int | None:
-    """The microbatch for a plan, from shapes alone."""
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
-    point = state.params
-    if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
-        loss_fn = loss_fn.loss
-    assert plan.sampler.max_batch_size is not None
-
-    def released(grads: PerExampleGrads) -> PyTree:
-        return plan.mechanism.release(
-            jax.random.key(0), grads, plan.clip_rule, plan.scheduled_noise, 0
+        return FitResult(
+            params=state.params,
+            state=state,
+            plan=plan,
+            num_steps=done,
+            ledger=ledger_of_run(plan, done, run.lost_steps(done)),
+            prng=run.prng,
+            stopped=stopped,
         )
 
-    return largest_part(
-        loss_fn, point, example, released, plan.sampler.max_batch_size, default_limit()
-    )
 
-
-def _why(interrupts: Interrupts, plan: Plan, done: int) -> str:
-    if done == plan.num_steps:
-        return "plan"
-    return interrupts.reason or "another process"
-
-
-def _check_data(data: PyTree | HostData, plan: Plan) -> None:
-    num_examples = len(data) if isinstance(data, HostData) else _validate.leading_axis_size("data", data)
-    if num_examples != plan.sampler.num_examples:
+def _check_size(data: DeviceData | HostData, plan: Plan) -> None:
+    """Refuses data of another size than the plan's: epsilon depends on it."""
+    if len(data) != plan.sampler.num_examples:
         raise ValueError(
-            f"the plan is for {plan.sampler.num_examples} examples and data has {num_examples}: "
+            f"the plan is for {plan.sampler.num_examples} examples and data has {len(data)}: "
             "its epsilon would not be this run's. Make the sampler with the size of the data."
         )
 
@@ -255,10 +156,10 @@ def _check_data(data: PyTree | HostData, plan: Plan) -> None:
 def _check_loss(
     loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree
 ) -> None:
-    """Refuses what would fail, or would train something else, before the first step."""
+    """Refuses a loss that would fail, or would train something else, before the first step."""
     if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
-        validation.check_loss(loss_fn.loss, point, examples, state.model_key)
+        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
+        check_loss(loss_fn.loss, point, examples, state.model_key)
     else:
         key = state.model_key if takes_key(loss_fn) else None
-        validation.check_loss(loss_fn, state.params, examples, key)
+        check_loss(loss_fn, state.params, examples, key)

@@ -1,6 +1,6 @@
-"""A loss, shapes and a memory limit in, the largest microbatch that fits out.
+"""Choice of the largest microbatch that fits into memory.
 
-From what the compiler says of the program and from public shapes alone: nothing is run.
+The compiler reports how much memory a program needs, so nothing runs. Only public shapes are used.
 """
 
 import os
@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._plan import Plan
 from dpoptax.clipping import FlatClip
 from dpoptax.per_example import PerExampleGrads, per_example_grads
-from dpoptax.training._train_step import takes_key
+from dpoptax.per_example._validate_loss import takes_key
+from dpoptax.training._objective import Objective
+from dpoptax.training._train_step import TrainState
 
-# Of what the device has, for a step beside parameters, optimizer and data.
-SHARE_OF_MEMORY = 0.5
+# The fraction of the device's memory for the temporaries of a step. The rest is for parameters,
+# optimizer state and data, which the compiler's number leaves out.
+MEMORY_FRACTION = 0.5
 
 
 def choose_microbatch_size(
@@ -28,22 +32,23 @@ def choose_microbatch_size(
     max_batch_size: int,
     memory_limit: int | None = None,
 ) -> int | None:
-    """Returns the largest microbatch whose temporary memory keeps to a limit.
+    """Returns the largest microbatch size whose temporary memory stays below a limit.
 
-    Whole batches are tried first, then halves of halves. Each try compiles the clipped sum.
+    It tries the whole batch first, then powers of two from large to small. Each try compiles the
+    clipped sum.
 
     Args:
-        loss_fn: of one example, as in `dpoptax.per_example_grads`.
-        params: arrays or `jax.ShapeDtypeStruct`; only shapes and types are looked at.
-        example: one example, likewise.
+        loss_fn: the loss of one example, as in `dpoptax.per_example_grads`.
+        params: arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes matter.
+        example: one example; only shapes and dtypes matter.
         max_batch_size: the static size of a batch, `sampler.max_batch_size`.
-        memory_limit: in bytes; by default half of what the device has.
+        memory_limit: in bytes; by default half of the device's memory.
 
     Returns:
-        A number for `microbatch_size`, or None if whole batches fit.
+        A number for `microbatch_size`, or None if the whole batch fits.
 
     Raises:
-        ValueError: not even one example at a time fits.
+        ValueError: a single example does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,21 +64,50 @@ def choose_microbatch_size(
         default_limit() if memory_limit is None else _validate.count("memory_limit", memory_limit)
     )
     size = _validate.count("max_batch_size", max_batch_size)
-    rule = FlatClip(1.0)
-    return largest_part(
-        loss_fn, params, example, lambda grads: grads.clip_and_sum(rule.weights), size, limit
+    clip = FlatClip(1.0)
+    return _largest_microbatch(
+        loss_fn, params, example, lambda grads: grads.clip_and_sum(clip.weights), size, limit
     )
 
 
-def largest_part(
+def microbatch_size_for_plan(
+    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree, plan: Plan
+) -> int | None:
+    """Returns the largest microbatch size for the release that a plan makes."""
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
+    point = state.params
+    if isinstance(loss_fn, Objective):
+        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
+        loss_fn = loss_fn.loss
+    assert plan.sampler.max_batch_size is not None
+
+    def release(grads: PerExampleGrads) -> PyTree:
+        # Only compiled, never run: this key draws nothing.
+        return plan.mechanism.release(
+            jax.random.key(0), grads, plan.clip_rule, plan.scheduled_noise, 0
+        )
+
+    size = plan.sampler.max_batch_size
+    return _largest_microbatch(loss_fn, point, example, release, size, default_limit())
+
+
+def default_limit() -> int:
+    """Returns half of the device's memory, in bytes."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_FRACTION * total)
+
+
+def _largest_microbatch(
     loss_fn: Callable[..., Any],
     params: PyTree,
     example: PyTree,
-    released: Callable[[PerExampleGrads], PyTree],
+    release: Callable[[PerExampleGrads], PyTree],
     size: int,
     limit: int,
 ) -> int | None:
-    """As `choose_microbatch_size`, by the memory of whatever is released of the gradients."""
+    """As `choose_microbatch_size`, for any function of the gradients."""
     key = jax.random.key(0) if takes_key(loss_fn) else None
 
     def shapes(tree: PyTree, *lead: int) -> PyTree:
@@ -81,34 +115,27 @@ def largest_part(
             lambda leaf: jax.ShapeDtypeStruct((*lead, *jnp.shape(leaf)), leaf.dtype), tree
         )
 
-    def needed(microbatch_size: int | None) -> int:
+    def bytes_needed(microbatch_size: int | None) -> int:
         grads_fn = per_example_grads(loss_fn, microbatch_size=microbatch_size)
 
-        def release(params: PyTree, examples: PyTree) -> PyTree:
-            return released(grads_fn(params, examples, key=key))
+        def step(params: PyTree, examples: PyTree) -> PyTree:
+            return release(grads_fn(params, examples, key=key))
 
-        lowered = jax.jit(release).lower(shapes(params), shapes(example, size))
+        lowered = jax.jit(step).lower(shapes(params), shapes(example, size))
         analysis = lowered.compile().memory_analysis()
         return 0 if analysis is None else int(analysis.temp_size_in_bytes)
 
-    found = needed(None)
-    if found <= limit:
+    needed = bytes_needed(None)
+    if needed <= limit:
         return None
-    part = 1 << max(size - 1, 1).bit_length() - 1
-    while part >= 1:
-        found = needed(part)
-        if found <= limit:
-            return part
-        part //= 2
+    # The largest power of two below the batch size: few compilations, and few leftover rows.
+    microbatch_size = 1 << max(size - 1, 1).bit_length() - 1
+    while microbatch_size >= 1:
+        needed = bytes_needed(microbatch_size)
+        if needed <= limit:
+            return microbatch_size
+        microbatch_size //= 2
     raise ValueError(
-        f"one example at a time takes {found:,} bytes beside parameters and data, and the limit is "
-        f"{limit:,}. Shard the parameters over more devices, or take a smaller model."
+        f"one example at a time needs {needed:,} bytes besides parameters and data, and the limit "
+        f"is {limit:,}. Shard the parameters over more devices, or use a smaller model."
     )
-
-
-def default_limit() -> int:
-    """Half of what the device has, in bytes."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(SHARE_OF_MEMORY * total)

@@ -1,60 +1,42 @@
-"""What one process decides in, what all of them do out: none may make a step that others do not."""
+"""Multi-host helpers: broadcast, any, combined digest, barrier. Every process takes equal steps."""
 
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 
-def of_first(number: int) -> int:
-    """Returns the number of the first process, in all of them.
-
-    Args:
-        number: whatever this process found.
-
-    Returns:
-        The same everywhere.
-    """
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+def from_first_process(number: int) -> int:
+    """Returns the number that the first process has."""
+    return int(_gather(np.int32(number))[0])
 
 
-def if_any(flag: bool) -> bool:
-    """Returns whether any process wants something, in all of them.
-
-    Args:
-        flag: what this process wants.
-
-    Returns:
-        The same everywhere.
-    """
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(_gather(np.bool_(flag)).any())
 
 
-def of_all(digest: str) -> str:
-    """Returns a digest of the digests of all processes.
-
-    Args:
-        digest: of this process, in hexadecimal digits.
-
-    Returns:
-        The same everywhere; with one process, the digest itself.
-    """
+def combine_digests(digest: str) -> str:
+    """Returns one digest of the hexadecimal digests of all processes."""
     if jax.process_count() == 1:
         return digest
     own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-    return hashlib.sha256(multihost_utils.process_allgather(own).tobytes()).hexdigest()
+    return hashlib.sha256(_gather(own).tobytes()).hexdigest()
 
 
-def together(where: str) -> None:
-    """Waits until all processes are here.
-
-    Args:
-        where: the same text everywhere.
-    """
+def barrier(name: str) -> None:
+    """Waits until all processes arrive at the barrier of this name."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _gather(value: Any) -> np.ndarray:
+    """Stacks the values of all processes."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value))

@@ -1,7 +1,7 @@
-"""What a training step asks of an objective that is more than the loss of one example.
+"""Interface of an objective that is more than the loss of one example.
 
-Some objectives take their gradients at another point than the parameters, or add a gradient that
-needs no privacy. They say so here, once, so that no loop can forget it.
+Some objectives take their gradient at another point than the parameters, or add a gradient that
+needs no privacy. Both belong to the objective, so every training loop does them.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -12,18 +12,18 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 @runtime_checkable
 class Objective(Protocol):
-    """An objective in three parts; `dpoptax.vi.global_elbo` makes one."""
+    """What a train step needs from an objective; `dpoptax.vi.global_elbo` returns one."""
 
     def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """The loss of one example, whose gradient by `point` is clipped and noised."""
+        """Returns the loss of one example; its gradient at `point` is clipped and noised."""
 
-    def point(self, params: PyTree, opt_state: Any) -> PyTree:
-        """Where the gradients of this step are taken, from the state of the transformation."""
+    def gradient_point(self, params: PyTree, opt_state: Any) -> PyTree:
+        """Returns where the gradients of this step are taken."""
 
-    def around(
+    def wrap(
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
-        """Returns the gradient of the whole objective from that of `loss`, made private.
+        """Extends the private gradient of `loss` to the gradient of the whole objective.
 
-        What it adds must depend on the parameters and on `key` alone.
+        What it adds may depend on the parameters and on `key` only, never on the data.
         """

@@ -1,6 +1,7 @@
-"""What training leaves behind."""
+"""The result of training: parameters, ledger and report."""
 
 import dataclasses
+from typing import Literal, TypeAlias
 
 from jaxtyping import PyTree
 
@@ -10,21 +11,25 @@ from dpoptax.reports import Report
 from dpoptax.reports._report import of_run
 from dpoptax.training._train_step import TrainState
 
+StopReason: TypeAlias = Literal["plan", "SIGINT", "SIGTERM", "time limit", "another process"]
+
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What training leaves behind.
+    """What `fit` returns.
 
     Attributes:
         params: the private parameters.
-        state: everything that a further step would need; holds keys, so it must not be released,
-            and is not shown where the result is printed.
-        plan: what was planned.
+        state: all that a further step needs. It contains keys: do not publish it. The printed
+            result leaves it out.
+        plan: the plan of the run.
         num_steps: how many steps made these parameters.
-        ledger: what was charged, each step before it ran; those that a crash lost, and a changed
-            program could not repeat, among them.
-        generator: where the random numbers came from.
-        stopped: why training ended: "plan", the name of a signal, "time limit", "another process".
+        ledger: every step that was charged, each before it ran. It includes steps that a crash
+            lost and that a changed program could not repeat.
+        prng: where the random numbers came from, in words.
+        stopped: why training ended. "plan": all steps are done. "SIGINT" (Ctrl-C), "SIGTERM": a
+            signal. "time limit": see `time_limit`. "another process": a process that trains
+            together with this one had to stop.
     """
 
     params: PyTree
@@ -32,14 +37,14 @@ class FitResult:
     plan: Plan
     num_steps: int
     ledger: Ledger
-    generator: str
-    stopped: str
+    prng: str
+    stopped: StopReason
 
     def epsilon(self, delta: float | None = None) -> float:
-        """Returns what everything that ran cost, under the relation of the sampler."""
+        """Returns the epsilon of everything that ran, under the relation of the sampler."""
         return self.ledger.epsilon(delta)
 
     def report(self) -> Report:
         """Returns the privacy statement of the steps that ran."""
         report = of_run(self.plan, self.ledger, self.num_steps)
-        return dataclasses.replace(report, generator=self.generator)
+        return dataclasses.replace(report, generator=self.prng)

@@ -1,8 +1,7 @@
-"""State and data in, state and readings out: one private step, pure and jittable."""
+"""One private training step, a pure function that can be jitted."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,24 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
-from dpoptax.samplers import Batch, Sampler, take
-from dpoptax.schedules import Scheduled
+from dpoptax.per_example._validate_loss import takes_key
+from dpoptax.samplers import Sampler, take
+from dpoptax.schedules import ScalarOrSchedule
+from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_norms
 from dpoptax.training._objective import Objective
 
 
 class TrainState(NamedTuple):
-    """What the next step needs."""
+    """All that the next step needs. It contains keys: do not publish it.
+
+    Attributes:
+        step: how many steps were done.
+        params: the parameters after them.
+        opt_state: of the private transformation and the optimizer.
+        sampler_state: of the sampler.
+        model_key: the key from which the loss of every step gets its own.
+    """
 
     step: Int[Array, ""]
     params: PyTree
@@ -29,14 +38,15 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Readings for people. Not private: computed from the data, without noise.
+    """Diagnostics of one step. Not private: they come from the data, without noise.
 
     Attributes:
-        nonprivate_loss: mean loss of the examples that took part, zero for an empty batch.
-        nonprivate_batch_size: how many took part.
-        nonprivate_clip_fraction: the share of them whose gradients were scaled down, or left out
-            because they are not finite; NaN unless `watch` is given.
-        nonprivate_median_norm: of their gradients, before clipping; likewise.
+        nonprivate_loss: the mean loss of the examples in the batch, zero for an empty batch.
+        nonprivate_batch_size: how many examples the batch has.
+        nonprivate_clip_fraction: the fraction of them whose gradients were scaled down, or left
+            out because they are not finite; NaN unless `make_train_step` has `diagnostics`.
+        nonprivate_median_norm: the median norm of their gradients before clipping; NaN unless
+            `make_train_step` has `diagnostics`.
     """
 
     nonprivate_loss: Float[Array, ""]
@@ -45,8 +55,6 @@ class StepInfo(NamedTuple):
     nonprivate_median_norm: Float[Array, ""]
 
 
-# From data and a batch to its examples.
-Take = Callable[[PyTree, Batch], PyTree]
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, StepInfo]]
 
 
@@ -63,9 +71,9 @@ def init_state(
     Args:
         params: the initial parameters.
         tx: `privatize` chained with an optimizer.
-        sampler: who takes part in each step.
-        sampling_key: a key for the sampler and nothing else.
-        model_key: a key for the loss (dropout, latent draws) and nothing else.
+        sampler: the sampler of the batches.
+        sampling_key: a key for the sampler only.
+        model_key: a key for the loss only (dropout, latent draws).
 
     Returns:
         A `TrainState` at step 0.
@@ -101,20 +109,21 @@ def make_train_step(
     sampler: Sampler,
     take: Take = take,
     microbatch_size: int | None = None,
-    watch: ClipRule | Scheduled | None = None,
+    diagnostics: ClipRule | ScalarOrSchedule | None = None,
 ) -> TrainStep:
-    """Returns one private step: sample, take, per-example gradients, update.
+    """Returns one private step: sample, gather, per-example gradients, update.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
-            `loss_fn(params, example, key)` for one that draws; or an `Objective`.
-        tx: `privatize` chained with an optimizer; with an objective, `objective.around(privatize)`
+            `loss_fn(params, example, key)` if it needs randomness; or an `Objective`.
+        tx: `privatize` chained with an optimizer; for an objective, `objective.wrap(privatize)`
             chained with an optimizer.
-        sampler: who takes part; the one that `tx` was scaled for.
-        take: `take(data, batch)`, the examples of a batch with a leading axis of max_batch_size;
-            `dpoptax.samplers.take` by default. One of your own may place them on a mesh.
-        microbatch_size: as in `dpoptax.per_example_grads`; noise is added once all the same.
-        watch: the clip of `tx`, for readings of the norms under it; they are not private.
+        sampler: the sampler of the batches, the one that `tx` was scaled for.
+        take: `take(data, batch)` returns the examples of a batch, with a leading axis of
+            max_batch_size. `dpoptax.samplers.sharded_take` spreads them over several devices.
+        microbatch_size: as in `dpoptax.per_example_grads`; noise is still added once per step.
+        diagnostics: the clip rule of `tx`, to add the clipped fraction and the median norm to the
+            `StepInfo`. They are not private.
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
@@ -139,22 +148,26 @@ def make_train_step(
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
     needs_key = takes_key(loss_of)
-    watched = None if watch is None else as_clip_rule(watch)
+    clip = None if diagnostics is None else as_clip_rule(diagnostics)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
-        point = objective.point(state.params, state.opt_state) if objective else state.params
+        # Some objectives take the gradient at draws kept in the optimizer state, not at the
+        # parameters. The update is applied to the parameters in any case.
+        point = state.params
+        if objective is not None:
+            point = objective.gradient_point(state.params, state.opt_state)
         losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
-        share = median = jnp.full((), jnp.nan, jnp.float32)
-        if watched is not None:
-            share, median = nonprivate_norms(grads, watched, state.step)
+        clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
+        if clip is not None:
+            clip_fraction, median = nonprivate_norms(grads, clip, state.step)
         info = StepInfo(
             nonprivate_loss=jnp.sum(losses) / jnp.maximum(size, 1).astype(losses.dtype),
             nonprivate_batch_size=size,
-            nonprivate_clip_fraction=share,
+            nonprivate_clip_fraction=clip_fraction,
             nonprivate_median_norm=median,
         )
         next_state = TrainState(
@@ -167,28 +180,3 @@ def make_train_step(
         return next_state, info
 
     return step
-
-
-def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
-    """Whether a loss is `(params, example, key)` rather than `(params, example)`.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    positional = [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    required = sum(parameter.default is parameter.empty for parameter in positional)
-    if required == 2 and [parameter.name for parameter in positional[2:3]] == ["key"]:
-        raise TypeError(
-            f"{name} has a default for its third argument, key, so that nobody can tell whether it "
-            "is to be given one. Take the default away, or bind it with functools.partial."
-        )
-    if required not in (2, 3):
-        raise TypeError(
-            f"{name} must take ({first}, example) or ({first}, example, key); got one that "
-            f"requires {required} arguments. Bind the others with functools.partial."
-        )
-    return required == 3

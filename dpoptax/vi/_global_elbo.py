@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
 from dpoptax.random._derive import derive_key
-from dpoptax.training._train_step import takes_key
+from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.vi._kl_after_noise import AtTheParameters, plus_gradient, required
 
 # `log_likelihood(theta, example)`, or `(theta, example, key)` for one that draws: a scalar.

@@ -252,7 +252,7 @@ def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
     )  # fmt: skip
     results = []
     for seconds in (0.0, 1e3):  # one step per dispatch, or ever longer ones
-        monkeypatch.setattr(dpoptax.training._fit, "SECONDS_PER_DISPATCH", seconds)
+        monkeypatch.setattr(dpoptax.training._dispatch, "SECONDS_PER_DISPATCH", seconds)
         results.append(
             dpoptax.training.fit(
                 lambda params, x: jnp.sum((params - x) ** 2),

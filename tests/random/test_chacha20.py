@@ -224,11 +224,13 @@ def test_a_whole_private_run_goes_by_secure_keys():
             plan=plan, optimizer=optax.sgd(1.0), key=key, progress=False,
         )  # fmt: skip
 
-    first, second, seeded = fit(None), fit(None), fit(7)
+    first, second, given = fit(None), fit(None), fit(dpoptax.random.insecure_key(7))
     assert abs(np.corrcoef(first.params, second.params)[0, 1]) < 4.5 / math.sqrt(50)
-    np.testing.assert_array_equal(seeded.params, fit(dpoptax.random.insecure_key(7)).params)
+    np.testing.assert_array_equal(given.params, fit(dpoptax.random.insecure_key(7)).params)
     report = first.report()
     assert "ChaCha20, 256 bits of entropy of the operating system" in str(report)
     assert report.generator in report.to_json()
-    assert "not secret" in seeded.generator
-    assert "given by the caller" in fit(jax.random.key(7)).generator
+    assert "ChaCha20, a key given by the caller" in given.prng
+    assert "threefry" in fit(jax.random.key(7)).prng
+    with pytest.raises(TypeError, match=r"jax.random.key\(7\).*For real data leave the key out"):
+        fit(7)

@@ -23,6 +23,7 @@ COMMON = """
 import sys, jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import dpoptax
+from dpoptax.training import DeviceData, time_limit
 
 x = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
 start = {"a": np.full((16, 32), 0.1, np.float32), "b": np.full((32,), 0.1, np.float32)}
@@ -52,7 +53,7 @@ for name, params, data in (
     ("sharded data", jax.device_put(start, everywhere), jax.device_put(x, spread)),
     ("sharded parameters", jax.device_put(start, columns), jax.device_put(x, everywhere)),
 ):
-    many = train(params, data, take=over)
+    many = train(params, DeviceData(data, over))
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(many.params)):
@@ -78,12 +79,13 @@ else:
 
 # A run that began on one device goes on over eight.
 folder = pathlib.Path(sys.argv[1])
-train(start, x, resume=folder, max_seconds=0.0)
+with time_limit(0.0):
+    train(start, x, resume=folder)
 import warnings
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    many = train(jax.device_put(start, everywhere), jax.device_put(x, everywhere),
-                 take=over, resume=folder)
+    spread_x = DeviceData(jax.device_put(x, everywhere), over)
+    many = train(jax.device_put(start, everywhere), spread_x, resume=folder)
 assert any("other noise" in str(w.message) for w in told)
 assert many.num_steps == 6
 print("eight as one")
@@ -105,8 +107,8 @@ def put(value, spec):
 
 params = {name: put(value, P()) for name, value in start.items()}
 over = dpoptax.samplers.sharded_take(NamedSharding(mesh, P("data")))
-result = train(params, put(x, P("data")), take=over, resume=sys.argv[3])
-again = train(params, put(x, P("data")), take=over, resume=sys.argv[3])
+result = train(params, DeviceData(put(x, P("data")), over), resume=sys.argv[3])
+again = train(params, DeviceData(put(x, P("data")), over), resume=sys.argv[3])
 assert again.num_steps == result.num_steps == 6
 keys = jax.random.key_data(dpoptax.random.secure_key()).tolist()
 print("keys", keys)

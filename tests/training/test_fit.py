@@ -138,7 +138,7 @@ def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_siz
     told = []
     options = {"plan": PLAN, "optimizer": optax.sgd(0.3), "key": jax.random.key(0)}
     result = fit(
-        loss_fn, jnp.zeros(2), data, **options, progress=told.append, nonprivate_readings=True,
+        loss_fn, jnp.zeros(2), data, **options, progress=told.append, diagnostics=True,
         microbatch_size=microbatch_size,
     )  # fmt: skip
     before = run(plan=dataclasses.replace(PLAN, num_steps=59)).state
@@ -159,7 +159,7 @@ def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
     assert all(progress.nonprivate is None for progress in told)
     run(progress=True)
     assert "loss" not in capfd.readouterr().err
-    run(progress=True, nonprivate_readings=True)
+    run(progress=True, diagnostics=True)
     assert re.search(r"not private: loss [\d.]+, \d+% clipped, median norm", capfd.readouterr().err)
 
 

@@ -50,7 +50,7 @@ def test_a_model_of_a_hundred_million_parameters_is_planned_without_one():
 
 
 def test_fit_takes_what_was_chosen(monkeypatch):
-    monkeypatch.setattr("dpoptax.training._fit.default_limit", lambda: 4 * 10**5)
+    monkeypatch.setattr("dpoptax.training._memory.default_limit", lambda: 4 * 10**5)
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(100, 20), clip=1.0, noise_multiplier=1.0, num_steps=2,
         delta=1e-3,
@@ -68,7 +68,7 @@ def test_fit_takes_what_was_chosen(monkeypatch):
 
 def test_auto_knows_what_the_mechanism_needs(monkeypatch):
     """Exact noise sums whole gradients, where the factors of a product would be enough."""
-    monkeypatch.setattr("dpoptax.training._fit.default_limit", lambda: 2 * 10**7)
+    monkeypatch.setattr("dpoptax.training._memory.default_limit", lambda: 2 * 10**7)
     chosen = []
     make = loop.make_train_step
 

@@ -1,9 +1,23 @@
-"""A running fit in, a run that can be taken up again out: when to save, and what a crash cost."""
+"""Resumable runs: when to save, where to continue, and which steps a crash has cost.
+
+`fit` talks to a `ResumableRun`, or to a `NoResume` that does nothing. The order of the calls makes
+the count right after a crash at any moment:
+
+1. `restore` returns the last checkpoint.
+2. `begin` compares the program, the data and the machine with those of the run so far. If they are
+   equal, the run continues with the same keys, and steps after the checkpoint are replayed bit for
+   bit. If not, it derives new keys, and those steps are lost.
+3. `authorized` and `lost_steps` tell the ledger what is charged already.
+4. `authorize` writes to the log before each dispatch. Then the steps run, then `save_if_due` may
+   write a checkpoint. A crash in between loses work, never a charge.
+
+`write_ahead_log.py` explains why these charges are enough.
+"""
 
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,215 +29,216 @@ from jaxtyping import PyTree
 from dpoptax import _validate, samplers
 from dpoptax._plan import Plan
 from dpoptax.random._derive import derive_key
-from dpoptax.training._multihost import if_any, together
-from dpoptax.training._resume.checkpoints import Checkpoints, RunFolder
+from dpoptax.training._multihost import any_process, barrier
+from dpoptax.training._resume.base import Folder
+from dpoptax.training._resume.identity import identity_of
+from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState
 
-# Samplers whose steps are independent, so that a run may go on under new keys after any of them.
-INDEPENDENT = (samplers.Poisson, samplers.FixedSize, samplers.UserPoisson)
+# Samplers with independent steps. A run may continue with new keys after any of them. Other
+# samplers spread one draw over several steps, and the accounting relies on that draw.
+INDEPENDENT_STEPS = (samplers.Poisson, samplers.FixedSize, samplers.UserPoisson)
+CHANGED = (
+    "the loss, the optimizer, the data, the devices or JAX changed since the checkpoint{}, or a "
+    "GPU runs without XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+)
 
 
-class Kept:
-    """The run in a folder, from the first look into it to the last checkpoint."""
+class NoResume:
+    """A run that is not saved."""
 
-    def __init__(
-        self,
-        resume: str | os.PathLike[str] | Checkpoints,
-        identity: dict[str, Any],
-        generator: str,
-    ) -> None:
-        """Opens the folder.
+    authorized = 0
 
-        Args:
-            resume: where, or where and how.
-            identity: of the run, see `identity_of`.
-            generator: of the keys of a new run, in words.
-        """
-        self._settings = resume if isinstance(resume, Checkpoints) else Checkpoints(resume)
-        self._folder = RunFolder(self._settings, identity)
-        together("the journal is read")  # before the first process writes to it
-        self.generator = generator
+    def __init__(self, prng: str) -> None:
+        self.prng = prng
+
+    def restore(self, state: TrainState, plan: Plan) -> TrainState:
+        """Returns the initial state."""
+        del plan
+        return state
+
+    def begin(
+        self, state: TrainState, fingerprint: Callable[[TrainState], str], plan: Plan
+    ) -> TrainState:
+        """Returns the state; computes no fingerprint, which would hash all data."""
+        del fingerprint, plan
+        return state
+
+    def lost_steps(self, done: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yields nothing: no earlier process made steps."""
+        del done
+        return iter(())
+
+    def authorize(self, end: int) -> None:
+        """Does nothing."""
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Does nothing."""
+
+    def save(self, state: TrainState) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class ResumableRun:
+    """A run in a folder, from the first look into it to the last checkpoint."""
+
+    def __init__(self, folder: Folder, *, every_seconds: float, prng: str) -> None:
+        self.prng = prng
+        self._folder = folder
+        self._every_seconds = every_seconds
         self._segment: int | None = None
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
 
     def restore(self, state: TrainState, plan: Plan) -> TrainState:
-        """Returns the state that was saved last, or the one given if none was.
-
-        Args:
-            state: of a new run.
-            plan: of the run.
-
-        Returns:
-            Where to begin.
-
-        Raises:
-            ValueError: the folder holds another run, or a longer one, or its journal is gone.
-        """
+        """Returns the last saved state, or the initial one if the folder is new."""
         if jax.process_count() > 1:
-            state = on_all_processes(state)
+            state = _on_all_processes(state)
         restored = self._folder.restore(state)
+        segments = self._folder.log.segments
         if restored is None:
-            if any(segment.last > segment.first for segment in self._folder.journal.segments):
+            # The first checkpoint is written before the first step is authorized.
+            if any(segment.end > segment.first for segment in segments):
                 raise ValueError(
-                    "the folder's journal says that steps ran, and there is no checkpoint. Begin "
-                    "anew in another folder, under another key, and count this run in full."
+                    "the folder's write-ahead log says that steps ran, and there is no checkpoint. "
+                    "Start again in another folder with another key, and count this run in full."
                 )
             return state
         if restored.step > plan.num_steps:
             raise ValueError(
                 f"this run has made {restored.step} steps and the plan has {plan.num_steps}. "
-                "Plan that many at least: they were released."
+                "Plan at least that many: they were released."
             )
-        segments = self._folder.journal.segments
-        if restored.segment >= len(segments) or restored.step > segments[restored.segment].last:
+        # Every step of a checkpoint was authorized first, so a log that knows less is not its log.
+        if restored.segment >= len(segments) or restored.step > segments[restored.segment].end:
             raise ValueError(
-                "the folder's journal is gone, or older than the checkpoint, so nobody can tell "
-                "which steps ran after it. Begin anew in another folder, and count this run in "
-                "full."
+                "the folder's write-ahead log is gone, or older than the checkpoint, so it is "
+                "unknown which steps ran after it. Start again in another folder, and count this "
+                "run in full."
             )
-        self.generator, self._segment = restored.generator, restored.segment
+        self.prng, self._segment = restored.prng, restored.segment
         self._saved_step = restored.step
         return restored.state
 
-    def enter(self, state: TrainState, program: str, plan: Plan) -> TrainState:
-        """Goes on from `state` with a program; returns the state with the keys for it.
-
-        Args:
-            state: of `restore`.
-            program: its digest.
-            plan: of the run.
-
-        Returns:
-            The same state, under other keys if it goes on otherwise than it began.
-
-        Raises:
-            ValueError: it would go on otherwise, and the sampler's law does not allow it.
-            OSError: the first checkpoint could not be written.
-        """
-        journal, done = self._folder.journal, int(state.step)
-        began = self._segment
-        alike = began is not None and journal.continues(program, done)
-        if began is not None and not alike and not isinstance(plan.sampler, INDEPENDENT):
+    def begin(
+        self, state: TrainState, fingerprint: Callable[[TrainState], str], plan: Plan
+    ) -> TrainState:
+        """Continues from the state of `restore`; returns it with the keys of its segment."""
+        log, done, before = self._folder.log, int(state.step), self._segment
+        program = fingerprint(state)
+        replays = before is not None and log.continues(program, done)
+        if before is not None and not replays and not isinstance(plan.sampler, INDEPENDENT_STEPS):
             raise ValueError(
-                "the loss, the optimizer, the data, the devices or JAX changed since the "
-                "checkpoint, or a GPU computes without XLA_FLAGS=--xla_gpu_deterministic_ops=true, "
-                f"and {type(plan.sampler).__name__} ties the steps of a run together: "
-                "they cannot be drawn anew. Go on as it began, or begin anew in another folder."
+                f"{CHANGED.format('')}, and {type(plan.sampler).__name__} ties the steps of a run "
+                "together, so they cannot be drawn again. Undo the change, or start again in "
+                "another folder."
             )
-        if not alike:
-            journal.begin(program, done)
-        self._segment = len(journal.segments) - 1
-        if began is not None and began != self._segment:
-            lost = sum(last - first for first, last in self.lost(done))
-            if not alike:
-                warnings.warn(
-                    "the loss, the optimizer, the data, the devices or JAX changed since the "
-                    f"checkpoint of step {done}, or a GPU computes without "
-                    "XLA_FLAGS=--xla_gpu_deterministic_ops=true: training goes on with other "
-                    f"noise, and {lost} steps that ran after it stay charged.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            state = rekeyed(state, f"segment {self._segment} {program}")
+        if not replays:
+            log.begin_segment(program, done)
+        self._segment = len(log.segments) - 1
+        if before is not None and before != self._segment:
+            # The checkpoint is of an older segment. Its keys belong to another program, so derive
+            # new ones, also if this segment began before and only its checkpoint was lost.
+            if not replays:
+                self._warn_changed(done)
+            state = _rekeyed(state, f"segment {self._segment} {program}")
         if self._saved_step is None:
+            # Without a first checkpoint a crash could never replay the first steps.
             self.save(state)
             if self._saved_step is None:
                 raise OSError("the first checkpoint could not be written; nothing was run.")
         return state
 
-    def lost(self, done: int | None = None) -> Iterator[tuple[int, int]]:
-        """Gives the steps that were let run and are no part of the run as it stands.
-
-        Args:
-            done: steps of the run as it stands; by default as many as it is to repeat alike.
-
-        Yields:
-            First step and the one behind the last.
-        """
-        journal = self._folder.journal
-        yield from journal.lost(journal.segments[-1].last if done is None else done)
-
     @property
-    def released(self) -> int:
-        """How many steps of the run as it stands were let run, those to be repeated included."""
-        return self._folder.journal.segments[-1].last
+    def authorized(self) -> int:
+        """Number of steps authorized so far, including steps that will be replayed."""
+        return self._folder.log.segments[-1].end
 
-    def allow(self, steps: int) -> None:
-        """Notes, before they run, that steps up to number `steps` may be released.
+    def lost_steps(self, done: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yields step ranges that may have been released but were lost in a crash.
 
-        Args:
-            steps: how many in all.
+        They stay charged. `done` is the number of steps of this run; by default all authorized.
         """
-        self._folder.journal.allow(steps)
+        yield from self._folder.log.lost_steps(self.authorized if done is None else done)
+
+    def authorize(self, end: int) -> None:
+        """Records on disk that the steps before `end` may be released; must precede them."""
+        self._folder.log.authorize(end)
 
     def save_if_due(self, state: TrainState) -> None:
-        """Saves if the last time is long enough ago.
-
-        Args:
-            state: after the steps that are done.
-        """
-        if if_any(time.monotonic() - self._saved_at >= self._settings.every_seconds):
+        """Saves the state if the last checkpoint is old enough."""
+        if any_process(time.monotonic() - self._saved_at >= self._every_seconds):
             self.save(state)
 
     def save(self, state: TrainState) -> None:
-        """Saves, unless this step is saved.
-
-        Args:
-            state: after the steps that are done.
-        """
+        """Saves the state, unless this step is saved already."""
         assert self._segment is not None
         step = int(state.step)
         if step != self._saved_step and self._folder.save(
-            step, state, segment=self._segment, generator=self.generator
+            step, state, segment=self._segment, prng=self.prng
         ):
             self._saved_step = step
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Releases the folder."""
+        """Frees the folder."""
         self._folder.close()
 
+    def _warn_changed(self, done: int) -> None:
+        lost = sum(end - first for first, end in self.lost_steps(done))
+        warnings.warn(
+            f"{CHANGED.format(f' of step {done}')}: training continues with other noise, and "
+            f"{lost} steps that ran after it stay charged.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
-def on_all_processes(state: PyTree) -> PyTree:
-    """Returns a state whose every array is one of all processes, as a checkpoint needs them.
 
-    Args:
-        state: the same in every process where an array is of one alone.
+def open_run(
+    resume: str | os.PathLike[str] | Checkpoints | None,
+    plan: Plan,
+    params: PyTree,
+    key: Any,
+    prng: str,
+) -> ResumableRun | NoResume:
+    """Opens the folder of a run; `key` is the caller's, `prng` describes it."""
+    if resume is None:
+        return NoResume(prng)
+    from dpoptax.training._resume.checkpoints import RunFolder  # imports Orbax
 
-    Returns:
-        A tree like it.
-    """
+    settings = resume if isinstance(resume, Checkpoints) else Checkpoints(resume)
+    folder = RunFolder(settings, identity_of(plan, params, key))
+    barrier("the log is read")  # before the first process writes to it
+    return ResumableRun(folder, every_seconds=settings.every_seconds, prng=prng)
+
+
+def _on_all_processes(state: PyTree) -> PyTree:
+    """Replicates arrays of one process over all, as Orbax needs them."""
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
 
-    def one(leaf: Any) -> Any:
+    def replicate(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)
         if not leaf.is_fully_addressable:
             return leaf
         if _validate.is_key(leaf):
-            data = one(jax.random.key_data(leaf))
+            data = replicate(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         here = np.asarray(leaf)
         return jax.make_array_from_callback(here.shape, everywhere, lambda index: here[index])
 
-    return jax.tree.map(one, state)
+    return jax.tree.map(replicate, state)
 
 
-def rekeyed(state: PyTree, domain: str) -> PyTree:
-    """Returns a state whose every key is another, derived from what it was.
+def _rekeyed(state: PyTree, domain: str) -> PyTree:
+    """Replaces every key in a state by one derived from it."""
 
-    Args:
-        state: a tree with keys among its leaves.
-        domain: any text.
-
-    Returns:
-        A tree like it.
-    """
-
-    def one(leaf: Any) -> Any:
+    def rekey(leaf: Any) -> Any:
         if not _validate.is_key(leaf):
             return leaf
         flat = [derive_key(key, domain) for key in leaf.reshape(-1)]
         return jnp.stack(flat).reshape(leaf.shape)
 
-    return jax.tree.map(one, state)
+    return jax.tree.map(rekey, state)

@@ -1,12 +1,18 @@
-"""Steps about to run in, a file that no crash can make count too few of them out.
+"""Write-ahead log: a step is recorded on disk before it runs, so no crash can under-count releases.
 
-A run that goes on after a crash repeats the steps since its last checkpoint. Repeated by the same
-program on the same data under the same keys they are the same releases, and count once. A changed
-program must not draw the same noise: it begins a new segment, with keys of its own, and what the
-old one may have released beyond the checkpoint stays counted.
+What is charged, and why that is enough:
 
-The file is overwritten in place, two halves in turn, each with its checksum: a write that is torn
-by a crash leaves the other half, and a full disk does not stop it.
+1. `authorize(n)` is on disk before step n - 1 runs. After a crash at any moment, the log holds at
+   least all steps that may have run.
+2. A resumed run starts at its last checkpoint, so some authorized steps run again. If the program,
+   the data and the keys are the same, these steps are the same releases bit for bit. They are
+   charged once.
+3. If anything changed, the run must not use the same noise for other gradients. It begins a new
+   segment with new keys. The steps of the old segment after the checkpoint are *lost*: they may
+   have been released, and no later run repeats them. They stay charged for good.
+
+The file has two slots, written in turn, each with a checksum. A crash during a write damages one
+slot and leaves the other. The file never grows, so a full disk does not stop a write.
 """
 
 import hashlib
@@ -18,95 +24,67 @@ from typing import NamedTuple
 
 import jax
 
-SLOT = 1 << 15
-FORMAT = "dpoptax journal 1"
+# Bytes per slot. A segment takes about 100 bytes, so a run can change its program 300 times.
+SLOT_SIZE = 1 << 15
+FORMAT = "dpoptax write-ahead log 1"
 
 
 class Segment(NamedTuple):
-    """Steps `first` to `last - 1` were let run by one program."""
+    """Steps `first` to `end - 1`, authorized for one program."""
 
     program: str
     first: int
-    last: int
+    end: int
 
 
-class Journal:
+class WriteAheadLog:
     """The segments of a run, on disk before their steps run."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Reads what there is; an absent file is an empty journal.
-
-        Args:
-            path: of the file, in a folder that exists.
-
-        Raises:
-            ValueError: neither half of the file can be read.
-        """
         self._path = path
         self._sequence = 0
         self.segments: list[Segment] = []
-        halves = path.read_bytes() if path.exists() else b""
-        if halves.strip():  # else nothing was let run
-            found = [_parsed(halves[start : start + SLOT]) for start in (0, SLOT)]
-            records = [record for record in found if record is not None]
+        slots = path.read_bytes() if path.exists() else b""
+        # A new file is blank until its first write is complete: nothing ran yet.
+        if slots.strip():
+            parsed = [_parse(slots[start : start + SLOT_SIZE]) for start in (0, SLOT_SIZE)]
+            records = [record for record in parsed if record is not None]
             if not records:
                 raise ValueError(
-                    f"{path} cannot be read, so nobody can tell how many steps were released. "
-                    "Begin anew in another folder, and count this run in full."
+                    f"{path} cannot be read, so it is unknown how many steps were released. Start "
+                    "again in another folder, and count this run in full."
                 )
             self._sequence, self.segments = max(records)
 
     def continues(self, program: str, step: int) -> bool:
-        """Whether `program` at `step` goes on with what it was let run last.
-
-        Args:
-            program: a digest of all that decides what a step releases, but for keys.
-            step: the next.
-
-        Returns:
-            True if steps that ran already would be the same releases again.
-        """
+        """Whether `program` at `step` repeats or continues the last segment bit for bit."""
         last = self.segments[-1] if self.segments else None
-        return last is not None and last.program == program and last.first <= step <= last.last
+        return last is not None and last.program == program and last.first <= step <= last.end
 
-    def begin(self, program: str, step: int) -> None:
-        """Begins a segment.
-
-        Args:
-            program: as in `continues`.
-            step: the first that will run.
-        """
+    def begin_segment(self, program: str, step: int) -> None:
+        """Begins a segment: from `step` on, another program or other keys."""
         self.segments.append(Segment(program, step, step))
         self._write()
 
-    def allow(self, steps: int) -> None:
-        """Writes, before they run, that steps up to number `steps` may be released.
+    def authorize(self, end: int) -> None:
+        """Records that the steps before `end` may be released; must precede them.
 
-        Args:
-            steps: how many in all.
-
-        Raises:
-            OSError: it could not be written; the steps must not run.
+        If it raises OSError, the steps must not run.
         """
         *before, last = self.segments
-        if steps > last.last:
-            self.segments = [*before, last._replace(last=steps)]
+        if end > last.end:
+            self.segments = [*before, last._replace(end=end)]
             self._write()
 
-    def lost(self, done: int) -> Iterator[tuple[int, int]]:
-        """Gives the steps that were let run and are no part of the run as it stands.
-
-        Args:
-            done: how many steps the run as it stands has.
-
-        Yields:
-            First step and the one behind the last.
-        """
+    def lost_steps(self, done: int) -> Iterator[tuple[int, int]]:
+        """Yields step ranges that may have been released and are not among the `done` steps."""
+        # A segment contributes its steps up to where the next one begins. What it authorized
+        # beyond that point was lost.
         kept = done
         for segment in reversed(self.segments):
             first = max(segment.first, kept)
-            if first < segment.last:
-                yield first, segment.last
+            if first < segment.end:
+                yield first, segment.end
             kept = min(kept, segment.first)
 
     def _write(self) -> None:
@@ -115,22 +93,24 @@ class Journal:
             {"format": FORMAT, "sequence": self._sequence, "segments": self.segments}
         ).encode()
         line = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-        if len(line) > SLOT:
-            raise OSError(f"{self._path} is full: the run was taken up too often.")
-        if jax.process_index() != 0:  # all have the same journal, and one writes it
+        if len(line) > SLOT_SIZE:
+            raise OSError(f"{self._path} is full: the run was changed too often.")
+        if jax.process_index() != 0:  # all processes have the same log, and one writes it
             return
         if not self._path.exists():
-            self._path.write_bytes(b" " * (2 * SLOT))
+            self._path.write_bytes(b" " * (2 * SLOT_SIZE))
             self._path.chmod(0o600)
         with self._path.open("r+b") as file:
-            file.seek(SLOT * (self._sequence % 2))
-            file.write(line.ljust(SLOT))
+            # Overwrite the older slot: the newer one stays whole until this write is complete.
+            file.seek(SLOT_SIZE * (self._sequence % 2))
+            file.write(line.ljust(SLOT_SIZE))
             file.flush()
             os.fsync(file.fileno())
 
 
-def _parsed(half: bytes) -> tuple[int, list[Segment]] | None:
-    digest, _, body = half.rstrip().partition(b"\n")
+def _parse(slot: bytes) -> tuple[int, list[Segment]] | None:
+    """Returns sequence number and segments of a slot, or None if it is damaged."""
+    digest, _, body = slot.rstrip().partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         return None
     record = json.loads(body)

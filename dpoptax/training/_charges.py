@@ -1,0 +1,21 @@
+"""Privacy charges of a run: which steps of the plan the ledger counts."""
+
+from collections.abc import Iterable
+
+from dpoptax._plan import Plan
+from dpoptax.accounting import Ledger
+from dpoptax.schedules import as_schedule
+
+
+def charge_steps(ledger: Ledger, plan: Plan, first: int, end: int) -> None:
+    """Charges the steps from `first` up to `end`, with the noise that the plan has for them."""
+    if first < end:
+        ledger.charge(as_schedule(plan.scheduled_noise).slice(first, end), end - first)
+
+
+def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, int]]) -> Ledger:
+    """Returns a ledger with the first `num_steps` steps, and the ranges lost in crashes."""
+    ledger = plan.ledger()
+    for first, end in ((0, num_steps), *lost_steps):
+        charge_steps(ledger, plan, first, end)
+    return ledger

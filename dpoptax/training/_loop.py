@@ -1,0 +1,51 @@
+"""The training loop: charge, authorize, run, save, show, until the plan ends or somebody asks."""
+
+import time
+
+from dpoptax._plan import Plan
+from dpoptax.training._charges import charge_steps, ledger_of_run
+from dpoptax.training._dispatch import DispatchSize, Stepper
+from dpoptax.training._multihost import any_process
+from dpoptax.training._progress import ProgressReporter, Show
+from dpoptax.training._result import StopReason
+from dpoptax.training._resume.run import NoResume, ResumableRun
+from dpoptax.training._stopping import Interrupts
+from dpoptax.training._train_step import TrainState
+
+
+def run_steps(
+    state: TrainState,
+    stepper: Stepper,
+    run: ResumableRun | NoResume,
+    plan: Plan,
+    progress: bool | Show,
+) -> tuple[TrainState, StopReason]:
+    """Runs the remaining steps of a plan; returns the last state, saved, and why it stopped."""
+    done = int(state.step)
+    # A crash may have lost steps that this run now replays bit for bit. They were charged before
+    # the crash, so they count from the start and are not charged again.
+    charged = max(done, run.authorized)
+    ledger = ledger_of_run(plan, charged, run.lost_steps())
+    size = DispatchSize(stepper.steps_per_dispatch)
+    with (
+        ProgressReporter(progress, ledger, done=done, num_steps=plan.num_steps) as reporter,
+        Interrupts() as interrupts,
+    ):
+        while done < plan.num_steps and not any_process(interrupts.reason is not None):
+            end = done + size.next(plan.num_steps - done)
+            # Charge in memory and on disk first: a step that runs is never missing in the count.
+            charge_steps(ledger, plan, charged, end)
+            charged = max(charged, end)
+            run.authorize(end)
+            started = time.monotonic()
+            state, info = stepper.advance(state, end - done)
+            size.adapt(time.monotonic() - started, interrupts.seconds_left)
+            done = end
+            run.save_if_due(state)
+            last = done == plan.num_steps or interrupts.reason is not None
+            reporter.update(done, info, last=last)
+        # Still inside: a signal during the last save must not end the process.
+        run.save(state)
+        if done == plan.num_steps:
+            return state, "plan"
+        return state, interrupts.reason or "another process"

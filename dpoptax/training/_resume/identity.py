@@ -1,0 +1,35 @@
+"""Identity of a run: what must be equal when the run is resumed."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dpoptax import _serialize
+from dpoptax._plan import Plan
+from dpoptax.training._resume.array_codec import describe_all
+
+
+def identity_of(plan: Plan, params: PyTree, key: Any) -> dict[str, Any]:
+    """Returns the identity of a run as JSON; `key` is the caller's, or None for a new one."""
+    secret = "a new key"
+    if key is not None:
+        secret = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()
+    return {
+        **_encode_plan(plan),
+        "model": {name: shown[:2] for name, shown in describe_all(params).items()},
+        "key (its digest)": secret,
+    }
+
+
+def _encode_plan(plan: Plan) -> dict[str, Any]:
+    """All of a plan that decides its noise and its guarantee; steps may be added later."""
+    return {
+        "sampler": _serialize.sampler_identity(plan.sampler),
+        "clip": _serialize.clip_identity(plan.clip_rule),
+        "noise multiplier": _serialize.number_record(plan.scheduled_noise),
+        "mechanism": repr(plan.mechanism),
+        "delta": plan.delta,
+    }
