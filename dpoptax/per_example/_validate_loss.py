@@ -1,5 +1,6 @@
 """What a user passed in; nothing out but refusals, before anything private is computed."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,3 +94,28 @@ def check_loss(loss_fn: Callable[..., Any], params: PyTree, examples: PyTree, ke
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"loss_fn must return a real floating-point loss; got {loss.dtype}.")
+
+
+def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
+    """Whether a loss is `(params, example, key)` rather than `(params, example)`.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    positional = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    required = sum(parameter.default is parameter.empty for parameter in positional)
+    if required == 2 and [parameter.name for parameter in positional[2:3]] == ["key"]:
+        raise TypeError(
+            f"{name} has a default for its third argument, key, so that nobody can tell whether it "
+            "is to be given one. Take the default away, or bind it with functools.partial."
+        )
+    if required not in (2, 3):
+        raise TypeError(
+            f"{name} must take ({first}, example) or ({first}, example, key); got one that "
+            f"requires {required} arguments. Bind the others with functools.partial."
+        )
+    return required == 3

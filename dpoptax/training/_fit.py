@@ -15,6 +15,7 @@ from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example import _validate_loss as validation
+from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
 from dpoptax.random._keys import root_of
@@ -35,7 +36,6 @@ from dpoptax.training._train_step import (
     TrainStep,
     init_state,
     make_train_step,
-    takes_key,
 )
 
 # How long one dispatch to the device should take, in seconds: long enough that its cost vanishes,
@@ -118,7 +118,7 @@ def fit(
     validation.check_params(params)
     private = plan.privatize(keys.noise_key)
     if isinstance(loss_fn, Objective):
-        private = loss_fn.around(private, derive_key(keys.model_key, "objective"))
+        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
     tx = optax.chain(private, optimizer)
     state = init_state(
         params,

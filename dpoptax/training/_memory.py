@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from dpoptax import _validate
 from dpoptax.clipping import FlatClip
 from dpoptax.per_example import PerExampleGrads, per_example_grads
-from dpoptax.training._train_step import takes_key
+from dpoptax.per_example._validate_loss import takes_key
 
 # Of what the device has, for a step beside parameters, optimizer and data.
 SHARE_OF_MEMORY = 0.5

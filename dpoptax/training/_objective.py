@@ -17,10 +17,10 @@ class Objective(Protocol):
     def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """The loss of one example, whose gradient by `point` is clipped and noised."""
 
-    def point(self, params: PyTree, opt_state: Any) -> PyTree:
+    def gradient_point(self, params: PyTree, opt_state: Any) -> PyTree:
         """Where the gradients of this step are taken, from the state of the transformation."""
 
-    def around(
+    def wrap(
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
         """Returns the gradient of the whole objective from that of `loss`, made private.

@@ -1,8 +1,7 @@
 """State and data in, state and readings out: one private step, pure and jittable."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
+from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.schedules import Scheduled
 from dpoptax.training._diagnostics import nonprivate_norms
@@ -108,7 +108,7 @@ def make_train_step(
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
             `loss_fn(params, example, key)` for one that draws; or an `Objective`.
-        tx: `privatize` chained with an optimizer; with an objective, `objective.around(privatize)`
+        tx: `privatize` chained with an optimizer; with an objective, `objective.wrap(privatize)`
             chained with an optimizer.
         sampler: who takes part; the one that `tx` was scaled for.
         take: `take(data, batch)`, the examples of a batch with a leading axis of max_batch_size;
@@ -144,7 +144,9 @@ def make_train_step(
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
-        point = objective.point(state.params, state.opt_state) if objective else state.params
+        point = (
+            objective.gradient_point(state.params, state.opt_state) if objective else state.params
+        )
         losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
@@ -167,28 +169,3 @@ def make_train_step(
         return next_state, info
 
     return step
-
-
-def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
-    """Whether a loss is `(params, example, key)` rather than `(params, example)`.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    positional = [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    required = sum(parameter.default is parameter.empty for parameter in positional)
-    if required == 2 and [parameter.name for parameter in positional[2:3]] == ["key"]:
-        raise TypeError(
-            f"{name} has a default for its third argument, key, so that nobody can tell whether it "
-            "is to be given one. Take the default away, or bind it with functools.partial."
-        )
-    if required not in (2, 3):
-        raise TypeError(
-            f"{name} must take ({first}, example) or ({first}, example, key); got one that "
-            f"requires {required} arguments. Bind the others with functools.partial."
-        )
-    return required == 3
