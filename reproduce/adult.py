@@ -19,7 +19,8 @@ import optax
 from sklearn.linear_model import LogisticRegression
 
 import dpoptax
-from dpoptax.vi import aligned_elbo, average_iterates, averaged, global_elbo, guides
+from dpoptax.vi import aligned_elbo, global_elbo, guides
+from dpoptax.vi.contrib import average_iterates, polyak_average
 from dpoptax.vi.models import logistic_regression
 from reproduce.runs import Record, Run
 
@@ -72,7 +73,7 @@ def train(make: Callable[..., Any], epsilon: float | None, seed: int) -> Record:
         progress=False,
     )
     return {
-        "accuracy": accuracy(guide, averaged(result.state.opt_state)),
+        "accuracy": accuracy(guide, polyak_average(result.state.opt_state)),
         "noise_multiplier": noise,
     }
 

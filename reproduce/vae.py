@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.vi import average_iterates, averaged
+from dpoptax.vi.contrib import average_iterates, polyak_average
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 from reproduce.runs import Record, Run
 
@@ -112,7 +112,7 @@ def train(name: str, seed: int, dataset: str = "mnist") -> Record:
         key=jax.random.key(seed),
         progress=False,
     )
-    mean = averaged(result.state.opt_state)
+    mean = polyak_average(result.state.opt_state)
     return {
         "epsilon": plan.epsilon() if plan.noise_multiplier else None,
         "noise_multiplier": plan.noise_multiplier,

@@ -1,7 +1,7 @@
-"""Data in, functions to their batches out, by the names that scripts for d3p use.
+"""The names that d3p scripts import: batches of `d3p.minibatch`, made by `dpoptax.samplers`.
 
-`init(key)` returns the number of batches in a pass over the data, and a state;
-`get_batch(i, state)` the i-th batch. New code reads better with `dpoptax.samplers`, wrapped here.
+`init(key)` returns the number of batches in one epoch, and a state. `get_batch(i, state)` returns
+the i-th batch. New code should use `dpoptax.samplers` directly.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def q_to_batch_size(q: float, num_examples: int) -> int:
 
     Args:
         q: sampling rate, a probability.
-        num_examples: how many examples there are.
+        num_examples: number of examples.
 
     Returns:
         A number of examples.
 
     Raises:
-        ValueError: no probability.
+        ValueError: `q` is not a probability above 0.
 
     Example:
         >>> q_to_batch_size(0.29, 100)
@@ -45,14 +45,14 @@ def subsample_batchify_data(
 
     Args:
         dataset: arrays with a leading axis of examples.
-        batch_size: how many examples are in a batch; or
-        q: which part of them. Give one of the two.
+        batch_size: number of examples in a batch. Give either this or `q`.
+        q: fraction of the examples that is in a batch.
 
     Returns:
         `init(key) -> (num_batches, state)` and `get_batch(i, state) -> batch`.
 
     Raises:
-        TypeError: both or none of batch_size and q.
+        TypeError: both or neither of `batch_size` and `q`.
         ValueError: a number out of range.
 
     Example:
@@ -82,18 +82,19 @@ def subsample_batchify_data(
 def poisson_batchify_data(
     dataset: tuple[Array, ...], q: float, max_batch_size: int | None = None
 ) -> tuple[Init, Callable[[Any, Any], tuple[tuple[Array, ...], Bool[Array, " batch"]]]]:
-    """Draws batches that everyone is in with probability q: `samplers.Poisson`.
+    """Draws batches that include every example with probability q: `samplers.Poisson`.
 
     Args:
         dataset: arrays with a leading axis of examples.
         q: sampling rate, a probability.
-        max_batch_size: size that batches are padded to; by default hardly ever exceeded.
+        max_batch_size: size that batches are padded to; by default one that is almost never
+            exceeded.
 
     Returns:
         `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`.
 
     Raises:
-        ValueError: a number out of range; a rate at which less than one example is expected.
+        ValueError: a number out of range, or fewer than one expected example in a batch.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,30 +1,45 @@
-"""Variational inference: negative ELBOs whose gradients are made private, and what follows."""
+"""Variational inference: negative ELBOs as objectives for private training.
 
-from dpoptax.vi import guides, models
-from dpoptax.vi._global_elbo import AlignedElbo, GlobalElbo, aligned_elbo, global_elbo
+`guides`, `models` and `numpyro` are loaded when they are used: they import Flax and NumPyro.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dpoptax.vi import contrib
+from dpoptax.vi._aligned_elbo import AlignedElbo, aligned_elbo
+from dpoptax.vi._global_elbo import GlobalElbo, global_elbo
 from dpoptax.vi._local_elbo import local_elbo_loss
 from dpoptax.vi._missing import observed_log_prob
-from dpoptax.vi._predictive import combine, synthetic_data
-from dpoptax.vi.contrib._averaging import average_iterates, averaged
-from dpoptax.vi.contrib._gradient_trace import noise_aware_posterior, trace_gradients
-from dpoptax.vi.contrib._natural_gradient import natural_gradient, preconditioned, spread
+from dpoptax.vi._predictive import synthetic_data
+
+if TYPE_CHECKING:
+    from dpoptax.vi import guides as guides
+    from dpoptax.vi import models as models
+    from dpoptax.vi import numpyro as numpyro
 
 __all__ = [
-    "AlignedElbo",
-    "GlobalElbo",
-    "aligned_elbo",
-    "average_iterates",
-    "averaged",
-    "combine",
-    "global_elbo",
     "guides",
-    "local_elbo_loss",
     "models",
-    "natural_gradient",
-    "noise_aware_posterior",
+    "contrib",
+    "local_elbo_loss",
+    "GlobalElbo",
+    "global_elbo",
+    "AlignedElbo",
+    "aligned_elbo",
     "observed_log_prob",
-    "preconditioned",
-    "spread",
     "synthetic_data",
-    "trace_gradients",
 ]
+
+# `numpyro` is not in `__all__`: a star import must not need an optional dependency.
+_LAZY = ("guides", "models", "numpyro")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"dpoptax.vi.{name}")
+    raise AttributeError(f"module 'dpoptax.vi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,8 +1,9 @@
-"""An encoder and a likelihood in, the negative ELBO of one example as a loss out.
+"""Negative ELBO of one example with local latents, as in a variational autoencoder.
 
-With local latents nothing couples examples: the loss of one example is its own negative evidence
-lower bound, so its gradient is clipped and noised like any other (Kingma and Welling 2014,
-arXiv:1312.6114, equation 10).
+With local latents no example depends on another: the loss of one example is its own negative ELBO,
+so its gradient is clipped and noised like that of any other loss.
+
+Reference: Kingma and Welling 2014, arXiv:1312.6114.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,11 @@ LogLikelihood = Callable[[PyTree, Float[Array, " latent"], PyTree], Float[Array,
 def local_elbo_loss(
     encode: Encode, log_likelihood: LogLikelihood, *, num_samples: int = 1
 ) -> Callable[[PyTree, PyTree, PRNGKeyArray], Float[Array, ""]]:
-    """Returns the negative ELBO of one example with a latent of its own, as in a VAE.
+    """Returns a loss: the negative ELBO of one example with its own latent, as in a VAE.
 
         loss = -E_q[log p(x | z)] + KL(q(z | x) || N(0, I)),   z = loc + scale * N(0, I)
 
-    The expectation is an average over reparameterised draws; the KL term is exact.
+    The expectation is an average over reparameterised draws. The KL term is exact.
 
     Args:
         encode: `encode(params, example) -> (loc, scale)`, the Gaussian q(z | x), each `(latent,)`.
@@ -34,10 +35,10 @@ def local_elbo_loss(
         num_samples: Monte Carlo draws per example.
 
     Returns:
-        `loss_fn(params, example, key)`, to be passed to `dpoptax.per_example_grads`.
+        `loss_fn(params, example, key)`, for `dpoptax.per_example_grads` or `training.fit`.
 
     Raises:
-        TypeError: `num_samples` is not whole.
+        TypeError: `num_samples` is not a whole number.
         ValueError: `num_samples` is below 1.
 
     Example:
@@ -50,11 +51,11 @@ def local_elbo_loss(
 
     Reference: Kingma and Welling 2014, arXiv:1312.6114, equation 10 and appendix B.
     """
-    draws = _validate.count("num_samples", num_samples)
+    num_draws = _validate.count("num_samples", num_samples)
 
     def loss_fn(params: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         loc, scale = encode(params, example)
-        noise = jax.random.normal(key, (draws, *loc.shape), loc.dtype)
+        noise = jax.random.normal(key, (num_draws, *loc.shape), loc.dtype)
         expected = jax.vmap(lambda draw: log_likelihood(params, loc + scale * draw, example))(noise)
         divergence = 0.5 * jnp.sum(loc**2 + scale**2 - 1 - 2 * jnp.log(scale))
         return divergence - jnp.mean(expected)

@@ -1,4 +1,4 @@
-"""Values with holes in, a log density of what was observed out."""
+"""Log density of partly observed values: missing entries are masked out safely."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ def observed_log_prob(
     *,
     stand_in: float = 0.0,
 ) -> Float[Array, ""]:
-    """Sums log densities over the entries that were observed.
+    """Returns the sum of the log densities of the entries that were observed.
 
-    What is missing is replaced before the density sees it, and left out after: NaN times zero is
-    NaN, and so is a gradient that passes by one.
+    Missing entries are replaced before the density sees them, and left out of the sum afterwards.
+    Multiplying by a mask is not enough: NaN times zero is NaN, in the value and in its gradient.
 
     Args:
-        log_prob: elementwise, as of a distribution of independent entries.
-        value: with anything where it is missing.
-        observed: True for what was observed; by default what is not NaN.
-        stand_in: any value in the support, seen by `log_prob` where there is none.
+        log_prob: an elementwise log density, such as that of independent entries.
+        value: the values; missing entries may hold anything.
+        observed: True for observed entries; by default those that are not NaN.
+        stand_in: any value in the support; `log_prob` sees it in place of missing entries.
 
     Returns:
         A scalar, for a log-likelihood of `dpoptax.vi`.

@@ -1,6 +1,7 @@
-"""Models of the literature, as Flax modules and log-likelihoods of one example.
+"""Models from the literature, as Flax modules and log-likelihoods of one example.
 
-Each is a few lines to copy and change; what they are good for is a known size and a known result.
+Their sizes and results are published, so they serve as references. Each is a few lines; copy one
+and change it.
 """
 
 import functools
@@ -19,18 +20,18 @@ from dpoptax.vi._local_elbo import local_elbo_loss
 
 
 class DenseVAE(nn.Module):  # type: ignore[misc]
-    """One hidden layer of softplus units each way, a normal latent, Bernoulli pixels.
+    """Dense variational autoencoder: one hidden softplus layer each way, Bernoulli pixels.
 
     With 784 pixels, 400 hidden units, 50 latents and all parameters drawn from N(0, 0.01**2) it is
-    the VAE of the d3p paper (arXiv:2103.11648), of 688,884 parameters.
+    the VAE of the d3p paper (arXiv:2103.11648), with 688,884 parameters.
 
     Attributes:
-        pixels: of a flat image.
-        hidden: units of either layer.
-        latent: numbers that an image is explained by.
-        kernel_init: of all weights.
-        bias_init: of all biases.
-        num_classes: of a label that encoder and decoder are told, 0 for none.
+        pixels: number of pixels of a flat image.
+        hidden: units of the hidden layer of encoder and decoder.
+        latent: dimension of the latent.
+        kernel_init: initializer of all weights.
+        bias_init: initializer of all biases.
+        num_classes: number of classes of a label that encoder and decoder see; 0 for no label.
     """
 
     pixels: int = 784
@@ -41,7 +42,7 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
     num_classes: int = 0
 
     def setup(self) -> None:
-        """Names the five layers."""
+        """Makes the five layers."""
         dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
         self.encoder_hidden = dense(self.hidden)
         self.loc = dense(self.latent)
@@ -50,7 +51,7 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
         self.logits = dense(self.pixels)
 
     def encode(self, image: Array, label: Array | None = None) -> tuple[Array, Array]:
-        """Returns the location and the scale of q(z | x)."""
+        """Returns the mean and the standard deviation of q(z | x)."""
         hidden = nn.softplus(self.encoder_hidden(self._labelled(image, label)))
         return self.loc(hidden), jnp.exp(self.log_scale(hidden))
 
@@ -59,7 +60,7 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
         return self.logits(nn.softplus(self.decoder_hidden(self._labelled(latent, label))))
 
     def __call__(self, image: Array, label: Array | None = None) -> Array:
-        """Returns the logits of a reconstruction, through the location of q(z | x)."""
+        """Returns the logits of a reconstruction from the mean of q(z | x)."""
         return self.decode(self.encode(image, label)[0], label)
 
     def _labelled(self, x: Array, label: Array | None) -> Array:
@@ -69,14 +70,15 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
 
 
 class ConvVAE(nn.Module):  # type: ignore[misc]
-    """Three strided convolutions and their transposes, a normal latent, Bernoulli pixels.
+    """Convolutional variational autoencoder: three strided convolutions each way, Bernoulli pixels.
 
-    For images `(32, 32, 3)` it has the 640,423 parameters of the d3p paper's CIFAR VAE.
+    For images `(32, 32, 3)` it has 640,423 parameters, as the CIFAR VAE of the d3p paper
+    (arXiv:2103.11648).
 
     Attributes:
-        latent: numbers that an image is explained by.
-        features: of the convolutions.
-        shape: of an image; its sides are multiples of 8.
+        latent: dimension of the latent.
+        features: output channels of each convolution.
+        shape: shape of an image; its sides are multiples of 8.
     """
 
     latent: int = 50
@@ -84,7 +86,7 @@ class ConvVAE(nn.Module):  # type: ignore[misc]
     shape: tuple[int, int, int] = (32, 32, 3)
 
     def setup(self) -> None:
-        """Names the layers."""
+        """Makes the layers."""
         rows, columns, channels = self.shape
         reduced = 2 ** len(self.features)
         self.small = (rows // reduced, columns // reduced, self.features[-1])
@@ -95,7 +97,7 @@ class ConvVAE(nn.Module):  # type: ignore[misc]
         self.up = [nn.ConvTranspose(size, (4, 4), strides=(2, 2)) for size in upwards]
 
     def encode(self, image: Array) -> tuple[Array, Array]:
-        """Returns the location and the scale of q(z | x)."""
+        """Returns the mean and the standard deviation of q(z | x)."""
         for layer in self.down:
             image = nn.relu(layer(image))
         flat = image.reshape(-1)
@@ -109,28 +111,30 @@ class ConvVAE(nn.Module):  # type: ignore[misc]
         return self.up[-1](image)
 
     def __call__(self, image: Array) -> Array:
-        """Returns the logits of a reconstruction, through the location of q(z | x)."""
+        """Returns the logits of a reconstruction from the mean of q(z | x)."""
         return self.decode(self.encode(image)[0])
 
 
 def bernoulli_vae_loss(
     model: nn.Module, *, num_samples: int = 1, redraw: bool = False
 ) -> Callable[[PyTree, PyTree, PRNGKeyArray], Float[Array, ""]]:
-    """Returns the negative ELBO of one image under a VAE of this module, in nats.
+    """Returns a loss: the negative ELBO of one image under a VAE with Bernoulli pixels, in nats.
 
-    A grey pixel counts as the probability of a white one. The log-likelihood is linear in the
-    pixel, so that this is its average over images drawn in black and white, but for the encoder.
+    A grey pixel is the probability of a white one. The log-likelihood is linear in the pixel, so
+    for the decoder this equals the average over black-and-white images drawn from these
+    probabilities.
 
     Args:
-        model: a `DenseVAE` or `ConvVAE`, or a module with their `encode` and `decode`.
+        model: a `DenseVAE` or `ConvVAE`, or a module with the same `encode` and `decode`.
         num_samples: draws of the latent per image.
-        redraw: draw the image in black and white anew whenever it is looked at, as d3p does.
+        redraw: if True, draw a black-and-white image from the probabilities in every step, as d3p
+            does.
 
     Returns:
         `loss_fn(params, image, key)`, or `loss_fn(params, (image, label), key)`.
 
     Raises:
-        TypeError: `num_samples` is not whole.
+        TypeError: `num_samples` is not a whole number.
         ValueError: `num_samples` is below 1.
 
     Example:
@@ -138,7 +142,7 @@ def bernoulli_vae_loss(
         >>> model = DenseVAE(pixels=16, hidden=8, latent=2)
         >>> params = model.init(jax.random.key(0), jnp.zeros(16))["params"]
         >>> loss = bernoulli_vae_loss(model)(params, jnp.zeros(16), jax.random.key(1))
-        >>> 10.0 < float(loss) < 12.5  # 16 log 2 = 11.09 where nothing is learnt
+        >>> 10.0 < float(loss) < 12.5  # 16 log 2 = 11.09 before training
         True
 
     Reference: Kingma and Welling 2014, arXiv:1312.6114.
@@ -173,11 +177,11 @@ def _as_tuple(example: PyTree) -> tuple[Any, ...]:
     return example if isinstance(example, tuple) else (example,)
 
 
-def logistic_regression(theta: PyTree, example: PyTree) -> Float[Array, ""]:
+def logistic_regression(latents: PyTree, example: PyTree) -> Float[Array, ""]:
     """Returns log p(y | x) of a logistic regression.
 
     Args:
-        theta: `{"weights": (inputs,), "bias": ()}`, the latents of `global_elbo`.
+        latents: `{"weights": (inputs,), "bias": ()}`, the latents of `global_elbo`.
         example: `(x, y)` with x `(inputs,)` and y 0 or 1.
 
     Returns:
@@ -185,33 +189,33 @@ def logistic_regression(theta: PyTree, example: PyTree) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> theta = {"weights": jnp.zeros(2), "bias": jnp.zeros(())}
-        >>> logistic_regression(theta, (jnp.ones(2), jnp.ones(())))
+        >>> latents = {"weights": jnp.zeros(2), "bias": jnp.zeros(())}
+        >>> logistic_regression(latents, (jnp.ones(2), jnp.ones(())))
         Array(-0.6931472, dtype=float32)
     """
     x, y = example
-    logit = x @ theta["weights"] + theta["bias"]
+    logit = x @ latents["weights"] + latents["bias"]
     return -optax.sigmoid_binary_cross_entropy(logit, y)
 
 
 def hierarchical_logistic_regression(
     *, num_nodes: int = 15
 ) -> Callable[[Array, PyTree], Float[Array, ""]]:
-    """Returns log p(y | x, g) where the weights of a group follow from its features.
+    """Returns the log-likelihood of a hierarchical logistic regression with group features.
 
         w ~ N(M g, I),   y ~ Bernoulli(logistic(w . x))
 
-    The weights are integrated out for every example by Gauss-Hermite quadrature along x, so that M
-    is the only latent and no two examples are coupled.
+    The group weights w are integrated out for every example by Gauss-Hermite quadrature along x. So
+    M is the only latent, and no two examples depend on each other.
 
     Args:
-        num_nodes: of the quadrature.
+        num_nodes: number of nodes of the quadrature.
 
     Returns:
         `log_likelihood(M, (x, g, y))` with M `(inputs, features)`.
 
     Raises:
-        TypeError: `num_nodes` is not whole.
+        TypeError: `num_nodes` is not a whole number.
         ValueError: `num_nodes` is below 1.
 
     Example:
@@ -229,6 +233,7 @@ def hierarchical_logistic_regression(
 
     def log_likelihood(latent: Array, example: PyTree) -> Array:
         x, features, y = example
+        # w . x is normal with mean (M g) . x and standard deviation ||x||: one dimension is enough.
         along = jnp.sqrt(jnp.sum(x**2)) * jnp.asarray(nodes, x.dtype)
         logits = x @ latent @ features + along
         return jax.nn.logsumexp(jax.nn.log_sigmoid((2 * y - 1) * logits) + log_weights)
@@ -236,31 +241,31 @@ def hierarchical_logistic_regression(
     return log_likelihood
 
 
-def gaussian_mixture(theta: PyTree, point: Float[Array, " inputs"]) -> Float[Array, ""]:
-    """Returns log p(x) of a mixture of round normals, the components summed over.
+def gaussian_mixture(latents: PyTree, point: Float[Array, " inputs"]) -> Float[Array, ""]:
+    """Returns log p(x) of a mixture of isotropic normals.
 
-    No point has a latent of its own, so that nothing but `theta` is learnt.
+    The assignment to a component is summed over, so a point has no local latent.
 
     Args:
-        theta: `{"weights": (components,), "centres": (components, inputs), "variances":
-            (components,)}`, weights on the simplex and variances positive; see
+        latents: `{"weights": (components,), "centres": (components, inputs), "variances":
+            (components,)}`; weights on the simplex, variances positive; see
             `dpoptax.vi.guides.Constrained`.
-        point: x.
+        point: one point x.
 
     Returns:
         A scalar.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> theta = {
+        >>> latents = {
         ...     "weights": jnp.full(2, 0.5), "centres": jnp.zeros((2, 2)), "variances": jnp.ones(2)
         ... }
-        >>> round(float(gaussian_mixture(theta, jnp.zeros(2))), 4)  # -log(2 pi)
+        >>> round(float(gaussian_mixture(latents, jnp.zeros(2))), 4)  # -log(2 pi)
         -1.8379
 
     Reference: Prediger et al. 2022, arXiv:2103.11648, section 5.
     """
-    variances = theta["variances"]
-    distances = jnp.sum((point - theta["centres"]) ** 2, axis=1) / variances
+    variances = latents["variances"]
+    distances = jnp.sum((point - latents["centres"]) ** 2, axis=1) / variances
     log_scale = point.size * jnp.log(2 * jnp.pi * variances)
-    return jax.nn.logsumexp(jnp.log(theta["weights"]) - 0.5 * (distances + log_scale))
+    return jax.nn.logsumexp(jnp.log(latents["weights"]) - 0.5 * (distances + log_scale))

@@ -100,11 +100,11 @@ def one_update(elbo, data, psi, *, clip=math.inf, noise_multiplier=0.0, seed=0):
     private = dpoptax.privatize(
         clip, noise_multiplier, expected_batch_size=N, key=jax.random.key(seed)
     )
-    tx = optax.chain(elbo.around(private, jax.random.key(1)), optax.sgd(1.0))
+    tx = optax.chain(elbo.wrap(private, jax.random.key(1)), optax.sgd(1.0))
 
     @jax.jit
     def step(state):
-        point = elbo.point(psi, state)
+        point = elbo.gradient_point(psi, state)
         grads = dpoptax.per_example_grads(elbo.loss)(point, data, key=jax.random.key(2))
         return tx.update(grads, state, psi)[0]
 
@@ -121,7 +121,7 @@ def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regress
 
     def plain(psi):
         if make is aligned_elbo:
-            tx = elbo.around(
+            tx = elbo.wrap(
                 dpoptax.privatize(1.0, 0.0, expected_batch_size=N, key=jax.random.key(0)),
                 jax.random.key(1),
             )
@@ -167,7 +167,7 @@ def test_aligned_gradients_noise_the_location_alone(regression):
         one_update(elbo, regression.data, psi, clip=1.0, noise_multiplier=100.0, seed=seed)
         for seed in range(2)
     )
-    (eta,) = elbo.around(optax.identity(), jax.random.key(1)).init(psi).aligned_draws
+    (eta,) = elbo.wrap(optax.identity(), jax.random.key(1)).init(psi).aligned_draws
     slope = jax.nn.sigmoid(psi["raw_scale"])
     moved = {name: one[name] - two[name] for name in one}
     np.testing.assert_allclose(moved["raw_scale"], slope * eta * moved["loc"], rtol=1e-4)
@@ -180,7 +180,7 @@ def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, 
     guide = guides.MeanField(jnp.zeros(D), initial_scale=1e-6)
     psi, data = start(guide), regression.data
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N, num_samples=num_samples)
-    point = elbo.point(psi, elbo.around(optax.identity(), jax.random.key(1)).init(psi))
+    point = elbo.gradient_point(psi, elbo.wrap(optax.identity(), jax.random.key(1)).init(psi))
     grads = dpoptax.per_example_grads(elbo.loss)(point, data, key=jax.random.key(2))
     norms = jnp.sqrt(sum(jax.tree.leaves(grads.squared_norms())))
     plain = jax.vmap(jax.grad(log_likelihood), (None, 0))(jnp.zeros(D), data)
@@ -188,7 +188,7 @@ def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, 
 
     def noise(key):
         private = dpoptax.privatize(1.0, 1e4, expected_batch_size=N, key=key)
-        tx = elbo.around(private, jax.random.key(1))
+        tx = elbo.wrap(private, jax.random.key(1))
         return tx.update(grads, tx.init(psi), psi)[0]["loc"]
 
     keys = jax.random.split(jax.random.key(3), 4000)
@@ -199,7 +199,7 @@ def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, 
 def test_draws_come_in_pairs_of_opposite_noise():
     guide = guides.MeanField(jnp.zeros(D))
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N, num_samples=5)
-    draws = elbo.around(optax.identity(), jax.random.key(0)).init(start(guide)).aligned_draws
+    draws = elbo.wrap(optax.identity(), jax.random.key(0)).init(start(guide)).aligned_draws
     assert len(draws) == 5
     np.testing.assert_array_equal(draws[3], -draws[0])
     np.testing.assert_array_equal(draws[4], -draws[1])
@@ -233,7 +233,7 @@ def errors_at_epsilon_one(request):
     def train(elbo, key):
         noise_key, sampling_key, model_key = jax.random.split(key, 3)
         tx = optax.chain(
-            elbo.around(
+            elbo.wrap(
                 dpoptax.privatize(clip, multiplier, expected_batch_size=200, key=noise_key),
                 model_key,
             ),
@@ -326,7 +326,7 @@ def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
         return -0.5 * (away / scale) ** 2 - theta["log_scale"]
 
     guide = guides.Joint(
-        weights=guides.MeanField(jnp.zeros(D)), log_scale=guides.Point(jnp.zeros(()))
+        {"weights": guides.MeanField(jnp.zeros(D)), "log_scale": guides.Point(jnp.zeros(()))}
     )
     psi = fit(global_elbo(guide, likelihood, num_examples=N), (x, y), steps=3000, rate=0.1)
     theta = guide.apply({"params": psi}, jax.random.key(0))
@@ -336,13 +336,13 @@ def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
 
 def test_what_does_not_fit_is_refused():
     guide = guides.MeanField(jnp.zeros(D))
-    with pytest.raises(TypeError, match=r"log_likelihood must take \(theta, example\)"):
+    with pytest.raises(TypeError, match=r"log_likelihood must take \(latents, example\)"):
         global_elbo(guide, lambda theta: 0.0, num_examples=N)
     with pytest.raises(ValueError, match="prior must be positive"):
         aligned_elbo(guide, log_likelihood, -1.0, num_examples=N)
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N)
     with pytest.raises(KeyError, match="holds no draw for aligned gradients"):
-        elbo.point(start(guide), optax.sgd(1.0).init(start(guide)))
-    tx = elbo.around(optax.identity(), jax.random.key(0))
+        elbo.gradient_point(start(guide), optax.sgd(1.0).init(start(guide)))
+    tx = elbo.wrap(optax.identity(), jax.random.key(0))
     with pytest.raises(ValueError, match=r"call tx\.update"):
         tx.update(jnp.zeros((1, D)), tx.init(start(guide)))

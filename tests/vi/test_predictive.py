@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 import dpoptax
-from dpoptax.vi import combine, guides, local_elbo_loss, observed_log_prob, synthetic_data
+from dpoptax.vi import guides, local_elbo_loss, observed_log_prob, synthetic_data
+from dpoptax.vi.contrib import combine_synthetic_estimates
 
 N, SETS = 400, 20
 
@@ -31,7 +32,7 @@ def test_intervals_from_synthetic_data_cover_the_truth():
         loc = jax.random.normal(data_key) / np.sqrt(N)
         psi = {"loc": loc, "raw_scale": jnp.log(jnp.expm1(jnp.full((1,), N**-0.5)))}
         sets = np.asarray(simulated(psi, key), float)
-        found = combine(sets.mean(1), sets.var(1, ddof=1) / N)
+        found = combine_synthetic_estimates(sets.mean(1), sets.var(1, ddof=1) / N)
         reach = scipy.stats.t.ppf(0.975, found.degrees_of_freedom) * np.sqrt(found.variance)
         covered += abs(found.estimate) <= reach
         alone += abs(sets[0].mean()) <= 1.96 * sets[0].std() / np.sqrt(N)
@@ -44,13 +45,13 @@ def test_combine_works_by_coordinate_and_never_gives_a_negative_variance():
     rng = np.random.default_rng(0)
     estimates = rng.normal(size=(4, 3)) * np.array([1.0, 0.01, 0.0])
     variances = np.full((4, 3), 0.1)
-    found = combine(estimates, variances)
+    found = combine_synthetic_estimates(estimates, variances)
     between = 1.25 * estimates[:, 0].var(ddof=1)
     np.testing.assert_allclose(found.variance, [between - 0.1, 0.1, 0.1])
     np.testing.assert_allclose(found.degrees_of_freedom[0], 3 * (1 - 0.1 / between) ** 2)
     for bad in (([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [1.0, -1.0])):
         with pytest.raises(ValueError, match=r"two sets or more|cannot be negative"):
-            combine(*bad)
+            combine_synthetic_estimates(*bad)
 
 
 def test_holes_change_neither_loss_nor_gradients_of_the_rest():

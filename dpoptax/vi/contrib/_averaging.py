@@ -1,7 +1,9 @@
-"""Iterates in, their average out: post-processing that costs no privacy.
+"""Polyak averaging: the mean of the last parameters of a run.
 
-Noise moves the parameters about where they would settle; an average over the last of them moves
-less (Polyak and Juditsky 1992).
+The noise of private gradients keeps the parameters moving around the optimum. Their average over
+the last steps moves less. It is post-processing and costs no privacy.
+
+Reference: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 """
 
 from typing import Any, NamedTuple
@@ -12,11 +14,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax import _validate
-from dpoptax.vi._kl_after_noise import required
+from dpoptax.vi._kl_after_noise import require_params
 
 
 class AverageState(NamedTuple):
-    """How many updates there were, and the average of the parameters since the first counted."""
+    """The number of updates so far, and the average of the parameters since `start`."""
 
     step: Int[Array, ""]
     iterate_average: PyTree
@@ -25,16 +27,16 @@ class AverageState(NamedTuple):
 def average_iterates(*, start: int = 0) -> optax.GradientTransformation:
     """Keeps the average of the parameters after step `start`; changes no update.
 
-    Put it last in `optax.chain`, where updates are what is added to the parameters.
+    Put it last in `optax.chain`: it expects updates that are added to the parameters as they are.
 
     Args:
-        start: how many updates are left out, while the parameters are still on their way.
+        start: number of first updates to leave out, until the parameters have settled.
 
     Returns:
-        An `optax.GradientTransformation`; `averaged(opt_state)` reads it.
+        An `optax.GradientTransformation`; read the average by `polyak_average(opt_state)`.
 
     Raises:
-        TypeError: a start that is not whole.
+        TypeError: a start that is not a whole number.
         ValueError: a start below 0.
 
     Example:
@@ -44,7 +46,7 @@ def average_iterates(*, start: int = 0) -> optax.GradientTransformation:
         >>> for gradient in (-8.0, -1.0, -1.0):  # the parameters become 8, 9 and 10
         ...     updates, state = tx.update(jnp.array(gradient), state, params)
         ...     params = optax.apply_updates(params, updates)
-        >>> float(averaged(state))
+        >>> float(polyak_average(state))
         9.5
 
     Reference: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging".
@@ -57,37 +59,42 @@ def average_iterates(*, start: int = 0) -> optax.GradientTransformation:
     def update(
         updates: PyTree, state: AverageState, params: Any = None
     ) -> tuple[PyTree, AverageState]:
-        params = required(params)
+        params = require_params(params)
+        # Until `start` the count stays 1, so that the average is the latest parameters.
         count = jnp.maximum(state.step - first + 1, 1)
 
-        def mean(average: Array, parameter: Array, change: Array) -> Array:
+        def running_mean(average: Array, parameter: Array, change: Array) -> Array:
             now = (parameter + change).astype(average.dtype)
             return average + (now - average) / count.astype(average.dtype)
 
-        average = jax.tree.map(mean, state.iterate_average, params, updates)
+        average = jax.tree.map(running_mean, state.iterate_average, params, updates)
         return updates, AverageState(state.step + 1, average)
 
     return optax.GradientTransformation(init, update)
 
 
-def averaged(opt_state: Any) -> PyTree:
-    """Returns the average that `average_iterates` has kept.
+def polyak_average(opt_state: Any) -> PyTree:
+    """Returns the average of the parameters that `average_iterates` keeps.
 
     Args:
-        opt_state: the state of a chain that it is part of; of `fit`, `result.state.opt_state`.
+        opt_state: the state of a chain with `average_iterates`; after `fit`,
+            `result.state.opt_state`.
 
     Returns:
         A tree like the parameters.
 
     Raises:
-        KeyError: it is no part of the chain.
+        KeyError: the chain has no `average_iterates`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> averaged(average_iterates().init(jnp.array(3.0)))
+        >>> polyak_average(average_iterates().init(jnp.array(3.0)))
         Array(3., dtype=float32, weak_type=True)
     """
-    found = optax.tree_utils.tree_get(opt_state, "iterate_average")
-    if found is None:
-        raise KeyError("no part of this state is of average_iterates.")
-    return found
+    average = optax.tree_utils.tree_get(opt_state, "iterate_average")
+    if average is None:
+        raise KeyError(
+            "this optimizer state holds no average. Add average_iterates() at the end of "
+            "optax.chain."
+        )
+    return average

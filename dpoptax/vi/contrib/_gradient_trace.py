@@ -1,17 +1,17 @@
-"""Noisy gradients and where they were taken in, a posterior that knows of the noise out.
+"""Noise-aware posterior: corrects a trained guide for the noise, from a trace of its gradients.
 
-A guide that was trained privately says how uncertain the data leave the latents, and not how far
-the noise has carried it from where it would be. Near the optimum phi* the gradient of step t is
+A guide that was trained privately tells how uncertain the data leave the latents. It does not tell
+how far the noise has moved it from its optimum. Near the optimum phi* the gradient of step t is
 
-    g_t = A (phi_t - phi*) + noise_t,   A = 1 / (N scale**2) for a mean field,
+    g_t = A (phi_t - phi*) + noise_t,   A = 1 / (N scale**2) for a mean field
 
-so every step of the trace measures phi* as phi_t - g_t / A, with noise that is independent from
-step to step. The mean of the measurements is a better location, and its variance widens the scale.
-It is as good as the scale is right: clip seldom and train by aligned gradients. All of it is
-post-processing of what was released.
+So every step of the trace measures phi* as phi_t - g_t / A, with independent noise. The mean of the
+measurements is a better location, and its variance widens the scale. The correction is only as good
+as the scale: clip seldom, and train by aligned gradients. All of it is post-processing of released
+values.
 
-Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, for the idea of a posterior over
-phi* from the trace; the guide's own precision stands for their A.
+Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, infer a posterior over phi* from
+the trace. Here the guide's own precision takes the place of their estimate of A.
 """
 
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
-from dpoptax.vi._kl_after_noise import required
+from dpoptax.vi._kl_after_noise import require_params
 
 
 class TraceState(NamedTuple):
-    """How many updates there were, and the locations and gradients of the last of them."""
+    """The number of updates so far, and a ring buffer of the last locations and gradients."""
 
     step: Int[Array, ""]
     traced_locations: Float[Array, "steps latents"]
@@ -37,10 +37,10 @@ class TraceState(NamedTuple):
 def trace_gradients(num_steps: int) -> optax.GradientTransformation:
     """Keeps the last locations of a guide and the gradients there; changes no update.
 
-    Put it between `elbo.around(private, key)` and the optimizer.
+    Put it between `elbo.wrap(private, key)` and the optimizer.
 
     Args:
-        num_steps: how many to keep: those at the end, where the parameters have settled.
+        num_steps: number of last steps to keep. The parameters should have settled by then.
 
     Returns:
         An `optax.GradientTransformation` for parameters with a location under "loc".
@@ -51,8 +51,8 @@ def trace_gradients(num_steps: int) -> optax.GradientTransformation:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> psi = {"loc": jnp.zeros(3), "raw_scale": jnp.zeros(3)}
-        >>> trace_gradients(100).init(psi).traced_gradients.shape
+        >>> guide_params = {"loc": jnp.zeros(3), "raw_scale": jnp.zeros(3)}
+        >>> trace_gradients(100).init(guide_params).traced_gradients.shape
         (100, 3)
 
     Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371.
@@ -66,62 +66,69 @@ def trace_gradients(num_steps: int) -> optax.GradientTransformation:
         )
 
     def update(updates: PyTree, state: TraceState, params: Any = None) -> tuple[PyTree, TraceState]:
-        place = state.step % length
-        location, gradient = (ravel_pytree(tree["loc"])[0] for tree in (required(params), updates))
+        row = state.step % length
+        location = ravel_pytree(require_params(params)["loc"])[0]
+        gradient = ravel_pytree(updates["loc"])[0]
         return updates, TraceState(
             state.step + 1,
-            state.traced_locations.at[place].set(location),
-            state.traced_gradients.at[place].set(gradient),
+            state.traced_locations.at[row].set(location),
+            state.traced_gradients.at[row].set(gradient),
         )
 
     return optax.GradientTransformation(init, update)
 
 
-def noise_aware_posterior(psi: PyTree, opt_state: Any, *, num_examples: int) -> PyTree:
-    """Returns a mean field moved to where its trace points, and as wide as that is uncertain.
+def noise_aware_posterior(guide_params: PyTree, opt_state: Any, *, num_examples: int) -> PyTree:
+    """Returns a mean field that is corrected for the noise, and wider by what remains of it.
 
     Args:
-        psi: trained parameters of `dpoptax.vi.guides.MeanField`.
-        opt_state: the state of a chain with `trace_gradients`, which has been filled.
+        guide_params: trained parameters of `dpoptax.vi.guides.MeanField`.
+        opt_state: the state of a chain with `trace_gradients`, after at least as many steps as that
+            keeps.
         num_examples: N, a public constant.
 
     Returns:
         Parameters of the same guide.
 
     Raises:
-        KeyError: `trace_gradients` is no part of the chain.
-        ValueError: fewer steps than it keeps.
+        KeyError: the chain has no `trace_gradients`.
+        ValueError: fewer steps ran than `trace_gradients` keeps.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> psi = {"loc": jnp.zeros(1), "raw_scale": jnp.zeros(1)}
+        >>> guide_params = {"loc": jnp.zeros(1), "raw_scale": jnp.zeros(1)}
         >>> tx = trace_gradients(2)
-        >>> state = tx.init(psi)
+        >>> state = tx.init(guide_params)
         >>> for gradient in (-0.1, 0.3):
-        ...     _, state = tx.update({"loc": jnp.full(1, gradient)}, state, psi)
-        >>> found = noise_aware_posterior(psi, state, num_examples=10)
-        >>> bool(found["raw_scale"][0] > psi["raw_scale"][0]), bool(found["loc"][0] < 0)
+        ...     _, state = tx.update({"loc": jnp.full(1, gradient)}, state, guide_params)
+        >>> aware = noise_aware_posterior(guide_params, state, num_examples=10)
+        >>> bool(aware["raw_scale"][0] > guide_params["raw_scale"][0]), bool(aware["loc"][0] < 0)
         (True, True)
 
     Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371.
     """
     locations = optax.tree_utils.tree_get(opt_state, "traced_locations")
     if locations is None:
-        raise KeyError("no part of this state is of trace_gradients.")
+        raise KeyError(
+            "this optimizer state holds no trace. Put trace_gradients(num_steps) between "
+            "elbo.wrap(private, key) and the optimizer."
+        )
     gradients = optax.tree_utils.tree_get(opt_state, "traced_gradients")
+    # Rows that no step has written are zero; a noisy gradient never is.
     unused = int(jnp.sum(jnp.all(gradients == 0, axis=1)))
     if unused:
         raise ValueError(
             f"the trace keeps {len(locations)} steps, and {unused} of them were not run. Train for "
-            "longer, or keep less."
+            "longer, or keep fewer."
         )
-    scale = jax.nn.softplus(psi["raw_scale"])
+    scale = jax.nn.softplus(guide_params["raw_scale"])
+    # phi_t - g_t / A, with 1 / A = N scale**2.
     measured = locations - gradients * (_validate.num_examples(num_examples) * scale**2)
-    uncertain = jnp.var(measured, axis=0, ddof=1) / len(measured)
-    wide = jnp.sqrt(scale**2 + uncertain)
-    _, unravel = ravel_pytree(psi["loc"])
+    variance_of_mean = jnp.var(measured, axis=0, ddof=1) / len(measured)
+    widened = jnp.sqrt(scale**2 + variance_of_mean)
+    _, unravel = ravel_pytree(guide_params["loc"])
     return {
         "loc": unravel(measured.mean(axis=0)),
-        # The inverse of softplus, without overflow.
-        "raw_scale": wide + jnp.log(-jnp.expm1(-wide)),
+        # The inverse of softplus, in a form that does not overflow.
+        "raw_scale": widened + jnp.log(-jnp.expm1(-widened)),
     }

@@ -1,10 +1,11 @@
-"""Families of distributions over a tree of latents, as small Flax modules."""
+"""Guides: families of distributions over a tree of latents, as Flax modules."""
 
-from dpoptax.vi.guides._constrained import constrained as Constrained
-from dpoptax.vi.guides._normals import full_rank as FullRank
-from dpoptax.vi.guides._normals import low_rank as LowRank
-from dpoptax.vi.guides._normals import mean_field as MeanField
-from dpoptax.vi.guides._parts import joint as Joint
-from dpoptax.vi.guides._parts import point as Point
+from dpoptax.vi.guides._base import Guide
+from dpoptax.vi.guides._constrained import Constrained
+from dpoptax.vi.guides._full_rank import FullRank
+from dpoptax.vi.guides._joint import Joint
+from dpoptax.vi.guides._low_rank import LowRank
+from dpoptax.vi.guides._mean_field import MeanField
+from dpoptax.vi.guides._point import Point
 
-__all__ = ["Constrained", "FullRank", "Joint", "LowRank", "MeanField", "Point"]
+__all__ = ["Guide", "MeanField", "FullRank", "LowRank", "Point", "Joint", "Constrained"]

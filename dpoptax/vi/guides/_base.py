@@ -1,97 +1,129 @@
-"""A tree of latents in, a family of distributions over it out, as a small Flax module.
+"""The interface of a guide: a family of distributions over latents, as a Flax module.
 
-    theta = f(psi, eta),   eta ~ N(0, I)
+A guide is a reparameterised distribution q. It turns standard normal noise into latents:
 
-The parameters psi of a guide are what is trained; theta is a tree like the one it was made for, on
-the whole real line (`supports` takes it to other ones). Every guide has these methods, to be
-called by `guide.apply({"params": psi}, ..., method="...")`:
+    latents = f(guide_params, base_noise),   base_noise ~ N(0, I)
 
-    noise(key)      eta
-    transform(eta)  theta
-    log_prob(theta) log q(theta)
-    kl(scale)       KL(q || N(0, scale**2 I)), exactly
+The parameters of the guide are what is trained. The latents are a tree of real numbers, like the
+tree that the guide was made for. `guide.init(key, key)["params"]` returns the initial parameters,
+and `guide.apply({"params": guide_params}, key)` draws latents.
 
-and `guide.apply({"params": psi}, key)` draws theta. Its initial parameters are
-`guide.init(key, key)["params"]`, a dictionary with the location under "loc".
+To add a guide, write one file like `_mean_field.py` with a subclass of `NormalGuide`,
+`LocationGuide` or `Guide`, and import it in `guides/__init__.py`.
 
-Reference: Kucukelbir et al. 2017, arXiv:1603.00788; Ong, Nott and Smith 2018 for low rank.
+Reference: Kucukelbir et al. 2017, arXiv:1603.00788.
 """
 
+import abc
 import dataclasses
 import math
-from typing import Any
+from typing import Any, final
 
+import attrs
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Start:
-    """The latents that a guide is made for, at some location."""
+class Guide(nn.Module, abc.ABC):  # type: ignore[misc]
+    """A family of distributions over a tree of latents.
 
-    latents: PyTree
+    Subclasses implement the four abstract methods and override nothing else. Call the methods by
+    `guide.apply({"params": guide_params}, ..., method="log_prob")`.
+    """
 
-    @property
-    def size(self) -> int:
-        """How many numbers the latents are."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.latents))
-
-
-class Guide(nn.Module):  # type: ignore[misc]
-    """What all guides share; see the module's docstring."""
-
-    start: Start
-    initial_scale: float = 0.1
-
+    @final
     def __call__(self, key: PRNGKeyArray) -> PyTree:
         """Draws the latents."""
         return self.transform(self.noise(key))
 
+    @abc.abstractmethod
     def noise(self, key: PRNGKeyArray) -> Any:
-        """Draws what `transform` takes: one flat standard normal vector."""
-        return jax.random.normal(key, (self.start.size,))
+        """Draws the standard normal noise that `transform` takes."""
 
-    def transform(self, eta: Any) -> PyTree:
+    @abc.abstractmethod
+    def transform(self, base_noise: Any) -> PyTree:
         """Returns the latents for one draw of noise."""
-        raise NotImplementedError
 
-    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
-        """Returns the log density of the latents."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def log_prob(self, latents: PyTree) -> Float[Array, ""]:
+        """Returns the log density log q(latents)."""
 
+    @abc.abstractmethod
     def kl(self, scale: float) -> Float[Array, ""]:
-        """Returns the divergence from N(0, scale**2 I)."""
-        raise NotImplementedError
+        """Returns KL(q || N(0, scale**2 I)) in closed form.
 
-    def _located(self) -> "Start":
-        # In a holder, for Flax freezes dictionaries that are attributes of a module.
-        return Start(self.param("loc", lambda _: self.start.latents))
-
-    def _raw(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A parameter of which softplus is initially `initial_scale`."""
-        value = math.log(math.expm1(self.initial_scale))
-        raw: Array = self.param(name, lambda _: jnp.full(shape, value, jnp.float32))
-        return raw
+        Raises:
+            ValueError: the guide has no closed form; its prior must be a log density.
+        """
 
 
-def arguments(latents: PyTree, initial_scale: float) -> dict[str, Any]:
-    """Returns the attributes of a guide; refuses latents that no guide can have.
+@attrs.frozen(eq=False)
+class Opaque:
+    """Holds a tree that Flax leaves alone.
 
-    Args:
-        latents: as in `mean_field`.
-        initial_scale: as in `mean_field`.
-
-    Returns:
-        The attributes of `Guide`, by name.
-
-    Raises:
-        TypeError: latents that are not floating-point.
-        ValueError: no latents, or a scale that is not positive.
+    Flax converts dictionaries and lists that are attributes of a module, which would change the
+    structure of the latents.
     """
+
+    tree: PyTree
+
+
+class LocationGuide(Guide):
+    """A guide with an initial location: the latents that it is made for.
+
+    Attributes:
+        latents: the initial location. After construction it is an `Opaque` that holds the arrays.
+    """
+
+    latents: PyTree
+
+    def __post_init__(self) -> None:
+        """Checks the latents. Flax runs this again on copies, which hold an `Opaque` already."""
+        if not isinstance(self.latents, Opaque):
+            self.latents = Opaque(_checked_latents(self.latents))
+        super().__post_init__()
+
+    @final
+    def _size(self) -> int:
+        """Returns the number of scalar latents."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.latents.tree))
+
+    @final
+    def _location_param(self) -> Opaque:
+        """Makes the parameter `loc`, a tree like the latents."""
+        return Opaque(self.param("loc", lambda _: self.latents.tree))
+
+
+class NormalGuide(LocationGuide):
+    """A normal distribution with an initial standard deviation.
+
+    Attributes:
+        latents: as in `LocationGuide`.
+        initial_scale: initial standard deviation of every latent.
+    """
+
+    initial_scale: float = dataclasses.field(default=0.1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Checks the scale, then the latents."""
+        _validate.positive("initial_scale", self.initial_scale)
+        super().__post_init__()
+
+    @final
+    def _raw_scale_param(self, name: str) -> Float[Array, " latents"]:
+        """Makes a parameter whose softplus is initially `initial_scale`."""
+        raw = math.log(math.expm1(self.initial_scale))
+        value: Array = self.param(name, lambda _: jnp.full((self._size(),), raw, jnp.float32))
+        return value
+
+
+def _checked_latents(latents: PyTree) -> PyTree:
+    """Returns the latents as arrays; refuses an empty tree and latents that are not floats."""
     if not jax.tree.leaves(latents):
         raise ValueError("a guide needs latents; got a tree without arrays.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(latents):
@@ -101,7 +133,26 @@ def arguments(latents: PyTree, initial_scale: float) -> dict[str, Any]:
                 f"{jnp.result_type(leaf)}. Discrete latents have no reparameterised draw: sum "
                 "over them in the log-likelihood."
             )
-    return {
-        "start": Start(jax.tree.map(jnp.asarray, latents)),
-        "initial_scale": _validate.positive("initial_scale", initial_scale),
-    }
+    return jax.tree.map(jnp.asarray, latents)
+
+
+def flat(tree: PyTree) -> Float[Array, " latents"]:
+    """Returns the leaves of a tree as one vector."""
+    vector: Array = ravel_pytree(tree)[0]
+    return vector
+
+
+def standard_normal_log_prob(standardized: Float[Array, " latents"]) -> Float[Array, ""]:
+    """Returns the log density of N(0, I)."""
+    return -0.5 * (jnp.sum(standardized**2) + standardized.size * math.log(2 * math.pi))
+
+
+def normal_kl(
+    loc: Float[Array, " latents"],
+    variances: Float[Array, " latents"],
+    half_log_det: Float[Array, ""],
+    scale: float,
+) -> Float[Array, ""]:
+    """Returns KL(N(loc, C) || N(0, scale**2 I)) from the diagonal and log determinant of C."""
+    ratio = jnp.sum(loc**2 + variances) / scale**2
+    return 0.5 * (ratio - loc.size) + loc.size * math.log(scale) - half_log_det

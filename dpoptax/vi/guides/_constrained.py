@@ -1,87 +1,92 @@
-"""A guide on the real line in, one on simplices, positive numbers and the like out.
+"""Constrained guide: a guide on the real line, mapped to simplices, positive numbers and so on.
 
-    z = T(theta),   log q(z) = log q(theta) - log |det dT/dtheta|
+With a bijection T from the real line to the support of the latents,
 
-Supports and the bijections T are NumPyro's: pip install 'dpoptax[numpyro]'.
+    z = T(x),   log q(z) = log q(x) - log |det dT/dx|
+
+The supports and their bijections are NumPyro's: pip install 'dpoptax[numpyro]'.
 
 Reference: Kucukelbir et al. 2017, arXiv:1603.00788, section 2.3.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
+import attrs
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from dpoptax.vi.guides._normals import mean_field
+from dpoptax.vi.guides._base import Guide, Opaque
+from dpoptax.vi.guides._mean_field import MeanField
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bijections:
-    """One map for each leaf of the latents, from the real line to its support."""
+class Constrained(Guide):
+    """A guide for latents that are positive, on a simplex, ordered, correlations and so on.
 
-    treedef: Any
-    transforms: tuple[Any, ...]
+    The prior of its latents must be a log density: no normal prior has a closed form here. The
+    parameters are those of the guide on the real line, under "unconstrained".
 
-    def forward(self, theta: PyTree) -> PyTree:
-        """From the real line to the supports."""
-        return self._mapped(lambda transform, leaf: transform(leaf), theta)
+    Attributes:
+        latents: a tree of arrays, the initial location, each inside its support. It must not depend
+            on private data.
+        supports: a tree of the same structure, of `numpyro.distributions.constraints`; `real` for
+            latents on the whole line.
+        make: makes the guide on the real line from its initial location, such as
+            `functools.partial(LowRank, rank=2)`.
 
-    def inverse(self, latents: PyTree) -> PyTree:
-        """From the supports to the real line."""
-        return self._mapped(lambda transform, leaf: transform.inv(leaf), latents)
+    Raises:
+        TypeError: latents that are not floating-point, or a support of integers.
+        ValueError: trees of different structures, or a latent outside its support.
 
-    def log_volume(self, theta: PyTree, latents: PyTree) -> Float[Array, ""]:
-        """The logarithm of what the maps stretch volumes by, at `theta`."""
-        with jax.numpy_dtype_promotion("standard"):
-            parts = [
-                jnp.sum(transform.log_abs_det_jacobian(x, z))
-                for transform, x, z in zip(
-                    self.transforms,
-                    self.treedef.flatten_up_to(theta),
-                    self.treedef.flatten_up_to(latents),
-                    strict=True,
-                )
-            ]
-        return jnp.stack(parts).sum()
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro.distributions import constraints
+        >>> guide = Constrained(
+        ...     {"weights": jnp.ones(3) / 3, "scale": jnp.array(2.0)},
+        ...     {"weights": constraints.simplex, "scale": constraints.positive},
+        ... )
+        >>> guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+        >>> draw = guide.apply({"params": guide_params}, jax.random.key(1))
+        >>> draw["weights"].shape, round(float(draw["weights"].sum()), 5)
+        ((3,), 1.0)
 
-    def _mapped(self, function: Callable[[Any, Array], Array], tree: PyTree) -> PyTree:
-        leaves = self.treedef.flatten_up_to(tree)
-        # NumPyro mixes integers and floats.
-        with jax.numpy_dtype_promotion("standard"):
-            mapped = [function(*pair) for pair in zip(self.transforms, leaves, strict=True)]
-        return jax.tree.unflatten(self.treedef, mapped)
+    Reference: Kucukelbir et al. 2017, arXiv:1603.00788.
+    """
 
+    latents: PyTree
+    supports: PyTree
+    make: Callable[[PyTree], Guide] = MeanField
 
-class Constrained(nn.Module):  # type: ignore[misc]
-    """A guide seen through bijections; made by `constrained`."""
+    def __post_init__(self) -> None:
+        """Checks the arguments. Flax runs this again on copies, which hold `_Bijections`."""
+        if not isinstance(self.supports, _Bijections):
+            bijections = _bijections(self.latents, self.supports)
+            location = _unconstrained_location(self.latents, bijections)
+            self.make(location)  # so that a mistake is found here and not by the first draw
+            self.latents, self.supports = Opaque(location), bijections
+        super().__post_init__()
 
-    unconstrained: nn.Module
-    bijections: Bijections
-
-    def __call__(self, key: PRNGKeyArray) -> PyTree:
-        """Draws the latents."""
-        return self.transform(self.noise(key))
+    def setup(self) -> None:
+        """Makes the guide on the real line."""
+        self.unconstrained = self.make(self.latents.tree)
 
     def noise(self, key: PRNGKeyArray) -> Any:
         """See `Guide.noise`."""
         return self.unconstrained.noise(key)
 
-    def transform(self, eta: Any) -> PyTree:
+    def transform(self, base_noise: Any) -> PyTree:
         """See `Guide.transform`."""
-        return self.bijections.forward(self.unconstrained.transform(eta))
+        return self.supports.forward(self.unconstrained.transform(base_noise))
 
-    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
+    def log_prob(self, latents: PyTree) -> Float[Array, ""]:
         """See `Guide.log_prob`."""
-        line = self.bijections.inverse(theta)
-        volume = self.bijections.log_volume(line, theta)
-        return self.unconstrained.log_prob(line) - volume
+        unconstrained = self.supports.inverse(latents)
+        log_det = self.supports.log_abs_det_jacobian(unconstrained, latents)
+        return self.unconstrained.log_prob(unconstrained) - log_det
 
     def kl(self, scale: float) -> Float[Array, ""]:
-        """Refuses: a normal prior has no closed form here.
+        """Raises: a normal prior of constrained latents has no closed form.
 
         Raises:
             ValueError: always.
@@ -93,54 +98,58 @@ class Constrained(nn.Module):  # type: ignore[misc]
         )
 
 
-def constrained(
-    latents: PyTree, supports: PyTree, *, make: Callable[[PyTree], nn.Module] = mean_field
-) -> Constrained:
-    """Makes a guide of latents that are positive, on a simplex, ordered, correlations and so on.
+@attrs.frozen(eq=False)
+class _Bijections:
+    """One bijection for each leaf of the latents, from the real line to its support."""
 
-    Args:
-        latents: a tree of arrays, the initial location, each within its support; it must not
-            depend on private data.
-        supports: a tree of the same form, of `numpyro.distributions.constraints`; `real` for what
-            is on the whole line.
-        make: the guide of the latents as they are on the real line, such as
-            `functools.partial(low_rank, rank=2)`.
+    treedef: Any
+    transforms: tuple[Any, ...]
 
-    Returns:
-        A Flax module like any other guide, but that the prior of its latents must be a log
-        density. Its parameters are those of `make`, under "unconstrained".
+    def forward(self, unconstrained: PyTree) -> PyTree:
+        """Maps the real line to the supports."""
+        return self._map(lambda transform, leaf: transform(leaf), unconstrained)
 
-    Raises:
-        TypeError: latents that are not floating-point, or a support of integers.
-        ValueError: trees of different forms, or a latent outside its support.
+    def inverse(self, latents: PyTree) -> PyTree:
+        """Maps the supports to the real line."""
+        return self._map(lambda transform, leaf: transform.inv(leaf), latents)
 
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from numpyro.distributions import constraints
-        >>> guide = constrained(
-        ...     {"weights": jnp.ones(3) / 3, "scale": jnp.array(2.0)},
-        ...     {"weights": constraints.simplex, "scale": constraints.positive},
-        ... )
-        >>> psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-        >>> draw = guide.apply({"params": psi}, jax.random.key(1))
-        >>> draw["weights"].shape, round(float(draw["weights"].sum()), 5)
-        ((3,), 1.0)
+    def log_abs_det_jacobian(self, unconstrained: PyTree, latents: PyTree) -> Float[Array, ""]:
+        """Returns log |det dT/dx|, summed over the leaves."""
+        with jax.numpy_dtype_promotion("standard"):
+            terms = [
+                jnp.sum(transform.log_abs_det_jacobian(x, z))
+                for transform, x, z in zip(
+                    self.transforms,
+                    self.treedef.flatten_up_to(unconstrained),
+                    self.treedef.flatten_up_to(latents),
+                    strict=True,
+                )
+            ]
+        return jnp.stack(terms).sum()
 
-    Reference: Kucukelbir et al. 2017, arXiv:1603.00788.
-    """
-    from numpyro.distributions import biject_to, constraints
+    def _map(self, function: Callable[[Any, Array], Array], tree: PyTree) -> PyTree:
+        leaves = self.treedef.flatten_up_to(tree)
+        # NumPyro mixes integers and floats, which JAX's strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            mapped = [function(*pair) for pair in zip(self.transforms, leaves, strict=True)]
+        return jax.tree.unflatten(self.treedef, mapped)
+
+
+def _bijections(latents: PyTree, supports: PyTree) -> _Bijections:
+    """Returns the bijections onto the supports; refuses latents that are outside of them."""
+    from numpyro.distributions import biject_to, constraints  # optional: loaded when used
 
     is_support = lambda node: isinstance(node, constraints.Constraint)  # noqa: E731
-    wanted, treedef = jax.tree.flatten(supports, is_leaf=is_support)
-    found = jax.tree.structure(latents)
-    matches = treedef == found  # type: ignore[operator]
-    if not matches or not all(map(is_support, wanted)):
+    leaves, treedef = jax.tree.flatten(supports, is_leaf=is_support)
+    expected = jax.tree.structure(latents)
+    same_structure = treedef == expected  # type: ignore[operator]
+    if not same_structure or not all(map(is_support, leaves)):
         raise ValueError(
             "supports must be a tree like the latents, of numpyro.distributions.constraints; got "
-            f"{treedef} for {found}."
+            f"{treedef} for {expected}."
         )
     paths = jax.tree_util.tree_leaves_with_path(latents)
-    for (path, leaf), support in zip(paths, wanted, strict=True):
+    for (path, leaf), support in zip(paths, leaves, strict=True):
         name = f"latents{jax.tree_util.keystr(path)}"
         if support.is_discrete:
             raise TypeError(
@@ -149,12 +158,17 @@ def constrained(
             )
         if not bool(jnp.all(support(jnp.asarray(leaf)))):
             raise ValueError(f"{name} must start within its support, {support}; got {leaf}.")
-    bijections = Bijections(treedef, tuple(biject_to(support) for support in wanted))
-    line = bijections.inverse(jax.tree.map(jnp.asarray, latents))
-    for (path, leaf), found in zip(paths, jax.tree.leaves(line), strict=True):
-        if not bool(jnp.all(jnp.isfinite(found))):
+    return _Bijections(treedef, tuple(biject_to(support) for support in leaves))
+
+
+def _unconstrained_location(latents: PyTree, bijections: _Bijections) -> PyTree:
+    """Returns the latents on the real line; refuses a boundary, which is at infinity there."""
+    location = bijections.inverse(jax.tree.map(jnp.asarray, latents))
+    paths = jax.tree_util.tree_leaves_with_path(latents)
+    for (path, leaf), value in zip(paths, jax.tree.leaves(location), strict=True):
+        if not bool(jnp.all(jnp.isfinite(value))):
             raise ValueError(
                 f"latents{jax.tree_util.keystr(path)} must start inside its support, not at an "
                 f"end; got {leaf}."
             )
-    return Constrained(make(line), bijections)
+    return location

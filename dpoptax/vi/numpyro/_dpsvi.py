@@ -1,14 +1,13 @@
-"""A NumPyro model and guide in, private parameters out: NumPyro's SVI with a clip and noise.
+"""DPSVI: NumPyro's stochastic variational inference with clipped and noised gradients.
 
-The methods are those of SVI, and the arguments those of d3p's class of the same name, so that a
-script of either moves over by its imports. The gradients are `numpyro_elbo`'s.
+The methods are those of `numpyro.infer.SVI`, and the arguments those of the class of the same name
+in d3p. A script of either changes its imports only. The gradients come from `numpyro_elbo`.
 
-Needs NumPyro: pip install 'dpoptax[numpyro]'.
+Reference: Prediger et al. 2022, arXiv:2103.11648.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +21,15 @@ from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
-from dpoptax.training import FitResult, fit
-from dpoptax.transforms._privatize import privatize
+from dpoptax.training import fit
+from dpoptax.transforms import privatize
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
-
-
-class SVIState(NamedTuple):
-    """What the next update needs. It holds keys, so it must not be released."""
-
-    params: PyTree
-    opt_state: Any
-    model_key: PRNGKeyArray
-    step: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class SVIRunResult:
-    """What `DPSVI.run` leaves behind.
-
-    Attributes:
-        params: values of `numpyro.param` sites, for `Predictive`.
-        fit: plan, ledger and report of what ran.
-    """
-
-    params: dict[str, PyTree]
-    fit: FitResult
-
-    def report(self) -> Any:
-        """Returns the privacy statement; see `dpoptax.accounting.Report`."""
-        return self.fit.report()
+from dpoptax.vi.numpyro._optimizer import as_optax
+from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
 
 
 class DPSVI:
-    """Stochastic variational inference with a clip for every example and noise on their sum.
+    """Stochastic variational inference that clips every example's gradient and adds noise.
 
     Attributes:
         model: as in `numpyro_elbo`.
@@ -95,61 +70,64 @@ class DPSVI:
         kl: Literal["after_noise", "clipped"] = "after_noise",
         **static_kwargs: Any,
     ) -> None:
-        """Takes what makes an update.
+        """Stores the parts of an update; `init` puts them together.
 
         Args:
-            model: as in `numpyro_elbo`; positional arguments are data with a leading axis.
+            model: as in `numpyro_elbo`; its positional arguments are data with a leading axis.
             guide: as in `numpyro_elbo`.
             optim: an optimizer of `numpyro.optim` or Optax.
             loss: as in `numpyro_elbo`.
-            clipping_threshold: the bound on the gradient of one example, per example: of
-                the ELBO divided by `num_obs_total`.
+            clipping_threshold: bound on the norm of one example's gradient, which is the gradient
+                of its part of the ELBO divided by `num_obs_total`.
             dp_scale: the noise multiplier.
-            num_obs_total: how many examples there are.
-            expected_batch_size: what the noisy sum is divided by; by default the length of the
-                batches, which masked batches do not have.
+            num_obs_total: number of examples, a public constant.
+            expected_batch_size: the noisy sum is divided by it. The default is the length of the
+                batches; batches with a mask have no such default.
             kl: as in `numpyro_elbo`.
             **static_kwargs: further arguments of model and guide.
 
         Raises:
-            TypeError: an argument of the wrong kind.
+            TypeError: an argument of the wrong type.
             ValueError: a number out of range.
         """
         self.model, self.guide, self._loss, self._kl = model, guide, loss, kl
-        self._optimizer = _as_optax(optim)
+        self._optimizer = as_optax(optim)
         self._clip = _validate.positive("clipping_threshold", clipping_threshold)
-        self._noise = _validate.non_negative("dp_scale", dp_scale)
+        self._noise_multiplier = _validate.non_negative("dp_scale", dp_scale)
         self._num_examples = _validate.num_examples(num_obs_total)
-        self._size = expected_batch_size
+        self._given_batch_size = expected_batch_size
         if expected_batch_size is not None:
-            self._size = _validate.positive("expected_batch_size", expected_batch_size)
+            self._given_batch_size = _validate.positive("expected_batch_size", expected_batch_size)
         self._kwargs = static_kwargs
         self._elbo: NumPyroElbo | None = None
         self._tx: optax.GradientTransformation | None = None
-        self._expected = 0.0
+        self._expected_batch_size = 0.0
 
     def init(self, rng_key: PRNGKeyArray, *args: Any, **kwargs: Any) -> SVIState:
         """Returns the state before the first update.
 
         Args:
-            rng_key: one root key; a secure one for what shall be private.
-            *args: a batch, of which only shapes and types are looked at.
+            rng_key: one root key; use a secure one for private results.
+            *args: a batch, of which only shapes and dtypes are used.
             **kwargs: further arguments of model and guide.
 
         Returns:
-            The state of `update`.
+            The state for `update`.
 
         Raises:
             TypeError: an old-style key.
-            ValueError: as `numpyro_elbo`.
+            ValueError: as in `numpyro_elbo`.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        self._expected = self._size or float(_validate.leading_axis_size("args", args))
-        size = self._expected
+        size = self._given_batch_size or float(_validate.leading_axis_size("args", args))
         elbo = self._objective(keys.model_key, args, kwargs)
-        private = privatize(self._clip, self._noise, expected_batch_size=size, key=keys.noise_key)
-        around = elbo.around(private, derive_key(keys.model_key, "divergence"))
-        self._elbo, self._tx = elbo, optax.chain(around, self._optimizer)
+        private = privatize(
+            self._clip, self._noise_multiplier, expected_batch_size=size, key=keys.noise_key
+        )
+        wrapped = elbo.wrap(private, derive_key(keys.model_key, "divergence"))
+        # SVI's interface returns the state alone, so these are kept for `update`.
+        self._elbo, self._tx = elbo, optax.chain(wrapped, self._optimizer)
+        self._expected_batch_size = size
         params = elbo.init()
         model_key = derive_key(keys.model_key, "examples")
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
@@ -160,51 +138,40 @@ class DPSVI:
         """Makes one private update.
 
         Args:
-            svi_state: of `init` or of another update.
-            *args: a batch; without an `expected_batch_size` as long as that of `init`.
+            svi_state: the state of `init` or of another update.
+            *args: a batch. Without an `expected_batch_size` it must be as long as that of `init`.
             mask: True for real examples; a batch with a mask needs `expected_batch_size`.
 
         Returns:
             The state, and the negative ELBO on the batch, which is not private.
 
         Raises:
-            RuntimeError: before `init`.
-            ValueError: a batch that is not of the size expected, masked or longer or shorter.
+            RuntimeError: `init` has not been called.
+            ValueError: a batch with another length, or a mask, without `expected_batch_size`.
         """
-        elbo, tx = self._made()
-        if mask is not None and self._size is None:
-            raise ValueError(
-                "a masked batch is longer than it expects to be: tell DPSVI its "
-                "expected_batch_size, sampling rate times num_obs_total."
-            )
-        length = _validate.leading_axis_size("args", args)
-        if self._size is None and length != self._expected:
-            raise ValueError(
-                f"init was given a batch of {self._expected:.0f} and took that for the expected "
-                f"size, by which sums are divided; update got one of {length}. Tell DPSVI its "
-                "expected_batch_size, or give init a batch like those of update."
-            )
+        elbo, tx = self._initialized()
+        self._check_batch(args, mask)
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
         losses, grads = value_and_per_example_grads(elbo.loss)(
             svi_state.params, args, mask=mask, key=key
         )
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)
-        total = self._on_all(elbo, svi_state.params, losses, mask, kl_key)
+        loss = self._total_loss(elbo, svi_state.params, losses, mask, kl_key)
         params = optax.apply_updates(svi_state.params, updates)
         step = svi_state.step + 1
-        return SVIState(params, opt_state, svi_state.model_key, step), total
+        return SVIState(params, opt_state, svi_state.model_key, step), loss
 
     def evaluate(self, svi_state: SVIState, *args: Any) -> Float[Array, ""]:
-        """Returns the negative ELBO of all the data, estimated on a batch; not private."""
-        elbo, _ = self._made()
+        """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""
+        elbo, _ = self._initialized()
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
         keys = jax.random.split(key, _validate.leading_axis_size("args", args))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
-        return self._on_all(elbo, svi_state.params, losses, None, kl_key)
+        return self._total_loss(elbo, svi_state.params, losses, None, kl_key)
 
     def get_params(self, svi_state: SVIState) -> dict[str, PyTree]:
         """Returns the values of `numpyro.param` sites, as `Predictive` takes them."""
-        return self._made()[0].constrain(svi_state.params)
+        return self._initialized()[0].constrain(svi_state.params)
 
     def run(
         self,
@@ -216,23 +183,23 @@ class DPSVI:
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> SVIRunResult:
-        """Trains on batches that a sampler draws; the result knows what it cost.
+        """Trains on batches of a sampler, and accounts for the privacy loss.
 
         Args:
-            rng_key: one root key.
-            num_steps: how many updates.
+            rng_key: one root key; use a secure one for private results.
+            num_steps: number of updates.
             *args: all the data, with a leading axis of `num_obs_total`.
-            sampler: of `dpoptax.samplers`.
-            delta: of the guarantee; a tenth of 1 / num_obs_total by default.
+            sampler: a sampler of `dpoptax.samplers`.
+            delta: delta of the guarantee; the default is 0.1 / num_obs_total.
             progress_bar: whether to show one.
             **kwargs: further arguments of model and guide.
 
         Returns:
-            The parameters, and the report of what ran.
+            The parameters, and the report of the run.
 
         Raises:
-            TypeError: an argument of the wrong kind.
-            ValueError: as `numpyro_elbo`; data that are NaN where the model observes them.
+            TypeError: an argument of the wrong type.
+            ValueError: as in `numpyro_elbo`; data that are NaN where the model observes them.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
         self._elbo = elbo = self._objective(keys.model_key, args, kwargs)
@@ -240,7 +207,7 @@ class DPSVI:
         plan = Plan(
             sampler=sampler,
             clip=self._clip,
-            noise_multiplier=self._noise,
+            noise_multiplier=self._noise_multiplier,
             num_steps=num_steps,
             delta=0.1 / self._num_examples if delta is None else delta,
         )
@@ -255,6 +222,23 @@ class DPSVI:
         )
         return SVIRunResult(elbo.constrain(result.params), result)
 
+    def _check_batch(self, args: Any, mask: Array | None) -> None:
+        """Refuses a batch whose expected size is unknown: the sums would be scaled wrongly."""
+        if self._given_batch_size is not None:
+            return
+        if mask is not None:
+            raise ValueError(
+                "a batch with a mask is longer than its expected size, by which the noisy sum is "
+                "divided. Pass DPSVI(..., expected_batch_size=sampling rate times num_obs_total)."
+            )
+        length = _validate.leading_axis_size("args", args)
+        if length != self._expected_batch_size:
+            raise ValueError(
+                f"init got a batch of {self._expected_batch_size:.0f}, which became the expected "
+                f"batch size, by which the noisy sum is divided; update got one of {length}. Pass "
+                "DPSVI(..., expected_batch_size=...), or give init a batch like those of update."
+            )
+
     def _objective(self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]) -> NumPyroElbo:
         return numpyro_elbo(
             self.model,
@@ -268,32 +252,15 @@ class DPSVI:
             **kwargs,
         )
 
-    def _made(self) -> tuple[NumPyroElbo, optax.GradientTransformation]:
+    def _initialized(self) -> tuple[NumPyroElbo, optax.GradientTransformation]:
         if self._elbo is None or self._tx is None:
-            raise RuntimeError("call init(rng_key, *batch) first: it looks at model and guide.")
+            raise RuntimeError("call init(rng_key, *batch) before any other method but run.")
         return self._elbo, self._tx
 
-    def _on_all(
+    def _total_loss(
         self, elbo: NumPyroElbo, params: PyTree, losses: Array, mask: Any, key: PRNGKeyArray
     ) -> Array:
+        """Scales the mean loss of a batch to all the data, as NumPyro reports it."""
         count = len(losses) if mask is None else jnp.maximum(jnp.sum(mask), 1)
         total = self._num_examples * jnp.sum(losses) / count
         return total if elbo.kl_clipped else total + elbo.kl(params, key)
-
-
-def _as_optax(optim: Any) -> optax.GradientTransformation:
-    """An optimizer of NumPyro, whose state holds the parameters, as one of Optax."""
-    if isinstance(optim, optax.GradientTransformation):
-        return optim
-    if not all(hasattr(optim, name) for name in ("init", "update", "get_params")):
-        raise TypeError(
-            f"optim must be an optimizer of numpyro.optim or Optax; got {type(optim).__name__}."
-        )
-
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        del params
-        before = optim.get_params(state)
-        state = optim.update(updates, state)
-        return jax.tree.map(jnp.subtract, optim.get_params(state), before), state
-
-    return optax.GradientTransformation(optim.init, update)

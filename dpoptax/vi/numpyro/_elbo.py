@@ -1,61 +1,70 @@
-"""A NumPyro model and guide in, the negative ELBO as an objective of single examples out.
+"""Negative ELBO of a NumPyro model and guide, as an objective for private training.
 
-What is inside a plate over the data belongs to one example, and is clipped and noised; the rest,
-log q(theta) - log p(theta), depends on parameters alone and is added after the noise. Which plates
-are over the data shows in two traces, of one example and of two: they are those that grow.
+Sites inside a plate over the data belong to one example: their gradient is clipped and noised. The
+other terms, log q(latents) - log p(latents), depend on parameters alone and are added after the
+noise. A plate is over the data if it grows between a trace with one example and one with two.
 
-Needs NumPyro: pip install 'dpoptax[numpyro]'.
+Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
 """
 
-import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+import attrs
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from dpoptax import _validate
-from dpoptax.vi._kl_after_noise import AtTheParameters
+from dpoptax.vi._elbo_terms import is_kl_clipped, mean_over_draws
+from dpoptax.vi._kl_after_noise import add_kl_after_noise
+from dpoptax.vi.numpyro import _checks
 from dpoptax.vi.numpyro import _sites as sites
-
-# Examples with missing numbers that are looked at at once.
-ROWS = 256
 
 
 class _Terms(NamedTuple):
-    """Log densities of one traced example: its own, and of what all examples share."""
+    """Log densities of one traced example: its own terms, and those that all examples share."""
 
     own: Float[Array, ""]
     shared: Float[Array, ""]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NumPyroElbo(AtTheParameters):
-    """The negative ELBO of a NumPyro model and guide; made by `numpyro_elbo`."""
+@attrs.frozen(eq=False)
+class NumPyroElbo:
+    """The negative ELBO of a NumPyro model and guide; made by `numpyro_elbo`.
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    It is a `dpoptax.training.Objective`.
+
+    Attributes:
+        program: the model and the guide.
+        num_examples: N, a public constant.
+        num_samples: draws of the latents per example and step.
+        analytic_kl: whether divergences are taken in closed form where there is one.
+        kl_clipped: whether the divergence is part of the loss of every example.
+        example: one example without data, for its shapes.
+        initial: initial values of the `numpyro.param` sites.
+        transforms: bijections from the real line to the supports of these sites.
+        model_plates: the plate over the data of each site of the model that lies in one.
+        guide_plates: likewise for the guide.
+    """
+
+    program: sites.Program
     num_examples: int
     num_samples: int
     analytic_kl: bool
     kl_clipped: bool
     example: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
     initial: Mapping[str, PyTree]
     transforms: Mapping[str, Any]
-    # By site of the data.
     model_plates: Mapping[str, sites.Plate]
     guide_plates: Mapping[str, sites.Plate]
 
     def init(self) -> dict[str, PyTree]:
-        """Returns the initial parameters, unconstrained: what is trained."""
+        """Returns the initial parameters on the real line, which are trained."""
         return {name: self.transforms[name].inv(value) for name, value in self.initial.items()}
 
     def constrain(self, params: PyTree) -> dict[str, PyTree]:
@@ -63,66 +72,52 @@ class NumPyroElbo(AtTheParameters):
         return {name: self.transforms[name](value) for name, value in params.items()}
 
     def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """The loss of one example, on the scale of one example; see `Objective.loss`."""
+        """Returns the loss of one example, on the scale of one example."""
 
-        def one(key: PRNGKeyArray) -> Array:
+        def with_one_draw(key: PRNGKeyArray) -> Array:
             own, shared = self._terms(point, example, key)
             return -(own + shared / self.num_examples) if self.kl_clipped else -own
 
-        return self._mean(one, key)
+        return mean_over_draws(with_one_draw, key, self.num_samples)
 
-    def kl(self, psi: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
-        """Returns log q(theta) - log p(theta) over draws of what all examples share."""
-        return self._mean(lambda k: -self._terms(psi, self.example, k).shared, key)
+    def kl(self, guide_params: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Returns log q(latents) - log p(latents) over draws of the latents that examples share."""
+        return mean_over_draws(
+            lambda draw_key: -self._terms(guide_params, self.example, draw_key).shared,
+            key,
+            self.num_samples,
+        )
+
+    def gradient_point(self, params: PyTree, opt_state: Any) -> PyTree:
+        """Returns the parameters: the gradients are taken there."""
+        del opt_state
+        return params
+
+    def wrap(
+        self, private: optax.GradientTransformation, key: PRNGKeyArray
+    ) -> optax.GradientTransformation:
+        """Returns `private` with the gradient of the divergence added after the noise."""
+        if self.kl_clipped:
+            return private
+        return add_kl_after_noise(private, self.kl, self.num_examples, key)
 
     def check_data(self, data: PyTree) -> None:
-        """Refuses data that the model takes for observed where they are NaN.
+        """Refuses data that are NaN where the model observes them.
 
         Args:
-            data: the arguments of the model, whole; looked at where they are known.
+            data: all arguments of the model. Inside a transformation of JAX nothing is checked.
 
         Raises:
-            ValueError: the density of a site is not a number.
+            ValueError: the log density of a site is NaN.
         """
-        leaves = jax.tree.leaves(data)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            return
-        missing = np.zeros(len(leaves[0]), bool)
-        for leaf in map(np.asarray, leaves):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                missing |= np.isnan(leaf).reshape(len(leaf), -1).any(axis=1)
-        if not missing.any():
-            return
-        rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.flatnonzero(missing)], data)
-        for name, spoilt in self._nan_densities(rows).items():
-            if spoilt:
-                raise ValueError(
-                    f"data hold NaN, and the density of site {name!r} is NaN there: the example "
-                    "would count for nothing. Where x is missing, give the site "
-                    "obs=jnp.where(observed, x, 0.0) within "
-                    "numpyro.handlers.mask(mask=observed), observed = ~jnp.isnan(x)."
-                )
-
-    def _nan_densities(self, examples: PyTree) -> dict[str, Array]:
-        """By observed site, whether its density is NaN for any of the examples."""
-        values, key = self.constrain(self.init()), jax.random.key(0)
-
-        def of_example(example: PyTree) -> dict[str, Array]:
-            args = sites.repeated(example)
-            model, _ = sites.trace_both(self.model, self.guide, values, args, self.kwargs, key)
-            return {name: jnp.isnan(sites.log_prob(model[name])) for name in self.model_plates}
-
-        with numpyro.validation_enabled(False):
-            found = jax.jit(functools.partial(jax.lax.map, of_example, batch_size=ROWS))(examples)
-        return {name: jnp.any(spoilt) for name, spoilt in found.items()}
+        _checks.check_no_nan(self.program, self.constrain(self.init()), self.model_plates, data)
 
     def _terms(self, params: PyTree, example: PyTree, key: PRNGKeyArray) -> _Terms:
-        values = self.constrain(params)
-        model, guide = sites.trace_both(
-            self.model, self.guide, values, sites.repeated(example), self.kwargs, key
-        )
+        batch = sites.repeat_example(example)
+        model, guide = self.program.trace(self.constrain(params), batch, key)
         own, shared = [jnp.zeros(())], [jnp.zeros(())]
         for name, log_density in self._log_densities(model, guide):
+            # A plate of size N scales the density of one example by N, which is undone here.
             if name in self.model_plates:
                 own.append(log_density / self.model_plates[name].scale)
             elif name in self.guide_plates:
@@ -132,22 +127,23 @@ class NumPyroElbo(AtTheParameters):
         return _Terms(jnp.stack(own).sum(), jnp.stack(shared).sum())
 
     def _log_densities(self, model: sites.Trace, guide: sites.Trace) -> Iterator[tuple[str, Array]]:
-        """By site, log p - log q; two entries where the two do not meet in closed form."""
-        met = set()
+        """Yields log p - log q by site: one term in closed form, or two terms at the draw."""
+        in_closed_form = set()
         for name, site in sites.sample_sites(guide):
             prior = model.get(name)
             if self.analytic_kl and prior is not None:
                 try:
                     divergence = kl_divergence(site["fn"], prior["fn"])
                 except NotImplementedError:
-                    pass
+                    pass  # NumPyro knows no closed form: the draw below estimates it
                 else:
-                    met.add(name)
+                    in_closed_form.add(name)
                     yield name, -sites.scaled(jnp.sum(divergence), prior)
                     continue
             yield name, -sites.log_prob(site)
-        yield from ((name, sites.log_prob(site)) for name, site in sites.sample_sites(model)
-                    if name not in met)  # fmt: skip
+        for name, site in sites.sample_sites(model):
+            if name not in in_closed_form:
+                yield name, sites.log_prob(site)
 
 
 def numpyro_elbo(
@@ -162,29 +158,29 @@ def numpyro_elbo(
 ) -> NumPyroElbo:
     """Turns a NumPyro model and guide into an objective for private training.
 
-    Pass it to `training.fit` in place of a loss, with the arguments of the model, as a tuple, for
-    data. Nothing is initialised from data: of the arguments given here only shapes and types are
-    looked at.
+    Pass it to `training.fit` in place of a loss, and pass the arguments of the model as a tuple for
+    the data. Nothing is initialised from data: only the shapes and dtypes of the arguments given
+    here are used.
 
     Args:
-        model: `model(*args, **kwargs)`, whose observed sites lie in a `numpyro.plate` over the
-            data, `plate("data", num_examples, subsample_size=len(x))` or `plate("data", len(x))`.
-        guide: of the same signature, or one of `numpyro.infer.autoguide`.
+        model: `model(*args, **kwargs)`. Its observed sites lie in a `numpyro.plate` over the data,
+            `plate("data", num_examples, subsample_size=len(x))` or `plate("data", len(x))`.
+        guide: a function with the same arguments, or a guide of `numpyro.infer.autoguide`.
         *args: arrays with a leading axis of examples, or None.
         num_examples: N, a public constant.
-        loss: `Trace_ELBO()`, by default, or `TraceMeanField_ELBO()` for closed forms of the
-            divergences; with `num_particles`.
+        loss: `Trace_ELBO()`, the default, or `TraceMeanField_ELBO()` for divergences in closed
+            form; both with `num_particles`.
         kl: as in `dpoptax.vi.global_elbo`; "clipped" is what d3p does.
-        init_key: for initial values that are drawn.
+        init_key: a typed key for random initial values.
         **kwargs: further arguments of model and guide, the same for all examples.
 
     Returns:
-        A `dpoptax.training.Objective` with `init()` for its parameters, and `constrain(params)` for
-        their values as NumPyro knows them.
+        A `dpoptax.training.Objective`. Its `init()` returns the parameters to train, and
+        `constrain(params)` returns the values of the `numpyro.param` sites.
 
     Raises:
-        TypeError: another loss, a number of the wrong kind, an old-style key.
-        ValueError: sites that no private gradient can be had of; each is named, with a remedy.
+        TypeError: another loss, an argument of the wrong type, or an old-style key.
+        ValueError: sites that have no private gradient; the message names the site and a remedy.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, optax, dpoptax
@@ -203,87 +199,45 @@ def numpyro_elbo(
     Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
     """
     loss = Trace_ELBO() if loss is None else loss
+    # Exact types: a subclass may combine examples in another way than by a sum.
     if type(loss) not in (Trace_ELBO, TraceMeanField_ELBO):
         raise TypeError(
             "loss must be numpyro.infer.Trace_ELBO or TraceMeanField_ELBO, which are sums over "
             f"examples; got {type(loss).__name__}."
         )
-    if kl not in ("after_noise", "clipped"):
-        raise ValueError(f'kl is "after_noise" or "clipped"; got {kl!r}.')
+    kl_clipped = is_kl_clipped(kl)
     num_examples = _validate.num_examples(num_examples)
     _validate.leading_axis_size("args", args)
     example = jax.tree.map(_stand_in, args)
     key = _validate.typed_key("init_key", init_key)
-    with warnings.catch_warnings():  # what it is about is an error below
+    program = sites.Program(model, guide, kwargs)
+    with warnings.catch_warnings():  # data_plates raises an error about the same sizes
         warnings.filterwarnings("ignore", "subsample_size does not match", UserWarning)
-        both = [
-            sites.trace_both(model, guide, {}, sites.repeated(example, size), kwargs, key)
-            for size in (1, 2)
+        (model_one, guide_one), (model_two, guide_two) = [
+            program.trace({}, sites.repeat_example(example, size), key) for size in (1, 2)
         ]
-    (model_one, guide_one), (model_two, guide_two) = both
-    sites.check_sites(model_one, guide_one)
-    sites.check_plates(model_two)
-    model_plates = sites.plates_of_data(model_one, model_two, num_examples)
-    sites.check_observed(model_one, model_plates)
+    _checks.check_latents(model_one, guide_one)
+    _checks.check_plate_sizes(model_two)
+    model_plates = sites.data_plates(model_one, model_two, num_examples)
+    _checks.check_observed(model_one, model_plates)
     initial, transforms = sites.parameters([model_one, guide_one])
-    elbo = NumPyroElbo(
-        model=model,
-        guide=guide,
+    guide_plates = sites.data_plates(guide_one, guide_two, num_examples)
+    _checks.check_coupling(program, initial, model_plates, guide_plates, example, key)
+    return NumPyroElbo(
+        program=program,
         num_examples=num_examples,
         num_samples=loss.num_particles,
         analytic_kl=isinstance(loss, TraceMeanField_ELBO),
-        kl_clipped=kl == "clipped",
+        kl_clipped=kl_clipped,
         example=example,
-        kwargs=kwargs,
         initial=initial,
         transforms=transforms,
         model_plates=model_plates,
-        guide_plates=sites.plates_of_data(guide_one, guide_two, num_examples),
+        guide_plates=guide_plates,
     )
-    _check_coupling(elbo, key)
-    return elbo
 
 
 def _stand_in(leaf: Any) -> Array:
-    """An example in place of all: in the support of most likelihoods, where none is private."""
+    """Returns an example that is not data: 0.5 is in the support of most likelihoods."""
     dtype = jnp.result_type(leaf)
     return jnp.full(jnp.shape(leaf)[1:], 0.5 if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
-
-
-def _check_coupling(elbo: NumPyroElbo, key: PRNGKeyArray) -> None:
-    """Spoils the second of two examples, and looks whether anything but its own follows."""
-
-    def spoil(leaf: Array) -> Array:
-        rows = sites.repeated(leaf, 2)
-        return rows.at[1].set(jnp.nan if jnp.issubdtype(rows.dtype, jnp.inexact) else 1)
-
-    def traced(args: PyTree) -> sites.Trace:
-        values = dict(elbo.initial)
-        model, guide = sites.trace_both(elbo.model, elbo.guide, values, args, elbo.kwargs, key)
-        return {f"{name} of the guide": site for name, site in guide.items()} | dict(model)
-
-    own = {
-        **elbo.model_plates,
-        **{f"{name} of the guide": plate for name, plate in elbo.guide_plates.items()},
-    }
-    with numpyro.validation_enabled(False):
-        clean, spoilt = (
-            traced(sites.repeated(elbo.example, 2)),
-            traced(jax.tree.map(spoil, elbo.example)),
-        )
-        for name, site in sites.sample_sites(clean):
-            before, after = (
-                sites.first_example(found, own[name]) if name in own else sites.log_prob(found)
-                for found in (site, spoilt[name])
-            )
-            if not jnp.all(jnp.isfinite(before)) or jnp.allclose(before, after, rtol=1e-4):
-                continue
-            if name in own:
-                raise ValueError(
-                    f"site {name!r} couples examples: its density for one depends on another. "
-                    "A private gradient needs a density of each example by itself."
-                )
-            raise ValueError(
-                f"site {name!r} lies in no plate over the data, yet its density depends on "
-                "the data. Put it into that plate, or make it depend on constants alone."
-            )

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax.vi import aligned_elbo, guides, noise_aware_posterior, trace_gradients
+from dpoptax.vi import aligned_elbo, guides
+from dpoptax.vi.contrib import noise_aware_posterior, trace_gradients
 
 N, D, NOISE, STEPS, KEPT, RUNS = 1000, 4, 0.5, 1500, 500, 40
 
@@ -31,7 +32,7 @@ def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
         x, weights = jax.random.normal(x_key, (N, D)), jax.random.normal(w_key, (D,))
         y = x @ weights + NOISE * jax.random.normal(y_key, (N,))
         tx = optax.chain(
-            elbo.around(
+            elbo.wrap(
                 dpoptax.privatize(8.0, 24.0, expected_batch_size=200, key=noise_key), model_key
             ),
             trace_gradients(KEPT),
@@ -48,10 +49,13 @@ def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
         states, weights, means = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(5), RUNS))
     aware = [
-        noise_aware_posterior(*jax.tree.map(lambda leaf, i=i: leaf[i], (states.params, states.opt_state)),
-                    num_examples=N)
+        noise_aware_posterior(
+            jax.tree.map(lambda leaf, i=i: leaf[i], states.params),
+            jax.tree.map(lambda leaf, i=i: leaf[i], states.opt_state),
+            num_examples=N,
+        )
         for i in range(RUNS)
-    ]  # fmt: skip
+    ]
     posteriors = {
         "plain": states.params,
         "aware": jax.tree.map(lambda *row: jnp.stack(row), *aware),

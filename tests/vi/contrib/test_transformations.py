@@ -7,13 +7,13 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax.vi import (
+from dpoptax.vi import guides
+from dpoptax.vi.contrib import (
     average_iterates,
-    averaged,
-    guides,
+    mean_field_scale,
     natural_gradient,
-    preconditioned,
-    spread,
+    polyak_average,
+    scale_before_clip,
 )
 
 PSI = {"loc": jnp.array([0.3, -1.0]), "raw_scale": jnp.array([-2.0, 1.0])}
@@ -31,7 +31,7 @@ def test_the_average_is_that_of_the_iterates_from_the_start_on(start):
         iterates.append(params)
     expected = jax.tree.map(lambda *rows: jnp.stack(rows).mean(0), *(iterates[start:] or [params]))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), averaged(state), expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), polyak_average(state), expected
     )
 
 
@@ -49,13 +49,13 @@ def test_an_average_cuts_the_noise_of_private_iterates():
         return (optax.apply_updates(params, updates), state), None
 
     (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=400)
-    assert float(averaged(state).std()) < 0.5 * float(params.std())
+    assert float(polyak_average(state).std()) < 0.5 * float(params.std())
 
 
 def test_preconditioning_bounds_the_scaled_gradient_and_scales_the_noise_back():
     factors = {"loc": 1.0, "raw_scale": jnp.array([10.0, 4.0])}
     grads = {"loc": jnp.array([[3.0, 0.0]]), "raw_scale": jnp.array([[0.4, 0.0]])}
-    quiet = preconditioned(
+    quiet = scale_before_clip(
         dpoptax.privatize(1.0, 0.0, expected_batch_size=1, key=jax.random.key(0)), lambda _: factors
     )
     updates, _ = quiet.update(grads, quiet.init(PSI), PSI)
@@ -64,7 +64,7 @@ def test_preconditioning_bounds_the_scaled_gradient_and_scales_the_noise_back():
     np.testing.assert_allclose(updates["raw_scale"], [0.08, 0.0], rtol=1e-5)
     many = {"loc": jnp.zeros(20_000), "raw_scale": jnp.zeros(20_000)}
     factors = {"loc": 1.0, "raw_scale": 10.0}
-    tx = preconditioned(
+    tx = scale_before_clip(
         dpoptax.privatize(1.0, 2.0, expected_batch_size=1, key=jax.random.key(0)), lambda _: factors
     )
     updates, _ = tx.update(jax.tree.map(lambda v: v[None], many), tx.init(many), many)
@@ -76,8 +76,9 @@ def test_padding_stays_out_of_preconditioned_gradients():
     grads = dpoptax.per_example_grads(lambda p, x: jnp.sum(p["loc"] * x))(
         PSI, jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), mask=jnp.array([True, False])
     )
-    tx = preconditioned(
-        dpoptax.privatize(100.0, 0.0, expected_batch_size=1, key=jax.random.key(0)), spread
+    tx = scale_before_clip(
+        dpoptax.privatize(100.0, 0.0, expected_batch_size=1, key=jax.random.key(0)),
+        mean_field_scale,
     )
     updates, _ = tx.update(grads, tx.init(PSI), PSI)
     np.testing.assert_allclose(updates["loc"], [1.0, 2.0], rtol=1e-6)
@@ -105,8 +106,9 @@ def test_transformations_that_need_parameters_say_so():
     for tx in (
         average_iterates(),
         natural_gradient(),
-        preconditioned(
-            dpoptax.privatize(1.0, 1.0, expected_batch_size=1, key=jax.random.key(0)), spread
+        scale_before_clip(
+            dpoptax.privatize(1.0, 1.0, expected_batch_size=1, key=jax.random.key(0)),
+            mean_field_scale,
         ),
     ):
         with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
@@ -114,4 +116,4 @@ def test_transformations_that_need_parameters_say_so():
     with pytest.raises(ValueError, match="start must be at least 0"):
         average_iterates(start=-1)
     with pytest.raises(KeyError, match="average_iterates"):
-        averaged(optax.sgd(1.0).init(PSI))
+        polyak_average(optax.sgd(1.0).init(PSI))

@@ -17,7 +17,7 @@ MAKE = {
     "full rank": guides.FullRank,
     "low rank": lambda latents: guides.LowRank(latents, rank=2),
     "joint": lambda latents: guides.Joint(
-        a=guides.FullRank(latents["a"]), b=guides.MeanField(latents["b"])
+        {"a": guides.FullRank(latents["a"]), "b": guides.MeanField(latents["b"])}
     ),
 }
 every_guide = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
@@ -113,4 +113,4 @@ def test_what_is_no_guide_is_refused():
     with pytest.raises(ValueError, match="rank must be at least 1"):
         guides.LowRank(LATENTS, rank=0)
     with pytest.raises(ValueError, match="at least one guide"):
-        guides.Joint()
+        guides.Joint({})

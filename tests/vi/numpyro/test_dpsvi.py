@@ -349,7 +349,7 @@ def test_a_batch_of_another_length_than_was_expected_is_refused(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0, dp_scale=1.0)
     state = svi.init(dpoptax.random.insecure_key(0), *data)
     part = jax.tree.map(lambda leaf: leaf[:50], data)
-    with pytest.raises(ValueError, match=r"a batch of 300 .* got one of 50. Tell DPSVI"):
+    with pytest.raises(ValueError, match=r"a batch of 300 .* got one of 50. Pass DPSVI"):
         svi.update(state, *part)
 
 
