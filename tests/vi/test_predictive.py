@@ -12,6 +12,7 @@ from dpoptax.vi import combine, guides, local_elbo_loss, observed_log_prob, synt
 N, SETS = 400, 20
 
 
+@pytest.mark.slow
 def test_intervals_from_synthetic_data_cover_the_truth():
     """A mean is inferred, data are made of the posterior, and the mean estimated from those.
 
