@@ -2,16 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# CI=true or JOBS=1 keeps the tests in one process.
+# Processes that run the tests: JOBS=0 keeps them in one, for a debugger.
 JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
+CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test lint format bench reproduce-d3p clean
+.PHONY: demo test test-all test-nightly lint format bench reproduce-d3p clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
 
-test: $(VENV)/.dev  ## run every test and every doctest
-	$(BIN)/python -m pytest -n $(JOBS)
+test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not e2e and not nightly" $(ARGS)
+
+test-all: $(VENV)/.dev  ## what must pass before a merge: argument types checked, programs optimized
+	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=all -m "not nightly" $(ARGS)
+
+test-nightly: $(VENV)/.dev  ## everything there is
+	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=nightly $(ARGS)
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .

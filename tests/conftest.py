@@ -1,16 +1,69 @@
-"""Strict JAX for every test, and programs that many tests need compiled once."""
+"""Settings that hold for every test, and a cache of compiled programs that outlives the run."""
 
+import hashlib
+import importlib.metadata
 import os
+import pathlib
+import platform
+import shutil
+import sys
 import tempfile
 
-# Before JAX is imported. Each process keeps programs of its own: one must not read what another
-# has begun to write.
-_COMPILED = tempfile.TemporaryDirectory(prefix="dpoptax-tests-", ignore_cleanup_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+ROOT = pathlib.Path(__file__).parents[1]
+# A folder that grows beyond this is emptied: every edit of the library leaves dead programs.
+LARGEST_CACHE = 2 * 2**30
+_HELD = []  # Locks and temporary folders, kept until the process ends.
 
+
+def _processor() -> str:
+    """Compiled programs depend on the instructions that the processor has."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    flags = [line for line in lines if line.startswith(("flags", "Features"))] or lines
+    return hashlib.sha256(flags[0].encode()).hexdigest()[:8]
+
+
+def _compilation_cache() -> pathlib.Path:
+    """A folder that no other process uses: JAX may read a file that another one still writes."""
+    version = f"{importlib.metadata.version('jax')}-{sys.version_info.minor}-{_processor()}"
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    folder = ROOT / ".pytest_cache" / "jax" / version / worker
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f"{worker}.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows, a read-only checkout, or a second run beside this one
+        _HELD.append(tempfile.TemporaryDirectory(prefix="dpoptax-", ignore_cleanup_errors=True))
+        return pathlib.Path(_HELD[-1].name)
+    _HELD.append(lock)
+    if sum(path.stat().st_size for path in folder.iterdir()) > LARGEST_CACHE:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return folder
+
+
+# Both are read when JAX is imported.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_compilation_cache())
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core of its own: more threads would only take turns with the other worker.
+    os.environ.setdefault("NPROC", "1")
+
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+for _name, _examples in (("day", 5), ("all", 20), ("nightly", 100)):
+    hypothesis.settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,  # a first example compiles
+        derandomize=True,
+        database=None,
+    )
+hypothesis.settings.load_profile("day")  # until --hypothesis-profile says otherwise
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +71,12 @@ def _strict_dtype_promotion():
     """What a user's program may loosen must hold without loosening."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items):
+    """Docstring examples of one package share a worker, and so what they compile."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.get_closest_marker("xdist_group") is None:
+            package = pathlib.Path(item.path).relative_to(ROOT).parts[1]
+            item.add_marker(pytest.mark.xdist_group(f"docstrings of {package}"))

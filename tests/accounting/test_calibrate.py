@@ -62,12 +62,7 @@ rates = st.floats(math.log(1e-7), 0.0).map(math.exp)
 step_counts = st.floats(0.0, math.log(1e7)).map(lambda x: round(math.exp(x)))
 
 
-@hypothesis.settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
+@hypothesis.settings(suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(target=targets, delta=deltas, rate=rates, steps=step_counts)
 def test_round_trips_at_the_extremes(target, delta, rate, steps):
     num_examples = 10**7

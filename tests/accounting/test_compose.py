@@ -107,6 +107,7 @@ def test_composition_is_associative_and_does_not_depend_on_the_order():
     assert twice > max(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "noise", "delta"),
     [(1.3e-4, 0.53, 1e-12), (0.002, 1.1, 1e-8), (1e-6, 0.3, 1e-5), (0.1, 5.0, 1e-3)],

@@ -55,6 +55,7 @@ def test_the_page_has_a_line_for_what_did_not_run(tmp_path):
     assert (tmp_path / "readings" / "cpu" / "side_by_side_128.png").stat().st_size > 1000
 
 
+@pytest.mark.e2e
 def test_a_run_keeps_what_it_measured_and_a_peer_that_fails_is_a_line(
     tmp_path, monkeypatch, capsys
 ):

@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("program", PROGRAMS, ids=["fit", "chain"])
 def test_the_programs_of_the_readme_run(program, tmp_path):
     (tmp_path / "program.py").write_text(program)

@@ -132,6 +132,7 @@ print("one noise on one and on eight")
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("mechanism", ["Gaussian()", "DiscreteGaussian(bits=12)"])
 def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism, tmp_path):
     program = DEVICES.replace("MECHANISM", f"dpoptax.mechanisms.{mechanism}")

@@ -16,6 +16,9 @@ from inclusion import (
 
 from dpoptax.samplers import Poisson
 
+# What the tests of this file share is computed by one worker.
+pytestmark = pytest.mark.xdist_group("inclusion tables")
+
 P_VALUES = {
     "sizes": size_p_value,
     "singles": single_p_value,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from architectures import KEY, energy, floats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_factored import compare
 
@@ -41,7 +41,6 @@ LAYERS = {
 }  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     program=st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(0, 2)),
                      min_size=1, max_size=5),

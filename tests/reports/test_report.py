@@ -17,6 +17,9 @@ from dpoptax.accounting import event_privacy_loss, noise_beside_quantile, poisso
 from dpoptax.reports._report import of_run, round_up
 from dpoptax.samplers import BallsInBins, FixedSize, Poisson, Shuffled, UserPoisson
 
+# What the tests of this file share is computed by one worker.
+pytestmark = pytest.mark.xdist_group("report")
+
 
 def plan(**changes):
     fields = {

@@ -126,6 +126,7 @@ def python(code, *arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_eight_devices_train_what_one_trains(tmp_path):
     process = python(ON_EIGHT, tmp_path / "run", **EIGHT)
     out, errors = process.communicate(timeout=400)
@@ -133,6 +134,7 @@ def test_eight_devices_train_what_one_trains(tmp_path):
     assert "eight as one" in out
 
 
+@pytest.mark.e2e
 def test_two_processes_train_what_one_trains(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

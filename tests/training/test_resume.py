@@ -522,6 +522,7 @@ KILLED = """
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("when", ["in a step", "while saving"])
 def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, when):
     here = pathlib.Path(__file__).parent

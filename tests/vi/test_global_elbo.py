@@ -218,6 +218,10 @@ POSTERIORS = {"narrow": (0.5, 1.0, 0.1, 2.0), "wide": (60.0, 10.0, 0.3, 0.01)}
 RUNS = 40
 
 
+# The tests that read these errors run on one worker, which computes them once.
+shared_errors = pytest.mark.xdist_group("errors at epsilon one")
+
+
 @pytest.fixture(scope="module", params=POSTERIORS)
 def errors_at_epsilon_one(request):
     """By kind of gradient, over forty keys, at epsilon one."""
@@ -272,6 +276,8 @@ def chance(*found):
     return math.sqrt(sum(errors.var() for errors in found) / RUNS)
 
 
+@pytest.mark.slow
+@shared_errors
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
 def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon_one, kind):
     aligned, vanilla = errors_at_epsilon_one[kind], errors_at_epsilon_one["vanilla"]
@@ -279,6 +285,8 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon
     assert aligned.scale.mean() < share * vanilla.scale.mean()
 
 
+@pytest.mark.slow
+@shared_errors
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
 def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(
     errors_at_epsilon_one, kind
@@ -287,6 +295,8 @@ def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(
     assert aligned.mean() - vanilla.mean() < 4.5 * chance(aligned, vanilla)
 
 
+@pytest.mark.slow
+@shared_errors
 @pytest.mark.parametrize(
     ("errors_at_epsilon_one", "kind"),
     [
@@ -309,6 +319,8 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_mean(errors_at_epsilon_
     assert aligned.mean.mean() < vanilla.mean.mean()
 
 
+@pytest.mark.slow
+@shared_errors
 def test_at_epsilon_one_pairs_of_draws_come_nearer_in_scale_than_one(errors_at_epsilon_one):
     assert (
         errors_at_epsilon_one["pairs"].scale.mean()
@@ -316,6 +328,7 @@ def test_at_epsilon_one_pairs_of_draws_come_nearer_in_scale_than_one(errors_at_e
     )
 
 
+@pytest.mark.slow
 def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
     """The scale of the noise, as a point, beside the weights."""
     x, y = regression.data

@@ -13,6 +13,7 @@ from dpoptax.vi.contrib import combine_synthetic_estimates
 N, SETS = 400, 20
 
 
+@pytest.mark.slow
 def test_intervals_from_synthetic_data_cover_the_truth():
     """A mean is inferred, data are made of the posterior, and the mean estimated from those.
 

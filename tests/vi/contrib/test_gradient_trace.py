@@ -20,6 +20,7 @@ def log_likelihood(weights, example):
     return -0.5 * ((y - x @ weights) / NOISE) ** 2
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
     """Forty worlds of a Bayesian linear regression, each with its data, noise and batches."""
     guide = guides.MeanField(jnp.zeros(D), initial_scale=0.02)

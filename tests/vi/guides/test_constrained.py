@@ -54,6 +54,7 @@ def test_the_density_on_a_simplex_integrates_to_one(make):
     np.testing.assert_allclose(guide.apply({"params": psi}, nil, method="transform"), latents, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 def test_the_rate_of_counts_finds_its_gamma_posterior(make):
     counts = jax.random.poisson(jax.random.key(0), 3.0, (500,)).astype(jnp.float32)

@@ -82,6 +82,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "loss"), GUIDES.values(), ids=GUIDES)
 def test_autoguides_reach_what_numpyro_reaches_and_predictive_works(make, loss, data):
     guide = make(regression)
