@@ -32,8 +32,8 @@ PATCH_COPY_COST = 16.0
 # from patches, a few examples at a time, otherwise by XLA's own gradient. Measured for norms and
 # sum together, batch 64: from patches it is 1.5x faster at 256 outputs (64 channels) and 1.9x at
 # 1,024 (32 channels), but 1.2x to 1.6x slower at 64 outputs (128 and 64 channels), where the norms
-# need no patches. In one layer of 32 channels and 1,024 outputs at batch 128, it makes the private
-# gradient faster than the plain one (112 against 290 ms, docs/benchmarks.md).
+# need no patches. The sum alone, at batch 32 and with 16 to 64 channels, is 1.2x to 2.5x slower from
+# patches at every size, so the best value depends on more than the outputs.
 MIN_OUTPUTS_FOR_PATCH_SUM = 64
 
 # Up to this many positions along one side of a window are sliced one by one, more are looked up by
@@ -43,14 +43,14 @@ MAX_SLICED_WINDOW = 16
 
 # A multiplication of gradients that are computed example by example, in multiplications of one
 # large product. It lets every special rule win over `Materialize` unless its cost is 8 times as
-# high. Not measured for a typical site: for a plain matrix product it is 1.0 to 1.4, but lookups
-# and convolutions by this rule are up to 15 times slower than by their own.
+# high. Measured: a plain matrix product takes 1.0 to 1.4 times as long as by its own rule, a lookup
+# in a table of 10,000 rows 14 times. No single value fits both.
 MATERIALIZE_OVERHEAD = 8.0
 
 # A segment sum per float of the cotangents, in multiplications: it sorts nothing, but scatters and
 # reads several times. Measured at 128 tokens of width 64: 2 ns per float, against 0.03 ns per
-# multiplication of a product of 512 x 512, so it costs rather 60; the value decides only whether
-# lookups and tied tables are materialized. It must not exceed MATERIALIZE_OVERHEAD, or the general
+# multiplication of a product of 512 x 512, so it costs about 60 of them; the value decides only
+# whether lookups and tied tables are materialized. It must not exceed MATERIALIZE_OVERHEAD, or the general
 # rule would take over all lookups.
 SEGMENT_SUM_COST = 8.0
 
