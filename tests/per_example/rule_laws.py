@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpoptax.per_example._factored import Layout
+from dpoptax.per_example._loss_trace import trace_loss
 from dpoptax.per_example._norm_rules import Factors
 from dpoptax.per_example._norm_rules.materialize import Materialize
 
@@ -13,10 +13,10 @@ BATCH = 5
 
 def sites_of(loss_fn, shape, example):
     """The sites of a parameter of this shape, and its spec; nothing is computed."""
-    examples = jax.tree.map(lambda spec: jnp.zeros((BATCH, *spec.shape), spec.dtype), example)
-    layout = Layout.of(loss_fn, jnp.zeros(shape), (examples,), BATCH)[0]
-    assert layout.sites, layout.reasons
-    return layout.sites, jax.ShapeDtypeStruct(shape, jnp.float32)
+    spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+    found = trace_loss(loss_fn, spec, (example,))[0].program.found
+    assert found.sites, found.fallback_reasons
+    return found.sites, spec
 
 
 def floats(*shape):

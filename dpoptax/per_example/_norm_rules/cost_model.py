@@ -32,7 +32,7 @@ PATCH_COPY_COST = 16.0
 # from patches, a few examples at a time, otherwise by XLA's own gradient. Measured for norms and
 # sum together, batch 64: from patches it is 1.5x faster at 256 outputs (64 channels) and 1.9x at
 # 1,024 (32 channels), but 1.2x to 1.6x slower at 64 outputs (128 and 64 channels), where the norms
-# need no patches. The sum alone, at batch 32 and with 16 to 64 channels, is 1.2x to 2.5x slower from
+# need no patches. The sum alone, at batch 32 with 16 to 64 channels, is 1.2x to 2.5x slower from
 # patches at every size, so the best value depends on more than the outputs.
 MIN_OUTPUTS_FOR_PATCH_SUM = 64
 
@@ -50,8 +50,8 @@ MATERIALIZE_OVERHEAD = 8.0
 # A segment sum per float of the cotangents, in multiplications: it sorts nothing, but scatters and
 # reads several times. Measured at 128 tokens of width 64: 2 ns per float, against 0.03 ns per
 # multiplication of a product of 512 x 512, so it costs about 60 of them; the value decides only
-# whether lookups and tied tables are materialized. It must not exceed MATERIALIZE_OVERHEAD, or the general
-# rule would take over all lookups.
+# whether lookups and tied tables are materialized. It must not exceed MATERIALIZE_OVERHEAD, or
+# `Materialize` would take over all lookups.
 SEGMENT_SUM_COST = 8.0
 
 # A chunk of a segment sum may hold 1 / 8 of the usual number of floats, because the rows, their
