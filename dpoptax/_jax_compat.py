@@ -1,5 +1,123 @@
-"""The only module that uses `jax.extend`, so that a change of JAX is met in one place."""
+"""Differences between JAX versions. No other file may import `jax.extend`.
 
-from jax.extend.random import define_prng_impl
+A jaxpr is JAX's record of a traced function: a list of equations, each of one primitive.
+"""
 
-__all__ = ["define_prng_impl"]
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax.extend import core as jex
+from jax.extend.core import primitives
+from jax.extend.random import define_prng_impl as define_prng_impl
+
+# Equations that only run another jaxpr, and the param that holds it.
+_CALLS = {
+    primitives.jit_p: "jaxpr",
+    primitives.closed_call_p: "call_jaxpr",
+    primitives.call_p: "call_jaxpr",
+}
+# With `jax_remat3`, JAX 0.12 writes a checkpoint as an operation object inside an equation of a
+# primitive that JAX does not export. So both are known by name only.
+_OPERATION_PRIMITIVE = "call_hi_primitive"
+_CHECKPOINT_OPERATIONS = {"RematTraced"}
+_CHECKPOINT_NAMES = {"custom_remat"}
+
+
+def split_constants(closed: Any) -> tuple[Any, list[Any]]:
+    """Returns a closed jaxpr without its constants, and the constants.
+
+    The constants become the first inputs of the jaxpr.
+    """
+    constants = list(closed.consts)
+    # Since JAX 0.12 there is one class for closed and open jaxprs.
+    if hasattr(closed, "with_consts"):
+        return closed.with_consts(()), constants
+    return closed.jaxpr, constants
+
+
+def inputs_of(jaxpr: Any) -> tuple[list[Any], list[Any]]:
+    """Returns all input variables of an open or closed jaxpr, and the values of the first ones."""
+    return [*jaxpr.constvars, *jaxpr.invars], list(getattr(jaxpr, "consts", ()))
+
+
+def run_jaxpr(jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Runs what `split_constants` returned."""
+    if hasattr(jaxpr, "with_consts"):
+        return list(jex.jaxpr_as_fun(jaxpr.with_consts(constants))(*values))
+    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, list(constants)))(*values))
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an input of an equation is a number written in the jaxpr, `atom.val`."""
+    return isinstance(atom, jex.Literal)
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Runs one equation."""
+    outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def called_jaxpr(eqn: Any) -> Any | None:
+    """Returns the jaxpr of an equation that only runs it, such as `jit`; else None."""
+    name = _CALLS.get(eqn.primitive)
+    return None if name is None else eqn.params[name]
+
+
+def checkpoint_params(eqn: Any) -> dict[str, Any] | None:
+    """Returns the params `jaxpr`, `policy` and `prevent_cse` of `jax.checkpoint`; else None."""
+    if eqn.primitive is primitives.remat_p or eqn.primitive.name in _CHECKPOINT_NAMES:
+        return dict(eqn.params)
+    operation = _operation(eqn)
+    if type(operation).__name__ in _CHECKPOINT_OPERATIONS:
+        return dict(operation.params)
+    return None
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """Returns how many inputs of a scan are constants, and how many are carried."""
+    params = eqn.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # Since JAX 0.12.
+    constants, carry, _ = params["ft_in"].unpack()
+    return len(constants), len(carry)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a jaxpr and of all jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        yield from equations_inside(eqn)
+
+
+def equations_inside(eqn: Any) -> Iterator[Any]:
+    """Yields the equations of all jaxprs that an equation holds."""
+    params = [eqn.params, getattr(_operation(eqn), "params", None)]
+    for jaxpr in _jaxprs(params):
+        yield from equations(jaxpr)
+
+
+def contains_primitive(jaxpr: Any, primitive: Any) -> bool:
+    """Whether a jaxpr, or a jaxpr inside it, has an equation of a primitive."""
+    return any(eqn.primitive is primitive for eqn in equations(jaxpr))
+
+
+def contains_callback(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or a jaxpr inside it, calls back into Python."""
+    # JAX exports none of its callback primitives, but all are named so.
+    return any("callback" in eqn.primitive.name for eqn in equations(jaxpr))
+
+
+def _operation(eqn: Any) -> Any:
+    return eqn.params["_prim"] if eqn.primitive.name == _OPERATION_PRIMITIVE else None
+
+
+def _jaxprs(value: Any) -> Iterator[Any]:
+    if isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _jaxprs(item)
+    elif isinstance(value, dict):
+        yield from _jaxprs(tuple(value.values()))

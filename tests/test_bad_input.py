@@ -169,7 +169,7 @@ REFUSED = {
         lambda: grads(
             lambda v, e: LINEN.apply(v, e, mutable=["batch_stats"])[0], params=LINEN_VARIABLES
         ),
-        r"'batch_stats' beside 'params'.*variables\['params'\]",
+        r"'batch_stats' in addition to 'params'.*variables\['params'\]",
     ),
     "linen state updated": (
         lambda: grads(
@@ -216,7 +216,7 @@ REFUSED = {
             dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
             [jnp.ones(2)],
         ),
-        "trees of one structure",
+        "same tree structure",
     ),
     # samplers
     "rate for a size": (

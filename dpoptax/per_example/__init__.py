@@ -1,4 +1,4 @@
-"""Stage 2, a loss in, the gradients of each example out."""
+"""Per-example gradients of a loss, in factored, stacked or microbatched form."""
 
 from dpoptax.per_example._api import per_example_grads, value_and_per_example_grads
 from dpoptax.per_example._base import PerExampleGrads

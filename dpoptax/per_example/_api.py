@@ -1,8 +1,8 @@
-"""A loss of one example in, a function to per-example gradients of a batch out."""
+"""Per-example gradients of a loss: what `dpoptax.per_example_grads` does, call by call."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from dpoptax.per_example._microbatched import microbatched_grads
 from dpoptax.per_example._self_check import check_factored
 from dpoptax.per_example._stacked import stacked_grads
 
-# `loss_fn(params, example)`, or `loss_fn(params, example, key)`: a scalar.
-LossFn = Callable[..., Float[Array, ""]]
+# `loss_fn(params, example)` or `loss_fn(params, example, key)`, which returns a scalar.
+LossFn: TypeAlias = Callable[..., Float[Array, ""]]
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class GradsFn(Protocol):
     def __call__(
         self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
     ) -> PerExampleGrads:
-        """The gradients of every example."""
+        """Returns the gradients of every example."""
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class ValueAndGradsFn(Protocol):
     def __call__(
         self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
     ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
-        """The loss and the gradients of every example."""
+        """Returns the loss and the gradients of every example."""
 
 
 def per_example_grads(
@@ -47,34 +47,34 @@ def per_example_grads(
     microbatch_size: int | None = None,
     check: bool = False,
 ) -> GradsFn:
-    """Turns the loss of one example into a function to the gradients of each example of a batch.
+    """Returns a function that computes the gradient of every example of a batch.
 
     Args:
-        loss_fn: `loss_fn(params, example)`, or `loss_fn(params, example, key)` when a key is
-            passed below: the scalar loss of one example, without a batch axis. It must be pure;
-            anything that couples examples, batch statistics among them, has no per-example
+        loss_fn: `loss_fn(params, example)`, or `loss_fn(params, example, key)` if the function
+            below gets a key: the scalar loss of one example, without a batch axis. It must be pure.
+            It must not couple examples, as batch statistics do: such a loss has no per-example
             gradient.
-        factored: keep products, convolutions and lookups as factors, from which norms and sums
-            follow at about the price of a plain gradient; the few leaves with other uses are
-            stacked. False stacks all: the reference, in `batch x params` numbers of memory.
-        microbatch_size: work through the batch so many examples at a time, for a batch that does
-            not fit otherwise; None for the whole batch at once. The sum is the same.
-        check: compare the factored form with `vmap(grad)` on two examples when the returned
-            function is called (under `jit`: traced, on made-up values).
+        factored: keep matrix products, convolutions and lookups as factors, which give norms and
+            sums at about the price of a plain gradient. Leaves with other uses are stacked. False
+            stacks all leaves: the reference form, which takes `batch x params` numbers of memory.
+        microbatch_size: process this many examples at a time, for a batch that does not fit into
+            memory. None processes the whole batch at once. The sum is the same.
+        check: compare the factored form with `vmap(grad)` on two examples at every call of the
+            returned function. Under `jit` the check runs once, on made-up values.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
         `examples` is a tree of arrays with a leading axis `(batch, ...)`, `mask` is bool
-        `(batch,)` with True for real examples, and `key` is one typed PRNG key, split into one
-        per example.
+        `(batch,)` with True for real examples, and `key` is one typed PRNG key, which is split
+        into one key per example. Each call runs the Python function `loss_fn` once, to trace it.
 
     Raises:
-        TypeError: (the returned function) parameters that are not floating-point, a mask that
-            is not boolean, an old-style key.
-        ValueError: (the returned function) leaves that disagree on the batch size, a mask of
-            another length, a loss that is not a scalar, a model with mutable state; a
-            microbatch_size that is not positive.
-        RuntimeError: (the returned function) `check` found a difference.
+        TypeError: (from the returned function) a parameter is not floating-point, the mask is not
+            boolean, or the key is an old-style key.
+        ValueError: (from the returned function) the examples disagree on the batch size, the mask
+            has another length, the loss is not a scalar, the model has mutable state, or
+            `microbatch_size` is not positive.
+        RuntimeError: (from the returned function) `check` found a difference.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,18 +105,18 @@ def value_and_per_example_grads(
     microbatch_size: int | None = None,
     check: bool = False,
 ) -> ValueAndGradsFn:
-    """Like `per_example_grads`, and returns the losses too.
+    """Like `per_example_grads`, but the returned function also returns the losses.
 
-    The losses are not private: they are data, unclipped and without noise.
+    The losses are not private: they are neither clipped nor noised.
 
     Args:
         loss_fn: as in `per_example_grads`.
         factored: as in `per_example_grads`.
-        microbatch_size: as in `per_example_grads`; the losses then take a pass of their own.
+        microbatch_size: as in `per_example_grads`. The losses then take one more pass.
         check: as in `per_example_grads`.
 
     Returns:
-        A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`;
+        A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`.
         `losses` has shape `(batch,)` and is zero for padded rows.
 
     Raises:
@@ -142,12 +142,13 @@ def value_and_per_example_grads(
     ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
-        validation.check_loss(loss_fn, params, examples, key)
         examples = jax.tree.map(jnp.asarray, examples)
+        # The only run of the user's function: everything below reads the trace.
+        trace = validation.check_loss(loss_fn, params, examples, key)
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
         if check and factored and len(rows):
-            check_factored(loss_fn, params, inputs)
-        losses, grads = form_of(loss_fn, params, inputs, rows)
+            check_factored(trace, params, inputs)
+        losses, grads = form_of(trace, params, inputs, rows)
         return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
 
     return grads_fn

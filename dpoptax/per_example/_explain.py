@@ -1,10 +1,9 @@
-"""A loss, parameters and a batch in; a table of how each leaf is treated out."""
+"""Explanation of per-example gradients: which form and norm rule each leaf takes, and why."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, PyTree
 
 from dpoptax.per_example import _validate_loss as validation
@@ -20,14 +19,15 @@ class LeafExplanation(NamedTuple):
 
     Attributes:
         leaf: its path.
-        shape: of the leaf.
-        form: `factored`: inputs and cotangents are held; `formed`: its gradients are formed from
-            them, once, and held; `stacked`: plain differentiation, example by example.
-        rule: how norms follow from factors; for a stacked leaf the reason why it has none.
-        memory: numbers held per example, by what stacking would hold.
-        operations: multiplications per example for norms, by those of forming the gradient; not a
-            number for a stacked leaf.
-        source: the lines where the leaf meets data.
+        shape: its shape.
+        form: `factored`: inputs and cotangents are in memory. `materialized`: the gradient of every
+            example is computed from them once and kept. `stacked`: plain differentiation of every
+            example.
+        rule: how norms follow from the factors. For a stacked leaf, the reason why no rule applies.
+        memory: numbers in memory per example, divided by the size of the leaf.
+        operations: multiplications per example for the norms, divided by those that form the
+            gradient; NaN for a stacked leaf.
+        source: the lines of the loss that use the leaf.
     """
 
     leaf: str
@@ -58,7 +58,7 @@ class Explanation(tuple[LeafExplanation, ...]):
 def explain(
     loss_fn: Callable[..., Array], params: PyTree, examples: PyTree, *, key: Any = None
 ) -> Explanation:
-    """Tells which form and rule `per_example_grads` takes for each leaf, and why.
+    """Says which form and norm rule `per_example_grads` uses for each leaf, and why.
 
     It traces the loss of one example and computes nothing.
 
@@ -66,7 +66,7 @@ def explain(
         loss_fn: the loss of one example, as in `per_example_grads`.
         params: the parameters.
         examples: a batch, a tree of arrays `(batch, ...)`.
-        key: a typed PRNG key, for a loss that draws.
+        key: a typed PRNG key, for a loss that takes one.
 
     Returns:
         An `Explanation`: a tuple of `LeafExplanation` that prints as a table.
@@ -87,31 +87,29 @@ def explain(
     """
     batch = len(validation.batch_mask(examples, None))
     validation.check_params(params)
-    validation.check_loss(loss_fn, params, examples, key)
-    inputs = (examples,) if key is None else (examples, jax.random.split(key, batch))
-    layout = Layout.of(loss_fn, params, inputs, batch)[0]
-    return Explanation(_rows(layout))
+    trace = validation.check_loss(loss_fn, params, examples, key)
+    return Explanation(_rows(Layout(trace.program, batch)))
 
 
 def _rows(layout: Layout) -> Iterator[LeafExplanation]:
     for leaf, (path, spec) in enumerate(zip(layout.paths, layout.specs, strict=True)):
         name = path or "(the parameters)"
-        if leaf in layout.reasons:
-            reason, _, source = layout.reasons[leaf].partition(" at ")
+        if leaf in layout.fallback_reasons:
+            reason, _, source = layout.fallback_reasons[leaf].partition(" at ")
             yield LeafExplanation(name, spec.shape, "stacked", reason, 1.0, math.nan, source)
             continue
         sites, rule = layout.sites_of(leaf), layout.rules[leaf]
         size = max(1, math.prod(spec.shape))
-        formed = leaf in layout.formed
-        held = size if formed else sum(site.num_floats for site in sites)
+        materialized = leaf in layout.materialized
+        num_floats = size if materialized else sum(site.num_floats for site in sites)
         forming = max(1.0, materialize.materialization_cost(sites, spec))
         yield LeafExplanation(
             leaf=name,
             shape=spec.shape,
-            form="formed" if formed else "factored",
+            form="materialized" if materialized else "factored",
             rule=rule.name,
-            memory=held / size,
-            operations=1.0 if formed else rule.cost / forming,
+            memory=num_floats / size,
+            operations=1.0 if materialized else rule.cost / forming,
             source=_sources(sites),
         )
 

@@ -1,89 +1,45 @@
-"""The lazy form: a batch that does not fit, a few examples at a time, as one compiled program.
+"""Microbatched gradients: a large batch in one compiled program, a few examples at a time.
 
-It keeps the loss, the parameters and the examples; gradients exist for one microbatch at a time.
-`clip_and_sum` is one pass; norms and sums asked for separately are a pass each, and so are losses.
-A microbatch of padding alone is not worked through.
+This form holds the loss, the parameters and the examples, and computes gradients when they are
+needed, one microbatch at a time. `clip_and_sum` is one pass over the batch. Norms, sums and losses
+that are computed separately take one pass each. Microbatches with only padding are skipped.
 """
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads
-from dpoptax.per_example._tracing.interpreter import evaluate
+from dpoptax.per_example._loss_trace import LossTrace
 
-# `(loss_fn, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
-FormOf = Callable[..., tuple[Array, PerExampleGrads]]
-
-
-class Program:
-    """What is static: the loss as a jaxpr, and the form of each microbatch.
-
-    Two programs are equal if they are of one function and it traced alike, so that a compiled
-    function is reused. A jaxpr as text tells custom derivatives and callbacks by name alone.
-    """
-
-    def __init__(
-        self,
-        form_of: FormOf,
-        loss_fn: Callable[..., Array],
-        closed: Any,
-        params: PyTree,
-        inputs: PyTree,
-    ) -> None:
-        self.form_of = form_of
-        self.jaxpr = closed.jaxpr
-        self.specs = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params
-        )
-        trees = jax.tree.structure((params, inputs))
-        self._loss_fn = loss_fn
-        self._signature = (str(closed.jaxpr), trees, form_of)
-
-    def loss_fn(self, constants: list[Array]) -> Callable[..., Array]:
-        """The loss of one example, as it was traced."""
-
-        def loss_fn(params: PyTree, *inputs: PyTree) -> Array:
-            return evaluate(self.jaxpr, constants, jax.tree.leaves((params, inputs)))
-
-        return loss_fn
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Program)
-            and self._signature == other._signature
-            and _are_one(self._loss_fn, other._loss_fn)
-        )
-
-    def __hash__(self) -> int:
-        return hash(self._signature)
+# `(trace, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
+FormOf: TypeAlias = Callable[..., tuple[Array, PerExampleGrads]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MicrobatchedGrads(PerExampleGrads):
-    """Per-example gradients to be computed, `microbatch_size` examples at a time.
+    """Per-example gradients that are computed when needed, `microbatch_size` examples at a time.
 
     Attributes:
+        trace: the loss of one example.
         params: the parameters.
-        inputs: the examples, and their keys where the loss draws, with a leading axis.
-        constants: what the loss closes over.
+        inputs: the examples, and one key per example if the loss takes a key, with a leading axis.
         mask: bool `(batch,)`; True marks a real example.
-        program: what is static.
+        form_of: computes the gradients of a microbatch.
         microbatch_size: how many gradients exist at once.
     """
 
+    trace: LossTrace
     params: PyTree
     inputs: tuple[PyTree, ...]
-    constants: list[Array]
     mask: Array
-    program: Program = dataclasses.field(metadata={"static": True})
+    form_of: FormOf = dataclasses.field(metadata={"static": True})
     microbatch_size: int = dataclasses.field(metadata={"static": True})
 
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
@@ -104,28 +60,27 @@ class MicrobatchedGrads(PerExampleGrads):
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
-        return self.program.specs
+        program = self.trace.program
+        return jax.tree.unflatten(program.params_treedef, program.param_specs)
 
     def losses(self) -> Float[Array, " batch"]:
-        """Returns the loss of every example; zero for padded rows, or what their content gives."""
-        loss_fn = self.program.loss_fn(self.constants)
+        """Returns the loss of every example. The loss of a padded row has no meaning."""
         return self._map(
-            lambda inputs, _: jax.vmap(functools.partial(loss_fn, self.params))(*inputs)
+            lambda inputs, _: jax.vmap(functools.partial(self.trace, self.params))(*inputs)
         )
 
     def _grads(self, inputs: tuple[PyTree, ...], mask: Array) -> PerExampleGrads:
-        loss_fn = self.program.loss_fn(self.constants)
-        return self.program.form_of(loss_fn, self.params, inputs, mask)[1]
+        return self.form_of(self.trace, self.params, inputs, mask)[1]
 
     def _map(self, function: Callable[..., PyTree]) -> PyTree:
         parts = self._split((self.inputs, self.mask))
         one, _ = _unless_empty(function, parts)
         size = len(self.mask)
 
-        def joined(leaf: Array) -> Array:
+        def join(leaf: Array) -> Array:
             return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])[:size]
 
-        return jax.tree.map(joined, jax.lax.map(one, parts))
+        return jax.tree.map(join, jax.lax.map(one, parts))
 
     def _sum(self, function: Callable[[PerExampleGrads, Any], PyTree], weights: Any) -> PyTree:
         def whole(inputs: tuple[PyTree, ...], mask: Array, weights: Any) -> PyTree:
@@ -139,7 +94,7 @@ class MicrobatchedGrads(PerExampleGrads):
         return total
 
     def _split(self, tree: PyTree) -> PyTree:
-        """Cuts rows into microbatches; the last is filled up with a row that is masked."""
+        """Cuts rows into microbatches; masked copies of the last row fill the last one."""
         size = len(self.mask)
         missing = -size % self.microbatch_size
         rows = jnp.minimum(jnp.arange(size + missing), size - 1)
@@ -157,7 +112,10 @@ class MicrobatchedGrads(PerExampleGrads):
 def _unless_empty(
     function: Callable[..., PyTree], parts: PyTree
 ) -> tuple[Callable[[PyTree], PyTree], PyTree]:
-    """Returns a function of one part, `(inputs, mask, ...)`, zero for padding alone; and zeros."""
+    """Returns `function` of one part `(inputs, mask, ...)`, but zeros for a part with only padding.
+
+    The zeros themselves follow.
+    """
     shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -167,38 +125,19 @@ def _unless_empty(
     return one, zeros
 
 
-def _are_one(function: Any, other: Any) -> bool:
-    """Whether two are one function; a method is made anew each time that it is looked up."""
-    return function is other or (isinstance(function, types.MethodType) and function == other)
-
-
 def microbatched_grads(
     form_of: FormOf,
     microbatch_size: int,
-    loss_fn: Callable[..., Array],
+    trace: LossTrace,
     params: PyTree,
     inputs: tuple[PyTree, ...],
     mask: Array,
 ) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses and the lazy gradients of a batch.
+    """Returns the losses `(batch,)` and the microbatched gradients of a batch.
 
-    Args:
-        form_of: the form of each microbatch.
-        microbatch_size: how many gradients exist at once.
-        loss_fn: the scalar loss of one example, `loss_fn(params, *input)`.
-        params: the parameters.
-        inputs: the examples, and their keys where the loss draws, with a leading axis.
-        mask: bool `(batch,)`.
-
-    Returns:
-        Losses `(batch,)`, by a pass of their own, and `MicrobatchedGrads`; the form of the whole
-        batch where that is one microbatch.
+    A batch that fits into one microbatch takes the form of that microbatch.
     """
     if len(mask) <= microbatch_size:
-        return form_of(loss_fn, params, inputs, mask)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    closed = jax.make_jaxpr(loss_fn)(params, *one)
-    program = Program(form_of, loss_fn, closed, params, inputs)
-    constants = list(closed.consts)
-    grads = MicrobatchedGrads(params, inputs, constants, mask, program, microbatch_size)
+        return form_of(trace, params, inputs, mask)
+    grads = MicrobatchedGrads(trace, params, inputs, mask, form_of, microbatch_size)
     return grads.losses(), grads

@@ -1,4 +1,4 @@
-"""The reference form: one array per parameter, with a leading example axis."""
+"""Stacked gradients: one array per parameter with a leading example axis. The reference form."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from dpoptax import _validate
 from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, select
-from dpoptax.per_example._tracing import find_sites as tracing
+from dpoptax.per_example._loss_trace import LossTrace
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,7 @@ class StackedGrads(PerExampleGrads):
         mask: bool `(batch,)`; True marks a real example.
     """
 
-    # A scan or a vmap stacks them further, so the shapes are told above and not checked here.
+    # No shapes in the annotations: inside a scan or a vmap the arrays have more axes.
     gradients: PyTree
     mask: Array
 
@@ -41,12 +41,12 @@ class StackedGrads(PerExampleGrads):
         """See `PerExampleGrads.weighted_sum`."""
         kept = self.mask & (weights != 0)
 
-        def total(leaf: Array) -> Array:
+        def sum_examples(leaf: Array) -> Array:
             wide = select(kept, widen(leaf))
-            factors = select(kept, weights).astype(wide.dtype)
-            return jnp.tensordot(factors, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
+            scale = select(kept, weights).astype(wide.dtype)
+            return jnp.tensordot(scale, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
 
-        return jax.tree.map(total, self.gradients)
+        return jax.tree.map(sum_examples, self.gradients)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
@@ -60,47 +60,28 @@ class StackedGrads(PerExampleGrads):
 
 
 def stacked_grads(
-    loss_fn: Callable[..., Array], params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
 ) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses and the stacked gradients of a batch.
-
-    Args:
-        loss_fn: the scalar loss of one example, `loss_fn(params, *input)`.
-        params: the parameters.
-        inputs: the examples, and their keys where the loss draws, with a leading axis.
-        mask: bool `(batch,)`.
-
-    Returns:
-        Losses `(batch,)` and `StackedGrads`.
-    """
+    """Returns the losses `(batch,)` and the stacked gradients of a batch."""
 
     def of_example(inputs: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
-        return jax.value_and_grad(loss_fn)(params, *inputs)
+        return jax.value_and_grad(trace)(params, *inputs)
 
-    found = jax.vmap(of_example)(inputs)
-    if jax.tree.leaves(params) and tracing.has_convolution(loss_fn, params, inputs):
-        found = isolated(of_example, found, inputs, mask)
-    losses, gradients = found
+    results = jax.vmap(of_example)(inputs)
+    if jax.tree.leaves(params) and trace.program.may_spread_nan:
+        results = rerun_if_nonfinite(of_example, results, inputs, mask)
+    losses, gradients = results
     return losses, StackedGrads(gradients, mask)
 
 
-def isolated(
+def rerun_if_nonfinite(
     function: Callable[[Any], PyTree], results: PyTree, inputs: Any, mask: Array
 ) -> PyTree:
-    """Keeps an example that is not finite from spoiling the results of others.
+    """Returns `vmap` results, or reruns one example at a time if any result is not finite.
 
-    `vmap` turns a convolution whose kernel differs by example, and the gradient of any kernel, into
-    one convolution in as many groups as there are examples, and XLA multiplies across groups by
-    zero: NaN in one example is NaN in all.
-
-    Args:
-        function: of one example.
-        results: those of all examples by `vmap`, `(batch, ...)`.
-        inputs: the examples, with a leading axis.
-        mask: bool `(batch,)`.
-
-    Returns:
-        `results`, or where any is not finite the same computed one example at a time.
+    `vmap` turns a convolution with one kernel per example, and the gradient of any kernel, into one
+    convolution with a group per example. XLA multiplies across the groups by zero, so NaN in one
+    example becomes NaN in all. Without the rerun one bad example would erase the whole batch.
     """
     finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results)]
     return jax.lax.cond(
@@ -109,19 +90,19 @@ def isolated(
 
 
 def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
-    """Returns `updates` itself if it is `PerExampleGrads`, else the plain tree in stacked form.
+    """Returns `updates` if it is `PerExampleGrads`, or else wraps a plain tree as `StackedGrads`.
 
     Args:
         updates: `PerExampleGrads`, or a tree of arrays with a leading example axis.
-        params: the parameters, where known, to check the shapes against.
+        params: the parameters, to check the shapes; None to skip the check.
 
     Returns:
-        Per-example gradients in some form.
+        Per-example gradients.
 
     Raises:
-        TypeError: a leaf is not of real floating-point numbers.
-        ValueError: the leaves share no leading axis, or do not fit the parameters. A gradient that
-            is summed or averaged already cannot be clipped per example.
+        TypeError: a leaf does not hold real floating-point numbers.
+        ValueError: the leaves have no common leading axis, or do not fit the parameters. A gradient
+            that is already summed or averaged cannot be clipped per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,7 +133,7 @@ def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
     expected: Any = jax.tree.structure(params)
     if structure != expected:
         raise ValueError(
-            "per-example gradients and parameters must be trees of one structure; got "
+            "per-example gradients and parameters must have the same tree structure; got "
             f"{structure} and {expected}."
         )
     labelled = jax.tree_util.tree_leaves_with_path(specs)

@@ -1,27 +1,29 @@
-"""What a user passed in; nothing out but refusals, before anything private is computed."""
+"""Checks of parameters, batch and loss, before anything private is computed."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.errors
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, PyTree
 
 from dpoptax import _validate
+from dpoptax.per_example._loss_trace import LossTrace, trace_loss
 
 _NO_STATE = (
     "Per-example gradients need a model without mutable state: batch statistics mix examples, "
-    "and updating them from data is not private. Use a normalisation within the example "
-    "(GroupNorm, LayerNorm) instead of BatchNorm, and differentiate the trainable parameters only"
+    "and updating them from data is not private. Use a normalization within the example "
+    "(GroupNorm, LayerNorm) instead of BatchNorm, and differentiate only the trainable parameters"
 )
 
 
 def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
     """Returns the mask of a batch, all True where none was given."""
     batch = _validate.leading_axis_size("examples", examples)
+    """Returns the mask of a batch; all True if there is none."""
+    batch = _validate.batch_size("examples", examples)
     if mask is None:
         return jnp.ones((batch,), bool)
     mask = jnp.asarray(mask)
@@ -38,16 +40,16 @@ def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
 
 
 def check_params(params: PyTree) -> None:
-    """Refuses mutable state among the parameters, and leaves that cannot be differentiated."""
+    """Raises for mutable state among the parameters, and for leaves without a derivative."""
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         others = ", ".join(repr(name) for name in params if name != "params")
         raise ValueError(
-            f"params holds the collection(s) {others} beside 'params'. {_NO_STATE}: "
-            "pass variables['params'], and the rest as constants of the loss."
+            f"params holds the collection(s) {others} in addition to 'params'. {_NO_STATE}: "
+            "pass variables['params'], and keep the rest as constants of the loss."
         )
     for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_variable):
         label = f"params{jax.tree_util.keystr(path)}"
-        if _is_variable(node) and not isinstance(node, nnx.Param):
+        if _is_variable(node) and not isinstance(node, sys.modules["flax.nnx"].Param):
             raise ValueError(
                 f"{label} is a {type(node).__name__}, not a parameter. {_NO_STATE}: "
                 "graphdef, params, rest = nnx.split(model, nnx.Param, ...)."
@@ -56,41 +58,48 @@ def check_params(params: PyTree) -> None:
             dtype = jnp.result_type(leaf)
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise TypeError(
-                    f"{label} must be a real floating-point array to be differentiated; got "
+                    f"{label} must be a real floating-point array, or it has no gradient; got "
                     f"{dtype}. Keep such values outside params, as constants of the loss."
                 )
 
 
 def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+    # Flax takes long to import. Who has not imported it has no variables of it.
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
 
 
-def check_loss(loss_fn: Callable[..., Any], params: PyTree, examples: PyTree, key: Any) -> None:
-    """Refuses a loss of one example that is not one real number; traces it, computes nothing."""
+def check_loss(
+    loss_fn: Callable[..., Any], params: PyTree, examples: PyTree, key: Any
+) -> LossTrace:
+    """Traces the loss of one example; raises if it is not one real number, or not pure."""
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
-    extra = () if key is None else (_validate.typed_key("key", key),)
+    keys = () if key is None else (_validate.typed_key("key", key),)
     try:
-        closed, loss = jax.make_jaxpr(loss_fn, return_shape=True)(params, example, *extra)
-    except (flax.errors.ModifyScopeVariableError, flax.errors.TraceContextError) as error:
+        trace, loss, effects = trace_loss(loss_fn, params, (example, *keys))
+    except Exception as error:
+        if not _is_state_error(error):
+            raise
         raise ValueError(
             f"loss_fn changes the state of a Flax module while it runs. {_NO_STATE}."
         ) from error
-    if effects := sorted(str(effect) for effect in closed.effects if "Debug" not in str(effect)):
+    # JAX marks jax.debug.print and jax.debug.callback as debug effects.
+    if others := sorted(str(effect) for effect in effects if "Debug" not in str(effect)):
         raise ValueError(
-            "loss_fn must be pure, for it is traced and run in an order of its own; got the side "
-            f"effect(s) {', '.join(effects)}. Return what you want to know from a loss of its own; "
+            "loss_fn must be pure: it is traced, and its equations may run in another order. Got "
+            f"the side effect(s) {', '.join(others)}. Compute such values in a separate function; "
             "jax.debug.print may stay."
         )
     if not isinstance(getattr(loss, "shape", None), tuple):
         raise ValueError(
             "loss_fn must return one scalar, the loss of one example; got "
-            f"{jax.tree.structure(loss)}. Return the loss alone; if the rest is updated state: "
+            f"{jax.tree.structure(loss)}. Return only the loss. If the rest is updated state: "
             f"{_NO_STATE[0].lower()}{_NO_STATE[1:]}."
         )
     if loss.shape != ():
         raise ValueError(
             f"loss_fn must return a scalar, the loss of one example; got shape {loss.shape}. "
-            "Sum or average over the axes within the example; the batch axis is added for you."
+            "Sum or average over the axes within the example; dpoptax adds the batch axis."
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"loss_fn must return a real floating-point loss; got {loss.dtype}.")
@@ -115,3 +124,12 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
             f"requires {required} arguments. Bind the others with functools.partial."
         )
     return required == 3
+    return trace
+
+
+def _is_state_error(error: Exception) -> bool:
+    """Whether Flax raised because a module changed its state under a trace."""
+    errors = sys.modules.get("flax.errors")
+    return errors is not None and isinstance(
+        error, (errors.ModifyScopeVariableError, errors.TraceContextError)
+    )

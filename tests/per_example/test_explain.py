@@ -16,7 +16,7 @@ def test_every_product_convolution_and_lookup_of_the_workloads_is_factored(name)
     assert len(explanation) == len(jax.tree.leaves(work.params))
     for row in explanation:
         if "kernel" in row.leaf or "embedding" in row.leaf:
-            assert row.form in {"factored", "formed"}
+            assert row.form in {"factored", "materialized"}
             assert row.rule in {"outer", "direct", "Gram", "patches", "pixel Gram", "segments"}
             assert row.memory < 2  # of what stacking would hold
 

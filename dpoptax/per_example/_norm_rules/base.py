@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 from jaxtyping import Array, Float
@@ -43,7 +42,7 @@ class NormRule(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "NormRule | None":
         """Returns the rule for a leaf with these sites, or None if it does not apply to them."""
 
     @property

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class ConvolutionRule(NormRule):
     sizes: layout.Sizes
 
     @classmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "ConvolutionRule | None":
         """Accepts a leaf with one use only, a convolution outside of scans."""
         if len(sites) != 1 or sites[0].primitive is not jax.lax.conv_general_dilated_p:
             return None

@@ -6,7 +6,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ class EmbeddingLookup(NormRule):
     name = "segments"
 
     @classmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "EmbeddingLookup | None":
         """Accepts a leaf with one use only, a lookup of whole rows."""
         if len(sites) != 1 or not looks_up_rows(sites[0], spec):
             return None

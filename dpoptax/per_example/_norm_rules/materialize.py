@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ class Materialize(NormRule):
     name = "direct"
 
     @classmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "Materialize":
         """Accepts every leaf."""
         return cls(tuple(sites), spec)
 

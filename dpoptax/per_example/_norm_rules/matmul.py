@@ -12,7 +12,6 @@ add. Scans that share the weight, and further uses of it, make T longer.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ class MatmulRule(NormRule):
     sizes: Sizes
 
     @classmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "MatmulRule | None":
         """Accepts a leaf that is used in products of one orientation only."""
         if any(site.primitive is not jax.lax.dot_general_p for site in sites):
             return None

@@ -7,7 +7,6 @@ With b_t the cotangents of the tokens, h_s the inputs and g_s the cotangents of 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,8 @@ from jaxtyping import Array, Float
 from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
-from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
 from dpoptax.per_example._norm_rules.materialize import materialize
+from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
@@ -35,7 +34,7 @@ class TiedEmbedding(NormRule):
     product: matmul.MatmulRule
 
     @classmethod
-    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> Self | None:
+    def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "TiedEmbedding | None":
         """Accepts a leaf with two uses: a lookup of rows, and a product with the whole table."""
         if len(sites) != 2:
             return None

@@ -1,5 +1,6 @@
 """Table of linear primitives. To add one, write its file and add one line here."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from dpoptax.per_example._primitives.add import ADD
@@ -22,3 +23,9 @@ _TABLE = {
 def linear_primitive(primitive: Any) -> LinearPrimitive | None:
     """Returns the entry of a JAX primitive, or None if it is not in the table."""
     return _TABLE.get(primitive)
+
+
+def may_spread_nan(equations: Iterable[Any]) -> bool:
+    """Whether `vmap` of these equations may spread NaN from one example to others."""
+    entries = (linear_primitive(eqn.primitive) for eqn in equations)
+    return any(entry is not None and entry.spreads_nan for entry in entries)

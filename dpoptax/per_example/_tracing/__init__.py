@@ -1,1 +1,1 @@
-"""Tracing: where parameters meet data inside a loss."""
+"""Tracing: finds the equations of a loss that are linear in a parameter."""

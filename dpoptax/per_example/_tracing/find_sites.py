@@ -1,146 +1,82 @@
-"""The loss of one example in; the places where its parameters meet data out.
+"""Finds the sites of a loss, and runs the loss with a tap at each.
 
-The loss is traced once to a jaxpr, which is then run equation by equation. A parameter leaf, seen
-through steps that only move its numbers about, meets data in an equation that is linear in it: a
-*site*. At a site the input is kept and the output is tapped, so that one backward pass gives the
-cotangent of every output, and the gradient of the parameter, input times cotangent, need never
-be formed per example. A leaf with a use that is not understood is left to plain differentiation.
+A site is an equation that is linear in a parameter leaf, seen through equations that only move
+numbers. The gradient of the leaf then has two factors: the other operand of the equation, and the
+cotangent of its output. One backward pass gives the cotangents of all sites, so per-example
+gradients need never be formed. A leaf with any other use falls back to plain differentiation.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from dpoptax.per_example._primitives import linear_primitive
-from dpoptax.per_example._primitives.convolution import CONVOLUTION
-from dpoptax.per_example._tracing.concatenated import Window, cut_spec
-from dpoptax.per_example._tracing.interpreter import Interpreter, Meeting
-from dpoptax.per_example._tracing.site import EqnPath, Site
-from dpoptax.per_example._tracing.tracked_params import Part, Weight
+from dpoptax import _jax_compat
+from dpoptax.per_example._tracing.interpreter import Saved, Taps, Walker
+from dpoptax.per_example._tracing.site import Site
+from dpoptax.per_example._tracing.tracked_params import ParamSlice, TrackedParam
+from dpoptax.per_example._tracing.visitors import SiteFinder, TapRunner
+
+_IS_LOSS = "it is the loss itself"
 
 
-class Trace(NamedTuple):
-    """What one tracing of a loss found.
+class FoundSites(NamedTuple):
+    """Where the parameters of a loss are used.
 
     Attributes:
-        jaxpr: of `(leaves, rest) -> loss`.
-        sites: in the order of the program.
-        stacked: why a leaf is left to plain differentiation, by its number.
-        loose_convolution: whether a convolution stands anywhere but at a site, or at one of a leaf
-            that is left to plain differentiation.
+        sites: in the order of the program, of leaves that do not fall back.
+        fallback_reasons: by number of the leaf, why it needs plain differentiation.
+        may_spread_nan: whether `vmap` may spread NaN from one example to others, through
+            equations that are no sites.
     """
 
-    jaxpr: Any
     sites: tuple[Site, ...]
-    stacked: dict[int, str]
-    loose_convolution: bool
+    fallback_reasons: dict[int, str]
+    may_spread_nan: bool
 
 
-def trace(loss_of_leaves: Callable[..., Array], leaves: list[Any], rest: PyTree) -> Trace:
-    """Finds the sites of `loss_of_leaves(leaves, rest)`; computes nothing.
-
-    Args:
-        loss_of_leaves: the scalar loss of one example.
-        leaves: the parameters, or their shapes and dtypes.
-        rest: the example and its key, or their shapes and dtypes.
-
-    Returns:
-        The jaxpr, and where each leaf is used in it.
-    """
-    closed = jax.make_jaxpr(loss_of_leaves)(leaves, rest)
-    found: dict[EqnPath, Site] = {}
-    stacked: dict[int, str] = {}
-    loose: list[bool] = []
-    convolved: set[int] = set()
-
-    def meet(meeting: Meeting) -> None:
-        eqn, part = meeting.eqn, meeting.part
-        if eqn.primitive is CONVOLUTION.primitive:
-            convolved.add(part.leaf)
-        linear = linear_primitive(eqn.primitive)
-        assert linear is not None
-        saved = [eqn.invars[i].aval for i in linear.saved_operands[meeting.position]]
-        operand_windows: tuple[Window, ...] = (None,) * len(saved)
-        output_window: Window = None
-        if part.window is not None:
-            if linear.windows is None:
-                name = eqn.primitive.name
-                stacked.setdefault(part.leaf, f"joined and used by {name} at {meeting.source}")
-                return
-            operand_windows, output_window = linear.windows(eqn, meeting.position, part.window)
-        output = eqn.outvars[0].aval
-        found[meeting.key] = Site(
-            path=meeting.key,
-            leaf=part.leaf,
-            steps=part.steps,
-            scans=part.scans,
-            primitive=eqn.primitive,
-            params=eqn.params,
-            position=meeting.position,
-            parameter=cut_spec(meeting.weight, part.window),
-            operands=tuple(map(cut_spec, saved, operand_windows)),
-            operand_windows=operand_windows,
-            output=cut_spec(output, output_window),
-            output_window=output_window,
-            tap=meeting.tap,
-            tap_output=cut_spec(output, None),
-            source=meeting.source,
-        )
-
-    def bound(eqn: Any) -> None:
-        loose.append(CONVOLUTION.primitive.name in str(eqn))
+def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
+    """Finds the sites of a loss `(*constants, *leaves, *example) -> scalar`; computes nothing."""
+    finder = SiteFinder()
 
     def run(*values: Array) -> None:
-        program = Interpreter(meet, stacked.setdefault, bound, {}, {}, {}, depth=0)
-        weights = [Weight(value, (Part(i),)) for i, value in enumerate(values[: len(leaves)])]
-        outputs = program.run(closed, [*weights, *values[len(leaves) :]], ())
-        program.plain(outputs, "it is the loss itself")
+        _run(jaxpr, values, num_constants, num_leaves, Walker(finder, taps={}))
 
-    jax.eval_shape(run, *jax.tree.leaves((leaves, rest)))
-    sites = tuple(found[key] for key in sorted(found) if found[key].leaf not in stacked)
-    used = {site.leaf for site in sites}
-    for leaf in range(len(leaves)):
-        if leaf not in used:
-            stacked.setdefault(leaf, "the loss does not depend on it")
-    return Trace(closed, sites, stacked, any(loose) or not convolved.isdisjoint(stacked))
+    variables, _ = _jax_compat.inputs_of(jaxpr)
+    jax.eval_shape(run, *(variable.aval for variable in variables))
+    for leaf in set(range(num_leaves)) - {site.leaf for site in finder.sites.values()}:
+        finder.fall_back(leaf, "the loss does not depend on it")
+    sites = tuple(
+        site for _, site in sorted(finder.sites.items()) if site.leaf not in finder.fallback_reasons
+    )
+    return FoundSites(sites, finder.fallback_reasons, finder.may_spread_nan)
 
 
 def run_with_taps(
-    found: Trace, leaves: list[Any], rest: list[Any], taps: dict[EqnPath, Array]
-) -> tuple[Array, dict[EqnPath, tuple[Any, ...]]]:
-    """Runs the loss; returns it and the inputs kept at every site.
+    jaxpr: Any,
+    found: FoundSites,
+    constants: Sequence[Any],
+    leaves: Sequence[Any],
+    example: Sequence[Any],
+    taps: Taps,
+) -> tuple[Array, Saved]:
+    """Runs a loss; returns it and the saved operands of every site.
 
-    The derivative with respect to `taps[site.tap]` is the cotangent of the output of that site.
-    The values of the taps are never read.
-
-    Args:
-        found: of `trace`.
-        leaves: the parameters; those with sites are constants here.
-        rest: the flat example and key.
-        taps: one array per tap, shaped by `sites.tap_spec`.
-
-    Returns:
-        The scalar loss, and by site the other operands, with a leading axis per scan around it.
+    The derivative with respect to `taps[site.tap]`, shaped by `tap_spec`, is the cotangent of the
+    site's output. The values of the taps are never read, and leaves with sites are constants.
     """
-
-    def refuse(leaf: int, reason: str) -> None:
-        if leaf not in found.stacked:
-            raise AssertionError(f"leaf {leaf} has a use that tracing did not see: {reason}")
-
-    kept: dict[EqnPath, tuple[Any, ...]] = {}
-    sites = {site.path: site for site in found.sites}
-    values = [Weight(value, (Part(i),)) for i, value in enumerate(leaves)]
-    program = Interpreter(
-        lambda meeting: None, refuse, lambda eqn: None, sites, taps, kept, depth=0
-    )
-    (loss,) = program.run(found.jaxpr, [*values, *rest], ())
-    (value,) = program.plain([loss], "it is the loss itself")
-    return value, kept
+    walker = Walker(TapRunner(found.sites, found.fallback_reasons), taps)
+    return _run(jaxpr, [*constants, *leaves, *example], len(constants), len(leaves), walker)
 
 
-def has_convolution(loss_fn: Callable[..., Array], params: PyTree, inputs: PyTree) -> bool:
-    """Whether a convolution stands anywhere in the loss of one example."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    return CONVOLUTION.primitive.name in str(jax.make_jaxpr(loss_fn)(params, *one))
+def _run(
+    jaxpr: Any, values: Sequence[Any], num_constants: int, num_leaves: int, walker: Walker
+) -> tuple[Any, Saved]:
+    inputs = list(values)
+    for leaf in range(num_leaves):
+        place = num_constants + leaf
+        inputs[place] = TrackedParam(inputs[place], (ParamSlice(leaf),))
+    outputs, saved = walker.run(jaxpr, inputs, ())
+    (loss,) = walker.untrack(outputs, _IS_LOSS)
+    return loss, saved

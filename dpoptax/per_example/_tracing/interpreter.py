@@ -1,331 +1,270 @@
-"""A jaxpr and its inputs in, its outputs out; whoever runs it is told where weights meet data.
+"""Jaxpr interpreter: runs a loss equation by equation and follows its parameters.
 
-This is the one file that runs jaxprs.
+The walker runs every equation. It calls a visitor where a parameter meets data, and where a
+parameter is used in a way that it cannot follow. It also carries two kinds of values through scans,
+branches and checkpoints: taps, which are extra inputs, and saved operands, which are extra outputs.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-from jax.extend import core as jex
-from jaxtyping import Array
 
-from dpoptax.per_example._primitives import linear_primitive
-from dpoptax.per_example._tracing.concatenated import cut
-from dpoptax.per_example._tracing.site import EqnPath, Scan, Site
-from dpoptax.per_example._tracing.tracked_params import Part, Weight, joined, moved
-
-# Equations that only wrap a jaxpr.
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-REMATS = {"remat", "remat2", "checkpoint"}
-
-
-def evaluate(jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> Array:
-    """Runs the jaxpr of a loss; returns the scalar."""
-    (loss,) = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, list(constants)))(*values)
-    return loss
+from dpoptax import _jax_compat
+from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
+from dpoptax.per_example._tracing.site import EqnPath, Scan
+from dpoptax.per_example._tracing.taps import Saved, Taps, following_additions, tap
+from dpoptax.per_example._tracing.tracked_params import (
+    ParamSlice,
+    TrackedParam,
+    slices_after,
+    value_of,
+    with_value,
+)
 
 
-@jax.custom_vjp
-def tap(output: Array, tap: Array) -> Array:
-    """`output`; the derivative with respect to `tap` is the cotangent of it."""
-    return output
-
-
-tap.defvjp(lambda output, tap: (output, None), lambda _, cotangent: (cotangent, cotangent))
-
-
-class Meeting(NamedTuple):
-    """An equation that is linear in a weight, and one leaf of that weight.
+class LinearUse(NamedTuple):
+    """An equation that is linear in a tracked parameter, and one of the leaves in the parameter.
 
     Attributes:
-        key: of the site that it may become.
+        path: of the equation; the number of the leaf's slice follows if there are several.
         eqn: the equation.
-        position: of the weight among the operands.
-        weight: shape and dtype of the weight, which may be joined of more leaves.
-        part: the leaf, and where in the weight it stands.
-        tap: key of the equation whose cotangent is that of the output.
+        linear: the table entry of its primitive.
+        position: which operand is the parameter.
+        parameter: shape and dtype of the whole operand.
+        part: the leaf, and its place in the operand.
+        tap: the equation with the same cotangent after which to tap.
         source: the user's line.
     """
 
-    key: EqnPath
+    path: EqnPath
     eqn: Any
+    linear: LinearPrimitive
     position: int
-    weight: jax.ShapeDtypeStruct
-    part: Part
+    parameter: jax.ShapeDtypeStruct
+    part: ParamSlice
     tap: EqnPath
     source: str
 
 
+@runtime_checkable
+class Visitor(Protocol):
+    """What a walk of a jaxpr is for."""
+
+    def linear_use(self, use: LinearUse, operands: tuple[Any, ...]) -> Saved:
+        """Visits a linear use; returns what to save of its operands, if anything."""
+
+    def fall_back(self, leaf: int, reason: str) -> None:
+        """Visits a use that cannot be followed: the leaf needs plain differentiation."""
+
+    def other_equation(self, eqn: Any) -> None:
+        """Visits an equation that runs as it is, without a tracked parameter."""
+
+    def zeros_to_save(self, path: EqnPath, depth: int) -> Saved:
+        """Returns zeros for all that the equations under a path save, inside `depth` scans."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Interpreter:
-    """Runs a jaxpr whose inputs may be weights.
+class Walker:
+    """Runs jaxprs with tracked parameters among their inputs.
 
     Attributes:
-        meet: told of every place where a weight meets data.
-        demote: what to do where a use is not understood, given the leaf and the reason.
-        bound: told of every equation that is no site and is run as it is.
-        sites: by key; empty while they are being found.
-        taps: by key, for the sites in this jaxpr.
-        kept: by key, filled with the operands of the sites in this jaxpr.
+        visitor: what the walk is for.
+        taps: the taps of the equations in this jaxpr.
         depth: how many scans are around this jaxpr.
-        successors: of an equation of this jaxpr, the addition that alone uses its output.
         caller: the user's line that called this jaxpr.
     """
 
-    meet: Callable[[Meeting], Any]
-    demote: Callable[[int, str], Any]
-    bound: Callable[[Any], None]
-    sites: dict[EqnPath, Site]
-    taps: dict[EqnPath, Array]
-    kept: dict[EqnPath, tuple[Any, ...]]
-    depth: int
-    successors: dict[int, int] = dataclasses.field(default_factory=dict)
+    visitor: Visitor
+    taps: Taps
+    depth: int = 0
     caller: str = "a line inside a library"
 
-    def source(self, eqn: Any) -> str:
-        """The user's line of an equation."""
-        return _source(eqn) or self.caller
-
-    def run(self, closed: Any, values: Sequence[Any], prefix: EqnPath) -> list[Any]:
-        """Runs every equation; outputs may be weights."""
-        jaxpr = getattr(closed, "jaxpr", closed)
-        environment = dict(
-            zip(
-                [*jaxpr.constvars, *jaxpr.invars],
-                [*getattr(closed, "consts", ()), *values],
-                strict=True,
-            )
-        )
+    def run(self, jaxpr: Any, values: Sequence[Any], path: EqnPath) -> tuple[list[Any], Saved]:
+        """Returns the outputs, which may be tracked parameters, and the saved operands."""
+        variables, constants = _jax_compat.inputs_of(jaxpr)
+        environment = dict(zip(variables, [*constants, *values], strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else environment[atom]
+            return atom.val if _jax_compat.is_literal(atom) else environment[atom]
 
-        inside = dataclasses.replace(self, successors=_successors(jaxpr))
+        additions = following_additions(jaxpr)
+        saved: Saved = {}
         for number, eqn in enumerate(jaxpr.eqns):
-            key = (*prefix, number)
+            here = (*path, number)
+            # The context holds settings such as the mesh and the precision of matrix products.
             with eqn.ctx.manager:
-                outputs = inside._equation(key, eqn, [read(v) for v in eqn.invars])
-            if key in self.taps:
-                outputs = [tap(outputs[0], self.taps[key])]
+                inputs = [read(atom) for atom in eqn.invars]
+                tap_path = (*path, additions.get(number, number))
+                outputs, saved_here = self._equation(here, tap_path, eqn, inputs)
+            if here in self.taps:
+                outputs = [tap(outputs[0], self.taps[here])]
+            saved |= saved_here
             environment.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [read(atom) for atom in jaxpr.outvars], saved
 
-    def plain(self, values: Sequence[Any], reason: str) -> list[Any]:
-        """Turns weights into values, and gives up on their leaves."""
+    def untrack(self, values: Sequence[Any], reason: str) -> list[Any]:
+        """Returns plain values; the leaves of tracked parameters fall back."""
         for value in values:
-            for part in value.parts if isinstance(value, Weight) else ():
-                self.demote(part.leaf, reason)
-        return [value.value if isinstance(value, Weight) else value for value in values]
+            for part in value.slices if isinstance(value, TrackedParam) else ():
+                self.visitor.fall_back(part.leaf, reason)
+        return [value_of(value) for value in values]
 
-    def _equation(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
-        name = eqn.primitive.name
-        weights = [i for i, value in enumerate(values) if isinstance(value, Weight)]
-        if weights and name in CALLS:
-            inside = dataclasses.replace(self, caller=self.source(eqn))
-            return inside.run(eqn.params[CALLS[name]], values, key)
-        if weights and name == "scan":
-            return self._scan(key, eqn, values)
-        if weights and name == "cond" and eqn.params.get("branches_platforms") is None:
-            return self._cond(key, eqn, values)
-        if weights and name in REMATS:
-            return self._remat(key, eqn, values)
+    def _equation(
+        self, path: EqnPath, tap_path: EqnPath, eqn: Any, values: list[Any]
+    ) -> tuple[list[Any], Saved]:
+        tracked = [i for i, value in enumerate(values) if isinstance(value, TrackedParam)]
+        if not tracked:
+            self.visitor.other_equation(eqn)
+            return _jax_compat.bind(eqn, values), {}
+        if (jaxpr := _jax_compat.called_jaxpr(eqn)) is not None:
+            inside = dataclasses.replace(self, caller=self._source(eqn))
+            return inside.run(jaxpr, values, path)
+        if eqn.primitive is jax.lax.scan_p:
+            return self._scan(path, eqn, values)
+        # A branch by platform is chosen when the program is compiled, and has no index here.
+        if eqn.primitive is jax.lax.cond_p and eqn.params.get("branches_platforms") is None:
+            return self._cond(path, eqn, values)
+        if (params := _jax_compat.checkpoint_params(eqn)) is not None:
+            return self._checkpoint(path, eqn, params, values)
         linear = linear_primitive(eqn.primitive)
-        if linear is not None and len(weights) == 1 and weights[0] in linear.positions:
-            return [self._meet(key, eqn, values, weights[0])]
-        parts = None
-        if len(weights) == 1:
-            parts = moved(eqn, values[weights[0]])
-        elif name == "concatenate" and len(weights) == len(values):
-            parts = joined(eqn, values)
-        if parts is not None:
-            return [Weight(_bind(eqn, list(map(_value, values)))[0], parts)]
-        self.bound(eqn)
-        return _bind(eqn, self.plain(values, f"used by {name} at {self.source(eqn)}"))
+        # With a tracked parameter on both sides the equation is a product of parameters.
+        if linear is not None and len(tracked) == 1 and tracked[0] in linear.positions:
+            return self._linear_use(path, tap_path, eqn, linear, values)
+        if (slices := slices_after(eqn, values)) is not None:
+            (output,) = _jax_compat.bind(eqn, list(map(value_of, values)))
+            return [TrackedParam(output, slices)], {}
+        self.visitor.other_equation(eqn)
+        reason = f"used by {eqn.primitive.name} at {self._source(eqn)}"
+        return _jax_compat.bind(eqn, self.untrack(values, reason)), {}
 
-    def _meet(self, key: EqnPath, eqn: Any, values: list[Any], position: int) -> Array:
-        weight = values[position]
-        for place, part in enumerate(weight.parts):
-            at = (*key, place) if weight.joined else key
-            spec, source = _spec(weight.value), self.source(eqn)
-            self.meet(Meeting(at, eqn, position, spec, part, self._tap_of(key), source))
-            if at in self.sites:
-                linear = linear_primitive(eqn.primitive)
-                assert linear is not None
-                windows = self.sites[at].operand_windows
-                self.kept[at] = tuple(
-                    cut(values[number], window)
-                    for number, window in zip(linear.saved_operands[position], windows, strict=True)
-                )
-        (output,) = _bind(eqn, list(map(_value, values)))
-        return output
+    def _linear_use(
+        self,
+        path: EqnPath,
+        tap_path: EqnPath,
+        eqn: Any,
+        linear: LinearPrimitive,
+        values: list[Any],
+    ) -> tuple[list[Any], Saved]:
+        (position,) = (i for i, value in enumerate(values) if isinstance(value, TrackedParam))
+        param = values[position]
+        operands = tuple(values[i] for i in linear.saved_operands[position])
+        spec = jax.ShapeDtypeStruct(param.value.shape, param.value.dtype)
+        saved: Saved = {}
+        for number, part in enumerate(param.slices):
+            use = LinearUse(
+                path=(*path, number) if param.is_concatenated else path,
+                eqn=eqn,
+                linear=linear,
+                position=position,
+                parameter=spec,
+                part=part,
+                tap=tap_path,
+                source=self._source(eqn),
+            )
+            saved |= self.visitor.linear_use(use, operands)
+        return _jax_compat.bind(eqn, list(map(value_of, values))), saved
 
-    def _tap_of(self, key: EqnPath) -> EqnPath:
-        """Follows an output through the additions that alone use it."""
-        *prefix, number = key
-        while number in self.successors:
-            number = self.successors[number]
-        return (*prefix, number)
-
-    def _inside(
-        self, key: EqnPath, eqn: Any, taps: dict[EqnPath, Array], depth: int
-    ) -> "Interpreter":
-        here = {site: tap for site, tap in taps.items() if site[: len(key)] == key}
-        return dataclasses.replace(self, taps=here, kept={}, depth=depth, caller=self.source(eqn))
-
-    def _scan(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
-        length = eqn.params["length"]
-        num_consts, num_carry = _scan_counts(eqn.params)
-        consts, xs = values[:num_consts], values[num_consts + num_carry :]
-        if any(isinstance(x, Weight) and x.joined for x in xs):
-            xs = self.plain(xs, f"joined to others and sliced by a scan at {self.source(eqn)}")
-        carry = self.plain(
-            values[num_consts : num_consts + num_carry], f"carried by a scan at {self.source(eqn)}"
+    def _scan(self, path: EqnPath, eqn: Any, values: list[Any]) -> tuple[list[Any], Saved]:
+        length, source = eqn.params["length"], self._source(eqn)
+        num_consts, num_carry = _jax_compat.scan_counts(eqn)
+        num_carried = num_consts + num_carry
+        consts, carry, xs = (
+            values[:num_consts],
+            values[num_consts:num_carried],
+            values[num_carried:],
         )
+        # A slice by the scan could cut through the windows of a concatenated parameter.
+        if any(isinstance(x, TrackedParam) and x.is_concatenated for x in xs):
+            xs = self.untrack(xs, f"concatenated and sliced by a scan at {source}")
+        carry = self.untrack(carry, f"carried by a scan at {source}")
 
-        def enter(value: Any, inner: Any, *, sliced: bool) -> Any:
-            if not isinstance(value, Weight):
+        def inside(value: Any, inner: Any, *, sliced: bool) -> Any:
+            if not isinstance(value, TrackedParam):
                 return inner
-            level = Scan(length, sliced)
-            return Weight(inner, tuple(part.entered(level) for part in value.parts))
+            scan = Scan(length, sliced)
+            return TrackedParam(inner, tuple(part.inside(scan) for part in value.slices))
+
+        # A step may save one array for several sites, such as an input that several gates share.
+        # It is stacked once: `places` says which output of the scan belongs to which site.
+        places: dict[EqnPath, tuple[int, ...]] = {}
 
         def body(carry: list[Any], slices: Any) -> Any:
             slice_values, taps = slices
-            program = self._inside(key, eqn, taps, self.depth + 1)
+            walker = dataclasses.replace(self, taps=taps, depth=self.depth + 1, caller=source)
             inputs = [
-                *(enter(value, _value(value), sliced=False) for value in consts),
+                *(inside(value, value_of(value), sliced=False) for value in consts),
                 *carry,
-                *(enter(x, value, sliced=True) for x, value in zip(xs, slice_values, strict=True)),
+                *(inside(x, value, sliced=True) for x, value in zip(xs, slice_values, strict=True)),
             ]
-            outputs = program.run(eqn.params["jaxpr"], inputs, key)
-            outputs = program.plain(outputs, f"returned by a scan at {self.source(eqn)}")
-            # What several sites keep, a step gives out once.
-            unique = {id(value): value for value in jax.tree.leaves(program.kept)}
+            outputs, saved = walker.run(eqn.params["jaxpr"], inputs, path)
+            outputs = walker.untrack(outputs, f"returned by a scan at {source}")
+            unique = {id(value): value for value in jax.tree.leaves(saved)}
             numbers = {identity: number for number, identity in enumerate(unique)}
             places.update(
-                (site, tuple(numbers[id(value)] for value in values))
-                for site, values in program.kept.items()
+                (site, tuple(numbers[id(value)] for value in operands))
+                for site, operands in saved.items()
             )
             return outputs[:num_carry], (outputs[num_carry:], list(unique.values()))
 
-        places: dict[EqnPath, tuple[int, ...]] = {}
-        carry, (ys, kept) = jax.lax.scan(
+        carry, (ys, stacked) = jax.lax.scan(
             body,
             carry,
-            (list(map(_value, xs)), self._inside(key, eqn, self.taps, 0).taps),
+            (list(map(value_of, xs)), self._taps_under(path)),
             length=length,
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
         )
-        self.kept.update((site, tuple(kept[i] for i in place)) for site, place in places.items())
-        return [*carry, *ys]
+        saved = {site: tuple(stacked[i] for i in place) for site, place in places.items()}
+        return [*carry, *ys], saved
 
-    def _cond(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
-        # Under vmap its kernels become those of single examples.
-        self.bound(eqn)
-        index, *operands = values
-        (index,) = self.plain([index], "it decides a cond")
+    def _cond(self, path: EqnPath, eqn: Any, values: list[Any]) -> tuple[list[Any], Saved]:
+        # Under vmap a branch runs for every example, and so may spread NaN as a plain equation.
+        self.visitor.other_equation(eqn)
+        (index,) = self.untrack(values[:1], "it decides a cond")
+        operands, source = values[1:], self._source(eqn)
 
-        def branch(number: int, closed: Any) -> Callable[[list[Any]], Any]:
+        def branch(number: int, jaxpr: Any) -> Callable[[list[Any]], Any]:
             def run(arrays: list[Any]) -> Any:
-                program = self._inside(key, eqn, self.taps, self.depth)
-                inputs = [
-                    dataclasses.replace(value, value=array) if isinstance(value, Weight) else array
-                    for value, array in zip(operands, arrays, strict=True)
-                ]
-                outputs = program.run(closed, inputs, (*key, number))
-                outputs = program.plain(outputs, f"returned by a cond at {self.source(eqn)}")
-                return outputs, self._all_of(key) | program.kept
+                walker = dataclasses.replace(self, taps=self._taps_under(path), caller=source)
+                inputs = list(map(with_value, operands, arrays))
+                outputs, saved = walker.run(jaxpr, inputs, (*path, number))
+                outputs = walker.untrack(outputs, f"returned by a cond at {source}")
+                # All branches must return the same arrays.
+                return outputs, self.visitor.zeros_to_save(path, self.depth) | saved
 
             return run
 
-        branches = [branch(i, closed) for i, closed in enumerate(eqn.params["branches"])]
-        outputs, kept = jax.lax.switch(index, branches, list(map(_value, operands)))
-        self.kept.update(kept)
-        return list(outputs)
+        branches = [branch(i, jaxpr) for i, jaxpr in enumerate(eqn.params["branches"])]
+        outputs, saved = jax.lax.switch(index, branches, list(map(value_of, operands)))
+        return list(outputs), saved
 
-    def _all_of(self, key: EqnPath) -> dict[EqnPath, tuple[Any, ...]]:
-        """Zeros in place of what the branches not taken would keep."""
-        return {
-            site.path: tuple(
-                jnp.zeros((*(level.length for level in site.scans[self.depth :]), *spec.shape),
-                          spec.dtype)
-                for spec in site.operands
-            )
-            for site in self.sites.values()
-            if site.path[: len(key)] == key
-        }  # fmt: skip
+    def _checkpoint(
+        self, path: EqnPath, eqn: Any, params: dict[str, Any], values: list[Any]
+    ) -> tuple[list[Any], Saved]:
+        source = self._source(eqn)
 
-    def _remat(self, key: EqnPath, eqn: Any, values: list[Any]) -> list[Any]:
-        def run(arrays: list[Any], taps: dict[EqnPath, Array]) -> Any:
-            program = self._inside(key, eqn, taps, self.depth)
-            inputs = [
-                dataclasses.replace(value, value=array) if isinstance(value, Weight) else array
-                for value, array in zip(values, arrays, strict=True)
-            ]
-            outputs = program.run(eqn.params["jaxpr"], inputs, key)
-            return program.plain(outputs, f"returned by a checkpoint at {self.source(eqn)}"), (
-                program.kept
-            )
+        def run(arrays: list[Any], taps: Taps) -> Any:
+            walker = dataclasses.replace(self, taps=taps, caller=source)
+            inputs = list(map(with_value, values, arrays))
+            outputs, saved = walker.run(params["jaxpr"], inputs, path)
+            return walker.untrack(outputs, f"returned by a checkpoint at {source}"), saved
 
-        prevents = eqn.params["prevent_cse"]  # for each argument, or for all: those here are others
-        prevents = any(prevents) if isinstance(prevents, tuple) else prevents
-        again = jax.checkpoint(run, prevent_cse=prevents, policy=eqn.params["policy"])
-        outputs, kept = again(list(map(_value, values)), self._inside(key, eqn, self.taps, 0).taps)
-        self.kept.update(kept)
-        return outputs
+        # `prevent_cse` may be one bool per argument. The arguments here are others, so take one.
+        prevent_cse = params["prevent_cse"]
+        prevent_cse = any(prevent_cse) if isinstance(prevent_cse, tuple) else prevent_cse
+        again = jax.checkpoint(run, prevent_cse=prevent_cse, policy=params["policy"])
+        return again(list(map(value_of, values)), self._taps_under(path))
 
+    def _taps_under(self, path: EqnPath) -> Taps:
+        return {key: value for key, value in self.taps.items() if key[: len(path)] == path}
 
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
-
-
-def _successors(jaxpr: Any) -> dict[int, int]:
-    """Maps an equation to the addition of like shapes that is the one user of its output."""
-    users: dict[Any, list[int]] = {}
-    for number, eqn in enumerate(jaxpr.eqns):
-        for atom in eqn.invars:
-            if not isinstance(atom, jex.Literal):
-                users.setdefault(atom, []).append(number)
-    for atom in jaxpr.outvars:
-        if not isinstance(atom, jex.Literal):
-            users.setdefault(atom, []).append(-1)
-    successors = {}
-    for number, eqn in enumerate(jaxpr.eqns):
-        using = users.get(eqn.outvars[0], []) if len(eqn.outvars) == 1 else []
-        if len(using) == 1 and using[0] >= 0:
-            user = jaxpr.eqns[using[0]]
-            like = [_spec(eqn.outvars[0].aval)] == [_spec(output.aval) for output in user.outvars]
-            if user.primitive.name == "add" and like:
-                successors[number] = using[0]
-    return successors
-
-
-def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """The numbers of constants and of carried values, in the words of each JAX version."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()
-    return len(consts), len(carry)
-
-
-def _value(value: Any) -> Any:
-    return value.value if isinstance(value, Weight) else value
-
-
-def _spec(value: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(value.shape, value.dtype)
-
-
-def _source(eqn: Any) -> str | None:
-    """The user's line: the innermost frame outside JAX, Flax and this package, if any."""
-    if eqn.source_info.traceback is None:
-        return None
-    libraries = ("/site-packages/", "/dpoptax/per_example/")
-    for frame in eqn.source_info.traceback.frames:
-        if not any(part in frame.file_name for part in libraries):
-            return f"{frame.file_name}:{frame.line_num}"
-    return None
+    def _source(self, eqn: Any) -> str:
+        """The user's line: the innermost frame outside JAX, Flax and this package."""
+        if eqn.source_info.traceback is not None:
+            libraries = ("/site-packages/", "/dpoptax/per_example/")
+            for frame in eqn.source_info.traceback.frames:
+                if not any(part in frame.file_name for part in libraries):
+                    return f"{frame.file_name}:{frame.line_num}"
+        return self.caller

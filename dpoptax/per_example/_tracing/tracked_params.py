@@ -1,13 +1,13 @@
-"""The value of a parameter inside a program, followed through equations that only move it about.
+"""Tracked parameters: parameter values followed through equations that only move numbers.
 
-A weight may be several leaves joined side by side, as a recurrent cell joins its gates; each is
-then a part of the whole, shown by a window, and meets its own part of the data.
+A tracked parameter may be several leaves side by side, see `concatenated`.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dpoptax.per_example._tracing.concatenated import (
@@ -17,30 +17,29 @@ from dpoptax.per_example._tracing.concatenated import (
 )
 from dpoptax.per_example._tracing.site import Scan, Step
 
-# Equations that give the numbers of one operand in another order or precision, or repeat or drop
-# some of them.
-MOVES = {
-    "reshape",
-    "transpose",
-    "broadcast_in_dim",
-    "squeeze",
-    "expand_dims",
-    "rev",
-    "slice",
-    "convert_element_type",
-    "copy",
+# Equations that reorder, repeat, drop or cast the numbers of one operand. Norm rules transpose
+# them, so only add a primitive that is linear and has one operand.
+_MOVES = {
+    jax.lax.reshape_p,
+    jax.lax.transpose_p,
+    jax.lax.broadcast_in_dim_p,
+    jax.lax.squeeze_p,
+    jax.lax.rev_p,
+    jax.lax.slice_p,
+    jax.lax.convert_element_type_p,
+    jax.lax.copy_p,
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One leaf in a weight.
+class ParamSlice:
+    """One leaf in a tracked parameter.
 
     Attributes:
-        leaf: its number.
-        steps: that led to the weight.
-        scans: the scans around, outermost first.
-        window: where in the weight it stands; None if it is the whole.
+        leaf: the number of the leaf.
+        steps: the equations and scan slices from the leaf to here.
+        scans: the scans around the value, outermost first.
+        window: which part of the value is the leaf; None if it is the whole.
     """
 
     leaf: int
@@ -48,62 +47,74 @@ class Part:
     scans: tuple[Scan, ...] = ()
     window: Window = None
 
-    def moved(self, step: Step, window: Window = None) -> "Part":
-        """The part after one more step."""
+    def moved(self, step: Step, window: Window) -> "ParamSlice":
+        """The slice after one more step."""
         return dataclasses.replace(self, steps=(*self.steps, step), window=window)
 
-    def entered(self, scan: Scan) -> "Part":
-        """The part inside a scan."""
+    def inside(self, scan: Scan) -> "ParamSlice":
+        """The slice inside a scan."""
         steps = (*self.steps, Step(None, {})) if scan.sliced else self.steps
         return dataclasses.replace(self, steps=steps, scans=(*self.scans, scan))
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
-    """An array that is a leaf, or several side by side."""
+class TrackedParam:
+    """A value that is a leaf, or several leaves side by side."""
 
     value: Any
-    parts: tuple[Part, ...]
+    slices: tuple[ParamSlice, ...]
 
     @property
-    def joined(self) -> bool:
-        """Whether any part has a window."""
-        return any(part.window is not None for part in self.parts)
+    def is_concatenated(self) -> bool:
+        """Whether any slice is a part of the value."""
+        return any(part.window is not None for part in self.slices)
 
 
-def moved(eqn: Any, weight: Weight) -> tuple[Part, ...] | None:
-    """The parts of a weight after an equation that moves it; None if it does more than that."""
-    if eqn.primitive.name not in MOVES:
-        return None
+def value_of(value: Any) -> Any:
+    """Returns the plain value of a tracked parameter, or of anything else."""
+    return value.value if isinstance(value, TrackedParam) else value
+
+
+def with_value(old: Any, value: Any) -> Any:
+    """Returns a tracked parameter with another value, or the value if it was not tracked."""
+    return dataclasses.replace(old, value=value) if isinstance(old, TrackedParam) else value
+
+
+def slices_after(eqn: Any, values: Sequence[Any]) -> tuple[ParamSlice, ...] | None:
+    """Returns the slices after an equation that only moves numbers; None for any other."""
+    tracked = [value for value in values if isinstance(value, TrackedParam)]
+    if len(tracked) == 1 and eqn.primitive in _MOVES:
+        return _slices_after_move(eqn, tracked[0])
+    if 1 < len(tracked) == len(values) and eqn.primitive is jax.lax.concatenate_p:
+        return _slices_after_concatenation(eqn, tracked)
+    return None
+
+
+def _slices_after_move(eqn: Any, param: TrackedParam) -> tuple[ParamSlice, ...] | None:
     (output,) = eqn.outvars
+    # A cast to integers has no derivative.
     if not jnp.issubdtype(output.aval.dtype, jnp.floating):
         return None
-    parts = []
-    for part in weight.parts:
-        after = _move_part(eqn, part)
-        if after is None:
-            return None
-        parts.append(after)
-    return tuple(parts)
+    slices = []
+    for part in param.slices:
+        step, window = Step(eqn.primitive, eqn.params), part.window
+        if window is not None:
+            if (moved := move_window(eqn, window)) is None:
+                return None
+            step, window = Step(eqn.primitive, moved[0]), moved[1]
+        slices.append(part.moved(step, window))
+    return tuple(slices)
 
 
-def joined(eqn: Any, weights: Sequence[Weight]) -> tuple[Part, ...] | None:
-    """The parts of weights that `concatenate` joins; None where one is joined already."""
-    if any(weight.joined for weight in weights):
+def _slices_after_concatenation(
+    eqn: Any, params: Sequence[TrackedParam]
+) -> tuple[ParamSlice, ...] | None:
+    if any(param.is_concatenated for param in params):
         return None
-    shapes = [weight.value.shape for weight in weights]
+    shapes = [param.value.shape for param in params]
     windows = windows_after_concatenation(shapes, eqn.params["dimension"])
-    parts: list[Part] = []
-    for weight, window in zip(weights, windows, strict=True):
-        parts += [dataclasses.replace(part, window=window) for part in weight.parts]
-    return tuple(parts)
-
-
-def _move_part(eqn: Any, part: Part) -> Part | None:
-    """The equation as it would be if the part stood alone."""
-    if part.window is None:
-        return part.moved(Step(eqn.primitive, eqn.params))
-    if (found := move_window(eqn, part.window)) is None:
-        return None
-    params, window = found
-    return part.moved(Step(eqn.primitive, params), window)
+    return tuple(
+        dataclasses.replace(part, window=window)
+        for param, window in zip(params, windows, strict=True)
+        for part in param.slices
+    )

@@ -1,0 +1,67 @@
+"""Splitting a batch into chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rule_laws import check_laws, floats, ids, sites_of
+
+from dpoptax.per_example._norm_rules import chunking, cost_model
+from dpoptax.per_example._norm_rules.convolution import ConvolutionPatches, ConvolutionPixelGram
+from dpoptax.per_example._norm_rules.embedding import EmbeddingLookup
+from dpoptax.per_example._norm_rules.materialize import Materialize
+from dpoptax.per_example._norm_rules.matmul import DirectMatmul, GramMatmul
+
+
+def product(w, x):
+    return jnp.sum(jnp.tanh(x @ w))
+
+
+def convolution(w, x):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    output = jax.lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=numbers)
+    return jnp.sum(jnp.tanh(output))
+
+
+def lookup(w, i):
+    return jnp.sum(jnp.tanh(w[i]))
+
+
+@pytest.mark.parametrize("examples_per_chunk", [1, 2, 4, 8])
+def test_maps_and_sums_are_those_of_the_whole_batch(examples_per_chunk, monkeypatch):
+    monkeypatch.setattr(cost_model, "CPU_CHUNK_FLOATS", 3 * examples_per_chunk)
+    examples = {"x": jnp.arange(14.0).reshape(7, 2), "y": jnp.arange(7.0)}
+    assert chunking.chunk_size(3) == examples_per_chunk
+
+    def rows(chunk):
+        return chunk["x"] * chunk["y"][:, None]
+
+    expected = rows(examples)
+    np.testing.assert_array_equal(chunking.map_chunks(rows, examples, 3), expected)
+    total = chunking.sum_chunks(lambda chunk: rows(chunk).sum(axis=0), examples, 3)
+    np.testing.assert_array_equal(total, expected.sum(axis=0))
+    start = jnp.ones(2)
+    total = chunking.fold_chunks(lambda t, c: t + rows(c).sum(axis=0), start, examples, 3)
+    np.testing.assert_array_equal(total, 1 + expected.sum(axis=0))
+
+
+def test_a_chunk_has_at_least_one_example():
+    assert chunking.chunk_size(2**40) == 1
+    assert chunking.chunk_size(0) == cost_model.CPU_CHUNK_FLOATS
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss_fn", "shape", "example"),
+    [
+        (DirectMatmul, product, (6, 5), floats(3, 6)),
+        (GramMatmul, product, (6, 5), floats(3, 6)),
+        (Materialize, product, (6, 5), floats(3, 6)),
+        (EmbeddingLookup, lookup, (4, 3), ids(9)),
+        (ConvolutionPatches, convolution, (3, 3, 2, 4), floats(5, 4, 2)),
+        (ConvolutionPixelGram, convolution, (3, 3, 2, 4), floats(5, 4, 2)),
+    ],
+)
+def test_rules_obey_the_laws_in_chunks_of_one_example(rule, loss_fn, shape, example, monkeypatch):
+    monkeypatch.setattr(cost_model, "CPU_CHUNK_FLOATS", 1)
+    monkeypatch.setattr(cost_model, "MIN_OUTPUTS_FOR_PATCH_SUM", 0)
+    check_laws(rule.matches(*sites_of(loss_fn, shape, example)))
