@@ -39,7 +39,7 @@ class LossProgram:
         self.jaxpr = jaxpr
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
-        self._example_treedef = jax.tree.structure(example)
+        self._example_treedef: Any = jax.tree.structure(example)
         variables, _ = _jax_compat.inputs_of(jaxpr)
         self._num_constants = len(variables) - len(labelled) - self._example_treedef.num_leaves
         self.param_specs = [

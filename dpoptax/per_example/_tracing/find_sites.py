@@ -13,8 +13,9 @@ import jax
 from jaxtyping import Array
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._tracing.interpreter import Saved, Taps, Walker
+from dpoptax.per_example._tracing.interpreter import Walker
 from dpoptax.per_example._tracing.site import Site
+from dpoptax.per_example._tracing.taps import Saved, Taps
 from dpoptax.per_example._tracing.tracked_params import ParamSlice, TrackedParam
 from dpoptax.per_example._tracing.visitors import SiteFinder, TapRunner
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from dpoptax import _jax_compat
 from dpoptax.per_example._primitives import may_spread_nan
 from dpoptax.per_example._tracing.concatenated import Window, cut, cut_spec
-from dpoptax.per_example._tracing.interpreter import LinearUse, Saved
+from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
+from dpoptax.per_example._tracing.taps import Saved
 
 
 class SiteFinder:
