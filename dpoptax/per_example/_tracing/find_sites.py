@@ -45,7 +45,9 @@ def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
         _run(jaxpr, values, num_constants, num_leaves, Walker(finder, taps={}))
 
     variables, _ = _jax_compat.inputs_of(jaxpr)
+    # Sites depend on shapes and dtypes only, so the loss runs on abstract values.
     jax.eval_shape(run, *(variable.aval for variable in variables))
+    # A leaf that no equation uses would have no gradient at all; plain differentiation gives zeros.
     for leaf in set(range(num_leaves)) - {site.leaf for site in finder.sites.values()}:
         finder.fall_back(leaf, "the loss does not depend on it")
     sites = tuple(
