@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 def real(name: str, value: Any) -> float:
     """Returns `value` as a Python float; raises unless it is a concrete real number."""
+    # A traced number has no value that the accountant could read.
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} must be known before the program is traced; got a traced value. "
@@ -79,6 +80,7 @@ def num_examples(value: Any) -> int:
 def expected_batch_size(name: str, value: Any, num_examples: int) -> float:
     """Returns a batch size from 1 to num_examples as a float; raises for a sampling rate."""
     result = positive(name, value)
+    # Most libraries take a sampling rate here: a number below 1 is surely one.
     if result < 1:
         raise ValueError(
             f"{name} is a number of examples, at least 1; got {result}. For a sampling rate of "

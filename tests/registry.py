@@ -1,4 +1,7 @@
-"""What every law is tested over; a new sampler, clip rule or gradient form joins by one line."""
+"""What every law is tested over: gradient forms, clip rules, mechanisms and samplers.
+
+A new one joins all laws by one line in its table. `test_extension.py` shows how.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +10,12 @@ import dpoptax
 
 
 def stacked(loss_fn):
-    """The reference form."""
+    """The reference: a vmapped gradient."""
     return dpoptax.per_example_grads(loss_fn, factored=False)
 
 
 def factored(loss_fn):
-    """Inputs and cotangents."""
+    """Inputs and cotangents of linear operations, without their products."""
     return dpoptax.per_example_grads(loss_fn)
 
 
@@ -23,7 +26,16 @@ def microbatched(loss_fn):
 
 FORMS = {"stacked": stacked, "factored": factored, "microbatched": microbatched}
 
+# From the bound on one example's gradient norm to a clip rule.
 CLIP_RULES = {"flat": dpoptax.clipping.FlatClip}
+
+MECHANISMS = {
+    "gaussian": dpoptax.mechanisms.Gaussian,
+    "gaussian, four draws": lambda: dpoptax.mechanisms.Gaussian(num_draws=4),
+    "discrete gaussian": dpoptax.mechanisms.DiscreteGaussian,
+}
+
+# From a number of examples and a batch size to a sampler.
 
 SAMPLERS = {
     "poisson": lambda n, b: dpoptax.samplers.Poisson(n, b),
@@ -31,9 +43,11 @@ SAMPLERS = {
     "fixed size": lambda n, b: dpoptax.samplers.FixedSize(n, b),
     "shuffled": lambda n, b: dpoptax.samplers.Shuffled(n, b),
     "balls in bins": lambda n, b: dpoptax.samplers.BallsInBins(n, n // b),
-    "cyclic": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
-    "stages": lambda n, b: dpoptax.samplers.PoissonSchedule([(dpoptax.samplers.Poisson(n, b), 5)]),
-    "users": lambda n, b: dpoptax.samplers.UserPoisson(range(n), b, max_examples_per_user=1),
+    "cyclic poisson": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
+    "poisson schedule": lambda n, b: dpoptax.samplers.PoissonSchedule(
+        [(dpoptax.samplers.Poisson(n, b), 5)]
+    ),
+    "user poisson": lambda n, b: dpoptax.samplers.UserPoisson(range(n), b, max_examples_per_user=1),
 }
 
 
@@ -55,7 +69,7 @@ def params(key=None):
 
 
 def examples(batch, key=None):
-    """A batch for `loss`, with gradients of very different sizes."""
+    """A batch for `loss`, with gradients of very different norms."""
     x_key, y_key = jax.random.split(jax.random.key(12) if key is None else key)
     sizes = jnp.geomspace(0.003, 10.0, max(batch, 1))[:batch, None]
     return sizes * jax.random.normal(x_key, (batch, 5)), jax.random.normal(y_key, (batch, 3))

@@ -1,4 +1,7 @@
-"""Every refusal: before anything private is computed, saying what came and what to do."""
+"""Errors for wrong arguments: raised before anything private is computed, with a remedy.
+
+Every error says what was expected, what came and what to do about it.
+"""
 
 import inspect
 import re
@@ -67,7 +70,7 @@ class NnxBatchNorm(nnx.Module):
 
 
 class LooseClip(clipping.FlatClip):
-    """A rule by which an example moves the sum by more than the unit of the noise."""
+    """A rule that understates its bound: one example moves the sum by more than l2_clip."""
 
     def sensitivity(self, relation):
         return 2 * super().sensitivity(relation)
@@ -83,13 +86,14 @@ def effectful(params, example):
     return jnp.sum(params * example)
 
 
-REFUSED = {
+# name: (a wrong call, a pattern that its error must match)
+WRONG_CALLS = {
     # clip, noise, normaliser, key
     "clip zero": (lambda: clipping.FlatClip(0.0), "must be positive; got 0.0"),
     "clip negative": (lambda: clipping.FlatClip(-1.0), "must be positive; got -1.0"),
     "clip nan": (lambda: clipping.FlatClip(float("nan")), "must be a number; got nan"),
-    "clip drowns": (lambda: clipping.FlatClip(1e-20), "float32 squares vanish"),
-    "a clip that does not hold": (
+    "clip too small for float32": (lambda: clipping.FlatClip(1e-20), "float32 squares vanish"),
+    "clip with too large a sensitivity": (
         lambda: dpoptax.privatize(LooseClip(1.0), 1.0, expected_batch_size=8, key=KEY),
         "one example more moves the sum by 2.0: make l2_clip as large as that",
     ),
@@ -105,15 +109,15 @@ REFUSED = {
         lambda: dpoptax.per_example.as_per_example_grads({"w": jnp.ones((2, 3), complex)}),
         r"real floating-point arrays; got updates\['w'\] of complex64",
     ),
-    "whole gradients": (
+    "integer gradients": (
         lambda: dpoptax.per_example.as_per_example_grads(jnp.ones((2, 3), int)),
         "real floating-point arrays; got updates of int32",
     ),
-    "bins beyond int32": (
+    "too many examples for bins": (
         lambda: samplers.BallsInBins(2**31, 4),
         r"must be below 2\*\*31 for BallsInBins",
     ),
-    "a key by default": (
+    "loss with a default key": (
         lambda: dpoptax.training.make_train_step(
             lambda w, x, key=None: 0.0, tx=optax.sgd(1.0), sampler=dpoptax.samplers.Poisson(9, 3)
         ),
@@ -131,8 +135,10 @@ REFUSED = {
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=jax.random.PRNGKey(0)),
         r"typed PRNG key; got an array of uint32.*wrap_key_data",
     ),
-    "key of many": (
-        lambda: inspect.unwrap(dpoptax.privatize)(1.0, 1.0, 8, jax.random.split(KEY)),
+    "array of keys": (
+        lambda: inspect.unwrap(dpoptax.privatize)(
+            1.0, 1.0, expected_batch_size=8, key=jax.random.split(KEY)
+        ),
         "must be one key",
     ),
     # examples and masks
@@ -142,9 +148,12 @@ REFUSED = {
     ),
     "scalar example": (
         lambda: grads(lambda p, e: jnp.sum(p), examples={"x": jnp.ones((4, 3)), "y": jnp.ones(())}),
-        r"examples\['y'\] is a scalar",
+        r"leading batch axis; got examples\['y'\], which is a scalar",
     ),
-    "no examples": (lambda: grads(lambda p, e: jnp.sum(p), examples={}), "examples has no arrays"),
+    "no examples": (
+        lambda: grads(lambda p, e: jnp.sum(p), examples={}),
+        "examples must have at least one array.*got examples without arrays",
+    ),
     "mask length": (
         lambda: grads(mask=jnp.ones(3, bool)),
         r"mask must have shape \(4,\).*got \(3,\)",
@@ -210,7 +219,7 @@ REFUSED = {
         ),
         r"shape \(batch, \*\(3, 2\)\).*already cannot be clipped per example",
     ),
-    "another structure": (
+    "gradients of another structure": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(
             {"w": jnp.ones((3, 2))},
             dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
@@ -231,8 +240,11 @@ REFUSED = {
         r"batch_size is a number .* For a sampling rate of 0.01 pass 0.01 \* num_examples = 600",
     ),
     "rate for an epoch's batch": (lambda: samplers.Shuffled(1000, 0.1), "num_examples = 100"),
-    "half an example": (lambda: samplers.FixedSize(100, 10.5), "batch_size must be a whole number"),
-    "full batch beyond the data": (lambda: samplers.FixedSize(10, 20), "cannot exceed"),
+    "fractional batch size": (
+        lambda: samplers.FixedSize(100, 10.5),
+        "batch_size must be a whole number",
+    ),
+    "fixed size beyond the data": (lambda: samplers.FixedSize(10, 20), "cannot exceed"),
     "more steps than examples": (lambda: samplers.BallsInBins(10, 20), "steps_per_round cannot"),
     "no bins": (lambda: samplers.BallsInBins(10, 0), "steps_per_round must be at least 1"),
     "more groups than examples": (lambda: samplers.CyclicPoisson(10, 1, 20), "num_groups cannot"),
@@ -240,9 +252,12 @@ REFUSED = {
         lambda: samplers.CyclicPoisson(100, 30, 5),
         "expected_batch_size cannot exceed the size of a group; got 30 and 100 examples in 5",
     ),
-    "users in a table": (lambda: samplers.UserPoisson([[1, 2]], 1, 1), r"array of shape \(1, 2\)"),
+    "user_ids in a table": (
+        lambda: samplers.UserPoisson([[1, 2]], 1, 1),
+        r"array of shape \(1, 2\)",
+    ),
     "no users": (lambda: samplers.UserPoisson([], 1, 1), "user_ids must name the user"),
-    "users of other data": (
+    "user_ids for other data": (
         lambda: samplers.UserPoisson([1, 2, 1], 1, 2).arrange(jnp.ones((4, 2))),
         "got 4 rows and 3 entries",
     ),
@@ -255,11 +270,14 @@ REFUSED = {
         r"at most 2\*\*31",
     ),
     "negative step": (lambda: SAMPLER.init(KEY, step=-1), "step must be at least 0"),
-    "shuffled, one example more": (
+    "shuffled under add_or_remove_one": (
         lambda: samplers.Shuffled(100, 10).event(1.0, 5, "add_or_remove_one"),
         "relation='replace_special'.*or sample with Poisson",
     ),
-    "capacity zero": (lambda: samplers.Poisson(10, 2, 0), "max_batch_size must be at least 1"),
+    "max_batch_size zero": (
+        lambda: samplers.Poisson(10, 2, 0),
+        "max_batch_size must be at least 1",
+    ),
     # accounting
     "delta zero": (lambda: plan(delta=0.0), "delta must lie strictly between 0 and 1"),
     "delta one": (lambda: plan(delta=1.0), "delta must lie strictly between 0 and 1"),
@@ -276,8 +294,8 @@ REFUSED = {
         ),
         "num_steps must be at least 1",
     ),
-    "group of nobody": (lambda: plan().epsilon(group_size=0), "group_size must be at least 1"),
-    "noise as a function": (
+    "group of size zero": (lambda: plan().epsilon(group_size=0), "group_size must be at least 1"),
+    "Optax schedule that is not tabulated": (
         lambda: dpoptax.privatize(
             1.0, optax.constant_schedule(1.0), expected_batch_size=5.0, key=jax.random.key(0)
         ),
@@ -287,9 +305,9 @@ REFUSED = {
         lambda: plan(noise_multiplier=optax.constant_schedule(-1.0)),
         "values must be zero or more",
     ),
-    "schedule without an end": (
+    "schedule with too few lengths": (
         lambda: dpoptax.schedules.Schedule((1.0, 2.0), (5,)),
-        "values and lengths must be as many",
+        "same number of entries, at least one; got 2 values and 1 lengths",
     ),
     "schedule of a clip of zero": (
         lambda: dpoptax.clipping.FlatClip(dpoptax.schedules.Schedule((1.0, 0.0), (5, 5))),
@@ -302,19 +320,19 @@ REFUSED = {
         r"stages must draw from the same examples.*\[10, 11\]",
     ),
     "no stages": (lambda: samplers.PoissonSchedule(()), "stages must draw from the same examples"),
-    "a ledger of no event": (
+    "charge of something else than an event": (
         lambda: plan().ledger().charge_event(0.3),
         "expected a dp_accounting.DpEvent; got 0.3",
     ),
-    "noise of a step negative": (
+    "negative noise in a ledger": (
         lambda: plan().ledger().charge(-1.0),
         "noise_multiplier must be zero or more",
     ),
-    "shuffled as Poisson": (
+    "shuffled under add_or_remove_one, in a plan": (
         lambda: plan(sampler=samplers.Shuffled(100, 10)).event(relation="add_or_remove_one"),
         "shuffled batches have no guarantee under add_or_remove_one",
     ),
-    "delta one in a budget": (
+    "delta one in a filter": (
         lambda: accounting.RdpFilter(epsilon=1.0, delta=1.0),
         "delta must lie strictly between 0 and 1",
     ),
@@ -369,11 +387,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused_with_what_was_expected_what_came_and_what_to_do(call, message):
+@pytest.mark.parametrize(("call", "message"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+def test_error_says_what_was_expected_what_came_and_what_to_do(call, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
-    assert not isinstance(caught.value, TypeCheckError), "refused by the test's type checker only"
+    assert not isinstance(caught.value, TypeCheckError), "only the type checker of the tests raised"
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
 
 
@@ -394,7 +412,7 @@ def test_a_nan_pixel_changes_nothing_but_that_examples_contribution():
 
 
 @pytest.mark.parametrize("options", [{}, {"factored": False}, {"microbatch_size": 2}])
-def test_no_examples_and_no_parameters_are_right_and_empty(options):
+def test_no_examples_or_no_parameters_give_empty_gradients(options):
     def loss_fn(params, x):
         kernel = params["k"] if params else jnp.ones((1, 1, 2))
         return jnp.sum(jax.lax.conv_general_dilated(x[None, None], kernel, (1,), "SAME"))

@@ -1,4 +1,4 @@
-"""Schedules: what runs is what is accounted, whatever changes with the step."""
+"""Schedules: the noise, clip and batch size that run are those that are accounted."""
 
 import math
 
@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax import samplers, schedules
+from dpoptax import samplers
 from dpoptax.accounting import epsilon
-from dpoptax.schedules import Schedule, passes, tabulate
+from dpoptax.schedules import Schedule, as_schedule, tabulate
 
 FALLING = Schedule((2.0, 1.0, 1.5), (3, 4, 2))
 
@@ -41,23 +41,16 @@ def test_optax_schedules_are_tabulated_as_they_are(schedule):
     np.testing.assert_allclose([float(table(step)) for step in range(50)], expected, rtol=1e-6)
 
 
-def test_a_pass_is_taken_at_its_least_noise():
-    # Passes of four steps: (2 2 2 1) (1 1 1 1.5) (1.5 ...)
-    assert passes(FALLING, 9, 4) == {1.0: 2, 1.5: 1}
-    assert passes(FALLING, 9) == {2.0: 3, 1.0: 4, 1.5: 2}
-    assert passes(3.0, 9, 4) == {3.0: 3}
-    assert passes(FALLING, 2, 100) == {2.0: 1}
-
-
-def test_many_values_are_rounded_down_never_up():
-    schedule = tabulate(optax.cosine_decay_schedule(2.0, 500, 0.4), 500)
-    counts = passes(schedule, 500)
-    assert len(counts) <= schedules.MOST_LEVELS
-    assert sum(counts.values()) == 500
-    exact = np.sort([float(schedule(step)) for step in range(500)])
-    rounded = np.sort(np.repeat(list(counts), list(counts.values())))
-    assert np.all(rounded <= exact)
-    assert np.all(rounded > exact * 0.96)
+def test_schedules_have_extremes_slices_and_pieces():
+    assert (FALLING.min, FALLING.max) == (1.0, 2.0)
+    assert FALLING.slice(2, 8) == Schedule((2.0, 1.0, 1.5), (1, 4, 1))
+    assert FALLING.slice(20, 22) == Schedule((1.5,), (2,))
+    assert list(FALLING.pieces(5)) == [(2.0, 0, 3), (1.0, 3, 5)]
+    constant = as_schedule(3.0)
+    assert constant.slice(4, 9) is constant
+    assert constant.at(7) == constant.min == constant.max == 3.0
+    assert list(constant.pieces(9)) == [(3.0, 0, 9)]
+    assert as_schedule(FALLING) is FALLING
 
 
 def test_a_schedule_of_one_value_is_that_value():

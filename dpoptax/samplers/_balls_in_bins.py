@@ -98,7 +98,9 @@ class BallsInBins(Sampler):
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> BallsInBinsState:
         """Returns the state before batch number `step`; see `Sampler.init`."""
-        number, key = super().init(key, step)
+        # Not super(): attrs replaces the class by one with slots, and a decorated method (the
+        # type checker of the tests decorates it) would still refer to the first one.
+        number, key = Sampler.init(self, key, step)
         return BallsInBinsState(number, key, *self._round(key, number))
 
     def sample(self, state: BallsInBinsState) -> tuple[BallsInBinsState, Batch]:

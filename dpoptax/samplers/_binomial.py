@@ -13,8 +13,7 @@ import scipy.stats
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 # A batch exceeds its default maximum size with at most this probability. Over 100,000 steps that
-# adds 1e-9 to delta, which is less than a thousandth of any delta of 1e-6 or more. A tenth of it
-# would only make batches a little longer.
+# adds 1e-9 to delta: a thousandth of 1e-6. A smaller probability would only make batches longer.
 OVERFLOW_PROBABILITY = 1e-14
 
 

@@ -77,6 +77,7 @@ class CyclicPoisson(Sampler):
                 f"expected_batch_size cannot exceed the size of a group; got {expected:g} and "
                 f"{num_examples} examples in {groups} groups. Take fewer groups."
             )
+        # Batches of all groups share one static size, which the largest group decides.
         largest_group = _largest_group(num_examples, groups)
         if max_batch_size is None:
             rate = _sampling_rate(num_examples, expected, groups)

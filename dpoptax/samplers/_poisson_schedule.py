@@ -77,6 +77,7 @@ class PoissonSchedule(Sampler):
         """Returns the next state and the next batch, drawn independently of all others."""
         ends = list(itertools.accumulate(length for _, length in self.stages))[:-1]
         stage = jnp.sum(state.step >= jnp.asarray(ends, jnp.int32), dtype=jnp.int32)
+        # `switch` needs branches of one shape: each pads its batch to the largest size.
         branches = [self._branch(sampler) for sampler, _ in self.stages]
         return state.advanced(), jax.lax.switch(stage, branches, state)
 
@@ -90,6 +91,7 @@ class PoissonSchedule(Sampler):
         noise = as_schedule(noise_multiplier)
         events, first = [], 0
         for number, (sampler, length) in enumerate(self.stages):
+            # The last stage lasts until the run ends, as in `sample`.
             last = num_steps if number + 1 == len(self.stages) else min(first + length, num_steps)
             if first < last:
                 events.append(sampler.event(noise.slice(first, last), last - first, relation))

@@ -121,6 +121,7 @@ class UserPoisson(Sampler):
             )
         present = jnp.asarray(self._present)
 
+        # Missing examples are zeroed, since a gathered row of another user must not leak in.
         def gather(leaf: Array) -> Array:
             picked = jnp.asarray(leaf)[self._rows]
             mask = present.reshape(*present.shape, *[1] * (picked.ndim - 2))

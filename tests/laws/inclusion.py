@@ -1,4 +1,4 @@
-"""Inclusion tables of samplers, and how likely they are under the law that is claimed."""
+"""Inclusion tables of samplers, and p-values under the distribution that they claim."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ LEVEL = 1e-4
 
 @functools.lru_cache
 def draw(sampler, num_batches, seed=0):
-    """Returns an inclusion table: bool (num_batches, num_examples)."""
+    """Draws batches in one run; returns their inclusion table, (num_batches, num_examples)."""
 
     def step(state, _):
         state, batch = sampler.sample(state)
@@ -26,6 +26,7 @@ def draw(sampler, num_batches, seed=0):
 
 
 def inclusions(batches, num_examples):
+    """Returns the inclusion table of stacked batches: True where an example is in a batch."""
     table = np.zeros((len(batches.mask), num_examples), bool)
     steps, slots = np.nonzero(np.asarray(batches.mask))
     columns = np.asarray(batches.indices)[steps, slots]
@@ -40,16 +41,16 @@ def size_p_value(table, rate):
     """Chi-square of the batch sizes against the exact binomial, cells pooled to 10 expected."""
     num_batches, num_examples = table.shape
     sizes = table.sum(1)
-    law = scipy.stats.binom(num_examples, rate)
+    binomial = scipy.stats.binom(num_examples, rate)
     edges, mass = [-1], 0.0
     for size in range(num_examples + 1):
-        mass += law.pmf(size)
-        if mass * num_batches >= 10 and law.sf(size) * num_batches >= 10:
+        mass += binomial.pmf(size)
+        if mass * num_batches >= 10 and binomial.sf(size) * num_batches >= 10:
             edges.append(size)
             mass = 0.0
     edges.append(num_examples)
     observed = np.histogram(sizes, np.array(edges) + 0.5)[0]
-    expected = np.diff(law.cdf(edges)) * num_batches
+    expected = np.diff(binomial.cdf(edges)) * num_batches
     return scipy.stats.chisquare(observed, expected).pvalue
 
 
@@ -74,7 +75,7 @@ def pair_p_value(table, rate):
 
 
 def succession_p_value(table, rate):
-    """Whether being drawn changes the chance to be drawn in the next step."""
+    """Whether being in a batch changes the probability of being in the next one."""
     both = np.sum(table[1:] & table[:-1])
     trials = table[1:].size
     spread = math.sqrt(trials * rate**2 * (1 - rate**2) * (1 + 2 * rate / (1 + rate)))

@@ -1,4 +1,4 @@
-"""The law of Poisson batches, against the exact one, with fixed keys."""
+"""The distribution of Poisson batches against the exact one, with fixed keys."""
 
 import math
 
@@ -29,7 +29,7 @@ P_VALUES = {
 
 @pytest.mark.parametrize("p_value", P_VALUES.values(), ids=P_VALUES)
 @pytest.mark.parametrize(
-    ("num_examples", "expected", "capacity"),
+    ("num_examples", "expected", "most"),
     # Small batches of few examples are drawn by Floyd's algorithm, others by a permutation.
     [
         (2, 1, 2),
@@ -41,13 +41,13 @@ P_VALUES = {
         (1000, 20, 100),
     ],
 )
-def test_the_law_is_independent_inclusion(p_value, num_examples, expected, capacity):
-    sampler = Poisson(num_examples, expected, max_batch_size=capacity)
+def test_batches_include_each_example_independently(p_value, num_examples, expected, most):
+    sampler = Poisson(num_examples, expected, max_batch_size=most)
     table = draw(sampler, 20_000)
     assert p_value(table, sampler.sampling_rate) > LEVEL
 
 
-def test_the_default_capacity_changes_nothing():
+def test_the_default_max_batch_size_changes_nothing():
     sampler = Poisson(1000, 20)
     table = draw(sampler, 5_000)
     assert 20 < sampler.max_batch_size < 100
@@ -60,14 +60,16 @@ def test_truncation_keeps_a_uniform_subset():
     sampler = Poisson(20, 6, max_batch_size=4)
     table = draw(sampler, 20_000)
     sizes = table.sum(1)
-    law = scipy.stats.binom(20, 0.3)
+    binomial = scipy.stats.binom(20, 0.3)
     assert sizes.max() == 4
-    assert abs(np.mean(sizes == 4) - law.sf(3)) < 4 * math.sqrt(law.sf(3) * law.cdf(3) / 20_000)
+    assert abs(np.mean(sizes == 4) - binomial.sf(3)) < 4 * math.sqrt(
+        binomial.sf(3) * binomial.cdf(3) / 20_000
+    )
     assert single_p_value(table, sizes.mean() / 20) > LEVEL
 
 
 def test_a_sampler_that_drops_the_highest_rows_would_fail():
-    """The tests above have power: the commonest mistakes do not pass them."""
+    """The tests above have power: they detect the most common mistakes."""
     rng = np.random.default_rng(0)
     independent = rng.random((20_000, 20)) < 0.3
     lowest = independent & (np.cumsum(independent, 1) <= 4)

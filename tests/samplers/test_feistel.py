@@ -1,4 +1,4 @@
-"""The permutation: one to one, its inverse, and its distribution over keys."""
+"""The Feistel permutation: one-to-one, with an inverse, and uniform over keys."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ LEVEL = 1e-4
 
 @jax.jit
 def network_images(key, indices, size, a, b):
-    """The network at any size, also one that `permute` would sort; inverted again."""
+    """The network and its inverse at any size, also one that `permute` would sort."""
     images = feistel._cycle(key, indices, size, a, b, forward=True)
     return images, feistel._cycle(key, images, size, a, b, forward=False)
 
@@ -113,7 +113,7 @@ def pair_p_value(images, size):
 
 
 def difference_p_value(images, size):
-    """Whether the difference of two images is uniform, which structure in the halves would show."""
+    """Whether the difference of two images is uniform, which would show structure in the halves."""
     difference = (images[:, 1].astype(np.int64) - images[:, 0]) % size
     cell, law = cells(difference, size, 100)
     law = law - (np.arange(len(law)) == 0) / size
@@ -137,7 +137,7 @@ def test_images_are_uniform_singly_and_in_pairs(size):
 
 @pytest.mark.parametrize("size", [513, 1000, 60_000])
 def test_two_rounds_or_a_weak_round_function_would_fail(size, monkeypatch):
-    """The tests above have power, where the network is used."""
+    """The tests above have power: they detect a weak network."""
 
     def worst(images):
         tests = (single_p_value, pair_p_value, difference_p_value)

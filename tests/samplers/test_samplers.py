@@ -1,4 +1,4 @@
-"""What every sampler promises, and the law of each."""
+"""What every sampler must do, and the distribution of each one."""
 
 import itertools
 import math
@@ -102,7 +102,7 @@ def sizes_of(jaxpr):
 
 
 @pytest.mark.parametrize("sampler", LARGE.values(), ids=LARGE)
-def test_no_array_of_the_length_of_the_data_is_ever_made(sampler):
+def test_no_array_is_as_long_as_the_data(sampler):
     state = sampler.init(jax.random.key(0))
     sizes = list(sizes_of(jax.make_jaxpr(sampler.sample)(state).jaxpr))
     assert len(sizes) > 20
@@ -133,7 +133,7 @@ def test_fixed_size_batches_are_uniform_subsets(num_examples, size):
 
 
 def succession_of_full_batches(table, size):
-    """How many members two batches in a row share, against the hypergeometric law."""
+    """How many members two batches in a row share, against the hypergeometric distribution."""
     num_examples = table.shape[1]
     shared = np.sum(table[1:] & table[:-1], axis=1)
     rate = size / num_examples
@@ -202,7 +202,7 @@ def test_the_largest_number_of_examples_fits(name):
     assert batch.mask.sum() > 0
 
 
-def test_users_bring_all_that_is_theirs_up_to_the_cap():
+def test_users_have_all_their_examples_up_to_the_maximum():
     ids = np.array(["c", "a", "b", "a", "c", "a", "c", "c"])
     sampler = samplers.UserPoisson(ids, expected_batch_size=2, max_examples_per_user=3)
     rows, mask = sampler.arrange({"x": jnp.arange(10.0, 18.0), "i": jnp.arange(16).reshape(8, 2)})

@@ -1,0 +1,65 @@
+"""What every mechanism must do: add the noise that is accounted, and never the same noise twice."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+
+import dpoptax
+
+every_mechanism = pytest.mark.parametrize(
+    "make", registry.MECHANISMS.values(), ids=registry.MECHANISMS
+)
+SIZE = 4000
+PARAMS = {"a": jnp.zeros(SIZE // 2), "b": jnp.zeros((SIZE // 4, 2))}
+
+
+def releases(mechanism, seed, num_steps, gradient=0.0):
+    """Returns the noisy sums of some steps, one row per step."""
+    tx = dpoptax.privatize(
+        2.0, 1.5, expected_batch_size=1, key=jax.random.key(seed), mechanism=mechanism
+    )
+    grads = jax.tree.map(lambda leaf: jnp.full((1, *leaf.shape), gradient), PARAMS)
+    update, state, rows = jax.jit(tx.update), tx.init(PARAMS), []
+    for _ in range(num_steps):
+        updates, state = update(grads, state, PARAMS)
+        rows.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(updates)]))
+    return np.stack(rows)
+
+
+@every_mechanism
+def test_noise_is_the_noise_multiplier_times_the_clip_bound(make):
+    noise = releases(make(), 0, 3)
+    assert abs(noise.std() / 3.0 - 1) < 4.5 / math.sqrt(2 * noise.size)
+    assert abs(noise.mean()) < 4.5 * 3.0 / math.sqrt(noise.size)
+
+
+@every_mechanism
+def test_noise_is_added_to_the_clipped_sum(make):
+    noisy = releases(make(), 0, 3, gradient=1e3)
+    clipped = 2.0 / math.sqrt(SIZE)  # a constant gradient of norm 2
+    assert abs(noisy.mean() - clipped) < 4.5 * 3.0 / math.sqrt(noisy.size)
+
+
+@every_mechanism
+def test_no_two_steps_or_keys_share_noise_and_one_key_repeats_it(make):
+    rows, others = releases(make(), 0, 3), releases(make(), 1, 3)
+    np.testing.assert_array_equal(rows, releases(make(), 0, 3))
+    correlations = np.corrcoef(np.concatenate([rows, others]))[np.triu_indices(6, 1)]
+    assert np.abs(correlations).max() < 5.5 / math.sqrt(SIZE)
+
+
+@every_mechanism
+def test_a_plan_accepts_it_and_accounts_for_gaussian_noise(make):
+    fields = {
+        "sampler": dpoptax.samplers.Poisson(1000, 20),
+        "clip": 1.0,
+        "noise_multiplier": 1.1,
+        "num_steps": 10,
+        "delta": 1e-5,
+    }
+    plan = dpoptax.Plan(**fields, mechanism=make())
+    assert plan.epsilon() == dpoptax.Plan(**fields).epsilon()
