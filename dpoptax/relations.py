@@ -1,29 +1,36 @@
-"""A neighbouring relation, by name or as dp-accounting's enum, in; the enum out.
+"""Neighbouring relations: which data sets differ in one example.
 
-Two data sets are neighbours when they differ in one example, and the guarantee compares
-neighbours. The relation says what "differ" means:
+Two data sets are neighbours when they differ in one example. A privacy guarantee compares the
+releases of neighbours, and the relation says what "differ" means:
 
-- `add_or_remove_one`: the example is there or it is not.
-- `replace_one`: the example is exchanged for any other.
-- `replace_special`: the example is exchanged for one that contributes nothing (zero-out).
+- `add_or_remove_one`: one data set has the example and the other has not.
+- `replace_one`: another example takes its place.
+- `replace_special`: an example that contributes nothing takes its place (zero-out).
 """
 
-from typing import TypeAlias
+import enum
+from typing import TYPE_CHECKING, TypeAlias
 
-from dp_accounting import NeighboringRelation
+__all__ = ["Relation", "parse_relation"]
 
-# One of the three names above, or the enum.
-Relation: TypeAlias = str | NeighboringRelation
+# One of the three names above, or dp-accounting's enum.
+if TYPE_CHECKING:
+    from dp_accounting import NeighboringRelation
+
+    Relation: TypeAlias = str | NeighboringRelation
+else:
+    # dp-accounting takes as long to import as JAX, so it is imported at its first use.
+    Relation = str | enum.Enum
 
 
-def parse_relation(relation: Relation) -> NeighboringRelation:
-    """Returns dp-accounting's enum value for `relation`.
+def parse_relation(relation: Relation) -> "NeighboringRelation":
+    """Returns a neighbouring relation as dp-accounting's enum.
 
     Args:
         relation: `"add_or_remove_one"`, `"replace_one"`, `"replace_special"`, or the enum itself.
 
     Returns:
-        `REPLACE_SPECIAL` and so on.
+        A `NeighboringRelation`.
 
     Raises:
         ValueError: the name is none of the three.
@@ -32,6 +39,8 @@ def parse_relation(relation: Relation) -> NeighboringRelation:
         >>> parse_relation("replace_one").name
         'REPLACE_ONE'
     """
+    from dp_accounting import NeighboringRelation
+
     if isinstance(relation, NeighboringRelation):
         return relation
     names = {value.name.lower(): value for value in NeighboringRelation}

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 
+__all__ = ["ScalarOrSchedule", "Schedule", "as_schedule", "tabulate"]
+
 # More distinct values than this are rounded down to so many levels before they are accounted.
 MOST_LEVELS = 50
 

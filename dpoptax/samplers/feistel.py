@@ -26,6 +26,8 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from dpoptax import _validate
 
+__all__ = ["permute", "invert"]
+
 # NIST SP 800-38G asks for ten, with halves as small as these.
 NUM_ROUNDS = 12
 # So few elements are sorted.

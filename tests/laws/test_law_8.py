@@ -179,9 +179,9 @@ TWO_STATES = r"got 2 before this update.*same noise.*fold_in\(key, 1\)"
 
 def key_data(state):
     return jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else leaf,
+        lambda leaf: (
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
         state,
     )
 
