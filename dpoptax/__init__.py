@@ -5,32 +5,34 @@ Sampler -> take -> per_example_grads -> privatize -> any Optax optimizer
    +---------- Plan, accounting ------------+--> (epsilon, delta) report
 """
 
-from importlib.metadata import version as _version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from dpoptax import (
-    accounting,
-    clipping,
-    mechanisms,
-    per_example,
-    random,
-    relations,
-    reports,
-    samplers,
-    schedules,
-    training,
-    transforms,
-    vi,
-)
-from dpoptax._plan import Plan
-from dpoptax.per_example import (
-    PerExampleGrads,
-    explain,
-    per_example_grads,
-    value_and_per_example_grads,
-)
-from dpoptax.transforms import PrivatizeState, dp_adam, dp_sgd, privatize
+if TYPE_CHECKING:
+    from dpoptax import (
+        accounting,
+        clipping,
+        mechanisms,
+        per_example,
+        random,
+        relations,
+        reports,
+        samplers,
+        schedules,
+        training,
+        transforms,
+        vi,
+    )
+    from dpoptax._plan import Plan
+    from dpoptax.per_example import (
+        PerExampleGrads,
+        explain,
+        per_example_grads,
+        value_and_per_example_grads,
+    )
+    from dpoptax.transforms import PrivatizeState, dp_adam, dp_sgd, privatize
 
-__version__ = _version("dpoptax")
+    __version__: str
 
 __all__ = [
     # Packages, in the order of the pipeline
@@ -58,3 +60,35 @@ __all__ = [
     "Plan",
     "__version__",
 ]
+
+# The module of each function and class. All other names of `__all__` are modules themselves.
+_MODULES = {
+    "PerExampleGrads": "dpoptax.per_example",
+    "per_example_grads": "dpoptax.per_example",
+    "value_and_per_example_grads": "dpoptax.per_example",
+    "explain": "dpoptax.per_example",
+    "PrivatizeState": "dpoptax.transforms",
+    "privatize": "dpoptax.transforms",
+    "dp_sgd": "dpoptax.transforms",
+    "dp_adam": "dpoptax.transforms",
+    "Plan": "dpoptax._plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Everything is imported at its first use (PEP 562). dp-accounting, SciPy's statistics, Flax and
+    # Orbax together take longer to import than JAX, and few programs need all of them.
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("dpoptax")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name in __all__:
+        return importlib.import_module(f"dpoptax.{name}")
+    else:
+        raise AttributeError(f"module 'dpoptax' has no attribute {name!r}.")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

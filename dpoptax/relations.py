@@ -8,17 +8,22 @@ releases of neighbours, and the relation says what "differ" means:
 - `replace_special`: an example that contributes nothing takes its place (zero-out).
 """
 
-from typing import TypeAlias
-
-from dp_accounting import NeighboringRelation
+import enum
+from typing import TYPE_CHECKING, TypeAlias
 
 __all__ = ["Relation", "parse_relation"]
 
 # One of the three names above, or dp-accounting's enum.
-Relation: TypeAlias = str | NeighboringRelation
+if TYPE_CHECKING:
+    from dp_accounting import NeighboringRelation
+
+    Relation: TypeAlias = str | NeighboringRelation
+else:
+    # dp-accounting takes as long to import as JAX, so it is imported at its first use.
+    Relation = str | enum.Enum
 
 
-def parse_relation(relation: Relation) -> NeighboringRelation:
+def parse_relation(relation: Relation) -> "NeighboringRelation":
     """Returns a neighbouring relation as dp-accounting's enum.
 
     Args:
@@ -34,6 +39,8 @@ def parse_relation(relation: Relation) -> NeighboringRelation:
         >>> parse_relation("replace_one").name
         'REPLACE_ONE'
     """
+    from dp_accounting import NeighboringRelation
+
     if isinstance(relation, NeighboringRelation):
         return relation
     names = {value.name.lower(): value for value in NeighboringRelation}

@@ -13,6 +13,8 @@ import scipy.stats
 from dpoptax import _validate
 from dpoptax.accounting._epsilon import PrivacyLoss
 
+__all__ = ["advantage", "true_positive_rates", "posterior_belief", "dominating_mu"]
+
 # The curve of delta over epsilon is read at so many points, down to this delta.
 POINTS = 2000
 SMALLEST_DELTA = 1e-10

@@ -47,9 +47,7 @@ def add_gaussian(
     return jax.tree.unflatten(treedef, noisy)
 
 
-def _draws(
-    key: PRNGKeyArray, leaves: list[Array], num_draws: int, jax_random: bool
-) -> list[Array]:
+def _draws(key: PRNGKeyArray, leaves: list[Array], num_draws: int, jax_random: bool) -> list[Array]:
     """Returns an independent draw for each leaf."""
     *keys, shared_key = jax.random.split(key, len(leaves) + 1)
     # The rounds of ChaCha20 are a loop per draw, which costs a small leaf more than its numbers do.

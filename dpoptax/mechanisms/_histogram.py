@@ -1,4 +1,4 @@
-"""Private histogram of gradient norms: a release with noise, which must be charged to the ledger."""
+"""Private histogram of gradient norms: a noisy release, which must be charged to the ledger."""
 
 from collections.abc import Sequence
 

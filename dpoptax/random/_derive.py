@@ -141,7 +141,7 @@ def _fields(value: Any) -> Mapping[str, Any]:
     if hasattr(value, "__dict__") and not opaque:
         return vars(value)
     raise TypeError(
-        "a clip rule or mechanism must consist of numbers, strings, tuples, lists, dicts and frozen "
-        "classes of these, because the noise keys are derived from its fields; got "
+        "a clip rule or mechanism must consist of numbers, strings, tuples, lists, dicts and "
+        "frozen classes of these, because the noise keys are derived from its fields; got "
         f"{value!r}. Pass an array as tuple(array.tolist()), and a function as a class with fields."
     )

@@ -1,6 +1,7 @@
 """ChaCha20 keys from the operating system, or from a seed for tests."""
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +61,12 @@ def insecure_key(seed: int) -> PRNGKeyArray:
     return jax.random.key(np.uint32(seed), impl=CHACHA20)
 
 
-def root_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+def root_key(key: Any) -> PRNGKeyArray:
     """Returns the root key of a run: `key`, or a new secure key for None."""
     return secure_key() if key is None else _validate.typed_key("key", key)
 
 
-def describe_key(key: PRNGKeyArray | None) -> str:
+def describe_key(key: Any) -> str:
     """Returns where the key of `root_key(key)` comes from, for the privacy report."""
     if key is None:
         return "ChaCha20, 256 bits of entropy of the operating system"

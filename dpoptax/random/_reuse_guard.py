@@ -1,7 +1,7 @@
-"""Raises if two runs would draw the same noise: a transformation that starts twice, or two
-transformations of one chain that were given the same key.
+"""A guard against runs that draw the same noise.
 
-The guard only observes. It never changes a number, so `init` stays a pure function of its inputs.
+It raises if one transformation starts a second run, or if two transformations of one chain were
+given the same key. It only observes, and never changes a number: `init` stays a pure function.
 """
 
 import weakref

@@ -25,6 +25,8 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from dpoptax import _validate
 
+__all__ = ["permute", "invert"]
+
 # NIST SP 800-38G asks for ten rounds with halves as small as ours. More rounds only cost time.
 NUM_ROUNDS = 12
 # Up to this many elements, all of them are sorted. A small network is the weakest one, since it has

@@ -1,4 +1,4 @@
-"""Law 8, grey-box: every draw of several runs, restarts and devices is recorded and compared.
+"""Law 8: no two releases share noise. The noise of runs, restarts and devices is compared.
 
 Gradients of zero release nothing but noise, so a release is a record of what was drawn.
 """
@@ -39,11 +39,11 @@ def record(tx, state, num_steps, params=PARAMS):
 
 
 def assert_unrelated(rows, sizes):
-    """No row repeats a part of another, whatever factor lies between."""
+    """No row repeats a part of another, up to a factor."""
     long = np.stack([row / row.std() for row in rows if row.size > 1])
     correlations = np.corrcoef(long)[np.triu_indices(len(long), 1)]
     assert np.abs(correlations).max() < 5.5 / np.sqrt(long.shape[1])
-    # Of so many values of float32 a few agree by chance; of a shared draw all would.
+    # A few of these float32 values agree by chance; all values of a shared draw would.
     values = np.concatenate(rows)
     assert len(np.unique(values)) >= len(values) - 2 - len(values) ** 2 // 2**22
     assert len(rows) == sizes
@@ -54,8 +54,9 @@ def assert_unrelated(rows, sizes):
 def test_steps_leaves_and_runs_draw_apart(make):
     rows = []
     for seed in range(3):
-        tx = transformation(make(seed))
-        for _ in range(3):  # `init` called again
+        for run in range(3):  # with the key that the refusal of a second run proposes
+            key = jax.random.fold_in(make(seed), run) if run else make(seed)
+            tx = transformation(key)
             rows += record(tx, tx.init(PARAMS), 4)[1]
     assert_unrelated(rows, 3 * 3 * 4 * 3)
 
@@ -70,7 +71,7 @@ CHANGES = {
 
 
 def restored(state, path):
-    """A state as another process would find it."""
+    """Saves a state and reads it back, as another process would."""
 
     def plain(leaf):
         return (
@@ -87,7 +88,7 @@ def restored(state, path):
 
 
 @keys
-def test_a_restored_run_goes_on_bit_for_bit_and_a_changed_one_draws_other_noise(make, tmp_path):
+def test_a_restored_run_continues_bit_for_bit_and_a_changed_one_draws_other_noise(make, tmp_path):
     tx = transformation(make(0))
     state, before = record(tx, tx.init(PARAMS), 2)
     _, rest = record(tx, state, 2)
@@ -134,7 +135,7 @@ print("one noise on one and on eight")
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("mechanism", ["Gaussian()", "DiscreteGaussian(bits=12)"])
-def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism, tmp_path):
+def test_eight_devices_draw_the_noise_of_one_and_no_part_of_it_twice(mechanism, tmp_path):
     program = DEVICES.replace("MECHANISM", f"dpoptax.mechanisms.{mechanism}")
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run(
@@ -163,10 +164,226 @@ def test_one_key_for_two_transformations_of_one_chain_is_refused(make):
         jax.jit(tx.update)(zeros, state, PARAMS)
     tx = combined(transformation(make(0)), transformation(make(1)))
     jax.jit(tx.update)(zeros, tx.init(PARAMS), PARAMS)
-    # Without noise there is none to share, and one run after another may be a repetition.
+    # Without noise there is none to share. One run after another may be a repetition.
     quiet = [transformation(make(0), noise_multiplier=0.0) for _ in range(2)]
     tx = combined(*quiet)
     tx.update(zeros, tx.init(PARAMS), PARAMS)
     for _ in range(2):
         tx = transformation(make(5))
         tx.update(zeros, tx.init(PARAMS), PARAMS)
+
+
+ZEROS = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), PARAMS)
+SECOND_RUN = r"a second run would draw the same noise.*fold_in\(key, 1\).*jax.eval_shape"
+TWO_STATES = r"got 2 before this update.*same noise.*fold_in\(key, 1\)"
+
+
+def key_data(state):
+    return jax.tree.map(
+        lambda leaf: (
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
+        state,
+    )
+
+
+def assert_equal(tree, other):
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+@keys
+def test_init_is_pure(make):
+    tx = transformation(make(0))
+    states = [tx.init(PARAMS), jax.jit(tx.init)(PARAMS), tx.init(PARAMS)]
+    states += [transformation(make(0), clip=3.0).init(PARAMS), transformation(make(0)).init(None)]
+    for state in states[1:]:
+        assert_equal(key_data(state), key_data(states[0]))
+    assert int(states[0].step) == 0
+    assert bool(states[0].key == jax.random.fold_in(make(0), 0))
+
+
+@keys
+def test_tracing_init_changes_nothing(make):
+    """Also between two updates, and with parameters that are captured and no argument."""
+
+    def trace(tx):
+        jax.eval_shape(tx.init, PARAMS)
+        jax.eval_shape(lambda: tx.init(PARAMS))
+        jax.jit(tx.init)(PARAMS)
+        jax.jit(tx.init).lower(PARAMS).compile()
+
+    expected = record(plain := transformation(make(0)), plain.init(PARAMS), 2)[1]
+    tx = transformation(make(0))
+    trace(tx)
+    state, found = record(tx, tx.init(PARAMS), 1)
+    trace(tx)
+    found += record(tx, state, 1)[1]
+    assert_equal(found, expected)
+
+
+def jitted(tx):
+    return jax.jit(tx.update)
+
+
+def eager(tx):
+    return tx.update
+
+
+def abstract(tx):
+    return lambda *arguments: jax.eval_shape(tx.update, *arguments)
+
+
+modes = pytest.mark.parametrize("mode", [jitted, eager, abstract])
+
+
+@modes
+def test_two_states_of_one_transformation_are_refused_at_the_update(mode):
+    tx = transformation(jax.random.key(0))
+    first, second = tx.init(PARAMS), tx.init(PARAMS)
+    for state in (first, second):
+        with pytest.raises(ValueError, match=TWO_STATES):
+            mode(tx)(ZEROS, state, PARAMS)
+
+
+@modes
+def test_init_after_an_update_is_refused(mode):
+    tx = transformation(jax.random.key(0))
+    mode(tx)(ZEROS, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=SECOND_RUN):
+        tx.init(PARAMS)
+    # The run itself continues, and the shapes of its state can still be asked for.
+    mode(tx)(ZEROS, jax.jit(tx.init)(PARAMS), PARAMS)
+    jax.eval_shape(tx.init, PARAMS)
+
+
+def test_states_that_were_copied_are_refused_though_the_first_arrays_are_gone():
+    tx = transformation(jax.random.key(0))
+    members = [jax.tree.map(lambda leaf: leaf[None], tx.init(PARAMS)) for _ in range(2)]
+    ensemble = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *members)
+    del members
+    with pytest.raises(ValueError, match=TWO_STATES):
+        jax.vmap(tx.update, (None, 0, None))(ZEROS, ensemble, PARAMS)
+
+
+@keys
+def test_an_ensemble_takes_one_transformation_with_its_own_key_per_member(make):
+    txs = [transformation(jax.random.fold_in(make(0), member)) for member in range(3)]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[tx.init(PARAMS) for tx in txs])
+    noise, _ = jax.jit(jax.vmap(txs[0].update, (None, 0, None)))(ZEROS, states, PARAMS)
+    rows = [np.ravel(row) for leaf in jax.tree.leaves(noise) for row in leaf]
+    assert_unrelated(rows, 3 * 3)
+
+
+def test_a_compiled_update_may_come_before_init_but_no_second_run():
+    """Tools compile a step from shapes alone, before there is a state."""
+    tx = transformation(jax.random.key(0))
+    step = jax.jit(tx.update).lower(ZEROS, jax.eval_shape(tx.init, PARAMS), PARAMS).compile()
+    step(ZEROS, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=SECOND_RUN):
+        tx.init(PARAMS)
+
+
+def test_a_state_may_be_replaced_by_a_restored_one(tmp_path):
+    tx = transformation(jax.random.key(0))
+    state, rows = record(tx, tx.init(PARAMS), 2)
+    saved = restored(state, tmp_path / "state")
+    _, expected = record(tx, state, 2)
+    again = transformation(jax.random.key(0))
+    template = again.init(PARAMS)
+    state = jax.tree.map(lambda _, leaf: leaf, template, saved)
+    found = record(again, state, 2)[1]
+    assert_equal(found, expected)
+    assert_unrelated(rows + found, 4 * 3)
+
+
+def wrappers():
+    private = transformation
+    return {
+        "chain": lambda key: optax.chain(private(key), optax.scale(1.0)),
+        "named chain": lambda key: optax.named_chain(("private", private(key))),
+        "multi_transform": lambda key: optax.multi_transform(
+            {"all": private(key)}, {"a": "all", "b": "all", "c": "all"}
+        ),
+        "masked": lambda key: optax.masked(private(key), {"a": True, "b": True, "c": True}),
+        "MultiSteps": lambda key: optax.chain(
+            private(key), optax.MultiSteps(optax.scale(1.0), 2).gradient_transformation()
+        ),
+        "inject_hyperparams": lambda key: optax.chain(
+            private(key), optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
+        ),
+        "with_extra_args": lambda key: optax.with_extra_args_support(private(key)),
+    }
+
+
+@jax.numpy_dtype_promotion("standard")  # Optax's wrappers mix integers and floats
+@pytest.mark.parametrize("wrap", wrappers().values(), ids=wrappers())
+def test_wrappers_of_optax_start_one_run_and_no_second(wrap):
+    tx = wrap(jax.random.key(0))
+    jax.eval_shape(tx.init, PARAMS)
+    state = tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    for _ in range(3):
+        _, state = update(ZEROS, state, PARAMS)
+        # To map a function over a state, Optax calls `init` with a placeholder.
+        optax.tree_map_params(tx, lambda leaf: leaf, state)
+    with pytest.raises(ValueError, match=SECOND_RUN):
+        tx.init(PARAMS)
+
+
+def test_one_transformation_under_two_labels_is_refused():
+    tx = transformation(jax.random.key(0))
+    both = combined(tx, tx)
+    with pytest.raises(ValueError, match=TWO_STATES):
+        both.update(ZEROS, both.init(PARAMS), PARAMS)
+
+
+def test_train_states_and_optimizers_of_flax_start_one_run_each():
+    from flax import nnx
+    from flax.training.train_state import TrainState
+
+    tx = transformation(jax.random.key(0))
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    step = jax.jit(lambda state: state.apply_gradients(grads=ZEROS))
+    assert int(step(step(state)).opt_state.step) == 2
+    with pytest.raises(ValueError, match=SECOND_RUN):
+        TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = transformation(jax.random.key(1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    grads = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), nnx.state(model, nnx.Param))
+    nnx.jit(lambda model, optimizer, grads: optimizer.update(model, grads))(model, optimizer, grads)
+    with pytest.raises(ValueError, match=SECOND_RUN):
+        nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+def test_what_a_transformation_cannot_repeat_is_not_refused():
+    quiet = transformation(jax.random.key(0), noise_multiplier=0.0)
+    for _ in range(2):
+        quiet.update(ZEROS, quiet.init(PARAMS), PARAMS)
+    empty = transformation(jax.random.key(0))
+    for _ in range(2):
+        empty.update({}, empty.init({}), {})
+
+    @jax.vmap  # a traced key: its value is unknown, and so is how often this runs
+    def run(key):
+        tx = transformation(key)
+        return tx.update(ZEROS, tx.init(PARAMS), PARAMS)[0]["a"]
+
+    rows = np.asarray(run(jax.random.split(jax.random.key(0), 2)))
+    assert abs(np.corrcoef(rows)[0, 1]) < 4.5 / np.sqrt(64)
+
+
+def test_one_run_after_another_with_one_key_is_a_repetition():
+    first, second = (transformation(jax.random.key(0)) for _ in range(2))
+    state, rows = record(first, first.init(PARAMS), 2)
+    _, again = record(second, second.init(PARAMS), 2)
+    assert_equal(again, rows)
+    record(first, state, 1)  # the first run may continue
+
+
+def test_one_key_for_two_transformations_is_refused_also_if_init_is_jitted():
+    tx = combined(transformation(jax.random.key(0)), transformation(jax.random.key(0), clip=2.0))
+    with pytest.raises(ValueError, match=r"given one key"):
+        jax.jit(tx.update)(ZEROS, jax.jit(tx.init)(PARAMS), PARAMS)

@@ -80,8 +80,8 @@ def test_a_contribution_is_whole_and_its_norm_within_the_bound(kind, bits, noise
         # Every coordinate lies halfway between two grid steps, where rounding adds most.
         "half steps": np.full(n, 0.5) / math.sqrt(float(bound)),
     }[kind]
-    noisy = release(jnp.asarray(gradient[None], jnp.float32), mechanisms.DiscreteGaussian(bits=bits),
-                    noise_multiplier)  # fmt: skip
+    grads = jnp.asarray(gradient[None], jnp.float32)
+    noisy = release(grads, mechanisms.DiscreteGaussian(bits=bits), noise_multiplier)
     steps = np.asarray(noisy, float) * math.sqrt(_squared_bound(bits, noise_multiplier))
     whole = np.rint(steps).astype(int)
     assert np.abs(steps - whole).max() < 1e-2

@@ -1,4 +1,4 @@
-"""ChaCha20: the vectors of RFC 8439, an independent implementation, and what JAX asks of a key."""
+"""ChaCha20: the vectors of RFC 8439, an independent implementation, and JAX's key interface."""
 
 import math
 
@@ -32,7 +32,7 @@ def wrap(key):
 
 
 def key_stream(key, nonce, num_bytes, counter=0):
-    """By another implementation."""
+    """The key stream of another implementation."""
     initial = counter.to_bytes(4, "little") + np.array(nonce, np.uint32).tobytes()
     cipher = Cipher(algorithms.ChaCha20(np.asarray(key, np.uint32).tobytes(), initial), mode=None)
     return cipher.encryptor().update(bytes(num_bytes))
@@ -171,8 +171,8 @@ def _count(key, bit_width, shape):
     return (jnp.arange(math.prod(shape), dtype=jnp.uint32) << np.uint32(9)).reshape(shape)
 
 
-def test_the_tails_of_float32_normals_are_those_of_the_law_to_five_standard_deviations():
-    """All 2**23 normals that there are, once each: what their law is if the bits are uniform."""
+def test_the_tails_of_float32_normals_are_right_to_five_standard_deviations():
+    """All 2**23 possible normals, once each: their distribution if the bits are uniform."""
     counting = jax.extend.random.define_prng_impl(
         key_shape=(1,), seed=lambda seed: jnp.zeros(1, jnp.uint32), split=None,
         random_bits=_count, fold_in=None, name="counting", tag="count",
@@ -210,7 +210,7 @@ def test_a_draw_beyond_the_counter_is_refused_before_it_is_made():
         jax.jit(lambda key: jax.random.bits(key, (2**36 + 16,), jnp.uint32)).lower(key)
 
 
-def test_a_whole_private_run_goes_by_secure_keys():
+def test_a_private_run_uses_a_secure_key_by_default():
     import optax
 
     plan = dpoptax.Plan(

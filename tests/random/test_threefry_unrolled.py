@@ -1,4 +1,4 @@
-"""Written out, Threefry gives the numbers that it gives in JAX."""
+"""Threefry with unrolled rounds gives the same numbers as JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpoptax.random import insecure_key as chacha20_key
-from dpoptax.random._threefry_unrolled import WRITTEN_OUT, mix, unrolled
+from dpoptax.random._threefry_unrolled import UNROLLED, mix, rolled, unrolled
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from dpoptax.random._threefry_unrolled import WRITTEN_OUT, mix, unrolled
     ],
 )
 def test_the_published_vectors(counter, key, expected):
-    """The known answers that the authors give with their code, for 20 rounds."""
+    """The known answers that come with the authors' code, for 20 rounds."""
     found = mix(jnp.array(key, jnp.uint32), *(jnp.uint32(word) for word in counter))
     assert tuple(int(word) for word in found) == expected
 
@@ -39,7 +39,7 @@ def test_the_same_numbers_under_vmap_and_for_arrays_of_keys():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_other_keys_return_as_they_are():
+def test_other_keys_are_returned_unchanged():
     key = chacha20_key(0)
     assert unrolled(key) is key
 
@@ -54,6 +54,12 @@ def test_the_same_keys_as_jax(number):
     np.testing.assert_array_equal(jax.jit(derived)(unrolled(key)), derived(key))
 
 
-def test_a_key_is_made_by_jax_alone():
-    with pytest.raises(TypeError, match="and then written out"):
-        jax.random.key(0, impl=WRITTEN_OUT)
+def test_rolled_undoes_unrolled():
+    key = jax.random.key(4)
+    assert rolled(unrolled(key)) == key
+    assert rolled(key) is key
+
+
+def test_an_unrolled_key_is_not_made_from_a_seed():
+    with pytest.raises(TypeError, match="is made from another key"):
+        jax.random.key(0, impl=UNROLLED)
