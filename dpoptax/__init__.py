@@ -28,6 +28,7 @@ from dpoptax.per_example import (
     per_example_grads,
     value_and_per_example_grads,
 )
+from dpoptax.reports import Report
 from dpoptax.transforms import PrivatizeState, dp_adam, dp_sgd, privatize
 
 __version__ = _version("dpoptax")
@@ -56,5 +57,6 @@ __all__ = [
     "dp_sgd",
     "dp_adam",
     "Plan",
+    "Report",
     "__version__",
 ]

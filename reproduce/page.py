@@ -6,7 +6,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from dpoptax.reports._report import round_up
+from dpoptax.reports import round_up
 from reproduce import batches, pictures
 from reproduce.runs import Record
 

@@ -15,7 +15,7 @@ class Mechanism(Protocol):
     """What `privatize` asks of a mechanism."""
 
     @property
-    def trust(self) -> str:
+    def caveat(self) -> str:
         """What a privacy statement about it takes on trust, for the report."""
 
     def release(

@@ -71,8 +71,8 @@ class DiscreteGaussian:
         object.__setattr__(self, "bits", bits)
 
     @property
-    def trust(self) -> str:
-        """See `Mechanism.trust`."""
+    def caveat(self) -> str:
+        """See `Mechanism.caveat`."""
         return (
             f"noise is a discrete Gaussian of 2**{self.bits} grid steps, exact if its bits are "
             "random; sums are of whole numbers"

@@ -46,8 +46,8 @@ class Gaussian:
         object.__setattr__(self, "num_draws", _validate.count("num_draws", self.num_draws))
 
     @property
-    def trust(self) -> str:
-        """See `Mechanism.trust`."""
+    def caveat(self) -> str:
+        """See `Mechanism.caveat`."""
         drawn = "a floating-point Gaussian"
         if self.num_draws > 1:
             drawn = f"a sum of {self.num_draws} floating-point Gaussians"

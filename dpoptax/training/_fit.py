@@ -140,7 +140,7 @@ def fit(
             sampler=plan.sampler,
             take=take,
             microbatch_size=parts,
-            watch=plan.clip_rule if nonprivate_readings else None,
+            watch=plan.clip if nonprivate_readings else None,
         )
 
     kept = None if resume is None else Kept(resume, identity_of(plan, params, key), generator)
@@ -172,7 +172,7 @@ def fit(
             stride = min(of_first(stride), plan.num_steps - done)
             if done + stride > charged:
                 ledger.charge(
-                    slice_of(plan.scheduled_noise, charged, done + stride), done + stride - charged
+                    slice_of(plan.noise_multiplier, charged, done + stride), done + stride - charged
                 )
                 charged = done + stride
             if kept is not None:
@@ -198,7 +198,7 @@ def _ledger(plan: Plan, done: int, lost: Iterable[tuple[int, int]]) -> Ledger:
     ledger = plan.ledger()
     for first, last in ((0, done), *lost):
         if first < last:
-            ledger.charge(slice_of(plan.scheduled_noise, first, last), last - first)
+            ledger.charge(slice_of(plan.noise_multiplier, first, last), last - first)
     return ledger
 
 
@@ -228,9 +228,7 @@ def _fitting(
     assert plan.sampler.max_batch_size is not None
 
     def released(grads: PerExampleGrads) -> PyTree:
-        return plan.mechanism.release(
-            jax.random.key(0), grads, plan.clip_rule, plan.scheduled_noise, 0
-        )
+        return plan.mechanism.release(jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0)
 
     return largest_part(
         loss_fn, point, example, released, plan.sampler.max_batch_size, default_limit()

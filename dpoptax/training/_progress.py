@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tqdm
 
 from dpoptax.accounting import Ledger
-from dpoptax.reports._report import round_up
+from dpoptax.reports import round_up
 from dpoptax.training._train_step import StepInfo
 
 # The share of the running time that may go into evaluating epsilon.

@@ -94,9 +94,9 @@ def privatize(
     runs = itertools.count()
     claim = Claim(root)
     identity = [
-        _serialize.clip_identity(rule),
-        _serialize.number_record(noise),
-        _serialize.number_record(size),
+        _serialize.encode_or_describe(rule),
+        _serialize.encode_or_describe(noise),
+        _serialize.encode_or_describe(size),
         repr(mechanism),
     ]
 

@@ -285,9 +285,9 @@ def identity_of(plan: Plan, params: PyTree, key: Any) -> dict[str, Any]:
         data = key if isinstance(key, int | np.integer) else jax.random.key_data(key)
         secret = hashlib.sha256(np.asarray(data).tobytes()).hexdigest()
     return {
-        "sampler": _serialize.sampler_identity(plan.sampler),
-        "clip": _serialize.clip_identity(plan.clip_rule),
-        "noise multiplier": _serialize.number_record(plan.scheduled_noise),
+        "sampler": _serialize.encode_or_describe(plan.sampler),
+        "clip": _serialize.encode_or_describe(plan.clip),
+        "noise multiplier": _serialize.encode_or_describe(plan.noise_multiplier),
         "mechanism": repr(plan.mechanism),
         "delta": plan.delta,
         "model": {
