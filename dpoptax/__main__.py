@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    # What a user can mistype; anything else is a bug and keeps its traceback.
     except (OSError, TypeError, ValueError) as error:
         print(f"dpoptax: {error}", file=sys.stderr)
         return 2
@@ -93,27 +94,30 @@ def _calibrate(options: argparse.Namespace) -> None:
             "one that is left out is found."
         )
     budget = {"epsilon": options.epsilon, "delta": options.delta}
-    found: accounting.Calibrated[float] | accounting.Calibrated[int]
     # Epochs become steps only when the batch size is known, so it comes first.
     if size is None:
-        found = accounting.calibrate_batch_size(
+        size, spent = accounting.calibrate_batch_size(
             num_examples=options.num_examples,
             noise_multiplier=noise,
             num_steps=steps,
             epochs=options.epochs,
             **budget,
         )
-        name, size = "batch_size", found.value
+        found = f"batch_size {size}"
     sampler = samplers.Poisson(options.num_examples, size)
     if steps is None and options.epochs is not None:
         steps = _validate.steps_of_epochs(options.epochs, options.num_examples, size)
     if noise is None:
-        found = accounting.calibrate_noise_multiplier(sampler=sampler, num_steps=steps, **budget)
-        name, noise = "noise_multiplier", found.value
+        noise, spent = accounting.calibrate_noise_multiplier(
+            sampler=sampler, num_steps=steps, **budget
+        )
+        found = f"noise_multiplier {noise:.6g}"
     elif no_length:
-        found = accounting.calibrate_num_steps(sampler=sampler, noise_multiplier=noise, **budget)
-        name, steps = "num_steps", found.value
-    print(f"{name} {found.value:.6g} at epsilon = {found.epsilon:.6g}, delta = {options.delta:g}")
+        steps, spent = accounting.calibrate_num_steps(
+            sampler=sampler, noise_multiplier=noise, **budget
+        )
+        found = f"num_steps {steps}"
+    print(f"{found} at epsilon = {spent:.6g}, delta = {options.delta:g}")
     if options.out:
         plan = Plan(
             sampler=sampler,

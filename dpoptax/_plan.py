@@ -95,6 +95,7 @@ class Plan:
         noise = checked(
             "noise_multiplier", as_scheduled(noise_multiplier, num_steps), _validate.non_negative
         )
+        # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         mechanism.check(rule, noise)
         self.__attrs_init__(
             sampler=sampler,
@@ -158,7 +159,7 @@ class Plan:
         return cls(
             sampler=sampler,
             clip=clip,
-            noise_multiplier=found.value,
+            noise_multiplier=found.noise_multiplier,
             num_steps=steps,
             delta=delta,
         )
@@ -233,6 +234,7 @@ class Plan:
             ValueError: the text is not such a plan. Nothing is guessed and nothing is ignored.
         """
         content = _serialize.read_document(text, FORMAT, _serialize.fields(Plan))
+        # The other fields are numbers or schedules; `__init__` validates them.
         interfaces: dict[str, type] = {"sampler": Sampler, "clip": ClipRule, "mechanism": Mechanism}
         return cls(
             **{

@@ -46,6 +46,7 @@ def encode(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return _encode_float(value)
+    # JSON has lists only; decoding makes tuples of them, which frozen values hold.
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     cls = type(value)
@@ -125,6 +126,7 @@ def _decode(record: Any, what: str) -> Any:
         return tuple(_decode(item, what) for item in record)
     if not isinstance(record, dict):
         return math.inf if record == "inf" else record
+    # Only registered classes are built, so that a file cannot make us call anything else.
     content = dict(record)
     kind = content.pop("kind", None)
     if kind not in _CLASSES:

@@ -2,7 +2,9 @@
 
 from dpoptax.accounting import trade_off
 from dpoptax.accounting._calibrate import (
-    Calibrated,
+    CalibratedBatchSize,
+    CalibratedNoise,
+    CalibratedSteps,
     calibrate_batch_size,
     calibrate_noise_multiplier,
     calibrate_num_steps,
@@ -22,7 +24,9 @@ __all__ = [
     "calibrate_noise_multiplier",
     "calibrate_num_steps",
     "calibrate_batch_size",
-    "Calibrated",
+    "CalibratedNoise",
+    "CalibratedSteps",
+    "CalibratedBatchSize",
     # Counting releases as they happen
     "Ledger",
     "RdpFilter",

@@ -31,12 +31,14 @@ class Budget:
         self, sampler: Sampler, noise_multiplier: float, num_steps: int, coarsening: float = 1.0
     ) -> float:
         """Returns the epsilon of a run at this delta."""
+        # Resolved here, for calibrate_batch_size makes a new sampler for each size.
         relation = resolve_relation(self.relation, sampler.relation)
         event = run_event(sampler, noise_multiplier, num_steps, relation)
         return coarse_epsilon(event, delta=self.delta, relation=relation, coarsening=coarsening)
 
     def excess(self, cost: float) -> float:
         """Returns log(cost / epsilon), at most zero where the budget is kept."""
+        # Finite also where epsilon is zero or infinite, as the searches interpolate.
         return math.log(max(cost, 1e-12) / self.epsilon) if cost < math.inf else 1e3
 
     def largest(self, cost: Callable[[int], float], guess: float, highest: int) -> int:

@@ -7,7 +7,7 @@ epsilon is returned too.
 import functools
 import math
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dpoptax import _validate
 from dpoptax.accounting import _search as search
@@ -24,18 +24,25 @@ MAX_STEPS = 10**9
 # overstates epsilon a little, so that the answer is improved on the usual grid at the end.
 SEARCH_COARSENING = 8.0
 
-Value = TypeVar("Value", float, int)
+
+class CalibratedNoise(NamedTuple):
+    """The noise multiplier that was found, and its epsilon, which is at most the target."""
+
+    noise_multiplier: float
+    epsilon: float
 
 
-class Calibrated(NamedTuple, Generic[Value]):
-    """The value that was found, and its epsilon.
+class CalibratedSteps(NamedTuple):
+    """The number of steps that was found, and its epsilon, which is at most the target."""
 
-    Attributes:
-        value: the noise multiplier, the number of steps or the batch size.
-        epsilon: at that value; at most the target.
-    """
+    num_steps: int
+    epsilon: float
 
-    value: Value
+
+class CalibratedBatchSize(NamedTuple):
+    """The batch size that was found, and its epsilon, which is at most the target."""
+
+    batch_size: int
     epsilon: float
 
 
@@ -46,7 +53,7 @@ def calibrate_noise_multiplier(
     sampler: Sampler,
     num_steps: int,
     relation: Relation | None = None,
-) -> Calibrated[float]:
+) -> CalibratedNoise:
     """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
 
     Args:
@@ -81,6 +88,7 @@ def calibrate_noise_multiplier(
     coarse = functools.lru_cache(
         lambda log_noise: budget.excess(cost(log_noise, SEARCH_COARSENING))
     )
+    # Epsilon is about a power of the noise, so that the search is over its logarithm.
     lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
     guess = min(max(first_log_noise(budget, sampler, num_steps), lowest), highest)
     root = search.smallest_root(coarse, guess, lowest, highest)
@@ -90,14 +98,16 @@ def calibrate_noise_multiplier(
             "larger epsilon or delta, or a larger max_batch_size: overflow is paid from delta."
         )
     root = min(root, highest)
+    # The slope tells how much noise the coarse grid's excess costs.
     slope = (coarse(root + 0.02) - coarse(root)) / 0.02
     # The coarse grid overstates epsilon, so its root is feasible but for rounding.
     while (spent := cost(root)) > budget.epsilon:
         root += search.TOLERANCE
+    # At the end of the range nothing can be improved; a flat curve has no Newton step.
     if root == lowest or slope >= 0:
-        return Calibrated(math.exp(root), spent)
+        return CalibratedNoise(math.exp(root), spent)
     log_noise, spent = _less_noise(budget, cost, (root, spent), lowest, slope)
-    return Calibrated(math.exp(log_noise), spent)
+    return CalibratedNoise(math.exp(log_noise), spent)
 
 
 def _less_noise(
@@ -111,6 +121,7 @@ def _less_noise(
     root, spent = feasible
     rest = budget.excess(spent)
     refined = root - rest / slope + search.TOLERANCE / 2
+    # Usually the first step succeeds; the noise at hand is feasible already, so that three suffice.
     for _ in range(3):
         if not lowest < refined < root:
             break
@@ -129,7 +140,7 @@ def calibrate_num_steps(
     sampler: Sampler,
     noise_multiplier: float,
     relation: Relation | None = None,
-) -> Calibrated[int]:
+) -> CalibratedSteps:
     """Finds the largest number of steps that costs at most `epsilon`.
 
     Args:
@@ -170,7 +181,7 @@ def calibrate_num_steps(
             f"one step at noise multiplier {noise:g} costs {cost(1):.4g}. Take more noise or a "
             "smaller batch."
         )
-    return Calibrated(num_steps, cost(num_steps))
+    return CalibratedSteps(num_steps, cost(num_steps))
 
 
 def calibrate_batch_size(
@@ -183,7 +194,7 @@ def calibrate_batch_size(
     epochs: float | None = None,
     make_sampler: Callable[[int, int], Sampler] = Poisson,
     relation: Relation | None = None,
-) -> Calibrated[int]:
+) -> CalibratedBatchSize:
     """Finds the largest batch that costs at most `epsilon`, for fixed steps or fixed epochs.
 
     Args:
@@ -221,11 +232,13 @@ def calibrate_batch_size(
             return _validate.count("num_steps", num_steps)
         return _validate.steps_of_epochs(epochs, num_examples, batch_size)
 
+    # The sampler changes with the size, so that each evaluation starts from the sampler.
     @functools.lru_cache
     def cost(batch_size: int) -> float:
         return budget.cost(make_sampler(num_examples, batch_size), noise, steps_of(batch_size))
 
     rate = budget.gaussian_mu() / spread(noise)
+    # At fixed epochs the number of steps falls as the batch grows, so mu grows with its root only.
     if epochs is None:
         guess = num_examples * rate / math.sqrt(steps_of(1))
     else:
@@ -236,4 +249,4 @@ def calibrate_batch_size(
             f"{steps_of(1)} steps with one example each cost {cost(1):.4g}. Take more noise or "
             "fewer steps."
         )
-    return Calibrated(batch_size, cost(batch_size))
+    return CalibratedBatchSize(batch_size, cost(batch_size))

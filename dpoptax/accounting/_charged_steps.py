@@ -31,6 +31,7 @@ class ChargedSteps:
 
     def extended(self, count: int) -> "ChargedSteps":
         """Returns a copy with more steps like the last one."""
+        # The constructor copies the lists, so that this record stays as it is.
         copy = ChargedSteps(self.segments)
         copy.add(copy.segments[-1][-1][0], count)
         return copy

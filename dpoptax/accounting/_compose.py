@@ -54,7 +54,8 @@ MAX_TRIALS = 30
 TILT_SHIFTS = (0.03, 0.2, 1.0, 3.0, 10.0)
 
 
-class StepLoss(NamedTuple):
+@attrs.frozen(eq=False)
+class StepLoss:
     """The privacy loss of one kind of step, in one direction of neighbours.
 
     Attributes:

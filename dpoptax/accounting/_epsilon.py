@@ -61,6 +61,7 @@ class PrivacyLoss:
         """Returns the smallest delta at each epsilon of a vector, rounded up by about 1e-13."""
         if self.directions is None:
             return np.ones(len(epsilons))
+        # A guarantee must hold in both directions, so that the larger delta counts.
         deltas = [np.zeros(len(epsilons)), *(one.deltas(epsilons) for one in self.directions)]
         return np.clip(np.max(deltas, axis=0) + self.overflow, 0.0, 1.0)
 
@@ -124,6 +125,7 @@ def run_event(
     relation = resolve_relation(relation, sampler.relation)
     if num_steps == 0:
         return dp_accounting.NoOpDpEvent()
+    # Only the steps that ran count: a schedule may end without noise after them.
     if as_schedule(noise_multiplier).slice(0, num_steps).min == 0:
         return dp_accounting.NonPrivateDpEvent()
     return sampler.event(noise_multiplier, num_steps, relation)
@@ -178,6 +180,7 @@ def coarse_epsilon(
     group_size = _validate.count("group_size", group_size)
     if group_size == 1:
         return _privacy_loss(normalize(event, delta=delta), parsed, coarsening).epsilon(delta)
+    # Where the event of a group is known, it is much tighter than the general bound.
     steps = normalize_for_group(event, delta=delta, relation=parsed, group_size=group_size)
     if steps is not None:
         return _privacy_loss(steps, parsed, coarsening).epsilon(delta)
@@ -222,6 +225,7 @@ def _privacy_loss(
         return PrivacyLoss(None)
     if not steps.counts:
         return PrivacyLoss(())
+    # All steps share one grid, or they could not be convolved.
     usual = grid_step(steps.counts)
     if usual > LARGEST_GRID_STEP:
         return PrivacyLoss(None)
@@ -238,6 +242,8 @@ def _general_group_epsilon(loss: PrivacyLoss, group_size: int, delta: float) -> 
     (epsilon, d) for one implies (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k (Dwork
     and Roth 2014, theorem 2.2, in the form of Vadhan 2017, lemma 2.2).
     """
+    # log((e^(k epsilon) - 1) / (e^epsilon - 1)), without overflow. Any feasible grid point is
+    # a valid answer; its spacing costs tightness only.
     epsilons = np.geomspace(1e-4, 1e3 / group_size, 4000)
     log_factor = group_size * epsilons + np.log1p(-np.exp(-group_size * epsilons))
     log_factor -= epsilons + np.log1p(-np.exp(-epsilons))

@@ -16,6 +16,7 @@ def encode_event(event: dp_accounting.DpEvent) -> Any:
 def decode_event(record: Any) -> dp_accounting.DpEvent:
     """Returns the event that `encode_event` wrote; refuses anything else."""
     fields = dict(mapping("the record of an event", record))
+    # Classes are looked up by name among known ones, never imported by what the text says.
     kinds = vars(dp_accounting.dp_event) | {KnownBranchDpEvent.__name__: KnownBranchDpEvent}
     kind = kinds.get(str(fields.pop("kind", None)))
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):

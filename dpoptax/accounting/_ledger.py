@@ -183,6 +183,7 @@ class Ledger:
         names = {"sampler", "clip", "delta", "segments", "others"}
         content = _serialize.read_document(text, FORMAT, names)
         ledger = cls(sampler, clip, delta=content["delta"])
+        # The cost of steps depends on the sampler; a run under another one is another run.
         for name, now in ledger._identity().items():
             if content[name] != now:
                 raise ValueError(
@@ -191,7 +192,7 @@ class Ledger:
                     "old run to it: new.charge_event(old.event(new.sampler.relation))."
                 )
         for segment in content["segments"]:
-            ledger.restart()
+            ledger.restart()  # does nothing before the first segment
             for noise, count in segment:
                 ledger.charge(noise, count)
         for event, count in content["others"]:
@@ -207,6 +208,7 @@ class Ledger:
     def _epsilon_of(self, steps: ChargedSteps, delta: float, relation: Relation | None) -> float:
         """The epsilon of these steps and all other releases, computed once."""
         parsed = resolve_relation(relation, self.sampler.relation)
+        # Other releases are only ever added, so that their number identifies them.
         key = (steps.key(), len(self._others), delta, parsed)
         if key not in self._known_epsilons:
             event = self._event_of(steps, parsed)

@@ -39,6 +39,7 @@ def as_text(values: ReportValues) -> str:
         "Epsilon under other conditions": _other_epsilons(values),
         "What the best possible attacker can find out": _attacker(values),
     }
+    # One column for all sections.
     width = max(len(name) for rows in sections.values() for name in rows)
     lines = []
     for title, rows in sections.items():
@@ -56,6 +57,7 @@ def as_text(values: ReportValues) -> str:
 def in_words(values: ReportValues) -> str:
     """Returns one paragraph for a reader who knows no formula."""
     unit = values.unit
+    # Infinite with noise: the noise is so small that the accountant finds no bound.
     if math.isinf(values.epsilon) and as_schedule(values.noise_multiplier).min > 0:
         return (
             "For this run no finite epsilon can be shown at this delta, so that nothing can be "
@@ -66,6 +68,7 @@ def in_words(values: ReportValues) -> str:
             "This run is not private: at least one step had no noise, so it protects nobody. Treat "
             "everything that it released like the data itself."
         )
+    # The first rate and prior are those that the paragraph names; the rows list all.
     rate, found = next(iter(values.true_positive_rate.items()))
     prior, belief = next(iter(values.posterior_belief.items()))
     instead = " rather than another one" if values.relation == "replace_one" else ""
@@ -98,6 +101,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
             f"({round_up(values.epsilon)}, {round_up_significant(values.delta)})"
             "-differential privacy (epsilon, delta)"
         )
+    # Charged steps that are not part of the result still reveal something.
     lost = ""
     if values.steps_lost:
         lost = f", and {values.steps_lost:,} lost in a crash, which count as released"
@@ -154,8 +158,8 @@ def _attacker(values: ReportValues) -> dict[str, str]:
     correct = round_up(50 + 50 * values.advantage, 2)
     advantage = round_up(100 * values.advantage, 2)
     return {
-        "Correct answers": f"{correct} % at most on whether one {unit} was used, where a guess gives "
-        "50 %; the true positive rate exceeds the false positive rate by at most "
+        "Correct answers": f"{correct} % at most on whether one {unit} was used, where a guess "
+        "gives 50 %; the true positive rate exceeds the false positive rate by at most "
         f"{advantage} percentage points",
         f"Used {unit}s recognized": rates,
         "Attacker's belief": f"that one {unit} was used can rise {beliefs} at most, except with "

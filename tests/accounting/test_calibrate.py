@@ -119,8 +119,8 @@ def test_steps_and_sizes_against_published_ones():
 
 def test_sizes_of_other_samplers():
     run = {"epsilon": 2.0, "delta": 1e-5, "num_examples": 6000, "noise_multiplier": 2.0}
-    poisson = calibrate_batch_size(num_steps=1000, **run).value
-    full = calibrate_batch_size(num_steps=1000, make_sampler=FixedSize, **run).value
+    poisson = calibrate_batch_size(num_steps=1000, **run).batch_size
+    full = calibrate_batch_size(num_steps=1000, make_sampler=FixedSize, **run).batch_size
     assert 1 <= full < poisson
 
 
