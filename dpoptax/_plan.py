@@ -24,7 +24,7 @@ from dpoptax.transforms import privatize
 FORMAT = "dpoptax plan 1"
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class Plan:
     """A private run, fixed before it starts.
 

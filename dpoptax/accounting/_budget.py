@@ -8,6 +8,7 @@ one Gaussian mechanism with (Bu et al. 2020, arXiv:1911.11607)
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -19,12 +20,20 @@ from dpoptax.samplers import Sampler
 from dpoptax.schedules import as_schedule
 
 
+def _epsilon(value: Any) -> float:
+    return _validate.positive("epsilon", value)
+
+
+def _delta(value: Any) -> float:
+    return _validate.open_unit("delta", value)
+
+
 @attrs.frozen
 class Budget:
     """The epsilon and delta that a run must keep, and the neighbouring relation if one is named."""
 
-    epsilon: float = attrs.field(converter=lambda value: _validate.positive("epsilon", value))
-    delta: float = attrs.field(converter=lambda value: _validate.open_unit("delta", value))
+    epsilon: float = attrs.field(converter=_epsilon)
+    delta: float = attrs.field(converter=_delta)
     relation: Relation | None
 
     def cost(

@@ -64,7 +64,10 @@ def _draw_attack(axes: Any, curves: AttackCurves) -> None:
     rates, smallest = curves.rates, float(curves.rates[0])
     axes.plot(rates, rates, color="0.6", linestyle=":", label="guessing")
     axes.plot(rates, curves.found, color="C0", linewidth=2, label="best attack on this run")
-    styles = ({"color": "C2", "linestyle": "--"}, {"color": "C3", "linewidth": 1})
+    styles: tuple[dict[str, Any], ...] = (
+        {"color": "C2", "linestyle": "--"},
+        {"color": "C3", "linewidth": 1},
+    )
     # No bounds where the run had no noise.
     for (label, bound), style in zip(curves.bounds.items(), styles, strict=False):
         axes.plot(rates, bound, label=label, **style)
