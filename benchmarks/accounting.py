@@ -62,7 +62,7 @@ def schedule(shift: float) -> float:
 
 def report(noise: float) -> str:
     plan = dpoptax.Plan(clip=1.0, noise_multiplier=noise, num_steps=9380, **RUN)
-    return str(plan.report())
+    return str(dpoptax.Report.from_plan(plan))
 
 
 def programs() -> dict[str, Callable[[float], object]]:

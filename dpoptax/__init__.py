@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         per_example_grads,
         value_and_per_example_grads,
     )
+    from dpoptax.reports import Report
     from dpoptax.transforms import PrivatizeState, dp_adam, dp_sgd, privatize
 
     __version__: str
@@ -58,6 +59,7 @@ __all__ = [
     "dp_sgd",
     "dp_adam",
     "Plan",
+    "Report",
     "__version__",
 ]
 
@@ -72,6 +74,7 @@ _MODULES = {
     "dp_sgd": "dpoptax.transforms",
     "dp_adam": "dpoptax.transforms",
     "Plan": "dpoptax._plan",
+    "Report": "dpoptax.reports",
 }
 
 

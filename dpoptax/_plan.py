@@ -1,42 +1,47 @@
-"""Sampler, clip, noise, steps and delta as one frozen value.
+"""Plan: sampler, clip rule, noise, number of steps and delta of a private run, as one frozen value.
 
-What clips, what noises and what is accounted all come from it, so no number is typed twice.
+The transformation that clips and adds noise, and the accountant, both read the plan. So no number
+is typed twice, and the numbers that run are the numbers that are accounted.
 """
 
-import dataclasses
+from typing import Any
 
+import attrs
 import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
-from dpoptax import _serialize, _validate, accounting, reports
-from dpoptax.accounting._epsilon import run_event
-from dpoptax.clipping import ClipRule, FlatClip
+from dpoptax import _serialize, _validate, accounting
+from dpoptax.accounting._epsilon import resolve_relation, run_event
+from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
-from dpoptax.relations import Relation, parse_relation
+from dpoptax.relations import Relation
 from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import Scheduled, as_scheduled, checked
-from dpoptax.transforms._privatize import privatize
+from dpoptax.schedules import ScalarOrSchedule, as_scheduled, checked
+from dpoptax.transforms import privatize
+
+FORMAT = "dpoptax plan 1"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@attrs.frozen(init=False)
 class Plan:
-    """A private run, decided before it starts.
+    """A private run, fixed before it starts.
 
     Attributes:
-        sampler: who takes part in each step.
-        clip: a clip rule, or its bound as the short form of `dpoptax.clipping.FlatClip`.
-        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. It
-            and the clip bound may each be an Optax schedule, which is read at every planned step
-            and kept as a `dpoptax.schedules.Schedule`.
+        sampler: draws the examples of each step.
+        clip: the clip rule. A number `c` or a schedule is the short form of
+            `dpoptax.clipping.FlatClip(c)`.
+        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. An
+            Optax schedule, here or as the clip bound, is evaluated at every planned step and kept
+            as a `dpoptax.schedules.Schedule`.
         num_steps: how many steps may run.
-        delta: of the guarantee; strictly between 0 and 1, well below 1 / num_examples.
-        mechanism: how the noise is made, one of `dpoptax.mechanisms`; all are accounted alike.
+        delta: of the guarantee; strictly between 0 and 1, and well below 1 / num_examples.
+        mechanism: how the noise is drawn, one of `dpoptax.mechanisms`. It does not change epsilon.
 
     Raises:
-        TypeError: a field of the wrong kind.
-        ValueError: a number out of range.
+        TypeError: an argument has the wrong type.
+        ValueError: a number is out of range.
 
     Example:
         >>> import dpoptax
@@ -49,111 +54,125 @@ class Plan:
         ... )
         >>> round(plan.epsilon(), 3), round(plan.epsilon(relation="replace_one"), 3)
         (0.89, 1.541)
+        >>> plan.replace(num_steps=100).epsilon() < plan.epsilon()
+        True
     """
 
     sampler: Sampler
-    clip: ClipRule | Scheduled | optax.Schedule
-    noise_multiplier: Scheduled | optax.Schedule
+    clip: ClipRule
+    noise_multiplier: ScalarOrSchedule
     num_steps: int
     delta: float
-    mechanism: Mechanism = Gaussian()
+    mechanism: Mechanism
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Sampler):
+    # Written out, because two arguments may be Optax schedules, which need num_steps to become
+    # the values that the fields hold.
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        clip: ClipRule | ScalarOrSchedule | optax.Schedule,
+        noise_multiplier: ScalarOrSchedule | optax.Schedule,
+        num_steps: int,
+        delta: float,
+        mechanism: Mechanism = Gaussian(),
+    ) -> None:
+        """Validates the arguments; see the class."""
+        if not isinstance(sampler, Sampler):
             raise TypeError(
-                "sampler must be one of dpoptax.samplers, which know their own law; got "
-                f"{self.sampler!r}."
+                f"sampler must be one of dpoptax.samplers or have their interface; got {sampler!r}."
             )
-        num_steps = _validate.count("num_steps", self.num_steps, at_least=0)
+        if not isinstance(mechanism, Mechanism):
+            raise TypeError(f"mechanism must be one of dpoptax.mechanisms; got {mechanism!r}.")
+        num_steps = _validate.count("num_steps", num_steps, at_least=0)
         if num_steps >= 2**31:
             raise ValueError(
-                f"num_steps must be below 2**31, where counting ends; got {num_steps}."
+                f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
             )
-        clip, noise = self.clip, as_scheduled(self.noise_multiplier, num_steps)
         if not isinstance(clip, ClipRule):
-            clip = as_clip_rule(as_scheduled(clip, num_steps))
-        fields = {
-            "clip": clip,
-            "noise_multiplier": checked("noise_multiplier", noise, _validate.non_negative),
-            "num_steps": num_steps,
-            "delta": _validate.open_unit("delta", self.delta),
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-        if not isinstance(self.mechanism, Mechanism):
-            raise TypeError(f"mechanism must be one of dpoptax.mechanisms; got {self.mechanism!r}.")
-        self.mechanism.check(self.clip_rule, self.scheduled_noise)
+            clip = as_scheduled(clip, num_steps)
+        rule = as_clip_rule(clip)
+        noise = checked(
+            "noise_multiplier", as_scheduled(noise_multiplier, num_steps), _validate.non_negative
+        )
+        # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
+        mechanism.check(rule, noise)
+        self.__attrs_init__(
+            sampler=sampler,
+            clip=rule,
+            noise_multiplier=noise,
+            num_steps=num_steps,
+            delta=_validate.open_unit("delta", delta),
+            mechanism=mechanism,
+        )
 
     @classmethod
     def calibrate(
         cls,
         *,
-        num_examples: int,
-        batch_size: float,
-        epsilon: float,
-        delta: float,
-        l2_clip: float,
+        sampler: Sampler | None = None,
+        num_examples: int | None = None,
+        expected_batch_size: float | None = None,
+        clip: ClipRule | ScalarOrSchedule | optax.Schedule,
         epochs: float | None = None,
         num_steps: int | None = None,
+        epsilon: float,
+        delta: float,
     ) -> "Plan":
-        """Returns the plan with the least noise that keeps Poisson sampling within a budget.
+        """Returns the plan with the least noise that costs at most `epsilon`.
+
+        The budget holds under the sampler's own neighbouring relation. For another mechanism than
+        the default, write `Plan.calibrate(...).replace(mechanism=...)`.
 
         Args:
-            num_examples: how many examples there are.
-            batch_size: the expected batch size, in examples.
-            epsilon: the budget under add_or_remove_one.
-            delta: strictly between 0 and 1, well below 1 / num_examples.
-            l2_clip: the bound on one example's gradient norm.
+            sampler: any sampler; or give the next two arguments
+            num_examples: how many examples there are, and
+            expected_batch_size: the mean batch size, for `samplers.Poisson(num_examples,
+                expected_batch_size)`.
+            clip: a clip rule, or the bound on the norm of one example's gradient.
             epochs: how often each example takes part on average; or
             num_steps: how many steps to plan. Give one of the two.
+            epsilon: the budget.
+            delta: strictly between 0 and 1, and well below 1 / num_examples.
 
         Returns:
-            A plan whose `epsilon()` is at most `epsilon`.
+            A plan with `plan.epsilon() <= epsilon`.
 
         Raises:
-            TypeError: an argument of the wrong kind; both or none of epochs and num_steps.
-            ValueError: a number out of range.
+            TypeError: an argument has the wrong type; or of two alternatives, both or none were
+                given.
+            ValueError: a number is out of range.
 
         Example:
             >>> plan = Plan.calibrate(
-            ...     num_examples=1000, batch_size=100, epochs=5,
-            ...     epsilon=2.0, delta=1e-5, l2_clip=1.0,
+            ...     num_examples=1000, expected_batch_size=100, clip=1.0, epochs=5,
+            ...     epsilon=2.0, delta=1e-5,
             ... )
             >>> plan.num_steps, plan.epsilon() <= 2.0
             (50, True)
         """
-        _validate.epochs_or_steps(epochs, num_steps)
-        sampler = Poisson(num_examples, batch_size)
-        if epochs is not None:
-            num_steps = _validate.steps_of_epochs(epochs, num_examples, sampler.expected_batch_size)
-        steps = _validate.count("num_steps", num_steps)
-        noise_multiplier, _ = accounting.calibrate_noise_multiplier(
+        sampler = _one_sampler(sampler, num_examples, expected_batch_size)
+        steps = _one_num_steps(sampler, epochs, num_steps)
+        found = accounting.calibrate_noise_multiplier(
             epsilon=epsilon, delta=delta, sampler=sampler, num_steps=steps
         )
         return cls(
             sampler=sampler,
-            clip=FlatClip(l2_clip),
-            noise_multiplier=noise_multiplier,
+            clip=clip,
+            noise_multiplier=found.noise_multiplier,
             num_steps=steps,
             delta=delta,
         )
 
-    @property
-    def clip_rule(self) -> ClipRule:
-        """The clip rule, also where `clip` was given as its bound."""
-        assert isinstance(self.clip, ClipRule)  # __post_init__ has made it one
-        return self.clip
-
-    @property
-    def scheduled_noise(self) -> Scheduled:
-        """The noise multiplier, also where it was given as an Optax schedule."""
-        return checked("noise_multiplier", self.noise_multiplier, _validate.non_negative)
+    def replace(self, **changes: Any) -> "Plan":
+        """Returns this plan with some arguments changed, all of them validated again."""
+        return attrs.evolve(self, **changes)
 
     def privatize(self, key: PRNGKeyArray) -> optax.GradientTransformation:
-        """Returns the transformation of this plan; `key` serves its noise and nothing else."""
+        """Returns the transformation of this plan. Use `key` for its noise and nothing else."""
         return privatize(
-            self.clip_rule,
-            self.scheduled_noise,
+            self.clip,
+            self.noise_multiplier,
             expected_batch_size=self.sampler.expected_batch_size,
             key=key,
             mechanism=self.mechanism,
@@ -164,21 +183,17 @@ class Plan:
     ) -> dp_accounting.DpEvent:
         """Returns dp-accounting's event for the first `num_steps` steps, all by default.
 
-        Under the sampler's own relation, if no other is named.
+        `relation=None` means the sampler's own relation, here and below.
         """
-        parsed = parse_relation(relation or self.sampler.relation)
-        return run_event(self.sampler, self.scheduled_noise, self._steps(num_steps), parsed)
+        return run_event(self.sampler, self.noise_multiplier, self._steps(num_steps), relation)
 
     def privacy_loss(
         self, num_steps: int | None = None, relation: Relation | None = None
     ) -> accounting.PrivacyLoss:
-        """Returns the privacy loss of the first `num_steps` steps, for further questions.
-
-        Under the sampler's own relation, if no other is named.
-        """
-        parsed = parse_relation(relation or self.sampler.relation)
-        event = self.event(num_steps, parsed)
-        return accounting.event_privacy_loss(event, delta=self.delta, relation=parsed)
+        """Returns the privacy loss of the first `num_steps` steps, to read many guarantees off."""
+        relation = resolve_relation(relation, self.sampler.relation)
+        event = self.event(num_steps, relation)
+        return accounting.event_privacy_loss(event, delta=self.delta, relation=relation)
 
     def epsilon(
         self,
@@ -187,48 +202,79 @@ class Plan:
         relation: Relation | None = None,
         group_size: int = 1,
     ) -> float:
-        """Returns what the first `num_steps` steps cost, all by default; inf without noise.
-
-        Under the sampler's own relation, if no other is named.
-        """
-        parsed = parse_relation(relation or self.sampler.relation)
-        return accounting.event_epsilon(
-            self.event(num_steps, parsed),
+        """Returns the epsilon of the first `num_steps` steps, all by default; inf without noise."""
+        return accounting.epsilon(
+            sampler=self.sampler,
+            noise_multiplier=self.noise_multiplier,
+            num_steps=self._steps(num_steps),
             delta=self.delta if delta is None else delta,
-            relation=parsed,
+            relation=relation,
             group_size=group_size,
         )
 
     def ledger(self) -> accounting.Ledger:
         """Returns an empty ledger for a run of this plan."""
-        return accounting.Ledger(self.sampler, self.clip_rule, delta=self.delta)
-
-    def report(self, num_steps: int | None = None) -> reports.Report:
-        """Returns the privacy statement for the first `num_steps` steps, all by default.
-
-        Print it, or see `reports.Report` for JSON and a picture.
-        """
-        return reports._report.of_plan(self, self._steps(num_steps))
+        return accounting.Ledger(self.sampler, self.clip, delta=self.delta)
 
     def to_json(self) -> str:
         """Returns this plan as JSON, which `from_json` reads back.
 
         Raises:
-            TypeError: a sampler or clip rule of your own, or `UserPoisson`, which holds whose every
-                example is.
+            TypeError: the plan contains a class of your own, or `UserPoisson`, which holds the user
+                of every example.
         """
-        return _serialize.plan_to_json(self)
+        content = {name: _serialize.encode(getattr(self, name)) for name in _serialize.fields(Plan)}
+        return _serialize.write_document(FORMAT, content)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Returns the plan that `to_json` wrote.
 
         Raises:
-            ValueError: text that is no such plan; nothing in it is guessed or passed over.
+            ValueError: the text is not such a plan. Nothing is guessed and nothing is ignored.
         """
-        return cls(**_serialize.plan_fields(text))
+        content = _serialize.read_document(text, FORMAT, _serialize.fields(Plan))
+        # The other fields are numbers or schedules; `__init__` validates them.
+        interfaces: dict[str, type] = {"sampler": Sampler, "clip": ClipRule, "mechanism": Mechanism}
+        return cls(
+            **{
+                name: _serialize.decode(record, interfaces[name])
+                if name in interfaces
+                else _serialize.decode_number(record)
+                for name, record in content.items()
+            }
+        )
 
     def _steps(self, num_steps: int | None) -> int:
         if num_steps is None:
             return self.num_steps
         return _validate.count("num_steps", num_steps, at_least=0)
+
+
+def _one_sampler(
+    sampler: Sampler | None, num_examples: int | None, expected_batch_size: float | None
+) -> Sampler:
+    """Returns the sampler, or the Poisson sampler of the two numbers."""
+    if sampler is not None and num_examples is None and expected_batch_size is None:
+        return sampler
+    if sampler is None and num_examples is not None and expected_batch_size is not None:
+        return Poisson(num_examples, expected_batch_size)
+    raise TypeError(
+        "give either sampler, or num_examples and expected_batch_size for Poisson sampling; got "
+        f"sampler={sampler!r}, num_examples={num_examples}, "
+        f"expected_batch_size={expected_batch_size}."
+    )
+
+
+def _one_num_steps(sampler: Sampler, epochs: float | None, num_steps: int | None) -> int:
+    """Returns the number of steps, or that of the epochs."""
+    _validate.epochs_or_steps(epochs, num_steps)
+    if epochs is None:
+        return _validate.count("num_steps", num_steps)
+    size = sampler.expected_batch_size
+    if not isinstance(size, float | int):
+        raise TypeError(
+            f"epochs need one batch size; that of {type(sampler).__name__} changes with the step. "
+            "Pass num_steps."
+        )
+    return _validate.steps_of_epochs(epochs, sampler.num_examples, size)

@@ -110,12 +110,12 @@ def main() -> None:
         train, test = data.train_inputs[..., None], data.test_inputs[..., None]
         plan = dpoptax.Plan.calibrate(
             num_examples=len(train),
-            batch_size=options.batch_size,
+            expected_batch_size=options.batch_size,
             epochs=options.epochs,
             num_steps=options.steps,
             epsilon=options.epsilon,
             delta=options.delta,
-            l2_clip=options.l2_clip,
+            clip=options.l2_clip,
         )
 
         # The parameters leave the model here, and come back inside the loss.

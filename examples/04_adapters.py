@@ -147,11 +147,11 @@ def main() -> None:
 
     plan = dpoptax.Plan.calibrate(  # private: the sampler and the noise
         num_examples=len(private[0]),
-        batch_size=128,
+        expected_batch_size=128,
         num_steps=options.steps,
         epsilon=options.epsilon,
         delta=1e-5,
-        l2_clip=1.0,
+        clip=1.0,
     )
     root = dpoptax.random.secure_key()
     if options.seed is not None:

@@ -15,7 +15,6 @@ models. It needs matplotlib and scikit-learn: pip install 'dpoptax[examples]'.
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -87,18 +86,18 @@ def private_plan(options: argparse.Namespace, num_examples: int) -> dpoptax.Plan
     """Returns the plan with the least noise within the budget."""
     return dpoptax.Plan.calibrate(
         num_examples=num_examples,
-        batch_size=options.batch_size,
+        expected_batch_size=options.batch_size,
         epochs=options.epochs,
         num_steps=options.steps,
         epsilon=options.epsilon,
         delta=options.delta,
-        l2_clip=options.l2_clip,
+        clip=options.l2_clip,
     )
 
 
 def without_privacy(plan: dpoptax.Plan) -> dpoptax.Plan:
     """Returns the same plan without clipping and noise."""
-    return dataclasses.replace(plan, clip=math.inf, noise_multiplier=0.0)
+    return plan.replace(clip=math.inf, noise_multiplier=0.0)
 
 
 # 5. Fit: `main` below calls `dpoptax.training.fit` with both plans

@@ -349,12 +349,12 @@ WRONG_CALLS = {
     "epochs and steps": (
         lambda: Plan.calibrate(
             num_examples=10,
-            batch_size=2,
+            expected_batch_size=2,
             epochs=1,
             num_steps=2,
             epsilon=1.0,
             delta=0.1,
-            l2_clip=1.0,
+            clip=1.0,
         ),
         "either epochs or num_steps",
     ),

@@ -1,15 +1,19 @@
-"""The plan: one value from which clip, noise and statement come."""
+"""Plan: clip, noise and accounting come from one frozen value."""
 
-import dataclasses
 import math
 
+import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import dpoptax
-from dpoptax import Plan
+from dpoptax import Plan, Report
+from dpoptax.clipping import FlatClip
+from dpoptax.samplers import FixedSize, Poisson, PoissonSchedule
+from dpoptax.schedules import Schedule
 
 PLAN = Plan(
     sampler=dpoptax.samplers.Poisson(60_000, 128),
@@ -49,24 +53,62 @@ def test_steps_default_to_the_planned_ones():
 def test_epochs_become_steps_exactly(num_examples, batch_size, epochs, steps):
     plan = Plan.calibrate(
         num_examples=num_examples,
-        batch_size=batch_size,
+        expected_batch_size=batch_size,
         epochs=epochs,
         epsilon=5.0,
         delta=1e-4,
-        l2_clip=1.0,
+        clip=1.0,
     )
     assert plan.num_steps == steps
     assert plan.epsilon() <= 5.0
 
 
 def test_a_plan_without_noise_says_that_it_is_not_private():
-    plan = dataclasses.replace(PLAN, noise_multiplier=0, clip=math.inf)
+    plan = PLAN.replace(noise_multiplier=0, clip=math.inf)
     assert plan.epsilon() == math.inf
     assert plan.event() == dp_accounting.NonPrivateDpEvent()
-    assert "not private" in str(plan.report())
+    assert "not private" in Report.from_plan(plan).in_words()
 
 
 def test_a_plan_is_frozen_and_a_value():
-    assert dataclasses.replace(PLAN) == PLAN
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    assert PLAN.replace() == PLAN
+    assert hash(PLAN.replace()) == hash(PLAN)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
         PLAN.delta = 0.1
+
+
+def test_fields_hold_values_whatever_short_form_was_given():
+    schedule = optax.piecewise_constant_schedule(2.0, {3: 0.5})
+    plan = PLAN.replace(clip=schedule, noise_multiplier=schedule, num_steps=5)
+    assert plan.noise_multiplier == Schedule((2.0, 1.0), (3, 2))
+    assert plan.clip == FlatClip(plan.noise_multiplier)
+    assert PLAN.clip == FlatClip(2.0)
+    assert type(PLAN.replace(noise_multiplier=2).noise_multiplier) is float
+
+
+def test_what_is_replaced_is_validated():
+    with pytest.raises(ValueError, match="delta must lie strictly between"):
+        PLAN.replace(delta=1.0)
+    with pytest.raises(TypeError, match="batch"):
+        PLAN.replace(batch=3)
+
+
+@pytest.mark.parametrize("sampler", [FixedSize(1000, 20), Poisson(1000, 20, 25)])
+def test_any_sampler_and_clip_rule_are_calibrated(sampler):
+    clip = FlatClip(Schedule((1.0, 2.0), (5, 5)))
+    plan = Plan.calibrate(sampler=sampler, clip=clip, epochs=1, epsilon=2.0, delta=1e-5)
+    assert plan.sampler is sampler
+    assert plan.clip is clip
+    assert plan.num_steps == 50
+    assert 1.99 < plan.epsilon() <= 2.0
+
+
+def test_calibration_needs_one_sampler_and_one_length():
+    budget = {"clip": 1.0, "epsilon": 2.0, "delta": 1e-5}
+    with pytest.raises(TypeError, match="give either sampler, or num_examples"):
+        Plan.calibrate(num_steps=5, num_examples=100, **budget)
+    with pytest.raises(TypeError, match="give either sampler, or num_examples"):
+        Plan.calibrate(num_steps=5, sampler=Poisson(100, 5), num_examples=100, **budget)
+    changing = PoissonSchedule([(Poisson(100, 5), 10), (Poisson(100, 10), 10)])
+    with pytest.raises(TypeError, match="Pass num_steps"):
+        Plan.calibrate(epochs=5, sampler=changing, **budget)

@@ -105,8 +105,8 @@ def test_a_plan_reads_optax_schedules_and_runs_what_it_accounts():
         delta=1e-5,
     )
     assert plan.noise_multiplier == Schedule((2.0, 1.0), (2, 3))
-    assert plan.clip_rule.l2_clip == Schedule((1.0, 2.0), (3, 2))
-    assert plan.clip_rule.sensitivity("replace_one") == 4.0
+    assert plan.clip.l2_clip == Schedule((1.0, 2.0), (3, 2))
+    assert plan.clip.sensitivity("replace_one") == 4.0
     same = epsilon(
         sampler=plan.sampler, noise_multiplier=plan.noise_multiplier, num_steps=5, delta=1e-5
     )

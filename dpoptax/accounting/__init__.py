@@ -1,30 +1,38 @@
-"""Stage 6, the sampler and the noise that ran in, the guarantee out."""
+"""Privacy accounting: the (epsilon, delta) of a run, calibration to a budget, and ledgers."""
 
 from dpoptax.accounting import trade_off
 from dpoptax.accounting._calibrate import (
-    Calibrated,
+    CalibratedBatchSize,
+    CalibratedNoise,
+    CalibratedSteps,
     calibrate_batch_size,
     calibrate_noise_multiplier,
     calibrate_num_steps,
 )
 from dpoptax.accounting._epsilon import PrivacyLoss, epsilon, event_epsilon, event_privacy_loss
-from dpoptax.accounting._events import noise_beside_quantile, poisson_event
+from dpoptax.accounting._events import noise_with_private_quantile, poisson_event
 from dpoptax.accounting._ledger import Ledger
 from dpoptax.accounting._rdp_filter import BudgetSpentError, RdpFilter
 
 __all__ = [
-    "BudgetSpentError",
-    "Calibrated",
-    "Ledger",
-    "PrivacyLoss",
-    "RdpFilter",
-    "calibrate_batch_size",
-    "calibrate_noise_multiplier",
-    "calibrate_num_steps",
+    # What a run costs
     "epsilon",
     "event_epsilon",
     "event_privacy_loss",
-    "noise_beside_quantile",
+    "PrivacyLoss",
+    # Which settings keep a budget
+    "calibrate_noise_multiplier",
+    "calibrate_num_steps",
+    "calibrate_batch_size",
+    "CalibratedNoise",
+    "CalibratedSteps",
+    "CalibratedBatchSize",
+    # Counting releases as they happen
+    "Ledger",
+    "RdpFilter",
+    "BudgetSpentError",
+    # Events, and what an attacker can find out
     "poisson_event",
+    "noise_with_private_quantile",
     "trade_off",
 ]

@@ -1,7 +1,7 @@
-"""A target epsilon in; the least noise, the most steps or the largest batch that keeps it out.
+"""Calibration: the least noise, the most steps or the largest batch within a privacy budget.
 
-Every value returned is one at which epsilon was evaluated and found at or below the target, and
-comes with that epsilon.
+At every value that is returned, epsilon was evaluated and found to be at most the target. That
+epsilon is returned too.
 """
 
 import functools
@@ -9,33 +9,40 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import scipy.optimize
-import scipy.stats
-
 from dpoptax import _validate
 from dpoptax.accounting import _search as search
-from dpoptax.accounting._epsilon import event_epsilon, run_event
-from dpoptax.relations import Relation, parse_relation
+from dpoptax.accounting._budget import Budget, first_log_noise, sampling_rate, spread
+from dpoptax.relations import Relation
 from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import extremes
 
-# Noise below this gives no guarantee worth the name.
+# With less noise there is no guarantee worth the name.
 SMALLEST_NOISE_MULTIPLIER = 0.1
+# Ends of the searches, beyond any use.
 LARGEST_NOISE_MULTIPLIER = 1e9
-MOST_STEPS = 10**9
-# How much coarser than usual the grid of the search is: about that much faster.
+MAX_STEPS = 10**9
+# How much coarser than usual the grid is while searching; about that much faster. A coarse grid
+# overstates epsilon a little, so that the answer is improved on the usual grid at the end.
 SEARCH_COARSENING = 8.0
 
 
-class Calibrated(NamedTuple):
-    """What was found, and what it costs.
+class CalibratedNoise(NamedTuple):
+    """The noise multiplier that was found, and its epsilon, which is at most the target."""
 
-    Attributes:
-        value: the noise multiplier, the number of steps or the batch size.
-        epsilon: at that value, at most the target.
-    """
+    noise_multiplier: float
+    epsilon: float
 
-    value: float
+
+class CalibratedSteps(NamedTuple):
+    """The number of steps that was found, and its epsilon, which is at most the target."""
+
+    num_steps: int
+    epsilon: float
+
+
+class CalibratedBatchSize(NamedTuple):
+    """The batch size that was found, and its epsilon, which is at most the target."""
+
+    batch_size: int
     epsilon: float
 
 
@@ -45,23 +52,23 @@ def calibrate_noise_multiplier(
     delta: float,
     sampler: Sampler,
     num_steps: int,
-    relation: Relation = "add_or_remove_one",
-) -> Calibrated:
+    relation: Relation | None = None,
+) -> CalibratedNoise:
     """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
 
     Args:
         epsilon: the target, positive.
-        delta: strictly between 0 and 1, well below 1 / num_examples.
+        delta: strictly between 0 and 1, and well below 1 / num_examples.
         sampler: the sampler that will run.
         num_steps: how many steps will run, at least 1.
-        relation: which data sets count as neighbours.
+        relation: which data sets are neighbours; None for the sampler's own relation.
 
     Returns:
-        The noise multiplier, at least 0.1, and the epsilon that it costs.
+        The noise multiplier, at least 0.1, and its epsilon.
 
     Raises:
-        TypeError: a count that is not whole, a number that is not real.
-        ValueError: a number out of range, or a target that no noise up to 1e9 reaches, with the
+        TypeError: a count is not whole, or a number is not real.
+        ValueError: a number is out of range; or no noise up to 1e9 reaches the target, with the
             epsilon that is reached.
 
     Example:
@@ -72,46 +79,58 @@ def calibrate_noise_multiplier(
         >>> round(noise_multiplier, 2), 2.99 < achieved <= 3.0
         (0.67, True)
     """
-    target = _validate.positive("epsilon", epsilon)
     num_steps = _validate.count("num_steps", num_steps)
-    delta = _validate.open_unit("delta", delta)
-    parsed = parse_relation(relation)
+    budget = Budget(epsilon, delta, relation)
 
-    def achieved(log_noise: float, coarsening: float = 1.0) -> float:
-        event = run_event(sampler, math.exp(log_noise), num_steps, parsed)
-        return event_epsilon(event, delta=delta, relation=parsed, coarsening=coarsening)
+    def cost(log_noise: float, coarsening: float = 1.0) -> float:
+        return budget.cost(sampler, math.exp(log_noise), num_steps, coarsening)
 
-    # The search runs on a coarse grid, which overstates epsilon a little: its root is feasible.
     coarse = functools.lru_cache(
-        lambda log_noise: _excess(achieved(log_noise, SEARCH_COARSENING), target)
+        lambda log_noise: budget.excess(cost(log_noise, SEARCH_COARSENING))
     )
+    # Epsilon is about a power of the noise, so that the search is over its logarithm.
     lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
-    _, size = extremes(sampler.expected_batch_size)
-    guess = _first_guess(target, delta, size / sampler.num_examples, num_steps)
-    root = search.smallest_root(coarse, min(max(guess, lowest), highest), lowest, highest)
-    if math.isinf(root) and (spent := achieved(highest)) > target:
-        raise ValueError(
-            f"epsilon = {target:g} at delta = {delta:g} is out of reach: even a noise multiplier "
-            f"of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a larger epsilon or delta, "
-            "or a larger max_batch_size, whose overflow is paid from delta."
+    guess = min(max(first_log_noise(budget, sampler, num_steps), lowest), highest)
+    root = search.smallest_root(coarse, guess, lowest, highest)
+    if math.isinf(root) and (spent := cost(highest)) > budget.epsilon:
+        raise budget.out_of_reach(
+            f"even a noise multiplier of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a "
+            "larger epsilon or delta, or a larger max_batch_size: overflow is paid from delta."
         )
     root = min(root, highest)
+    # The slope tells how much noise the coarse grid's excess costs.
     slope = (coarse(root + 0.02) - coarse(root)) / 0.02
-    while (spent := achieved(root)) > target:
+    # The coarse grid overstates epsilon, so its root is feasible but for rounding.
+    while (spent := cost(root)) > budget.epsilon:
         root += search.TOLERANCE
-    if root > lowest and slope < 0:
-        # Newton and then the secant, on the fine grid, take back what the coarse one overstated.
-        rest = _excess(spent, target)
-        refined = root - rest / slope + search.TOLERANCE / 2
-        for _ in range(3):
-            if not lowest < refined < root:
-                break
-            cost = achieved(refined)
-            if cost <= target:
-                return Calibrated(math.exp(refined), cost)
-            beyond = _excess(cost, target)
-            refined += (root - refined) * beyond / (beyond - rest) + search.TOLERANCE / 2
-    return Calibrated(math.exp(root), spent)
+    # At the end of the range nothing can be improved; a flat curve has no Newton step.
+    if root == lowest or slope >= 0:
+        return CalibratedNoise(math.exp(root), spent)
+    log_noise, spent = _less_noise(budget, cost, (root, spent), lowest, slope)
+    return CalibratedNoise(math.exp(log_noise), spent)
+
+
+def _less_noise(
+    budget: Budget,
+    cost: Callable[[float], float],
+    feasible: tuple[float, float],
+    lowest: float,
+    slope: float,
+) -> tuple[float, float]:
+    """Improves a feasible log noise and its cost on the usual grid: a Newton step, then secants."""
+    root, spent = feasible
+    rest = budget.excess(spent)
+    refined = root - rest / slope + search.TOLERANCE / 2
+    # Usually the first step succeeds; the noise at hand is feasible already, so that three suffice.
+    for _ in range(3):
+        if not lowest < refined < root:
+            break
+        refined_cost = cost(refined)
+        if refined_cost <= budget.epsilon:
+            return refined, refined_cost
+        beyond = budget.excess(refined_cost)
+        refined += (root - refined) * beyond / (beyond - rest) + search.TOLERANCE / 2
+    return feasible
 
 
 def calibrate_num_steps(
@@ -120,24 +139,23 @@ def calibrate_num_steps(
     delta: float,
     sampler: Sampler,
     noise_multiplier: float,
-    relation: Relation = "add_or_remove_one",
-) -> Calibrated:
+    relation: Relation | None = None,
+) -> CalibratedSteps:
     """Finds the largest number of steps that costs at most `epsilon`.
 
     Args:
         epsilon: the target, positive.
-        delta: strictly between 0 and 1, well below 1 / num_examples.
+        delta: strictly between 0 and 1, and well below 1 / num_examples.
         sampler: the sampler that will run.
         noise_multiplier: positive.
-        relation: which data sets count as neighbours.
+        relation: which data sets are neighbours; None for the sampler's own relation.
 
     Returns:
-        The number of steps, at most 1e9, and the epsilon that they cost.
+        The number of steps, at most 1e9, and its epsilon.
 
     Raises:
-        TypeError: a number that is not real.
-        ValueError: a number out of range, or a target that a single step exceeds, with the epsilon
-            that it costs.
+        TypeError: a number is not real.
+        ValueError: a number is out of range; or a single step exceeds the target, with its epsilon.
 
     Example:
         >>> from dpoptax.samplers import Poisson
@@ -147,31 +165,23 @@ def calibrate_num_steps(
         >>> abs(num_steps / 11_673 - 1) < 1e-3, 0.999 < achieved <= 1.0
         (True, True)
     """
-    target = _validate.positive("epsilon", epsilon)
-    delta = _validate.open_unit("delta", delta)
+    budget = Budget(epsilon, delta, relation)
     noise = _validate.positive("noise_multiplier", noise_multiplier)
-    parsed = parse_relation(relation)
 
     @functools.lru_cache
-    def achieved(num_steps: int, coarsening: float = 1.0) -> float:
-        event = run_event(sampler, noise, num_steps, parsed)
-        return event_epsilon(event, delta=delta, relation=parsed, coarsening=coarsening)
+    def cost(num_steps: int, coarsening: float = 1.0) -> float:
+        return budget.cost(sampler, noise, num_steps, coarsening)
 
-    _, size = extremes(sampler.expected_batch_size)
-    spread = size / sampler.num_examples * math.sqrt(math.expm1(min(noise**-2, 700.0)))
-    guess = (_gaussian_shift(target, delta) / spread) ** 2
-    guess = search.largest_feasible(
-        lambda steps: _excess(achieved(steps, SEARCH_COARSENING), target), guess, MOST_STEPS
-    )
-    steps = search.largest_feasible(
-        lambda steps: _excess(achieved(steps), target), guess, MOST_STEPS
-    )
-    if steps == 0:
-        raise ValueError(
-            f"epsilon = {target:g} at delta = {delta:g} is out of reach: one step at noise "
-            f"multiplier {noise:g} costs {achieved(1):.4g}. Take more noise or a smaller batch."
+    guess = (budget.gaussian_mu() / (sampling_rate(sampler) * spread(noise))) ** 2
+    # First on the coarse grid, whose answer is a good first guess on the usual one.
+    guess = budget.largest(lambda steps: cost(steps, SEARCH_COARSENING), guess, MAX_STEPS)
+    num_steps = budget.largest(cost, guess, MAX_STEPS)
+    if num_steps == 0:
+        raise budget.out_of_reach(
+            f"one step at noise multiplier {noise:g} costs {cost(1):.4g}. Take more noise or a "
+            "smaller batch."
         )
-    return Calibrated(steps, achieved(steps))
+    return CalibratedSteps(num_steps, cost(num_steps))
 
 
 def calibrate_batch_size(
@@ -183,27 +193,27 @@ def calibrate_batch_size(
     num_steps: int | None = None,
     epochs: float | None = None,
     make_sampler: Callable[[int, int], Sampler] = Poisson,
-    relation: Relation = "add_or_remove_one",
-) -> Calibrated:
-    """Finds the largest batch that costs at most `epsilon`, at fixed steps or at fixed epochs.
+    relation: Relation | None = None,
+) -> CalibratedBatchSize:
+    """Finds the largest batch that costs at most `epsilon`, for fixed steps or fixed epochs.
 
     Args:
         epsilon: the target, positive.
-        delta: strictly between 0 and 1, well below 1 / num_examples.
+        delta: strictly between 0 and 1, and well below 1 / num_examples.
         num_examples: how many examples there are.
         noise_multiplier: positive.
-        num_steps: how many steps will run, whatever the batch; or
+        num_steps: how many steps will run, whatever the batch size; or
         epochs: how often each example takes part on average. Give one of the two.
-        make_sampler: makes a sampler of a number of examples and a whole batch size.
-        relation: which data sets count as neighbours.
+        make_sampler: makes a sampler from a number of examples and a whole batch size.
+        relation: which data sets are neighbours; None for the sampler's own relation.
 
     Returns:
-        The batch size, whole, and the epsilon that it costs.
+        The batch size, a whole number, and its epsilon.
 
     Raises:
-        TypeError: a number of the wrong kind; both or none of num_steps and epochs.
-        ValueError: a number out of range, or a target that a batch of one example exceeds, with
-            the epsilon that it costs.
+        TypeError: a number has the wrong type; or both or none of num_steps and epochs are given.
+        ValueError: a number is out of range; or a batch of one example exceeds the target, with its
+            epsilon.
 
     Example:
         >>> batch_size, achieved = calibrate_batch_size(
@@ -212,61 +222,31 @@ def calibrate_batch_size(
         >>> batch_size, 0.99 < achieved <= 1.0
         (142, True)
     """
-    target = _validate.positive("epsilon", epsilon)
-    delta = _validate.open_unit("delta", delta)
+    budget = Budget(epsilon, delta, relation)
     num_examples = _validate.num_examples(num_examples)
     noise = _validate.positive("noise_multiplier", noise_multiplier)
-    parsed = parse_relation(relation)
     _validate.epochs_or_steps(epochs, num_steps)
-
-    @functools.lru_cache
-    def achieved(batch_size: int) -> float:
-        sampler = make_sampler(num_examples, batch_size)
-        event = run_event(sampler, noise, steps_of(batch_size), parsed)
-        return event_epsilon(event, delta=delta, relation=parsed)
 
     def steps_of(batch_size: int) -> int:
         if epochs is None:
             return _validate.count("num_steps", num_steps)
         return _validate.steps_of_epochs(epochs, num_examples, batch_size)
 
-    rate = _gaussian_shift(target, delta) / math.sqrt(math.expm1(min(noise**-2, 700.0)))
+    # The sampler changes with the size, so that each evaluation starts from the sampler.
+    @functools.lru_cache
+    def cost(batch_size: int) -> float:
+        return budget.cost(make_sampler(num_examples, batch_size), noise, steps_of(batch_size))
+
+    rate = budget.gaussian_mu() / spread(noise)
+    # At fixed epochs the number of steps falls as the batch grows, so mu grows with its root only.
     if epochs is None:
         guess = num_examples * rate / math.sqrt(steps_of(1))
     else:
         guess = num_examples * rate**2 / _validate.positive("epochs", epochs)
-    size = search.largest_feasible(
-        lambda size: _excess(achieved(size), target), guess, num_examples
-    )
-    if size == 0:
-        raise ValueError(
-            f"epsilon = {target:g} at delta = {delta:g} is out of reach: {steps_of(1)} steps with "
-            f"one example each cost {achieved(1):.4g}. Take more noise or fewer steps."
+    batch_size = budget.largest(cost, guess, num_examples)
+    if batch_size == 0:
+        raise budget.out_of_reach(
+            f"{steps_of(1)} steps with one example each cost {cost(1):.4g}. Take more noise or "
+            "fewer steps."
         )
-    return Calibrated(size, achieved(size))
-
-
-def _excess(achieved: float, target: float) -> float:
-    """At most zero where the target is kept."""
-    return math.log(max(achieved, 1e-12) / target) if achieved < math.inf else 1e3
-
-
-def _first_guess(epsilon: float, delta: float, rate: float, num_steps: int) -> float:
-    """The logarithm of the noise at which the central limit of many small steps meets epsilon.
-
-    mu = rate * sqrt(num_steps * (exp(1 / noise**2) - 1)) (Bu et al. 2020, arXiv:1911.11607).
-    """
-    shift = _gaussian_shift(epsilon, delta)
-    return -0.5 * math.log(math.log1p((shift / rate) ** 2 / num_steps))
-
-
-def _gaussian_shift(epsilon: float, delta: float) -> float:
-    """The mu at which a Gaussian mechanism has that epsilon and delta."""
-    normal = scipy.stats.norm
-
-    def excess_delta(mu: float) -> float:
-        gap = -epsilon / mu
-        tail = math.exp(min(epsilon + normal.logcdf(gap - mu / 2), 0.0))
-        return float(normal.cdf(gap + mu / 2) - tail - delta)
-
-    return float(scipy.optimize.brentq(excess_delta, delta, epsilon + 50.0, xtol=1e-15))
+    return CalibratedBatchSize(batch_size, cost(batch_size))

@@ -1,40 +1,62 @@
-"""Distributions of the loss of single steps, and counts, in; epsilon and delta of them all out.
+"""Composition: the privacy loss of many steps together, by a tilted convolution.
 
-dp-accounting composes by one FFT, whose rounding, 1e-16 of the largest probability per step, is
-absolute: it hides what lies far in the tail, and epsilon at a delta of 1e-12 came out too small.
-Here the distributions are tilted by exp(theta * loss) first, such that the loss asked for lies in
-the middle, and tilted back after: the rounding is then relative to the delta asked for. This is
-the change of measure of large-deviation theory (Esscher 1932); on privacy losses, e.g. Alghamdi
-et al. 2023, arXiv:2208.09595.
+The privacy losses of the steps are independent, so their sum has the convolution of their
+distributions. On a grid this is one fast Fourier transform (FFT), as in Koskela et al. 2020,
+arXiv:1906.03049. But an FFT makes an absolute rounding error, about 1e-16 of the largest
+probability per step. Probabilities far in the tail drown in it: dp-accounting, which composes this
+way, returns a too small epsilon at delta = 1e-12.
+
+The remedy is exponential tilting, the change of measure of large-deviation theory (Esscher 1932; on
+privacy losses, e.g., Alghamdi et al. 2023, arXiv:2208.09595):
+
+1. Multiply the probability of each loss l by exp(t l), and divide by the sum M(t) of these
+   products. With a tilt t > 0 large losses become likely. K(t) = log M(t).
+2. Choose t such that the mean of the tilted sum, K'(t), is about the epsilon that we look for. The
+   tail has become the middle of the distribution.
+3. Convolve the tilted distributions by FFT. Its error is now small relative to the probabilities
+   near epsilon.
+4. Multiply the result at each loss l by exp(K(t) - t l). This undoes the tilt exactly, since the
+   exponential of a sum is the product of the exponentials.
+5. Read delta(epsilon) = sum over losses l > epsilon of p(l) (1 - exp(epsilon - l)).
+
+Chernoff's bound, log P(loss >= x) <= K(t) - t x for all t >= 0, says which losses can be left out
+of the window of the FFT. Where a window would be too long, it also bounds delta itself.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import attrs
 import numpy as np
-import scipy.fft
-import scipy.optimize
-import scipy.signal
 import scipy.special
-from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-# The logarithm of what is neglected outside the window, relative to what is asked for.
-NEGLIGIBLE = -45.0
-# In units of 1 / grid step: beyond, all is on the last point.
+from dpoptax.accounting._dp_accounting_compat import GridLoss, grid_losses
+
+# The logarithm of the mass outside the window, relative to the mass asked for: exp(-45) is 3e-20,
+# below the rounding of float64.
+LOG_NEGLIGIBLE = -45.0
+# The largest tilt, in units of 1 / grid step. Beyond, exp(t l) grows by exp(30) from one grid
+# point to the next, so that all mass is on the last point already.
 LARGEST_TILT = 30.0
-# Beyond so many points in a window only Chernoff's bound is taken: epsilon is in the hundreds.
-MOST_POINTS = 2**22
-# The least share of the tilted sum on either side of epsilon for which rounding is small there.
-SMALLEST_SHARE = 1e-5
-MOST_TRIALS = 30
+# The longest window, 32 MiB of float64. Beyond, only Chernoff's bound is computed: windows get
+# that long only where epsilon is in the hundreds.
+MAX_POINTS = 2**22
+# The smallest fraction of the tilted mass on either side of epsilon. Below, epsilon lies in the
+# tail of the tilted sum as well, and rounding errors of the FFT, 1e-16 or so, begin to count.
+SMALLEST_FRACTION = 1e-5
+# The tilts to try until epsilon lies in the middle of the tilted sum; a bisection, so that 30 are
+# ample.
+MAX_TRIALS = 30
+# The shifts of the tilt that Chernoff's bound is minimised over, in inverse standard deviations.
+# The best shift is not needed: a worse one only makes the window longer.
+TILT_SHIFTS = (0.03, 0.2, 1.0, 3.0, 10.0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@attrs.frozen(eq=False)
 class StepLoss:
-    """The loss of one kind of step, in one direction.
+    """The privacy loss of one kind of step, in one direction of neighbours.
 
     Attributes:
         log_probs: of the grid points from `lowest` on.
@@ -49,193 +71,226 @@ class StepLoss:
     count: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+class Moments(NamedTuple):
+    """K(t), and the mean K'(t) and variance K''(t) of the sum of all steps tilted by t."""
+
+    log_mass: float
+    mean: float
+    variance: float
+
+
+class Window(NamedTuple):
+    """The losses around the middle of the tilted sum, and their probabilities.
+
+    Attributes:
+        losses: a range of grid points.
+        probs: the probabilities of these losses, without tilt.
+        tilted: the probabilities of the tilted losses.
+    """
+
+    losses: np.ndarray
+    probs: np.ndarray
+    tilted: np.ndarray
+
+
+@attrs.frozen(eq=False)
 class Composition:
-    """The loss of all steps together, in one direction of neighbours."""
+    """The privacy loss of all steps together, in one direction of neighbours."""
 
     steps: Sequence[StepLoss]
     grid_step: float
-
-    def __post_init__(self) -> None:
-        for name in ("_moments", "_window"):  # asked for again and again at the same tilts
-            object.__setattr__(self, name, functools.cache(getattr(self, name)))
+    # The searches ask for the same tilts again and again.
+    _moments_at: dict[float, Moments] = attrs.field(factory=dict, init=False, repr=False)
+    _bounds_at: dict[float, tuple[int, int]] = attrs.field(factory=dict, init=False, repr=False)
 
     def epsilon(self, delta: float) -> float:
-        """Returns the least epsilon at which delta suffices; inf if there is none."""
-        rest = delta - self._infinite()
-        if rest <= 0:
+        """Returns the smallest epsilon that holds at `delta`; inf if there is none."""
+        # An infinite loss exceeds every epsilon: its probability is paid from delta.
+        remaining = delta - self._infinite()
+        if remaining <= 0:
             return math.inf
-        tilt = self._tilt_for_delta(math.log(rest))
-        lowest, highest = 0.0, math.inf
-        for _ in range(MOST_TRIALS):
-            if self._size(tilt) > MOST_POINTS:
+        tilt = self._tilt_for_delta(math.log(remaining))
+        low, high = 0.0, math.inf
+        for _ in range(MAX_TRIALS):
+            if self._size(tilt) > MAX_POINTS:
                 break
-            losses, probs, tilted = self._tilted_back(tilt)
-            above, discounted = self._tails(probs)
-            # From above: far below the middle rounding, tilted back, is all there is.
-            exceeding = np.flatnonzero(above - discounted > rest)
+            window = self._window(tilt)
+            above, discounted = self._tails(window.probs)
+            # The search starts at the largest loss: far below the middle, the window holds little
+            # but rounding errors, amplified by undoing the tilt.
+            exceeding = np.flatnonzero(above - discounted > remaining)
             first = int(exceeding[-1]) + 1 if len(exceeding) else 0
-            # Epsilon must lie in the bulk of the tilted sum, or rounding has its say.
-            if tilted[first:].sum() < SMALLEST_SHARE:
-                lowest = tilt
-            elif tilted[: first + 1].sum() < SMALLEST_SHARE:
-                highest = tilt
+            # Accept only an epsilon in the bulk of the tilted sum; otherwise bisect the tilt.
+            if window.tilted[first:].sum() < SMALLEST_FRACTION:
+                low = tilt
+            elif window.tilted[: first + 1].sum() < SMALLEST_FRACTION:
+                high = tilt
             else:
-                return self._between(losses, above, discounted, first, rest)
-            tilt = 2 * tilt if math.isinf(highest) else (lowest + highest) / 2
-        if self._size(0.0) <= MOST_POINTS and self.deltas(np.zeros(1))[0] <= delta:
+                return _between_losses(window.losses, above, discounted, first, remaining)
+            tilt = 2 * tilt if math.isinf(high) else (low + high) / 2
+        if self._size(0.0) <= MAX_POINTS and self.deltas(np.zeros(1))[0] <= delta:
             return 0.0
-        return self._chernoff(math.log(rest))
-
-    @staticmethod
-    def _between(
-        losses: np.ndarray, above: np.ndarray, discounted: np.ndarray, first: int, rest: float
-    ) -> float:
-        """Solves delta(epsilon) = above - exp(epsilon - loss) * discounted, of the loss `first`.
-
-        That holds from the loss before it up to itself.
-        """
-        inside = 0.0
-        if discounted[first] > 0 and above[first] > rest:
-            inside = min(math.log((above[first] - rest) / discounted[first]), 0.0)
-        return max(float(losses[first]) + inside, 0.0)
+        return self._chernoff_epsilon(math.log(remaining))
 
     def deltas(self, epsilons: np.ndarray) -> np.ndarray:
-        """Returns delta at each epsilon, to an absolute 1e-13 or so, rounded up."""
-        if self._size(0.0) > MOST_POINTS:
+        """Returns the smallest delta at each epsilon, rounded up by about 1e-13."""
+        if self._size(0.0) > MAX_POINTS:
             tilts, log_masses = self._chernoff_curve()
             bounds = np.min(log_masses[:, None] - tilts[:, None] * epsilons, axis=0)
             return np.exp(np.minimum(bounds, 0.0)) + self._infinite()
-        losses, probs, _ = self._tilted_back(0.0)
-        above, discounted = (np.append(tail, 0.0) for tail in self._tails(probs))
-        following = np.searchsorted(losses, epsilons, side="right")
-        gaps = epsilons - np.append(losses, math.inf)[following]
+        window = self._window(0.0)
+        above, discounted = (np.append(tail, 0.0) for tail in self._tails(window.probs))
+        following = np.searchsorted(window.losses, epsilons, side="right")
+        gaps = epsilons - np.append(window.losses, math.inf)[following]
         finite = np.clip(above[following] - np.exp(gaps) * discounted[following], 0.0, 1.0)
-        slack = 1e-13 + 1e-15 * sum(step.count for step in self.steps)
-        return finite + self._infinite() + slack
+        # Without a tilt the FFT's rounding is absolute and grows with the number of steps. It is
+        # added, so that the result stays an upper bound.
+        rounding = 1e-13 + 1e-15 * sum(step.count for step in self.steps)
+        return finite + self._infinite() + rounding
 
-    def _chernoff(self, log_delta: float) -> float:
+    def _chernoff_epsilon(self, log_delta: float) -> float:
         """An upper bound of epsilon that needs no window."""
         tilts, log_masses = self._chernoff_curve()
         return max(float(np.min((log_masses - log_delta) / tilts)), 0.0)
 
     def _chernoff_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tilts t and K(t): log delta(epsilon) <= K(t) - t epsilon at every one of them."""
+        """Tilts t and K(t); log delta(epsilon) <= K(t) - t epsilon holds at each of them."""
         tilts = np.geomspace(1e-2, LARGEST_TILT / self.grid_step, 100)
-        return tilts, np.array([self._moments(float(tilt))[0] for tilt in tilts])
+        return tilts, np.array([self._moments(float(tilt)).log_mass for tilt in tilts])
 
     def _tails(self, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From each loss l on, the sum of the probabilities, plain and times exp(l - loss)."""
+        """For each loss x, the sums over l >= x of p(l) and of p(l) exp(x - l)."""
+        import scipy.signal  # slow to import
+
         above = np.cumsum(probs[::-1])[::-1]
+        # y[i] = p[i] + exp(-grid step) y[i + 1], from the largest loss down.
         decay = [1.0, -math.exp(-self.grid_step)]
         return above, scipy.signal.lfilter([1.0], decay, probs[::-1])[::-1]
 
     def _infinite(self) -> float:
+        """The probability that any step has an infinite loss."""
         if any(step.infinite >= 1 for step in self.steps):
             return 1.0
         return -math.expm1(sum(step.count * math.log1p(-step.infinite) for step in self.steps))
 
     def _tilted(self, step: StepLoss, tilt: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """The grid points of one step, their tilted probabilities, and the log of their sum."""
-        places = step.lowest + np.arange(len(step.log_probs))
-        exponents = step.log_probs + tilt * (self.grid_step * places)
-        mass = float(scipy.special.logsumexp(exponents))
-        return places, np.exp(exponents - mass), mass
+        """The grid points of one step, their tilted probabilities, and its log M(tilt)."""
+        points = step.lowest + np.arange(len(step.log_probs))
+        exponents = step.log_probs + tilt * (self.grid_step * points)
+        log_mass = float(scipy.special.logsumexp(exponents))
+        return points, np.exp(exponents - log_mass), log_mass
 
-    def _moments(self, tilt: float) -> tuple[float, float, float]:
-        """The cumulant generating function at a tilt, and the mean and variance there."""
-        log_mass = mean = variance = 0.0
-        for step in self.steps:
-            places, probs, mass = self._tilted(step, tilt)
-            losses = self.grid_step * places
-            center = float(probs @ losses)
-            log_mass += step.count * mass
-            mean += step.count * center
-            variance += step.count * float(probs @ np.square(losses - center))
-        return log_mass, mean, variance
+    def _moments(self, tilt: float) -> Moments:
+        if tilt not in self._moments_at:
+            log_mass = mean = variance = 0.0
+            # Cumulants of independent steps add up.
+            for step in self.steps:
+                points, probs, log_mass_of_step = self._tilted(step, tilt)
+                losses = self.grid_step * points
+                center = float(probs @ losses)
+                log_mass += step.count * log_mass_of_step
+                mean += step.count * center
+                variance += step.count * float(probs @ np.square(losses - center))
+            self._moments_at[tilt] = Moments(log_mass, mean, variance)
+        return self._moments_at[tilt]
 
     def _tilt_for_delta(self, log_delta: float) -> float:
-        """The tilt that brings the mean to where delta is about that.
+        """The tilt whose mean is about the epsilon at this delta.
 
-        By Chernoff's bound delta(epsilon) <= exp(K(t) - t epsilon), with equality up to a factor
-        at epsilon = K'(t). Where losses are rare and large, K' all but jumps, so it must be met
-        well.
+        Chernoff's bound log delta(epsilon) <= K(t) - t epsilon is tight up to a factor at
+        epsilon = K'(t), so solve K(t) - t K'(t) = log delta. Where losses are rare and large,
+        K' almost jumps, so the equation must be solved well.
         """
+        import scipy.optimize  # slow to import
 
-        def beyond(tilt: float) -> float:
-            log_mass, mean, _ = self._moments(tilt)
-            return log_mass - tilt * mean - log_delta
+        def excess(tilt: float) -> float:
+            moments = self._moments(tilt)
+            return moments.log_mass - tilt * moments.mean - log_delta
 
         low, high = 0.0, 1.0
-        while beyond(high) > 0:
+        while excess(high) > 0:
             if high * self.grid_step >= LARGEST_TILT:
                 return high
             low, high = high, 2 * high
-        return float(scipy.optimize.brentq(beyond, low, high, xtol=1e-4 * high, rtol=1e-4))
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-4 * high, rtol=1e-4))
 
     def _size(self, tilt: float) -> int:
-        low, high = self._window(tilt)
+        """The number of grid points of a window."""
+        low, high = self._bounds(tilt)
         return high - low
 
-    def _window(self, tilt: float) -> tuple[int, int]:
-        """The grid points beyond which the tilted sum has negligible mass, by Chernoff's bound."""
-        log_mass, mean, variance = self._moments(tilt)
-        scale = max(math.sqrt(variance), self.grid_step)
-        reach = {1: math.inf, -1: math.inf}
-        for sign in reach:
-            for factor in (0.03, 0.2, 1.0, 3.0, 10.0):
-                shift = sign * factor / scale
-                grown, _, _ = self._moments(tilt + shift)
-                bound = (grown - log_mass - shift * mean - NEGLIGIBLE) / abs(shift)
-                reach[sign] = min(reach[sign], bound)
-        low = math.floor((mean - reach[-1]) / self.grid_step) - 1
-        return low, math.ceil((mean + reach[1]) / self.grid_step) + 1
+    def _bounds(self, tilt: float) -> tuple[int, int]:
+        """The grid points outside of which the tilted sum has negligible mass, by Chernoff."""
+        if tilt not in self._bounds_at:
+            log_mass, mean, variance = self._moments(tilt)
+            scale = max(math.sqrt(variance), self.grid_step)
+            reach = {1: math.inf, -1: math.inf}  # above the mean and below it
+            for sign in reach:
+                for factor in TILT_SHIFTS:
+                    # The tilted sum, tilted by a further shift, has K(tilt + shift) - K(tilt).
+                    shift = sign * factor / scale
+                    grown = self._moments(tilt + shift).log_mass
+                    bound = (grown - log_mass - shift * mean - LOG_NEGLIGIBLE) / abs(shift)
+                    reach[sign] = min(reach[sign], bound)
+            low = math.floor((mean - reach[-1]) / self.grid_step) - 1
+            self._bounds_at[tilt] = low, math.ceil((mean + reach[1]) / self.grid_step) + 1
+        return self._bounds_at[tilt]
 
-    def _tilted_back(self, tilt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses around the middle of the tilted sum, their probabilities without and with tilt."""
-        low, high = self._window(tilt)
+    def _window(self, tilt: float) -> Window:
+        """Convolves the tilted steps and undoes the tilt: items 3 and 4 above."""
+        import scipy.fft  # slow to import
+
+        low, high = self._bounds(tilt)
         length = scipy.fft.next_fast_len(high - low + 1, real=True)
         spectrum: np.ndarray | float = 1.0
         log_mass = 0.0
         for step in self.steps:
-            places, probs, mass = self._tilted(step, tilt)
-            log_mass += step.count * mass
-            folded = np.bincount(places % length, weights=probs, minlength=length)
+            points, probs, log_mass_of_step = self._tilted(step, tilt)
+            log_mass += step.count * log_mass_of_step
+            # A grid point modulo the length: the FFT's convolution is circular, and the mass that
+            # wraps around is negligible, as it lies outside the window.
+            folded = np.bincount(points % length, weights=probs, minlength=length)
             spectrum = spectrum * scipy.fft.rfft(folded) ** step.count
         sums = np.maximum(scipy.fft.irfft(spectrum, length), 0.0)
-        places = low + np.arange(length)
-        losses = self.grid_step * places
+        points = low + np.arange(length)
+        losses = self.grid_step * points
+        # Far below the middle the factor may overflow; the sums there are rounding errors.
         exponents = np.minimum(log_mass - tilt * losses, 700.0)
-        tilted = sums[places % length]
-        return losses, tilted * np.exp(exponents), tilted
+        tilted = sums[points % length]
+        return Window(losses, tilted * np.exp(exponents), tilted)
 
 
 def compositions(
     runs: Sequence[tuple[PrivacyLossDistribution, int]], grid_step: float
 ) -> list[Composition]:
-    """Returns the loss of steps together, in each direction of neighbours.
+    """Returns the loss of all steps together, once or once per direction of neighbours.
 
-    Args:
-        runs: distributions of one step on one grid, and how often each ran.
-        grid_step: of that grid.
-
-    Returns:
-        One composition where both directions are alike, two otherwise.
+    `runs` has one distribution per kind of step, all on one grid, and how often that step ran.
     """
-    removed = [_step_loss(one._pmf_remove, count) for one, count in runs]
-    added = [_step_loss(one._pmf_add, count) for one, count in runs]
-    if all(one._pmf_add is one._pmf_remove for one, _ in runs):
-        return [Composition(removed, grid_step)]
-    return [Composition(removed, grid_step), Composition(added, grid_step)]
+    losses = [(grid_losses(one), count) for one, count in runs]
+    directions = [Composition([_step_loss(loss[0], n) for loss, n in losses], grid_step)]
+    # A symmetric loss is the same object in both directions.
+    if any(removed is not added for (removed, added), _ in losses):
+        directions.append(Composition([_step_loss(loss[1], n) for loss, n in losses], grid_step))
+    return directions
 
 
-def _step_loss(pmf: pld_pmf.PLDPmf, count: int) -> StepLoss:
-    # dp-accounting has no public way to the probabilities of a distribution.
-    dense = pmf.to_dense_pmf()
-    probs = np.asarray(dense._probs)
-    present = np.flatnonzero(probs > 0)
+def _step_loss(loss: GridLoss, count: int) -> StepLoss:
+    present = np.flatnonzero(loss.probabilities > 0)
     first, last = present[0], present[-1] + 1
     with np.errstate(divide="ignore"):
-        log_probs = np.log(np.maximum(probs[first:last], 0.0))
-    lowest = int(dense._lower_loss + first)
-    return StepLoss(log_probs, lowest, float(dense._infinity_mass), count)
+        log_probs = np.log(np.maximum(loss.probabilities[first:last], 0.0))
+    return StepLoss(log_probs, int(loss.lowest + first), loss.infinite, count)
+
+
+def _between_losses(
+    losses: np.ndarray, above: np.ndarray, discounted: np.ndarray, first: int, delta: float
+) -> float:
+    """The epsilon at `delta`, at most the loss number `first` and above the loss before it.
+
+    There delta(epsilon) = above - exp(epsilon - loss) * discounted, with the tails of that loss.
+    """
+    inside = 0.0
+    if discounted[first] > 0 and above[first] > delta:
+        inside = min(math.log((above[first] - delta) / discounted[first]), 0.0)
+    return max(float(losses[first]) + inside, 0.0)

@@ -1,40 +1,40 @@
-"""A sampler, a noise multiplier and a number of steps in; what they cost out.
+"""Epsilon and delta of a run, from its sampler, noise multiplier and number of steps.
 
-The mathematics is dp-accounting's privacy loss distribution (PLD), an upper bound that is tight
-up to its grid. This folder owns what surrounds it: which event a sampler means, which relation,
-and how fine the grid must be. The convention everywhere is that of the noise multiplier: standard
-deviation of the noise on the sum, divided by the clip bound.
+The accountant composes privacy loss distributions (PLDs) on a grid. The result is an upper bound,
+tight up to the grid. The noise multiplier is always the standard deviation of the noise on the sum,
+divided by the clip bound.
 """
 
-import dataclasses
 import math
 
+import attrs
 import dp_accounting
 import numpy as np
 from dp_accounting import NeighboringRelation
 
 from dpoptax import _validate
 from dpoptax.accounting._compose import Composition, compositions
-from dpoptax.accounting._normalize_event import Pieces, pieces
-from dpoptax.accounting._step_pld import grid_step, one_step
+from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, normalize_for_group
+from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
-from dpoptax.schedules import Scheduled, checked, extremes, slice_of
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, checked
 
-# Its exponential is finite. Losses that need a coarser one are taken for infinite.
+# exp(500) is still finite. Where losses need a coarser grid than that, no guarantee is given.
 LARGEST_GRID_STEP = 500.0
 
 
-@dataclasses.dataclass(frozen=True)
+@attrs.frozen
 class PrivacyLoss:
-    """The privacy loss of a whole run, of which every guarantee is a reading.
+    """The privacy loss of a whole run, from which every guarantee can be read.
 
-    Made by `event_privacy_loss` and `Plan.privacy_loss`.
+    `event_privacy_loss` and `Plan.privacy_loss` make it.
 
     Attributes:
-        directions: its distribution for each direction of neighbours (one example more, one less),
-            on a grid and rounded up; None for a run without noise, or with next to none.
-        overflow: a probability added to every delta; see `dpoptax.samplers.Poisson`.
+        directions: the distribution of the loss on a grid, rounded up; one per direction of
+            neighbours (an example more, an example less). None for a run without noise, or with
+            almost none.
+        overflow: a probability that is added to every delta; see `dpoptax.samplers.Poisson`.
 
     Example:
         >>> import dp_accounting
@@ -47,20 +47,21 @@ class PrivacyLoss:
     overflow: float = 0.0
 
     def epsilon(self, delta: float) -> float:
-        """Returns the least epsilon at `delta`; inf where there is none."""
+        """Returns the smallest epsilon at `delta`; inf where there is none."""
         delta = _validate.open_unit("delta", delta)
         if self.directions is None or delta <= self.overflow:
             return math.inf
         return max((one.epsilon(delta - self.overflow) for one in self.directions), default=0.0)
 
     def delta(self, epsilon: float) -> float:
-        """Returns the least delta at `epsilon`, zero or more."""
+        """Returns the smallest delta at `epsilon`, which must be zero or more."""
         return float(self.deltas(np.array([_validate.non_negative("epsilon", epsilon)]))[0])
 
     def deltas(self, epsilons: np.ndarray) -> np.ndarray:
-        """Returns the least delta at each of a vector of epsilons, to an absolute 1e-13 or so."""
+        """Returns the smallest delta at each epsilon of a vector, rounded up by about 1e-13."""
         if self.directions is None:
             return np.ones(len(epsilons))
+        # A guarantee must hold in both directions, so that the larger delta counts.
         deltas = [np.zeros(len(epsilons)), *(one.deltas(epsilons) for one in self.directions)]
         return np.clip(np.max(deltas, axis=0) + self.overflow, 0.0, 1.0)
 
@@ -68,29 +69,30 @@ class PrivacyLoss:
 def epsilon(
     *,
     sampler: Sampler,
-    noise_multiplier: Scheduled,
+    noise_multiplier: ScalarOrSchedule,
     num_steps: int,
     delta: float,
-    relation: Relation = "add_or_remove_one",
+    relation: Relation | None = None,
     group_size: int = 1,
 ) -> float:
-    """Returns the epsilon that `num_steps` noisy sums over batches of `sampler` cost at `delta`.
+    """Returns the epsilon of `num_steps` noisy sums over batches of `sampler`.
 
     Args:
-        sampler: the sampler that ran; its law is the one accounted.
-        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound;
-            a number, or a `dpoptax.schedules.Schedule`. Zero costs `math.inf`.
-        num_steps: how many releases there were. Zero costs nothing.
-        delta: strictly between 0 and 1, well below 1 / num_examples.
-        relation: which data sets count as neighbours; see `dpoptax.relations`.
-        group_size: how many examples neighbours differ in, where that is more than one.
+        sampler: the sampler that ran.
+        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound; a
+            number, or a `dpoptax.schedules.Schedule`. Zero costs `math.inf`.
+        num_steps: how many sums were released. Zero costs nothing.
+        delta: strictly between 0 and 1, and well below 1 / num_examples.
+        relation: which data sets are neighbours, see `dpoptax.relations`; None for the sampler's
+            own relation.
+        group_size: how many examples neighbours differ in.
 
     Returns:
         Epsilon, an upper bound.
 
     Raises:
-        TypeError: a count that is not whole, a number that is not real.
-        ValueError: a number out of range, an unknown relation.
+        TypeError: a count is not whole, or a number is not real.
+        ValueError: a number is out of range, or the relation is unknown.
 
     Example:
         >>> from dpoptax.samplers import Poisson
@@ -102,103 +104,108 @@ def epsilon(
     Reference: Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380.
     """
     noise_multiplier = checked("noise_multiplier", noise_multiplier, _validate.non_negative)
+    relation = resolve_relation(relation, sampler.relation)
     event = run_event(sampler, noise_multiplier, num_steps, relation)
     return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)
 
 
+def resolve_relation(relation: Relation | None, default: Relation) -> NeighboringRelation:
+    """Returns dp-accounting's enum value for `relation`, or for the default if it is None."""
+    return parse_relation(default if relation is None else relation)
+
+
 def run_event(
-    sampler: Sampler, noise_multiplier: Scheduled, num_steps: int, relation: Relation
+    sampler: Sampler,
+    noise_multiplier: ScalarOrSchedule,
+    num_steps: int,
+    relation: Relation | None = None,
 ) -> dp_accounting.DpEvent:
-    """Returns the event of a run, also of one without steps or without noise.
-
-    Args:
-        sampler: who takes part in each step.
-        noise_multiplier: a number or a `Schedule`.
-        num_steps: zero or more.
-        relation: which data sets count as neighbours.
-
-    Returns:
-        dp-accounting's event.
-
-    Example:
-        >>> from dpoptax.samplers import Poisson
-        >>> run_event(Poisson(100, 10), 0.0, 5, "add_or_remove_one")
-        NonPrivateDpEvent()
-    """
+    """Returns the event of a run, also of one without steps or without noise."""
     num_steps = _validate.count("num_steps", num_steps, at_least=0)
-    parsed = parse_relation(relation)
+    relation = resolve_relation(relation, sampler.relation)
     if num_steps == 0:
         return dp_accounting.NoOpDpEvent()
-    least, _ = extremes(slice_of(noise_multiplier, 0, num_steps))
-    if least == 0:
+    # Only the steps that ran count: a schedule may end without noise after them.
+    if as_schedule(noise_multiplier).slice(0, num_steps).min == 0:
         return dp_accounting.NonPrivateDpEvent()
-    return sampler.event(noise_multiplier, num_steps, parsed)
+    return sampler.event(noise_multiplier, num_steps, relation)
 
 
 def event_epsilon(
     event: dp_accounting.DpEvent,
     *,
     delta: float,
-    relation: Relation = "add_or_remove_one",
+    relation: Relation | None = None,
     group_size: int = 1,
-    coarsening: float = 1.0,
 ) -> float:
-    """Returns the epsilon of any dp-accounting event whose privacy loss has a distribution.
+    """Returns the epsilon of a dp-accounting event.
 
     Args:
-        event: Gaussians, as they are or sampled, mixtures of them, Laplace noise, and compositions
-            of these. Noise multipliers in it are relative to the clip bound, never to the
-            sensitivity, also in a `SampledWithoutReplacementDpEvent`.
+        event: Gaussian noise, also subsampled; mixtures of Gaussians; Laplace noise; and
+            compositions of these. Noise multipliers are relative to the clip bound, never to the
+            sensitivity, also inside a `SampledWithoutReplacementDpEvent`.
         delta: strictly between 0 and 1.
-        relation: which data sets count as neighbours; of a plan's event, its sampler's.
+        relation: which data sets are neighbours; None for add_or_remove_one. An event does not know
+            its sampler: for the event of a plan, pass the relation it was made for.
         group_size: how many examples neighbours differ in.
-        coarsening: how many times coarser than usual the grid may be. Coarser is faster, looser,
-            and still an upper bound.
 
     Returns:
         Epsilon, an upper bound.
 
     Raises:
-        ValueError: delta out of range, an unknown relation.
-        dp_accounting.UnsupportedEventError: an event without a privacy loss distribution.
+        ValueError: delta is out of range, or the relation is unknown.
+        dp_accounting.UnsupportedEventError: no privacy loss distribution is known of the event.
 
     Example:
         >>> import dp_accounting
         >>> round(event_epsilon(dp_accounting.GaussianDpEvent(1.0), delta=1e-5), 2)
         4.38
     """
-    delta = _validate.open_unit("delta", delta)
-    parsed = parse_relation(relation)
-    group_size = _validate.count("group_size", group_size)
-    found = pieces(event, delta=delta, relation=parsed, group_size=group_size)
-    if found is not None:
-        return _privacy_loss(found, parsed, coarsening).epsilon(delta)
-    single = event_privacy_loss(event, delta=delta, relation=parsed, coarsening=coarsening)
-    return _of_group(single, group_size, delta)
+    return coarse_epsilon(
+        event, delta=delta, relation=relation, group_size=group_size, coarsening=1.0
+    )
 
 
-def event_privacy_loss(
+def coarse_epsilon(
     event: dp_accounting.DpEvent,
     *,
     delta: float,
-    relation: Relation = "add_or_remove_one",
-    coarsening: float = 1.0,
+    relation: Relation | None = None,
+    group_size: int = 1,
+    coarsening: float,
+) -> float:
+    """`event_epsilon` on a coarser grid: about `coarsening` times faster, looser, still a bound."""
+    delta = _validate.open_unit("delta", delta)
+    parsed = resolve_relation(relation, "add_or_remove_one")
+    group_size = _validate.count("group_size", group_size)
+    if group_size == 1:
+        return _privacy_loss(normalize(event, delta=delta), parsed, coarsening).epsilon(delta)
+    # Where the event of a group is known, it is much tighter than the general bound.
+    steps = normalize_for_group(event, delta=delta, relation=parsed, group_size=group_size)
+    if steps is not None:
+        return _privacy_loss(steps, parsed, coarsening).epsilon(delta)
+    # Nothing is known of the group's own event, so use what follows for every mechanism.
+    single = _privacy_loss(normalize(event, delta=delta), parsed, coarsening)
+    return _general_group_epsilon(single, group_size, delta)
+
+
+def event_privacy_loss(
+    event: dp_accounting.DpEvent, *, delta: float, relation: Relation | None = None
 ) -> PrivacyLoss:
-    """Returns the privacy loss of any dp-accounting event, for further questions.
+    """Returns the privacy loss of a dp-accounting event, to read many guarantees off.
 
     Args:
         event: as in `event_epsilon`.
-        delta: the least at which it will be asked; of it, a twentieth may pay for batches that
-            overflow.
-        relation: which data sets count as neighbours.
-        coarsening: as in `event_epsilon`.
+        delta: the smallest delta that it will be asked at. Up to a twentieth of it may pay for
+            batches that overflow.
+        relation: which data sets are neighbours; None for add_or_remove_one.
 
     Returns:
         A `PrivacyLoss`.
 
     Raises:
-        ValueError: delta out of range, an unknown relation.
-        dp_accounting.UnsupportedEventError: an event without a privacy loss distribution.
+        ValueError: delta is out of range, or the relation is unknown.
+        dp_accounting.UnsupportedEventError: no privacy loss distribution is known of the event.
 
     Example:
         >>> import dp_accounting
@@ -206,31 +213,37 @@ def event_privacy_loss(
         >>> loss.epsilon(1e-5) < loss.epsilon(1e-6)
         True
     """
-    parsed = parse_relation(relation)
-    found = pieces(event, delta=_validate.open_unit("delta", delta), relation=parsed)
-    assert found is not None  # only groups can be unknown
-    return _privacy_loss(found, parsed, coarsening)
+    steps = normalize(event, delta=_validate.open_unit("delta", delta))
+    parsed = resolve_relation(relation, "add_or_remove_one")
+    return _privacy_loss(steps, parsed, coarsening=1.0)
 
 
-def _privacy_loss(found: Pieces, relation: NeighboringRelation, coarsening: float) -> PrivacyLoss:
-    if not found.private:
+def _privacy_loss(
+    steps: NormalizedSteps, relation: NeighboringRelation, coarsening: float
+) -> PrivacyLoss:
+    if not steps.has_noise:
         return PrivacyLoss(None)
-    if not found.counts:
+    if not steps.counts:
         return PrivacyLoss(())
-    usual = grid_step(found.counts)
+    # All steps share one grid, or they could not be convolved.
+    usual = grid_step(steps.counts)
     if usual > LARGEST_GRID_STEP:
         return PrivacyLoss(None)
     step = min(coarsening * usual, LARGEST_GRID_STEP)
-    runs = [(one_step(event, relation, step), count) for event, count in found.counts.items()]
-    return PrivacyLoss(tuple(compositions(runs, step)), found.overflow)
+    runs = [
+        (step_distribution(event, relation, step), count) for event, count in steps.counts.items()
+    ]
+    return PrivacyLoss(tuple(compositions(runs, step)), steps.overflow)
 
 
-def _of_group(loss: PrivacyLoss, group_size: int, delta: float) -> float:
-    """What follows for a group from the guarantee of one example, whatever the mechanism.
+def _general_group_epsilon(loss: PrivacyLoss, group_size: int, delta: float) -> float:
+    """What the guarantee of one example implies for a group, whatever the mechanism.
 
-    (epsilon, d) for one is (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k (Dwork and
-    Roth 2014, theorem 2.2, in the form of Vadhan 2017, lemma 2.2).
+    (epsilon, d) for one implies (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k (Dwork
+    and Roth 2014, theorem 2.2, in the form of Vadhan 2017, lemma 2.2).
     """
+    # log((e^(k epsilon) - 1) / (e^epsilon - 1)), without overflow. Any feasible grid point is
+    # a valid answer; its spacing costs tightness only.
     epsilons = np.geomspace(1e-4, 1e3 / group_size, 4000)
     log_factor = group_size * epsilons + np.log1p(-np.exp(-group_size * epsilons))
     log_factor -= epsilons + np.log1p(-np.exp(-epsilons))

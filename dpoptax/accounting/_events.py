@@ -1,4 +1,4 @@
-"""Numbers as other libraries and papers write them in, what this one accounts out."""
+"""Privacy events from numbers that other libraries and papers use."""
 
 import math
 
@@ -10,27 +10,27 @@ from dpoptax import _validate
 def poisson_event(
     *, noise_multiplier: float, sampling_rate: float, num_steps: int
 ) -> dp_accounting.DpEvent:
-    """Returns the event of Poisson sampling from the three numbers that Opacus takes.
+    """Returns the event of Poisson sampling from the three numbers that Opacus uses.
 
-    It says that every example took part in every step with that probability, on its own. Of
-    shuffled or full batches it must not be said: make the sampler that ran instead.
+    It is right only if every example took part in every step independently, with this probability.
+    For shuffled batches or batches of fixed size it is wrong: use the sampler that ran instead.
 
     Args:
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
-        sampling_rate: probability of taking part in a step, from 0 to 1.
+        sampling_rate: the probability that an example takes part in a step, from 0 to 1.
         num_steps: zero or more.
 
     Returns:
         An event for `event_epsilon`.
 
     Raises:
-        TypeError: a count that is not whole.
-        ValueError: a number out of range.
+        TypeError: a count is not whole.
+        ValueError: a number is out of range.
 
     Example:
         >>> from dpoptax.accounting import event_epsilon
         >>> event = poisson_event(noise_multiplier=1.5, sampling_rate=0.001, num_steps=100)
-        >>> event_epsilon(event, delta=1e-6) < 0.0394  # what Opacus' PRV accountant gives
+        >>> event_epsilon(event, delta=1e-6) < 0.0394  # the PRV accountant of Opacus returns this
         True
     """
     noise = _validate.non_negative("noise_multiplier", noise_multiplier)
@@ -49,37 +49,38 @@ def poisson_event(
     )
 
 
-def noise_beside_quantile(noise_multiplier: float, quantile_noise_multiplier: float) -> float:
-    """Returns the noise for gradients where a quantile of their norms is released beside them.
+def noise_with_private_quantile(noise_multiplier: float, quantile_noise_multiplier: float) -> float:
+    """Returns the noise multiplier for gradients whose clip bound follows a private quantile.
 
-    A clip that follows a private quantile spends a share on it. With this much noise on the
-    gradients, both together cost what gradients alone cost at `noise_multiplier`:
+    Adaptive clipping releases, at each step, a noisy count of the gradient norms below the clip
+    bound. Use the result as the noise multiplier of the gradients, and account `noise_multiplier`:
+    both releases together then cost what the gradients alone would cost. The result is
 
-        noise = (noise_multiplier^-2 - (2 quantile_noise_multiplier)^-2)^(-1/2)
+        (noise_multiplier^-2 - (2 quantile_noise_multiplier)^-2)^(-1/2).
 
     Args:
-        noise_multiplier: that is accounted.
-        quantile_noise_multiplier: standard deviation of the noise on the number of norms below
-            the clip; one example moves it by one half, once it is centred.
+        noise_multiplier: the one that is accounted.
+        quantile_noise_multiplier: standard deviation of the noise on the count. One example moves
+            the count by one half, once it is centred.
 
     Returns:
-        The noise multiplier of the gradients, larger than that accounted.
+        A noise multiplier, larger than the one that is accounted.
 
     Raises:
-        ValueError: a number out of range, or a quantile that alone costs more.
+        ValueError: a number is out of range; or the quantile alone costs more than the two may.
 
     Example:
-        >>> round(noise_beside_quantile(1.0, 10.0), 4)
+        >>> round(noise_with_private_quantile(1.0, 10.0), 4)
         1.0013
 
     Reference: Andrew et al. 2021, arXiv:1905.03871, theorem 1.
     """
-    total = _validate.positive("noise_multiplier", noise_multiplier)
+    accounted = _validate.positive("noise_multiplier", noise_multiplier)
     quantile = _validate.positive("quantile_noise_multiplier", quantile_noise_multiplier)
-    rest = total**-2 - (2 * quantile) ** -2
-    if rest <= 0:
+    precision = accounted**-2 - (2 * quantile) ** -2
+    if precision <= 0:
         raise ValueError(
-            f"quantile_noise_multiplier must exceed half of noise_multiplier, {total / 2:g}; got "
-            f"{quantile:g}: the quantile alone would cost more."
+            f"quantile_noise_multiplier must exceed half of noise_multiplier, {accounted / 2:g}; "
+            f"got {quantile:g}: the quantile alone would cost more."
         )
-    return 1 / math.sqrt(rest)
+    return 1 / math.sqrt(precision)

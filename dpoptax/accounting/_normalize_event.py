@@ -1,103 +1,107 @@
-"""Any dp-accounting event in; its one-step events and how often each ran out, made ready.
+"""Normal form of a dp-accounting event: its one-step events, and how often each ran.
 
-Made ready means: compositions are flattened, Gaussians folded into one, batches that practically
-never overflow taken for what they then are, and groups put in the place of single examples.
+Compositions are flattened. Gaussian steps are merged into one. A truncated Poisson batch that
+practically never overflows becomes an untruncated one, and the rest is paid from delta. For groups,
+the event of one example becomes the event of a group.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
+import attrs
 import dp_accounting
 import numpy as np
-import scipy.stats
 from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 
-from dpoptax._dp_events import KnownMixtureDpEvent
+from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
 
-# The share of delta that may pay for batches beyond their capacity before the exact law of
-# truncation, ten times slower to compute, is taken instead. It costs epsilon about 0.2 % at most.
-OVERFLOW_SHARE = 0.05
-# At which a member of a group is taken to join at least.
-LEAST_RATE = 1e-7
+# The largest fraction of delta that may pay for batches that overflow. It costs at most 0.2 % of
+# epsilon or so; beyond it, the truncated batch itself is accounted, ten times slower.
+OVERFLOW_FRACTION = 0.05
+# The smallest probability that some member of a group takes part. At smaller ones dp-accounting
+# treats the group as never taking part, which would understate epsilon.
+SMALLEST_GROUP_RATE = 1e-7
 # Noise below this counts as none: its square underflows.
-LEAST_NOISE = 1e-150
+SMALLEST_NOISE = 1e-150
 
 
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """What a run consists of.
+@attrs.frozen
+class NormalizedSteps:
+    """The steps of a run.
 
     Attributes:
-        counts: one-step events and how often each ran.
-        overflow: the probability, paid from delta, of what `counts` leave out.
-        private: whether every step had noise.
+        counts: how often each one-step event ran.
+        overflow: a probability, to be subtracted from delta, of everything that `counts` omits.
+        has_noise: whether every step had noise. If not, the run has no guarantee and no counts.
     """
 
     counts: dict[dp_accounting.DpEvent, int]
     overflow: float
-    private: bool
+    has_noise: bool
 
 
-def pieces(
-    event: dp_accounting.DpEvent,
-    *,
-    delta: float,
-    relation: NeighboringRelation,
-    group_size: int = 1,
-) -> Pieces | None:
-    """Takes an event apart.
+def normalize(event: dp_accounting.DpEvent, *, delta: float) -> NormalizedSteps:
+    """Returns the normal form of an event, for neighbours that differ in one example."""
+    steps = _without_rare_overflow(event, delta, group_size=1)
+    return attrs.evolve(steps, counts=_merge_gaussians(steps.counts))
 
-    Args:
-        event: of any kind.
-        delta: at which the run will be accounted; of it, a small share may pay for overflow.
-        relation: which data sets count as neighbours.
-        group_size: how many examples neighbours differ in.
 
-    Returns:
-        The pieces; None where the law of a group is not known.
-    """
+def normalize_for_group(
+    event: dp_accounting.DpEvent, *, delta: float, relation: NeighboringRelation, group_size: int
+) -> NormalizedSteps | None:
+    """Returns the normal form for neighbours that differ in a group; None where none is known."""
+    steps = _without_rare_overflow(event, delta, group_size)
+    if not steps.has_noise:
+        return steps
+    if relation == NeighboringRelation.REPLACE_ONE:
+        return None
     counts: dict[dp_accounting.DpEvent, int] = {}
-    private = True
+    for step, count in steps.counts.items():
+        grouped = _group_event(step, group_size)
+        if grouped is None:
+            return None
+        # Different steps may have one event for groups, so that counts are added, not set.
+        counts[grouped] = counts.get(grouped, 0) + count
+    return attrs.evolve(steps, counts=_merge_gaussians(counts))
+
+
+def _without_rare_overflow(
+    event: dp_accounting.DpEvent, delta: float, group_size: int
+) -> NormalizedSteps:
+    """Flattens compositions, and replaces batches that rarely overflow where delta can pay."""
+    counts: dict[dp_accounting.DpEvent, int] = {}
     for step, count in _flatten(event, 1):
         if _costs_nothing(step):
             continue
-        private = private and not _has_no_noise(step)
+        if _has_no_noise(step):
+            return NormalizedSteps({}, 0.0, has_noise=False)
         counts[step] = counts.get(step, 0) + count
-    if not private:
-        return Pieces({}, 0.0, private=False)
     untruncated: dict[dp_accounting.DpEvent, int] = {}
     overflow = 0.0
     for step, count in counts.items():
-        probability, without = _without_overflow(step, group_size)
+        probability, usual = _split_overflow(step, group_size)
         overflow += count * probability
-        untruncated[without] = untruncated.get(without, 0) + count
-    if overflow <= OVERFLOW_SHARE * delta:
-        # Given that at no step the *other* examples fill the batch, which has the same
-        # probability on both neighbours, the mechanism is the untruncated one; what is left
-        # is paid from delta.
-        counts = untruncated
-    else:
-        overflow = 0.0
-    if group_size > 1:
-        if relation == NeighboringRelation.REPLACE_ONE:
-            return None
-        counts = {_of_group(step, group_size): count for step, count in counts.items()}
-        if None in counts:
-            return None
-    return Pieces(_fold_gaussians(counts), overflow, private)
+        untruncated[usual] = untruncated.get(usual, 0) + count
+    # Consider the event that at some step the *other* examples fill the batch. It has the same
+    # probability on both neighbours. Without it, the mechanism is the untruncated one; its
+    # probability is paid from delta.
+    if overflow <= OVERFLOW_FRACTION * delta:
+        return NormalizedSteps(untruncated, overflow, has_noise=True)
+    return NormalizedSteps(counts, 0.0, has_noise=True)
 
 
 def _flatten(
     event: dp_accounting.DpEvent, count: int
 ) -> Iterator[tuple[dp_accounting.DpEvent, int]]:
+    """Yields the one-step events of nested compositions, and their counts."""
     match event:
         case dp_accounting.SelfComposedDpEvent(event=inner, count=times):
             yield from _flatten(inner, count * int(times))
         case dp_accounting.ComposedDpEvent(events=events):
             for inner in events:
                 yield from _flatten(inner, count)
-        case MixtureOfGaussiansDpEvent():  # hashable, also where it was made of lists
+        case MixtureOfGaussiansDpEvent():
+            # Tuples, because events are keys of dictionaries and lists cannot be hashed.
             yield (
                 MixtureOfGaussiansDpEvent(
                     event.standard_deviation,
@@ -113,11 +117,11 @@ def _flatten(
 def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
     if isinstance(step, dp_accounting.NonPrivateDpEvent):
         return True
-    if isinstance(step, KnownMixtureDpEvent):
+    if isinstance(step, KnownBranchDpEvent):
         return _has_no_noise(step.usual) or _has_no_noise(step.rare)
     inner = getattr(step, "event", step)
     names = ("noise_multiplier", "noise_parameter", "standard_deviation")
-    return any(abs(getattr(inner, name, 1.0)) < LEAST_NOISE for name in names)
+    return any(abs(getattr(inner, name, 1.0)) < SMALLEST_NOISE for name in names)
 
 
 def _costs_nothing(step: dp_accounting.DpEvent) -> bool:
@@ -126,39 +130,44 @@ def _costs_nothing(step: dp_accounting.DpEvent) -> bool:
     return getattr(step, "sampling_probability", None) == 0
 
 
-def _without_overflow(
+def _split_overflow(
     step: dp_accounting.DpEvent, group_size: int
 ) -> tuple[float, dp_accounting.DpEvent]:
-    """The probability that the others leave no room for a group, and the event where they do."""
+    """The probability that the other examples leave no room for a group, and the event if not."""
     match step:
         case TruncatedSubsampledGaussianDpEvent(
             dataset_size=size,
             sampling_probability=rate,
-            truncated_batch_size=capacity,
+            truncated_batch_size=max_batch_size,
             noise_multiplier=noise_multiplier,
         ):
+            import scipy.stats  # slow to import
+
             others = max(size - group_size, 0)
-            overflow = float(scipy.stats.binom.sf(capacity - group_size, others, rate))
+            overflow = float(scipy.stats.binom.sf(max_batch_size - group_size, others, rate))
             gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
             return overflow, dp_accounting.PoissonSampledDpEvent(rate, gaussian)
-        case KnownMixtureDpEvent(usual=usual, probability=overflow) if group_size == 1:
+        case KnownBranchDpEvent(usual=usual, probability=overflow) if group_size == 1:
             return overflow, usual
     return 0.0, step
 
 
-def _of_group(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent | None:
-    """The law of a step for examples that all join or leave; each joins on its own."""
+def _group_event(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent | None:
+    """The event of a step for a group that is added or removed; its members join independently."""
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return dp_accounting.GaussianDpEvent(noise / size)
-        case KnownMixtureDpEvent(rare=rare):  # always, for the probability is that of one
-            return _of_group(rare, size)
+        case KnownBranchDpEvent(rare=rare):
+            # Its probability is that for one example, so that for groups the worse branch counts.
+            return _group_event(rare, size)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
-            # Far below, dp-accounting takes a group that hardly joins for one that never does; a
-            # higher rate only costs more.
-            rate = max(rate, LEAST_RATE / size)
+            import scipy.stats  # slow to import
+
+            # Of a group of k, binomially many take part, and j of them move the sum j times as
+            # far. A higher rate only costs more.
+            rate = max(rate, SMALLEST_GROUP_RATE / size)
             joined = np.arange(size + 1)
             probabilities = scipy.stats.binom.pmf(joined, size, rate)
             return MixtureOfGaussiansDpEvent(
@@ -167,8 +176,8 @@ def _of_group(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent |
     return None
 
 
-def _fold_gaussians(counts: dict[dp_accounting.DpEvent, int]) -> dict[dp_accounting.DpEvent, int]:
-    """Gaussians compose to one Gaussian, and everyone in every batch is one."""
+def _merge_gaussians(counts: dict[dp_accounting.DpEvent, int]) -> dict[dp_accounting.DpEvent, int]:
+    """Replaces all steps in which every example takes part by one Gaussian step."""
     rest, precision = {}, 0.0
     for step, count in counts.items():
         match step:

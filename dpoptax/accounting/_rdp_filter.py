@@ -1,4 +1,4 @@
-"""A budget and releases that may depend on one another in; which of them still fit in out."""
+"""RDP privacy filter: admits adaptively chosen releases while a fixed budget lasts."""
 
 import math
 
@@ -7,23 +7,23 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.rdp import RdpAccountant
 
 from dpoptax import _validate
-from dpoptax._dp_events import KnownMixtureDpEvent
-from dpoptax.accounting._normalize_event import OVERFLOW_SHARE, pieces
+from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
+from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION, normalize
 from dpoptax.relations import Relation, parse_relation
 
 
 class BudgetSpentError(RuntimeError):
-    """A release was refused: it would have exceeded the budget."""
+    """A release was refused, because it would exceed the budget."""
 
 
 class RdpFilter:
-    """A budget for releases of which each may be chosen after seeing the ones before.
+    """A budget for releases that may each be chosen after seeing the earlier ones.
 
-    Where noise, rate or number of steps depend on earlier outputs, privacy loss distributions must
-    not be composed and watched until epsilon is reached. Rényi divergences at an order fixed in
-    advance may be: a release is admitted while their sum stays within the budget.
+    If noise, rate or number of steps depend on earlier outputs, it is not valid to compose privacy
+    loss distributions and to stop once epsilon is reached. With Rényi divergences of one order,
+    fixed in advance, it is valid: a release is admitted while their sum stays within the budget.
 
-    It is looser than a plan: prefer one, with a schedule fixed in advance, where you can.
+    The filter is looser than a plan. Prefer a plan, with a schedule fixed in advance, if you can.
 
     Example:
         >>> import dp_accounting
@@ -47,28 +47,29 @@ class RdpFilter:
         relation: Relation = "add_or_remove_one",
         order: float | None = None,
     ) -> None:
-        """Fixes the budget and the order.
+        """Creates a filter with nothing spent.
 
         Args:
             epsilon: the budget, positive.
             delta: strictly between 0 and 1.
             relation: add_or_remove_one or replace_special.
-            order: of the Rényi divergence, above 1; None for the best one if all releases were
-                Gaussian.
+            order: of the Rényi divergence, above 1; None for the order that is best if all releases
+                are Gaussian.
 
         Raises:
-            ValueError: a number out of range; replace_one, under which dp-accounting's Rényi
-                accountant takes sums for twice as private as they are.
+            ValueError: a number is out of range; or the relation is replace_one, under which
+                dp-accounting's Rényi accountant understates the cost of sums.
         """
         self.epsilon = _validate.positive("epsilon", epsilon)
         self.delta = _validate.open_unit("delta", delta)
         self.relation = parse_relation(relation)
         if self.relation == NeighboringRelation.REPLACE_ONE:
             raise ValueError(
-                "a Rényi filter is for add_or_remove_one or replace_special; got replace_one. "
-                "Fix the schedule in advance and use a Plan, which accounts it."
+                "relation must be add_or_remove_one or replace_special for a Rényi filter; got "
+                "replace_one. Fix the schedule in advance and use a Plan, which accounts it."
             )
         if order is None:
+            # The order that minimises the epsilon of a Gaussian which spends the whole budget.
             log_delta = -math.log(self.delta)
             root = math.sqrt(self.epsilon + log_delta) - math.sqrt(log_delta)
             order = 1 + math.sqrt(log_delta) / root
@@ -79,56 +80,58 @@ class RdpFilter:
         self._overflow = 0.0
 
     def admits(self, event: dp_accounting.DpEvent) -> bool:
-        """Whether the budget holds one more release.
+        """Returns whether the budget suffices for one more release.
 
         Raises:
-            dp_accounting.UnsupportedEventError: an event without a known Rényi divergence.
+            dp_accounting.UnsupportedEventError: no Rényi divergence is known of the event.
         """
         steps, overflow = self._steps(event)
-        if self._overflow + overflow > OVERFLOW_SHARE * self.delta:
+        # Overflow that fits on its own may be too much in sum.
+        if self._overflow + overflow > OVERFLOW_FRACTION * self.delta:
             return False
         return self._epsilon(self._accountant_of([*self._charged, *steps])) <= self.epsilon
 
     def charge(self, event: dp_accounting.DpEvent) -> None:
-        """Counts a release, before it leaves the program.
+        """Counts a release. Call it before the release leaves the program.
 
         Raises:
-            BudgetSpentError: the budget does not hold it; nothing is counted.
-            dp_accounting.UnsupportedEventError: an event without a known Rényi divergence.
+            BudgetSpentError: the budget does not suffice; nothing is counted.
+            dp_accounting.UnsupportedEventError: no Rényi divergence is known of the event.
         """
         if not self.admits(event):
             raise BudgetSpentError(
                 f"this release would exceed epsilon = {self.epsilon:g} at delta = {self.delta:g}, "
-                f"of which {self.spent():.4g} is spent. Stop here, or release with more noise."
+                f"of which {self.spent():.4g} is spent. Stop here, or add more noise."
             )
         steps, overflow = self._steps(event)
         self._overflow += overflow
         self._charged = _merged([*self._charged, *steps])
 
     def spent(self) -> float:
-        """Returns the epsilon of what was charged."""
+        """Returns the epsilon of everything that was charged."""
         return self._epsilon(self._accountant_of(self._charged)) if self._charged else 0.0
 
     def _steps(self, event: dp_accounting.DpEvent) -> tuple[list[dp_accounting.DpEvent], float]:
-        found = pieces(event, delta=self.delta, relation=self.relation)
-        assert found is not None  # only groups can be unknown
-        if not found.private:
+        """The event as dp-accounting's Rényi accountant knows it, and what is paid from delta."""
+        normalized = normalize(event, delta=self.delta)
+        if not normalized.has_noise:
             return [dp_accounting.NonPrivateDpEvent()], 0.0
         steps = []
-        for step, count in found.counts.items():
+        for step, count in normalized.counts.items():
             match step:
                 case dp_accounting.SampledWithoutReplacementDpEvent(
                     source_dataset_size=size,
                     sample_size=sample,
                     event=dp_accounting.GaussianDpEvent(noise_multiplier=noise),
                 ):
-                    # One example evicts another: a move of twice the clip bound.
+                    # One example pushes another out of the batch: twice the clip bound.
                     gaussian = dp_accounting.GaussianDpEvent(noise / 2)
                     step = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
-                case KnownMixtureDpEvent(rare=rare):  # always: a bound
+                case KnownBranchDpEvent(rare=rare):
+                    # An upper bound: as if the worse branch were always taken.
                     step = rare
             steps.append(dp_accounting.SelfComposedDpEvent(step, count))
-        return steps, found.overflow
+        return steps, normalized.overflow
 
     def _accountant_of(self, steps: list[dp_accounting.DpEvent]) -> RdpAccountant:
         accountant = RdpAccountant([self.order], self.relation)
@@ -137,7 +140,8 @@ class RdpFilter:
         return accountant
 
     def _epsilon(self, accountant: RdpAccountant) -> float:
-        return float(accountant.get_epsilon(self.delta * (1 - OVERFLOW_SHARE)))
+        # The rest of delta is reserved for batches that overflow.
+        return float(accountant.get_epsilon(self.delta * (1 - OVERFLOW_FRACTION)))
 
 
 def _merged(steps: list[dp_accounting.DpEvent]) -> list[dp_accounting.DpEvent]:

@@ -1,31 +1,29 @@
-"""A function that grows or falls, and where it crosses zero."""
+"""One-dimensional searches: the smallest root, and the largest whole number that is feasible.
+
+Each evaluation of epsilon takes milliseconds to seconds, so both searches are sparing with them.
+"""
 
 import functools
 import math
 from collections.abc import Callable
 
-import scipy.optimize
-
-# Of the logarithm of what is searched.
+# How exactly the logarithm of the noise multiplier is found.
 TOLERANCE = 1e-4
 
 
 def smallest_root(
     excess: Callable[[float], float], guess: float, lowest: float, highest: float
 ) -> float:
-    """Returns where a falling function reaches zero, to half the tolerance above it.
+    """Returns where a falling function reaches zero, or half the tolerance above that.
 
-    Args:
-        excess: falls.
-        guess: within the bounds.
-        lowest: returned where even there the function is not above zero.
-        highest: the end of the search.
-
-    Returns:
-        The root; inf if the function is above zero at `highest`.
+    `guess` must lie within the bounds. Returns `lowest` if the function is not positive there, and
+    inf if it is still positive at `highest`.
     """
+    import scipy.optimize  # slow to import
+
     excess = functools.lru_cache(excess)
     low = high = guess
+    # Bracket the root by steps that double, upward and then downward.
     step = 0.05
     while excess(high) > 0:
         if high >= highest:
@@ -40,19 +38,15 @@ def smallest_root(
 
 
 def largest_feasible(excess: Callable[[int], float], guess: float, highest: int) -> int:
-    """Returns the largest whole number at which a growing function is not above zero.
+    """Returns the largest whole number at which a growing function is not positive.
 
-    Args:
-        excess: grows with the number, about as a power of it.
-        guess: where the search begins.
-        highest: the end of the search.
-
-    Returns:
-        A number at which `excess` was evaluated and found at most zero; 0 if there is none.
+    At the returned number `excess` was evaluated. Returns 0 if even 1 is not feasible. The function
+    should grow about as a power of the number; the search is quick then.
     """
     values: dict[int, float] = {}
     low, high = 0, highest + 1  # feasible, infeasible
     number, factor = min(max(int(min(guess, highest)), 1), highest), 1.01
+    # Bracket the answer: leave the guess by a factor that is squared each time.
     while high - low > 1:
         values[number] = excess(number)
         if values[number] <= 0:
@@ -64,28 +58,29 @@ def largest_feasible(excess: Callable[[int], float], guess: float, highest: int)
         elif high > highest:
             number = min(max(int(number * factor), number + 1), highest)
         else:
-            return _between(excess, low, high, values[low], values[high])
+            return _largest_between(excess, low, high, values[low], values[high])
         factor = factor**2
     return low
 
 
-def _between(
+def _largest_between(
     excess: Callable[[int], float], low: int, high: int, below: float, above: float
 ) -> int:
-    """The largest feasible number from `low` on, below `high`: regula falsi, in the logarithm.
+    """The largest feasible number from `low` on, below `high`, by false position in the logarithm.
 
-    The value at an end that stays is halved (the Illinois method), so that both ends move; every
-    fourth point halves the interval, so that a function with steps ends too.
+    `below` and `above` are the values at the two ends. The value at an end that stays is halved
+    (the Illinois method), so that both ends move.
     """
-    turn = 0
+    trial = 0
     while high - low > 1:
-        share = -below / (above - below) if turn % 4 < 3 and above > below else 0.5
-        point = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        # Every fourth trial halves the interval: a function with jumps defeats false position.
+        fraction = -below / (above - below) if trial % 4 < 3 and above > below else 0.5
+        point = math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
         number = min(max(round(point), low + 1), high - 1)
         value = excess(number)
         if value <= 0:
             low, below, above = number, value, above / 2
         else:
             high, above, below = number, value, below / 2
-        turn += 1
+        trial += 1
     return low

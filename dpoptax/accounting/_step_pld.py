@@ -1,4 +1,4 @@
-"""A one-step event and a grid in, the distribution of its privacy loss out; and which grid."""
+"""Privacy loss distribution (PLD) of a single step, and the grid that it is put on."""
 
 import functools
 import math
@@ -9,62 +9,63 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 
-from dpoptax._dp_events import KnownMixtureDpEvent
 from dpoptax.accounting import _subsampled_gaussian as subsampled
+from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
 
+# Grid steps, in units of epsilon. A finer grid is tighter, and slower. USUAL is dp-accounting's
+# default.
 FINEST, USUAL, COARSEST = 1e-7, 1e-4, 1e-3
-MOST_POINTS = 125_000
-MANY = 10
-# Times as many where truncation is taken exactly: there two laws of different scale are mixed.
+# The most grid points of one step. Time grows with it; here one step takes a fraction of a second.
+MAX_POINTS = 125_000
+# How many times the variance of the loss exceeds what rounding adds to it: 20 overstates epsilon by
+# about 0.1 %. A schedule of more than MANY_KINDS kinds of steps would take long, and gets 8.
+VARIANCE_RATIO, MANY_KINDS, VARIANCE_RATIO_OF_MANY = 20, 10, 8
+# How many times more points a step with truncation may have: it mixes two distributions of
+# different scale, and the grid must resolve the smaller one.
 TRUNCATED_POINTS = 4
 
 
 def grid_step(counts: dict[dp_accounting.DpEvent, int]) -> float:
-    """Returns a grid on which a run costs about a thousandth more than it should, at most.
+    """Returns a grid step at which a run costs at most about 0.1 % too much.
 
-    Rounding a loss L to a grid of step h, its mean kept, adds up to h E|L| to its variance. The
-    step is such that this is a twentieth of the variance where a step costs little, far less
-    elsewhere. dp-accounting's default of 1e-4 overstates epsilon by multiples where a step costs
-    less, and takes seconds where it costs much.
+    Rounding a loss L to a grid of step h, with its mean kept, adds up to h E|L| to its variance.
+    The step is chosen such that this is a twentieth of the variance where a step of the run costs
+    little, and far less elsewhere. dp-accounting's default of 1e-4 overstates epsilon several times
+    where a step costs less than that, and takes seconds where it costs much.
 
-    Too fine a grid fails by rounding: dp-accounting's distributions sum to 1 + 1e-18 / h^2 or so,
-    which many steps raise to a power.
+    A too fine grid has rounding errors: the probabilities of dp-accounting's distributions sum to
+    about 1 + 1e-18 / h^2, and many steps raise this to a power.
     """
     variance = size = 0.0
     coarsest = COARSEST
     finest = max(FINEST, 1e-9 * math.sqrt(sum(counts.values())))
     for step, count in counts.items():
-        law = _law(step)
-        if law is None:
+        shifts = _shift_distribution(step)
+        if shifts is None:
             return USUAL
-        probabilities, moves = law
+        probabilities, moves = shifts
         joins = float(probabilities[moves > 0].sum())
+        # The chi-squared divergence between neighbours, which is about the variance of the loss.
         exponents = np.minimum(np.outer(moves, moves), 300.0)
         spread = math.sqrt(probabilities @ np.expm1(exponents) @ probabilities)
         variance += count * spread**2
-        size += count * min(spread, 2 * joins)
+        size += count * min(spread, 2 * joins)  # E|L|, or its bound where losses are rare
         coarsest = max(coarsest, USUAL * float(moves.max()) ** 2)
-        finest = max(finest, _longest_loss(step) / MOST_POINTS)
-    share = 20 if len(counts) <= MANY else 8  # a schedule takes its time
-    return max(min(variance / size / share, coarsest), finest) if size else USUAL
+        finest = max(finest, _longest_loss(step) / MAX_POINTS)
+    if not size:
+        return USUAL
+    ratio = VARIANCE_RATIO if len(counts) <= MANY_KINDS else VARIANCE_RATIO_OF_MANY
+    return max(min(variance / size / ratio, coarsest), finest)
 
 
 @functools.lru_cache(maxsize=16)
-def one_step(
+def step_distribution(
     step: dp_accounting.DpEvent, relation: NeighboringRelation, grid_step: float
 ) -> pld.PrivacyLossDistribution:
-    """Returns the distribution of the loss of a step, an upper bound.
-
-    Args:
-        step: no composition.
-        relation: which data sets count as neighbours.
-        grid_step: of the discretisation, in epsilon.
-
-    Returns:
-        A distribution on the grid.
+    """Returns the privacy loss of a one-step event, an upper bound.
 
     Raises:
-        dp_accounting.UnsupportedEventError: nothing is known of such a step under that relation.
+        dp_accounting.UnsupportedEventError: none is known of such a step under that relation.
     """
     replaces = relation == NeighboringRelation.REPLACE_ONE
     adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -76,6 +77,7 @@ def one_step(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
             if not replaces and rate <= 0.5:
+                # Our closed form: faster, but not for the other cases.
                 return subsampled.poisson(rate, noise, grid_step)
             return pld.from_gaussian_mechanism(
                 noise, sampling_prob=rate, neighboring_relation=relation, **grid
@@ -94,15 +96,36 @@ def one_step(
             sample_size=sample,
             event=dp_accounting.GaussianDpEvent(noise_multiplier=noise),
         ):
-            if adds:  # one more evicts another: the law of Poisson batches at half the noise
+            if adds:
+                # One example more pushes another out of the full batch, so that the sum moves by
+                # twice the clip bound: a Poisson batch with half the noise.
                 gaussian = dp_accounting.GaussianDpEvent(noise / 2)
                 poisson = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
-                return one_step(poisson, relation, grid_step)
+                return step_distribution(poisson, relation, grid_step)
             return subsampled.without_replacement(sample / size, noise, grid_step)
-        case KnownMixtureDpEvent(usual=usual, rare=rare, probability=probability):
-            return one_step(rare, relation, grid_step).compute_mixture(
-                one_step(usual, relation, grid_step), probability
+        case KnownBranchDpEvent(usual=usual, rare=rare, probability=probability):
+            # The branch is public, so that the losses are mixed, not the outputs.
+            return step_distribution(rare, relation, grid_step).compute_mixture(
+                step_distribution(usual, relation, grid_step), probability
             )
+    found = _other_distribution(step, relation, grid_step)
+    if found is not None:
+        return found
+    raise dp_accounting.UnsupportedEventError(
+        f"no privacy loss distribution is known of {step!r} under {relation.name.lower()}. Ask "
+        "under another relation, or account this release by other means."
+    )
+
+
+def _other_distribution(
+    step: dp_accounting.DpEvent, relation: NeighboringRelation, grid_step: float
+) -> pld.PrivacyLossDistribution | None:
+    """The loss of steps that no sampler of ours makes, but that a ledger may be charged."""
+    grid = {"value_discretization_interval": grid_step}
+    # dp-accounting's distributions of these hold under some relations only.
+    replaces = relation == NeighboringRelation.REPLACE_ONE
+    adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
+    match step:
         case MixtureOfGaussiansDpEvent() if not replaces:
             return pld.from_mixture_gaussian_mechanism(
                 step.standard_deviation, step.sensitivities, step.sampling_probs, **grid
@@ -123,30 +146,31 @@ def one_step(
             return pld.from_randomized_response(
                 noise, buckets, neighboring_relation=relation, **grid
             )
-    raise dp_accounting.UnsupportedEventError(
-        f"no privacy loss distribution is known of {step!r} under {relation.name.lower()}."
-    )
+    return None
 
 
 def _longest_loss(step: dp_accounting.DpEvent) -> float:
-    """About the largest loss on the grid; inf where it is not known."""
+    """Roughly the largest loss on the grid; inf where it is not known."""
     if isinstance(step, TruncatedSubsampledGaussianDpEvent):
-        # Where one evicts another; rare, so that fewer points would be felt.
+        # The loss where the new example pushes another one out of the batch. This is rare, so that
+        # fewer points do little harm.
         move = 4 / step.noise_multiplier
         return (move**2 / 2 + 10 * move) / TRUNCATED_POINTS
-    law = _law(step)
-    if law is None:
+    shifts = _shift_distribution(step)
+    if shifts is None:
         return math.inf
-    probabilities, moves = law
+    probabilities, moves = shifts
     joins, largest = float(probabilities[moves > 0].sum()), float(moves.max())
+    # Ten standard deviations beyond the mean loss of an example that takes part.
     exponent = largest**2 / 2 + 10 * largest
+    # log(1 + joins (exp(exponent) - 1)), where the exponential may overflow.
     return (
         math.log(joins) + exponent if exponent > 700 else math.log1p(joins * math.expm1(exponent))
     )
 
 
-def _law(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.ndarray] | None:
-    """With which probabilities an example moves the sum by how much, in units of the noise."""
+def _shift_distribution(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.ndarray] | None:
+    """The probabilities with which an example moves the sum, and how far, in units of the noise."""
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return np.ones(1), np.array([1 / noise])
@@ -156,8 +180,8 @@ def _law(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.ndarray] | None:
             return np.array([1 - rate, rate]), np.array([0, 1 / noise])
         case TruncatedSubsampledGaussianDpEvent(sampling_probability=rate, noise_multiplier=noise):
             return np.array([1 - rate, rate]), np.array([0, 1 / noise])
-        case KnownMixtureDpEvent(usual=usual, rare=rare, probability=probability):
-            of_usual, of_rare = _law(usual), _law(rare)
+        case KnownBranchDpEvent(usual=usual, rare=rare, probability=probability):
+            of_usual, of_rare = _shift_distribution(usual), _shift_distribution(rare)
             if of_usual is None or of_rare is None:
                 return None
             weights = [(1 - probability) * of_usual[0], probability * of_rare[0]]

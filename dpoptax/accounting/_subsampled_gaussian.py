@@ -1,99 +1,90 @@
-"""Gaussian noise on a sum over a random batch: the privacy loss from a closed form.
+"""Subsampled Gaussian mechanism: the privacy loss of one step, from a closed form.
 
-The pair (1 - q) N(0) + q N(s) against N(0) has, at epsilon > log(1 - q), the profile
+Let q be the sampling rate, and let one example move the sum by s, in units of the noise. The pair
+(1 - q) N(0, 1) + q N(s, 1) against N(0, 1) has, for epsilon > log(1 - q), the privacy profile
 
     delta(epsilon) = q delta_G(log(1 + (exp(epsilon) - 1) / q))                       (1)
 
-with delta_G that of a Gaussian moved by s (Balle, Barthe, Gaboardi 2018, arXiv:1807.01647). It is
-put on a grid by dp-accounting's connect-the-dots. dp-accounting has the Poisson law too, a point
-at a time and so thirty times slower, and none for batches without replacement, where its Rényi
-accountant takes the noise for relative to a move that is twice as large.
+where delta_G is the profile of N(s, 1) against N(0, 1) (Balle, Barthe, Gaboardi 2018,
+arXiv:1807.01647). dp-accounting's connect-the-dots puts the profile on a grid.
+
+dp-accounting can do this for Poisson sampling itself, but one grid point at a time, which is about
+thirty times slower. It has no distribution for batches without replacement, and its Rényi
+accountant assumes that noise is relative to the sensitivity there, which is twice the clip bound.
 """
 
 import math
 
 import numpy as np
-import scipy.stats
-from dp_accounting.pld import pld_pmf
+import scipy.special
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-# Of one step's loss, what lies beyond the grid is taken as infinite.
+from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, from_deltas
+
+# The probability of the losses of one step beyond the grid, which count as infinite. A million
+# steps add 1e-16 to delta.
 TAIL = 1e-22
 
 
 def poisson(rate: float, noise_multiplier: float, grid_step: float) -> PrivacyLossDistribution:
-    """Returns the loss of one noisy sum over a Poisson batch, under add-or-remove-one.
+    """Returns the loss of one noisy sum over a Poisson batch, under add_or_remove_one.
 
-    Args:
-        rate: the probability that an example takes part, at most one half: rounding grows beyond.
-        noise_multiplier: relative to the move of one example.
-        grid_step: of the discretisation, in epsilon.
-
-    Returns:
-        A distribution on the grid, an upper bound.
+    An upper bound. The rate must be at most one half; above, rounding errors grow.
     """
     shift = 1 / noise_multiplier
-    farthest = -(shift**2) / 2 - shift * float(scipy.stats.norm.isf(TAIL))
-    lowest = math.floor(math.log1p(rate * math.expm1(farthest)) / grid_step)
+    smallest = -(shift**2) / 2 - shift * _standard_deviations(TAIL)
+    lowest = math.floor(math.log1p(rate * math.expm1(smallest)) / grid_step)
     highest = math.ceil(_largest_loss(rate, shift) / grid_step)
     epsilons = grid_step * np.arange(lowest, highest + 1)
-    removed = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
-        grid_step, lowest, highest, _profile(epsilons, rate, shift)
-    ).to_dense_pmf()
-    # Seen from the other side a loss has the other sign and exp(-loss) times the probability, and
-    # is infinite where on this side it is below the grid.
-    added = removed._probs * np.exp(-epsilons)
-    return PrivacyLossDistribution(
-        removed, pld_pmf.DensePLDPmf(grid_step, -highest, added[::-1], TAIL, True)
-    )
+    removed = from_deltas(grid_step, lowest, highest, _profile(epsilons, rate, shift))
+    # In the other direction the loss has the opposite sign and exp(-loss) times the probability.
+    # It is infinite where the loss in this direction is below the grid.
+    added = removed.probabilities * np.exp(-epsilons)
+    return distribution(grid_step, removed, GridLoss(added[::-1], -highest, TAIL))
 
 
 def without_replacement(
     rate: float, noise_multiplier: float, grid_step: float
 ) -> PrivacyLossDistribution:
-    """Returns the loss of one noisy sum over a full batch in which one may be exchanged.
+    """Returns the loss of one noisy sum over a full batch, where one example may be replaced.
 
-    A batch is always full, so another example in the place of one means one exchanged in the
-    batch: a move of twice the clip bound. The loss is symmetric, and follows from (1) and
+    An upper bound; `rate` is batch_size / num_examples. Replacing an example moves the sum by twice
+    the clip bound if it is in the batch. The loss is symmetric, and follows from (1) and
 
         delta(-epsilon) = 1 - exp(-epsilon) + exp(-epsilon) delta(epsilon).
-
-    Args:
-        rate: batch_size / num_examples.
-        noise_multiplier: relative to the clip bound.
-        grid_step: of the discretisation, in epsilon.
-
-    Returns:
-        A distribution on the grid, an upper bound.
     """
     shift = 2 / noise_multiplier
     last = math.ceil(_largest_loss(rate, shift) / grid_step)
     epsilons = grid_step * np.arange(last + 1)
     above = _profile(epsilons, rate, shift)
     below = -np.expm1(-epsilons) + np.exp(-epsilons) * above
-    return PrivacyLossDistribution(
-        pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
-            grid_step, -last, last, np.concatenate([below[:0:-1], above])
-        )
-    )
+    deltas = np.concatenate([below[:0:-1], above])
+    return distribution(grid_step, from_deltas(grid_step, -last, last, deltas))
+
+
+def _standard_deviations(tail: float) -> float:
+    """Where the upper tail of a standard normal has this probability."""
+    return float(-scipy.special.ndtri(tail))
 
 
 def _largest_loss(rate: float, shift: float) -> float:
     """An epsilon beyond which the profile is below TAIL."""
-    gaussian = shift**2 / 2 + shift * float(scipy.stats.norm.isf(TAIL))
+    gaussian = shift**2 / 2 + shift * _standard_deviations(TAIL)
     return float(np.logaddexp(np.log1p(-rate), math.log(rate) + gaussian)) if rate < 1 else gaussian
 
 
 def _profile(epsilons: np.ndarray, rate: float, shift: float) -> np.ndarray:
-    """Equation (1)."""
+    """Equation (1), and 1 - exp(epsilon) below log(1 - q)."""
     inner = np.full(len(epsilons), -np.inf)
     growth = np.expm1(np.minimum(epsilons, 1.0)) / rate
     beyond = growth > -1
     inner[beyond] = np.log1p(growth[beyond])
-    large = epsilons > 1  # where the exponential may overflow
+    # For large epsilons exp(epsilon) may overflow, so log(1 + (exp(epsilon) - 1) / q) is written
+    # as epsilon - log(q) + log(1 - (1 - q) exp(-epsilon)).
+    large = epsilons > 1
     inner[large] = epsilons[large] + np.log1p(-(1 - rate) * np.exp(-epsilons[large]))
     inner[large] -= math.log(rate)
-    first = scipy.stats.norm.sf(inner / shift - shift / 2)
-    second = np.exp(inner + scipy.stats.norm.logsf(inner / shift + shift / 2))
+    first = scipy.special.ndtr(-(inner / shift - shift / 2))
+    second = np.exp(inner + scipy.special.log_ndtr(-(inner / shift + shift / 2)))
     deltas = rate * np.clip(first - second, 0.0, 1.0)
     return np.where(beyond, deltas, -np.expm1(np.minimum(epsilons, 0.0)))

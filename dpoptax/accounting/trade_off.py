@@ -1,34 +1,36 @@
-"""A privacy loss in; what it lets an attacker do, who would tell whether one example was used, out.
+"""Membership inference bounds: what a privacy loss lets the best possible attacker find out.
 
-The attacker of these numbers knows everything but that example, sees every release, and is
-optimal. Real ones do worse.
+The attacker wants to know whether one given example was used. The attacker knows all other
+examples, sees everything that is released, and decides optimally. Real attackers do worse.
 """
 
 import math
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 from dpoptax import _validate
 from dpoptax.accounting._epsilon import PrivacyLoss
 
 __all__ = ["advantage", "true_positive_rates", "posterior_belief", "dominating_mu"]
 
-# The curve of delta over epsilon is read at so many points, down to this delta.
-POINTS = 2000
+# The curve of delta over epsilon is evaluated at this many points. Each point gives a valid bound,
+# so that more points only make the bounds tighter.
+NUM_POINTS = 2000
+# The curve ends at this delta: at smaller ones the rounding of 1e-13 becomes visible.
 SMALLEST_DELTA = 1e-10
-LEAST_RATE = 1e-6
+# The smallest false positive rate that `dominating_mu` compares; smaller ones need smaller deltas.
+SMALLEST_RATE = 1e-6
 
 
 def advantage(loss: PrivacyLoss) -> float:
-    """Returns the most by which an attacker's true positive rate exceeds the false positive rate.
+    """Returns the largest difference of an attacker's true and false positive rates.
 
     Args:
-        loss: of the run.
+        loss: the privacy loss of the run.
 
     Returns:
-        delta at epsilon 0, the total variation between neighbours.
+        delta at epsilon 0, which is the total variation distance between neighbours.
 
     Example:
         >>> import dp_accounting
@@ -43,17 +45,17 @@ def advantage(loss: PrivacyLoss) -> float:
 def true_positive_rates(
     loss: PrivacyLoss, false_positive_rates: np.ndarray | list[float]
 ) -> np.ndarray:
-    """Returns the most true positives at each rate of false positives.
+    """Returns the largest true positive rate (TPR) at each false positive rate (FPR).
 
-    At every epsilon, TPR <= exp(epsilon) FPR + delta, and 1 - FPR <= exp(epsilon) (1 - TPR) + delta
+    TPR <= exp(epsilon) FPR + delta and 1 - FPR <= exp(epsilon) (1 - TPR) + delta at every epsilon
     (Kairouz, Oh, Viswanath 2015, arXiv:1311.0776; Dong, Roth, Su 2019, arXiv:1905.02383).
 
     Args:
-        loss: of the run.
+        loss: the privacy loss of the run.
         false_positive_rates: probabilities.
 
     Returns:
-        Probabilities, an upper bound.
+        Upper bounds on the true positive rates.
 
     Example:
         >>> import dp_accounting
@@ -70,14 +72,14 @@ def true_positive_rates(
 
 
 def posterior_belief(epsilon: float, prior: float) -> float:
-    """Returns the most that an attacker can believe after the release, given a belief before it.
+    """Returns how far a release can raise an attacker's belief that an example was used.
 
     Args:
-        epsilon: of the guarantee; the bound holds but for a probability delta.
-        prior: probability of the example's having been used, in the attacker's eyes.
+        epsilon: of the guarantee. The bound holds except with probability delta.
+        prior: the probability that the attacker assigns before the release.
 
     Returns:
-        A probability.
+        The largest probability that the attacker can assign after it.
 
     Example:
         >>> round(posterior_belief(1.0, 0.5), 3)
@@ -88,15 +90,17 @@ def posterior_belief(epsilon: float, prior: float) -> float:
 
 
 def dominating_mu(loss: PrivacyLoss) -> float:
-    """Returns the least mu whose Gaussian is no more private than the run, at any rate.
+    """Returns the smallest mu such that the run is at least as private as mu-GDP.
 
-    The curves are compared at 400 false positive rates from 1e-6 to 1 - 1e-6.
+    mu-GDP (Gaussian differential privacy) is the privacy of one value released with Gaussian noise
+    of standard deviation 1 / mu times its sensitivity. The two are compared at 400 false positive
+    rates from 1e-6 to 1 - 1e-6.
 
     Args:
-        loss: of the run.
+        loss: the privacy loss of the run.
 
     Returns:
-        mu of mu-GDP: as if one value were released with noise 1 / mu; inf without noise.
+        mu; inf without noise.
 
     Example:
         >>> import dp_accounting
@@ -109,16 +113,17 @@ def dominating_mu(loss: PrivacyLoss) -> float:
     """
     if loss.directions is None:
         return math.inf
-    rates = np.geomspace(LEAST_RATE, 0.5, 200)
+    rates = np.geomspace(SMALLEST_RATE, 0.5, 200)
     rates = np.concatenate([rates, 1 - rates])
     found = true_positive_rates(loss, rates)
-    normal = scipy.stats.norm
-    return float(max(np.max(normal.ppf(found) - normal.ppf(rates)), 0.0))
+    # A Gaussian has TPR = Phi(Phi^-1(FPR) + mu).
+    return float(max(np.max(scipy.special.ndtri(found) - scipy.special.ndtri(rates)), 0.0))
 
 
 def _curve(loss: PrivacyLoss) -> tuple[np.ndarray, np.ndarray]:
+    """Epsilons and their deltas."""
     largest = loss.epsilon(max(SMALLEST_DELTA, 2 * loss.overflow))
     if math.isinf(largest):
         return np.zeros(1), np.ones(1)
-    epsilons = np.linspace(0.0, largest, POINTS)
+    epsilons = np.linspace(0.0, largest, NUM_POINTS)
     return epsilons, loss.deltas(epsilons)

@@ -1,5 +1,6 @@
-"""Privacy reports: what a run guarantees, in numbers and in words."""
+"""Privacy reports: what a plan or a run guarantees, in numbers and in words."""
 
-from dpoptax.reports._report import Report, round_up
+from dpoptax.reports._report import Report
+from dpoptax.reports._round import round_up
 
 __all__ = ["Report", "round_up"]

@@ -1,340 +1,265 @@
-"""A plan and the steps that ran in, the statement that a person can read, keep and act on out."""
+"""Report: the privacy statement of a plan or of a run, as numbers, text, JSON and a figure."""
 
 import collections
-import dataclasses
-import decimal
 import importlib.metadata
-import json
 import math
 import pathlib
-import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import attrs
 import dp_accounting
+import numpy as np
+import scipy.special
 
-from dpoptax import _serialize
-from dpoptax.accounting import trade_off
-from dpoptax.accounting._epsilon import PrivacyLoss, event_epsilon, event_privacy_loss
+from dpoptax import _serialize, _validate
+from dpoptax._plan import Plan
+from dpoptax.accounting import Ledger, event_epsilon, event_privacy_loss, trade_off
+from dpoptax.accounting._epsilon import coarse_epsilon
+from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
-from dpoptax.schedules import Scheduled, extremes, passes
+from dpoptax.reports import _figure, _text
+from dpoptax.reports._round import round_up
+from dpoptax.reports._values import ReportValues
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, passes
 
-if TYPE_CHECKING:
-    from dpoptax._plan import Plan
-    from dpoptax.accounting._ledger import Ledger
-
-GROUPS = (2, 10)
-# Their laws are slow to put on a grid; a coarser one overstates them by a percent or so.
+GROUP_SIZES = (2, 10)
+# The distributions of groups are slow to compute. A grid eight times as coarse overstates their
+# epsilon by about one percent.
 GROUP_COARSENING = 8.0
 FALSE_POSITIVE_RATES = (1e-3, 1e-2)
 PRIORS = (0.5, 0.1, 0.01)
-RELEASED = "every noisy gradient, hence every iterate and the final parameters"
-NO_GENERATOR = "none yet: a plan draws nothing"
-ASSUMPTIONS = (
-    "keys are secret, and none serves two runs",
-    "runs made to choose model, clip, rate or steps are not counted",
-    "when the run ended was not decided by what it had released",
-    "losses, norms, batch sizes and the time a step takes are readings of the data, not private",
-)
+# The figure starts here: smaller rates depend on smaller deltas than the report is about.
+SMALLEST_RATE_DRAWN = 1e-5
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was promised to whom, and what it rests on.
+@attrs.frozen(kw_only=True)
+class Report(ReportValues):
+    """The privacy statement of a plan or of a run.
 
-    Print it; or `to_json()`, or `save_picture(path)`.
+    Print it, or write it with `to_json()` or `save_figure(path)`.
 
     Attributes:
-        unit: what a neighbouring data set has one more or less of.
-        relation: which data sets count as neighbours.
-        num_units: how many there are.
+        unit: what is protected, an example or a user.
+        relation: which data sets are neighbours.
+        num_units: how many units there are.
         released: what left the program.
-        sampler: its kind and parameters.
-        clip: its kind and bound.
+        sampler: class and settings of the sampler.
+        clip: class and settings of the clip rule.
         noise_multiplier: a number or a schedule.
-        steps_planned: of the plan.
-        steps_done: of them.
-        steps_lost: that were charged beside them: done, lost in a crash, and not repeated alike.
+        steps_planned: how many steps the plan has.
+        steps_done: how many of them were done.
+        steps_lost: how many more were charged: they may have been released before a crash, and
+            could not be repeated identically.
         delta: of the guarantee.
         epsilon: of the guarantee; inf for a run without noise.
-        epsilon_at: at other deltas.
-        epsilon_replaced: under replace_one, at delta; inf where none is known.
-        epsilon_of_group: for so many units that stand or fall together, at delta.
-        epsilon_unamplified: if everyone took part once per pass, at a step known to all.
-        advantage: of an optimal attacker, true minus false positive rate.
-        true_positive_rate: of an optimal attacker, by false positive rate.
-        belief: that an optimal attacker can reach, by belief before; but for a probability delta.
-        mu: of the least private Gaussian that is no more private than the run.
-        accountant: which, and its version.
-        generator: where the random numbers came from.
-        assumptions: what the statement rests on.
-        loss: for the picture.
+        epsilon_by_delta: epsilon at delta and at two others.
+        epsilon_replace_one: epsilon under replace_one; inf where none is known.
+        epsilon_by_group_size: epsilon for groups of units.
+        epsilon_unamplified: epsilon without sampling amplification, each unit used once per pass
+            at a publicly known step.
+        advantage: the most by which an attacker's true positive rate exceeds the false positive
+            rate.
+        true_positive_rate: the largest one, by false positive rate.
+        posterior_belief: the largest belief after the release, by belief before it; except with
+            probability delta.
+        mu: the run is at least as private as mu-GDP.
+        accountant: how epsilon was computed, with versions.
+        prng: where the random numbers came from.
+        assumptions: the conditions that the statement depends on.
+        loss: the privacy loss, for the figure.
+
+    Example:
+        >>> import dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(1000, 20),
+        ...     clip=1.0,
+        ...     noise_multiplier=2.0,
+        ...     num_steps=50,
+        ...     delta=1e-4,
+        ... )
+        >>> report = Report.from_plan(plan)
+        >>> report.epsilon == plan.epsilon()
+        True
     """
 
-    unit: str
-    relation: str
-    num_units: int
-    released: str
-    sampler: dict[str, Any]
-    clip: dict[str, Any]
-    noise_multiplier: Scheduled
-    steps_planned: int
-    steps_done: int
-    steps_lost: int
-    delta: float
-    epsilon: float
-    epsilon_at: dict[float, float]
-    epsilon_replaced: float
-    epsilon_of_group: dict[int, float]
-    epsilon_unamplified: float
-    advantage: float
-    true_positive_rate: dict[float, float]
-    belief: dict[float, float]
-    mu: float
-    accountant: str
-    generator: str
-    assumptions: tuple[str, ...]
-    loss: PrivacyLoss = dataclasses.field(repr=False, compare=False)
+    @classmethod
+    def from_plan(cls, plan: Plan, num_steps: int | None = None) -> "Report":
+        """Returns the report of the first `num_steps` steps of a plan, all by default."""
+        if num_steps is None:
+            num_steps = plan.num_steps
+        num_steps = _validate.count("num_steps", num_steps, at_least=0)
+        ledger = plan.ledger()
+        ledger.charge(plan.noise_multiplier, num_steps)
+        return cls.from_ledger(
+            ledger,
+            steps_done=num_steps,
+            steps_planned=plan.num_steps,
+            noise_multiplier=plan.noise_multiplier,
+            mechanism=plan.mechanism,
+        )
+
+    @classmethod
+    def from_ledger(
+        cls,
+        ledger: Ledger,
+        *,
+        steps_done: int,
+        steps_planned: int,
+        noise_multiplier: ScalarOrSchedule,
+        mechanism: Mechanism,
+        prng: str = _text.NO_PRNG,
+    ) -> "Report":
+        """Returns the report of a run.
+
+        Args:
+            ledger: everything that was charged.
+            steps_done: how many steps of the plan were done, of those charged.
+            steps_planned: how many steps the plan has.
+            noise_multiplier: of the plan.
+            mechanism: how the noise was drawn.
+            prng: where the random numbers came from, in words.
+
+        Returns:
+            A `Report`.
+        """
+        sampler, delta = ledger.sampler, ledger.delta
+        relation = parse_relation(sampler.relation)
+        event = ledger.event(relation)
+        # The trade-off curve is read at smaller deltas than the guarantee.
+        loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
+        # Twelve digits, because delta / 10 has rounding errors at the end, and what is shown is
+        # rounded up.
+        below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
+        epsilons = {value: ledger.epsilon(value) for value in (above, delta, below) if value < 1}
+        rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
+        return cls(
+            unit=sampler.unit,
+            relation=relation.name.lower(),
+            num_units=sampler.num_examples,
+            released=_text.RELEASED,
+            sampler=_serialize.encode_or_describe(sampler),
+            clip=_serialize.encode_or_describe(ledger.clip),
+            noise_multiplier=noise_multiplier,
+            steps_planned=steps_planned,
+            steps_done=steps_done,
+            steps_lost=ledger.num_steps - steps_done,
+            delta=delta,
+            epsilon=epsilons[delta],
+            epsilon_by_delta=epsilons,
+            epsilon_replace_one=_replace_one(ledger),
+            epsilon_by_group_size={
+                size: coarse_epsilon(
+                    event,
+                    delta=delta,
+                    relation=relation,
+                    group_size=size,
+                    coarsening=GROUP_COARSENING,
+                )
+                for size in GROUP_SIZES
+            },
+            epsilon_unamplified=_unamplified(ledger),
+            advantage=trade_off.advantage(loss),
+            true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
+            posterior_belief={
+                prior: trade_off.posterior_belief(epsilons[delta], prior) for prior in PRIORS
+            },
+            mu=trade_off.dominating_mu(loss),
+            accountant=_accountant(),
+            prng=prng,
+            assumptions=(*_text.ASSUMPTIONS, mechanism.caveat),
+            loss=loss,
+        )
 
     def __str__(self) -> str:
-        width = max(map(len, self._rows()))
-        lines = ["Differential privacy", ""]
-        lines += [f"  {name:<{width}}  {text}" for name, text in self._rows().items()]
-        lines += ["", "What this rests on", *(f"  - {text}" for text in self.assumptions)]
-        return "\n".join([*lines, "", "In words", *_wrapped(self.in_words())])
+        return _text.as_text(self)
 
     def in_words(self) -> str:
         """Returns one paragraph for a reader who knows no formula."""
-        unit = self.unit
-        if math.isinf(self.epsilon) and extremes(self.noise_multiplier)[0] > 0:
-            return (
-                "For this run no finite epsilon can be shown at this delta, so nothing can be "
-                "promised: ask at a larger delta, or add more noise."
-            )
-        if math.isinf(self.epsilon):
-            return (
-                "This run added no noise at some step, and so protects nobody: treat what it "
-                "released as you would treat the data itself."
-            )
-        rate, found = next(iter(self.true_positive_rate.items()))
-        prior, belief = next(iter(self.belief.items()))
-        chance = math.floor(1 / self.delta + 1e-6)
-        right = round_up(50 + 50 * self.advantage, 1)
-        return (
-            f"The training used {self.num_units:,} {unit}s and released its result with random "
-            f"noise, such that the result would have been nearly as likely had any one {unit} been "
-            f"left out. Somebody who knows all other {unit}s, sees everything released, and wants "
-            f"to tell whether one given {unit} was included, is right at most "
-            f"{right} times in 100 where guessing is right 50 times. If such an attacker may be "
-            f"wrong about one outsider in {round(1 / rate):,}, they find at most {_share(found)} "
-            f"of those included. A belief of {100 * prior:.0f} % that the {unit} was included can "
-            f"rise to {round_up(100 * belief, 1)} % at most, but for a chance of one in "
-            f"{chance:,}. This holds whatever the attacker knows or computes later; it says "
-            f"nothing of what can be concluded about one {unit} from the others."
-        )
+        return _text.in_words(self)
 
     def to_json(self) -> str:
         """Returns every number as JSON; infinity is the string "inf"."""
-        fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "loss"
+        content = {
+            name: getattr(self, name) for name in _serialize.fields(Report) if name != "loss"
         }
-        fields["noise_multiplier"] = _serialize.number_record(self.noise_multiplier)
-        return json.dumps(
-            {"format": "dpoptax report 1", **_finite(fields), "in_words": self.in_words()}, indent=2
+        content["noise_multiplier"] = _serialize.encode(self.noise_multiplier)
+        return _serialize.write_document(
+            "dpoptax report 1", {**_finite(content), "in_words": self.in_words()}
         )
 
-    def save_picture(self, path: str | pathlib.Path) -> None:
-        """Draws what an attacker can do, and writes it to `path`; needs matplotlib.
+    def save_figure(self, path: str | pathlib.Path) -> None:
+        """Draws what an attacker can do, and epsilon over delta. The file's ending is the format.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from dpoptax.reports import _figure as picture
+        _figure.save(pathlib.Path(path), self._attack_curves(), self._guarantee_curve())
 
-        picture.save(self, pathlib.Path(path))
-
-    def _rows(self) -> dict[str, str]:
-        if math.isinf(self.epsilon):
-            guarantee = "none: epsilon = inf"
-        else:
-            guarantee = f"({round_up(self.epsilon)}, {_delta(self.delta)})-differential privacy"
-        groups = ", ".join(
-            f"{round_up(value)} for {size}" for size, value in self.epsilon_of_group.items()
-        )
-        deltas = ", ".join(
-            f"{round_up(value)} at delta {_delta(delta)}"
-            for delta, value in self.epsilon_at.items()
-        )
-        rates = ", ".join(
-            f"{round_up(100 * found, 2)} % of members at {100 * rate:g} % false alarms"
-            for rate, found in self.true_positive_rate.items()
-        )
-        beliefs = ", ".join(
-            f"{100 * prior:g} % to {round_up(100 * belief, 1)} %"
-            for prior, belief in self.belief.items()
-        )
-        sampler = dict(self.sampler)
-        kind = sampler.pop("kind")
-        lost = f", and {self.steps_lost} lost in a crash" if self.steps_lost else ""
-        return {
-            "guarantee": guarantee,
-            "unit, relation": f"one {self.unit} of {self.num_units}, {self.relation}",
-            "released": self.released,
-            "sampler": f"{kind}, " + ", ".join(f"{k} {_short(v)}" for k, v in sampler.items()),
-            "clip": ", ".join(f"{k} {_short(v)}" for k, v in self.clip.items() if k != "kind"),
-            "noise_multiplier": _short(_serialize.number_record(self.noise_multiplier)),
-            "steps": f"{self.steps_done} done of {self.steps_planned} planned{lost}",
-            "accountant": self.accountant,
-            "generator": self.generator,
-            "epsilon": deltas,
-            "under replace_one": f"{round_up(self.epsilon_replaced)} at delta {_delta(self.delta)}",
-            f"for groups of {self.unit}s": groups,
-            "without amplification": f"{round_up(self.epsilon_unamplified)}, "
-            "if all took part once per pass, at a known step",
-            "attack advantage": f"{round_up(100 * self.advantage, 2)} points of true over false "
-            "positives",
-            "attack finds at most": rates,
-            "belief can rise from": beliefs,
-            "no worse than": f"a Gaussian release of mu = {round_up(self.mu)} (mu-GDP)",
-        }
-
-
-def of_plan(plan: "Plan", num_steps: int) -> Report:
-    """Returns the report of the first steps of a plan.
-
-    Args:
-        plan: what ran.
-        num_steps: how many of its steps ran.
-
-    Returns:
-        A `Report`.
-    """
-    ledger = plan.ledger()
-    ledger.charge(plan.scheduled_noise, num_steps)
-    return of_run(plan, ledger, num_steps)
-
-
-def of_run(plan: "Plan", ledger: "Ledger", num_steps: int) -> Report:
-    """Returns the report of a run.
-
-    Args:
-        plan: what was planned.
-        ledger: what was charged.
-        num_steps: how many steps of the plan ran, of those charged.
-
-    Returns:
-        A `Report`.
-    """
-    sampler, delta = plan.sampler, plan.delta
-    relation = parse_relation(sampler.relation)
-    event = ledger.event(relation)
-    loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
-    # Written without what dividing leaves at the end, which would be rounded up where it is shown.
-    below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
-    deltas = [value for value in (above, delta, below) if value < 1]
-    epsilon_at = {value: ledger.epsilon(value) for value in deltas}
-    rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
-    return Report(
-        unit=sampler.unit,
-        relation=relation.name.lower(),
-        num_units=sampler.num_examples,
-        released=RELEASED,
-        sampler=_serialize.sampler_identity(sampler),
-        clip=_serialize.clip_identity(plan.clip_rule),
-        noise_multiplier=plan.scheduled_noise,
-        steps_planned=plan.num_steps,
-        steps_done=num_steps,
-        steps_lost=ledger.num_steps - num_steps,
-        delta=delta,
-        epsilon=epsilon_at[delta],
-        epsilon_at=epsilon_at,
-        epsilon_replaced=_replaced(ledger),
-        epsilon_of_group={
-            size: event_epsilon(
-                event, delta=delta, relation=relation, group_size=size, coarsening=GROUP_COARSENING
+    def _attack_curves(self) -> _figure.AttackCurves:
+        rates = np.geomspace(SMALLEST_RATE_DRAWN, 1.0, 400)
+        bounds = {}
+        if math.isfinite(self.mu):
+            # The two curves that are known of mu-GDP and of (epsilon, delta)-DP.
+            gaussian = scipy.special.ndtr(scipy.special.ndtri(rates) + self.mu)
+            one_point = np.minimum(
+                math.exp(min(self.epsilon, 700.0)) * rates + self.delta,
+                1 - math.exp(-self.epsilon) * (1 - self.delta - rates),
             )
-            for size in GROUPS
-        },
-        epsilon_unamplified=_unamplified(plan, ledger),
-        advantage=trade_off.advantage(loss),
-        true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
-        belief={prior: trade_off.posterior_belief(epsilon_at[delta], prior) for prior in PRIORS},
-        mu=trade_off.dominating_mu(loss),
-        accountant=f"privacy loss distribution, dpoptax {importlib.metadata.version('dpoptax')} on "
-        f"dp-accounting {importlib.metadata.version('dp-accounting')}",
-        generator=NO_GENERATOR,
-        assumptions=(*ASSUMPTIONS, plan.mechanism.caveat),
-        loss=loss,
-    )
+            label = f"what ({round_up(self.epsilon)}, {self.delta:.2g})-DP alone would allow"
+            bounds = {f"{self.mu:.2f}-GDP": gaussian, label: np.minimum(one_point, 1.0)}
+        found = trade_off.true_positive_rates(self.loss, rates)
+        return _figure.AttackCurves(rates, found, bounds, self.true_positive_rate, self.unit)
+
+    def _guarantee_curve(self) -> _figure.GuaranteeCurve:
+        smallest, largest = self.delta / 100, min(1000 * self.delta, 0.1)
+        last = self.loss.epsilon(smallest)
+        epsilons = np.linspace(0.0, last if math.isfinite(last) else 1.0, 500)
+        deltas = self.loss.deltas(epsilons)
+        shown = deltas <= largest
+        return _figure.GuaranteeCurve(
+            deltas[shown],
+            epsilons[shown],
+            point=(self.delta, self.epsilon) if math.isfinite(self.epsilon) else None,
+            num_units=self.num_units,
+            unit=self.unit,
+            title=f"The guarantee after {self.steps_done:,} of {self.steps_planned:,} steps",
+        )
 
 
-def _replaced(ledger: "Ledger") -> float:
-    """Epsilon under replace_one; inf where nothing is known of what was charged beside the run."""
+def _replace_one(ledger: Ledger) -> float:
+    """Epsilon under replace_one; inf if none is known of another release that was charged."""
     try:
         return ledger.epsilon(relation="replace_one")
     except dp_accounting.UnsupportedEventError:
         return math.inf
 
 
-def _unamplified(plan: "Plan", ledger: "Ledger") -> float:
-    """Epsilon if everyone took part once per pass over the data, at a step known to all."""
+def _unamplified(ledger: Ledger) -> float:
+    """Epsilon if each unit were used once per pass over the data, at a publicly known step."""
     if ledger.num_steps == 0:
         return 0.0
-    _, size = extremes(plan.sampler.expected_batch_size)
-    steps_per_pass = max(math.floor(plan.sampler.num_examples / size), 1)
+    sampler = ledger.sampler
+    largest = as_schedule(sampler.expected_batch_size).max
+    steps_per_pass = max(math.floor(sampler.num_examples / largest), 1)
     counts: collections.Counter[float] = collections.Counter()
     for noise, num_steps in ledger.runs:
         counts.update(passes(noise, num_steps, steps_per_pass))
     if min(counts) == 0:
         return math.inf
+    # Gaussian releases compose to one Gaussian, whose precision is the sum of theirs.
     precision = sum(count / noise**2 for noise, count in counts.items())
-    gaussian = dp_accounting.GaussianDpEvent(precision**-0.5)
-    return event_epsilon(gaussian, delta=plan.delta)
+    return event_epsilon(dp_accounting.GaussianDpEvent(precision**-0.5), delta=ledger.delta)
 
 
-def round_up(value: float, digits: int = 3) -> str:
-    """Writes a number with some digits behind the point, never below it.
-
-    Args:
-        value: an epsilon, say.
-        digits: how many.
-
-    Returns:
-        Digits, or "inf".
-
-    Example:
-        >>> round_up(0.5351)
-        '0.536'
-    """
-    if not math.isfinite(value):
-        return "inf"
-    written = decimal.Decimal(repr(float(value)))
-    return str(written.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_CEILING))
-
-
-def _delta(value: float) -> str:
-    """With three digits, never below it."""
-    context = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
-    return f"{float(context.create_decimal(repr(value))):.3g}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "values" in value:
-        values = value["values"]
-        return f"{values[0]:.4g} to {values[-1]:.4g} in {len(values)} runs of steps"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _share(probability: float) -> str:
-    return f"{math.ceil(1000 * probability):,} in 1,000"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 92, initial_indent="  ", subsequent_indent="  ")
+def _accountant() -> str:
+    versions = [
+        f"{name} {importlib.metadata.version(name)}" for name in ("dpoptax", "dp-accounting")
+    ]
+    return f"privacy loss distributions, by {' and '.join(versions)}"
 
 
 def _finite(value: Any) -> Any:
+    """Replaces infinity, which JSON does not have, and keys that are numbers."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """Samplers: which examples take part in each step, and the privacy event of that choice."""
 
+from dpoptax import _serialize
 from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
@@ -11,6 +12,17 @@ from dpoptax.samplers._poisson_schedule import PoissonSchedule
 from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
 from dpoptax.samplers._user_poisson import UserPoisson
+
+# What JSON can hold. A new sampler joins by one line; `UserPoisson` holds data, so it does not.
+_serialize.register(Poisson)
+_serialize.register(PoissonSchedule)
+_serialize.register(CyclicPoisson)
+_serialize.register(FixedSize)
+_serialize.register(Shuffled)
+_serialize.register(BallsInBins)
+_serialize.register_interface(
+    Sampler, describe_by=("unit", "num_examples", "expected_batch_size", "max_batch_size")
+)
 
 # In the order of the pipeline: samplers, what they return, what to do with it.
 __all__ = [

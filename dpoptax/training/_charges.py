@@ -10,7 +10,7 @@ from dpoptax.schedules import as_schedule
 def charge_steps(ledger: Ledger, plan: Plan, first: int, end: int) -> None:
     """Charges the steps from `first` up to `end`, with the noise that the plan has for them."""
     if first < end:
-        ledger.charge(as_schedule(plan.scheduled_noise).slice(first, end), end - first)
+        ledger.charge(as_schedule(plan.noise_multiplier).slice(first, end), end - first)
 
 
 def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, int]]) -> Ledger:

@@ -119,7 +119,7 @@ def fit(
         tx=tx,
         sampler=plan.sampler,
         microbatch_size=microbatch_size,
-        diagnostics=plan.clip_rule if diagnostics else None,
+        diagnostics=plan.clip if diagnostics else None,
     )
     stopped: StopReason = "plan"
     with contextlib.ExitStack() as stack:

@@ -84,7 +84,7 @@ def microbatch_size_for_plan(
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.
         return plan.mechanism.release(
-            jax.random.key(0), grads, plan.clip_rule, plan.scheduled_noise, 0
+            jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0
         )
 
     size = plan.sampler.max_batch_size

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dpoptax.accounting import Ledger
-from dpoptax.reports._report import round_up
+from dpoptax.reports import round_up
 from dpoptax.training._train_step import StepInfo
 
 # The fraction of the running time that may be spent on computing epsilon. A larger one refreshes

@@ -8,7 +8,6 @@ from jaxtyping import PyTree
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.reports import Report
-from dpoptax.reports._report import of_run
 from dpoptax.training._train_step import TrainState
 
 StopReason: TypeAlias = Literal["plan", "SIGINT", "SIGTERM", "time limit", "another process"]
@@ -46,5 +45,11 @@ class FitResult:
 
     def report(self) -> Report:
         """Returns the privacy statement of the steps that ran."""
-        report = of_run(self.plan, self.ledger, self.num_steps)
-        return dataclasses.replace(report, generator=self.prng)
+        return Report.from_ledger(
+            self.ledger,
+            steps_done=self.num_steps,
+            steps_planned=self.plan.num_steps,
+            noise_multiplier=self.plan.noise_multiplier,
+            mechanism=self.plan.mechanism,
+            prng=self.prng,
+        )

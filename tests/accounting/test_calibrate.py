@@ -1,4 +1,4 @@
-"""Calibration: feasible by construction, tight, and honest about what is out of reach."""
+"""Calibration: within the budget, tight, and with a useful error if the budget is out of reach."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_noise_is_feasible_and_tight(target, expected, steps, relation):
     assert epsilon(noise_multiplier=noise_multiplier * 0.997, **run) > target
 
 
-# Everything that a user may plan, and more.
+# A wider range than anybody plans for.
 targets = st.floats(math.log(0.01), math.log(50)).map(math.exp)
 deltas = st.floats(math.log(1e-12), math.log(1e-3)).map(math.exp)
 rates = st.floats(math.log(1e-7), 0.0).map(math.exp)
@@ -114,17 +114,17 @@ def test_steps_and_sizes_against_published_ones():
 
 def test_sizes_of_other_samplers():
     run = {"epsilon": 2.0, "delta": 1e-5, "num_examples": 6000, "noise_multiplier": 2.0}
-    poisson = calibrate_batch_size(num_steps=1000, **run).value
-    full = calibrate_batch_size(num_steps=1000, make_sampler=FixedSize, **run).value
+    poisson = calibrate_batch_size(num_steps=1000, **run).batch_size
+    full = calibrate_batch_size(num_steps=1000, make_sampler=FixedSize, **run).batch_size
     assert 1 <= full < poisson
 
 
-def test_where_the_least_noise_suffices_the_least_noise_is_returned():
+def test_the_smallest_noise_is_returned_if_it_suffices():
     run = {"sampler": Poisson(10**7, 1), "num_steps": 1, "delta": 1e-3}
     assert calibrate_noise_multiplier(epsilon=5.0, **run) == (pytest.approx(0.1), 0.0)
 
 
-def test_what_is_out_of_reach_is_refused_with_what_is_within():
+def test_a_budget_out_of_reach_is_refused_with_the_best_that_is_possible():
     with pytest.raises(ValueError, match=r"epsilon = 1e-09 .* out of reach: even .* costs \d"):
         calibrate_noise_multiplier(
             epsilon=1e-9, delta=1e-9, sampler=Poisson(100, 50, 50), num_steps=1000
@@ -139,11 +139,11 @@ def test_what_is_out_of_reach_is_refused_with_what_is_within():
 
 def test_a_plan_is_calibrated():
     plan = Plan.calibrate(
-        num_examples=6000, batch_size=60, epochs=10, epsilon=1.0, delta=1e-5, l2_clip=0.5
+        num_examples=6000, expected_batch_size=60, clip=0.5, epochs=10, epsilon=1.0, delta=1e-5
     )
     assert plan.num_steps == 1000
     assert 0.998 < plan.epsilon() <= 1.0
-    assert plan.clip_rule == dpoptax.clipping.FlatClip(0.5)
+    assert plan.clip == dpoptax.clipping.FlatClip(0.5)
 
 
 @pytest.mark.parametrize("exponent", [0.3, 1.0, 3.0])

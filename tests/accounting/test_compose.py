@@ -1,4 +1,4 @@
-"""Composition in the tail, where a plain convolution's rounding hides what is asked for."""
+"""Composition: exact far in the tail, where the rounding of a plain convolution dominates."""
 
 import math
 
@@ -10,7 +10,8 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from dpoptax.accounting import epsilon, event_epsilon, event_privacy_loss
 from dpoptax.accounting._compose import compositions
-from dpoptax.accounting._step_pld import grid_step, one_step
+from dpoptax.accounting._epsilon import coarse_epsilon
+from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.accounting._subsampled_gaussian import poisson
 from dpoptax.samplers import Poisson
 
@@ -22,16 +23,16 @@ ADD_OR_REMOVE = NeighboringRelation.ADD_OR_REMOVE_ONE
 def test_gaussians_one_by_one_are_the_analytic_gaussian_far_into_the_tail(delta, noise, steps):
     step = dp_accounting.GaussianDpEvent(noise)
     grid = grid_step({step: steps})
-    (loss,) = compositions([(one_step(step, ADD_OR_REMOVE, grid), steps)], grid)
+    (loss,) = compositions([(step_distribution(step, ADD_OR_REMOVE, grid), steps)], grid)
     exact = gaussian_mechanism.get_epsilon_gaussian(noise / math.sqrt(steps), delta)
     assert exact * (1 - 1e-9) <= loss.epsilon(delta) <= exact * (1 + 2e-3)
 
 
 def test_a_plain_convolution_would_understate_epsilon():
-    """Why this library composes on its own: at a delta of 1e-12 rounding takes 1 % away."""
+    """Why this library has its own composition: at delta = 1e-12 rounding takes 1 % away."""
     step = dp_accounting.PoissonSampledDpEvent(128 / 60_000, dp_accounting.GaussianDpEvent(1.1))
     grid = grid_step({step: 9380})
-    one = one_step(step, ADD_OR_REMOVE, grid)
+    one = step_distribution(step, ADD_OR_REMOVE, grid)
     plain = one.self_compose(9380)
     ours = compositions([(one, 9380)], grid)
     for delta, agrees in ((1e-6, True), (1e-12, False)):
@@ -55,7 +56,7 @@ def test_deltas_agree_with_dp_accounting(rate, noise, steps, relation):
         neighboring_relation=relation,
     )
     step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
-    ours = compositions([(one_step(step, relation, grid), steps)], grid)
+    ours = compositions([(step_distribution(step, relation, grid), steps)], grid)
     epsilons = np.linspace(0.0, 6.0, 50)
     expected = theirs.self_compose(steps).get_delta_for_epsilon(epsilons)
     actual = np.max([direction.deltas(epsilons) for direction in ours], axis=0)
@@ -116,7 +117,7 @@ def test_epsilon_grows_with_every_step_however_rare_and_large_the_losses(rate, n
     gaussian = dp_accounting.GaussianDpEvent(noise)
     step = dp_accounting.PoissonSampledDpEvent(rate, gaussian)
     grid = 8 * grid_step({step: 10**6})
-    one = one_step(step, ADD_OR_REMOVE, grid)
+    one = step_distribution(step, ADD_OR_REMOVE, grid)
     values = []
     for steps in np.unique(np.geomspace(1, 2e6, 100).astype(int)):
         ours = compositions([(one, int(steps))], grid)
@@ -126,13 +127,13 @@ def test_epsilon_grows_with_every_step_however_rare_and_large_the_losses(rate, n
 
 
 @pytest.mark.parametrize("steps", [772_218, 779_354, 781_647, 782_801])
-def test_amplified_rounding_far_below_epsilon_is_not_taken_for_delta(steps):
-    """Where a first search from below found delta reached in noise, and epsilon zero."""
+def test_amplified_rounding_far_below_epsilon_does_not_count_as_delta(steps):
+    """A search from the smallest loss up once stopped at rounding errors, and found epsilon 0."""
     gaussian = dp_accounting.GaussianDpEvent(0.5302017753393868)
     event = dp_accounting.SelfComposedDpEvent(
         dp_accounting.PoissonSampledDpEvent(1.31e-4, gaussian), steps
     )
-    assert 8.40 < event_epsilon(event, delta=1.04e-12, coarsening=8.0) < 8.47
+    assert 8.40 < coarse_epsilon(event, delta=1.04e-12, coarsening=8.0) < 8.47
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_amplified_rounding_far_below_epsilon_is_not_taken_for_delta(steps):
 def test_epsilons_near_zero_are_those_of_dp_accounting(rate, noise, steps, delta):
     step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
     grid = 2 * max(grid_step({step: steps}), 1e-5)
-    one = one_step(step, ADD_OR_REMOVE, grid)
+    one = step_distribution(step, ADD_OR_REMOVE, grid)
     theirs = (one.self_compose(steps) if steps > 1 else one).get_epsilon_for_delta(delta)
     ours = max(direction.epsilon(delta) for direction in compositions([(one, steps)], grid))
     assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-12)
@@ -156,7 +157,7 @@ def test_epsilons_near_zero_are_those_of_dp_accounting(rate, noise, steps, delta
 def test_a_run_too_long_for_a_window_is_bounded_all_the_same(monkeypatch):
     loss = event_privacy_loss(Poisson(1000, 20).event(1.1, 1000), delta=1e-6)
     exact, delta = loss.epsilon(1e-6), loss.delta(5.0)
-    monkeypatch.setattr("dpoptax.accounting._compose.MOST_POINTS", 10)
+    monkeypatch.setattr("dpoptax.accounting._compose.MAX_POINTS", 10)
     assert exact < loss.epsilon(1e-6) < 1.3 * exact
     assert delta < loss.delta(5.0) < 1e-6  # Chernoff lacks the factor of about 1 / (tilt^2 spread)
 
@@ -220,14 +221,14 @@ def test_groups_against_reference_values(size, value):
     assert epsilon(sampler=Poisson(60_000, 128), **run) == pytest.approx(value, rel=5e-3)
 
 
-def test_a_group_of_a_gaussian_moves_it_so_many_times():
+def test_a_group_moves_a_gaussian_group_size_times_as_far():
     exact = gaussian_mechanism.get_epsilon_gaussian(5.0 / 3, 1e-5)
     event = dp_accounting.GaussianDpEvent(5.0)
     assert event_epsilon(event, delta=1e-5, group_size=3) == pytest.approx(exact, rel=1e-4)
 
 
-def test_a_group_without_a_known_law_pays_the_general_bound():
-    """Lemma 2.2 of Vadhan 2017, at one point and against the law where that is known."""
+def test_a_group_without_a_known_distribution_pays_the_general_bound():
+    """Lemma 2.2 of Vadhan 2017, at one point."""
     event = Poisson(60_000, 128).event(1.1, 9380)
     single = event_privacy_loss(event, delta=1e-5, relation="replace_one")
     bound = event_epsilon(event, delta=1e-5, relation="replace_one", group_size=2)

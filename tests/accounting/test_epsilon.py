@@ -1,4 +1,4 @@
-"""Epsilon against published and independently computed values, and its monotonicities."""
+"""Epsilon: against published and independently computed values, and monotone."""
 
 import csv
 import itertools
@@ -49,7 +49,7 @@ def test_the_reference_table(row):
         (60_000, 128, 1.5, 9360, 1 / 60_000, "replace_special", 2.501782044),
     ],
 )
-def test_full_batches_are_accounted_at_their_own_law(
+def test_full_batches_are_accounted_by_their_own_distribution(
     num_examples, size, noise, steps, delta, relation, value
 ):
     """Against a privacy loss distribution of half the noise, and of the substitution profile."""
@@ -92,8 +92,8 @@ def test_bins_that_overflow_cost_twice_the_clip_where_they_do():
 
 
 @pytest.mark.parametrize("at", [1.0, 3.0, 6.0])
-def test_whether_a_bin_was_full_is_taken_for_known(at):
-    """Delta is the mean over both cases, never less for a doubt about which it was."""
+def test_the_accountant_assumes_that_overflow_is_known(at):
+    """Delta is the mean over both cases, with no discount for not knowing which one happened."""
     sampler = BallsInBins(40, 3, max_batch_size=14)
     full = scipy.stats.binom.sf(13, 39, 1 / 3)
 
@@ -152,12 +152,12 @@ def test_truncation_is_accounted(num_examples, expected, capacity, noise, steps,
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one", "replace_special"])
-def test_the_shortcut_for_rare_overflow_bounds_the_exact_law(relation, monkeypatch):
+def test_the_shortcut_for_rare_overflow_bounds_the_exact_distribution(relation, monkeypatch):
     sampler = Poisson(1000, 20)
     run = {"sampler": sampler, "relation": relation, **RUN}
     untruncated = epsilon(**{**run, "sampler": Poisson(1000, 20, 1000)})
     shortcut = epsilon(**run)
-    monkeypatch.setattr(dpoptax.accounting._normalize_event, "OVERFLOW_SHARE", 0.0)
+    monkeypatch.setattr(dpoptax.accounting._normalize_event, "OVERFLOW_FRACTION", 0.0)
     exact = epsilon(**run)
     assert untruncated <= shortcut <= untruncated * (1 + 1e-4)
     assert exact == pytest.approx(shortcut, rel=1e-4)
@@ -204,14 +204,14 @@ def test_epsilon_grows_to_infinity_as_noise_falls_to_nothing(sampler):
     assert found[4] == pytest.approx(3 * move**2 / (2 * 0.03**2), rel=0.1)
 
 
-def test_a_group_never_costs_less_than_one_of_it():
+def test_a_group_never_costs_less_than_one_example():
     step = dp_accounting.PoissonSampledDpEvent(4.9e-9, dp_accounting.GaussianDpEvent(1.0))
     run = dp_accounting.SelfComposedDpEvent(step, 10**9)
     one, two = (event_epsilon(run, delta=1e-5, group_size=size) for size in (1, 2))
     assert 0 < one < two
 
 
-def test_groups_by_place_are_no_guarantee_where_one_more_moves_all_others():
+def test_cyclic_groups_have_no_guarantee_under_add_or_remove_one():
     sampler = CyclicPoisson(1000, 10, 4)
     with pytest.raises(ValueError, match="no guarantee under add_or_remove_one"):
         epsilon(sampler=sampler, relation="add_or_remove_one", **RUN)

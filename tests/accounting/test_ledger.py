@@ -1,4 +1,4 @@
-"""The ledger: charged before released, never less than the truth, of one run only."""
+"""Ledger: charges are never less than the true cost, and belong to one run."""
 
 import math
 
@@ -6,9 +6,8 @@ import dp_accounting
 import numpy as np
 import pytest
 
-from dpoptax import Plan, clipping
+from dpoptax import Plan, Report, clipping
 from dpoptax.accounting import BudgetSpentError, Ledger, RdpFilter, epsilon, event_epsilon
-from dpoptax.reports._report import of_run
 from dpoptax.samplers import BallsInBins, FixedSize, Poisson, PoissonSchedule, Shuffled, UserPoisson
 from dpoptax.schedules import Schedule
 
@@ -35,49 +34,53 @@ def test_steps_charged_one_by_one_cost_what_they_cost_together():
 
 
 def test_a_schedule_is_charged_for_a_number_of_steps():
-    """Step by step it would be read at its first value for ever."""
+    """Charged step by step, it would be read at its first value each time."""
     with pytest.raises(TypeError, match="a schedule is read from its first step on"):
         ledger().charge(Schedule((10.0, 0.6), (10, 990)))
 
 
-ANEW = {
+RESTARTED = {
     "stages": (PoissonSchedule([(Poisson(1000, 500), 10), (Poisson(1000, 10), 10**6)]), 10),
     "half a pass": (Shuffled(100, 10), 5),
 }
 
 
-@pytest.mark.parametrize(("sampler", "steps"), ANEW.values(), ids=ANEW)
-def test_a_run_that_begins_anew_begins_at_its_sampler_s_first_step(sampler, steps):
+@pytest.mark.parametrize(("sampler", "steps"), RESTARTED.values(), ids=RESTARTED)
+def test_a_restart_starts_at_the_first_step_of_the_sampler(sampler, steps):
     book = ledger(sampler=sampler)
     for _ in range(4):
         book.charge(2.0, steps)
         book = Ledger.from_json(book.to_json(), sampler=sampler, clip=1.0)
-    gone_on = book.epsilon()
+    continued = book.epsilon()
     book = ledger(sampler=sampler)
     for _ in range(4):
         book.restart()
         book.charge(2.0, steps)
         book = Ledger.from_json(book.to_json(), sampler=sampler, clip=1.0)
     assert book.num_steps == 4 * steps
-    assert book.scheduled_noise == 2.0 or set(book.scheduled_noise.values) == {2.0}
+    assert book.noise_multiplier == 2.0 or set(book.noise_multiplier.values) == {2.0}
     single = sampler.event(2.0, steps)
     expected = event_epsilon(
         dp_accounting.SelfComposedDpEvent(single, 4), delta=1e-5, relation=sampler.relation
     )
     assert book.epsilon() == pytest.approx(expected, rel=1e-9)
-    assert book.epsilon_bound() >= book.epsilon() > 1.2 * gone_on
+    assert book.epsilon_bound() >= book.epsilon() > 1.2 * continued
     assert book.runs == [(2.0, steps)] * 4
 
 
-def test_half_a_pass_begun_anew_is_a_pass_for_whoever_took_part_in_it():
+def test_half_a_pass_before_a_restart_counts_as_a_pass():
     plan = Plan(sampler=Poisson(100, 10), clip=1.0, noise_multiplier=2.0, num_steps=20, delta=1e-5)
-    gone_on, anew = plan.ledger(), plan.ledger()
-    for book in (gone_on, anew):
+    continued, restarted = plan.ledger(), plan.ledger()
+    for book in (continued, restarted):
         for _ in range(4):
             book.charge(2.0, 5)
-            if book is anew:
+            if book is restarted:
                 book.restart()
-    shown = [of_run(plan, book, 20).epsilon_unamplified for book in (gone_on, anew)]
+    run = {"steps_done": 20, "steps_planned": 20, "noise_multiplier": 2.0}
+    shown = [
+        Report.from_ledger(book, mechanism=plan.mechanism, **run).epsilon_unamplified
+        for book in (continued, restarted)
+    ]
     expected = [
         event_epsilon(dp_accounting.GaussianDpEvent(2 / n**0.5), delta=1e-5) for n in (2, 4)
     ]
@@ -128,7 +131,7 @@ def test_a_step_without_noise_ends_all_privacy():
     [SAMPLER, FixedSize(1000, 20), BallsInBins(1000, 50), UserPoisson(range(100), 5, 1)],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_a_ledger_is_read_back_for_the_run_that_it_is_of(sampler):
+def test_a_ledger_is_read_back_for_the_same_run(sampler):
     book = ledger(sampler=sampler, clip=clipping.FlatClip(0.7))
     book.charge(1.5, 100)
     book.charge(1.25)
@@ -153,17 +156,17 @@ def test_a_ledger_is_read_back_for_the_run_that_it_is_of(sampler):
         ({"clip": Schedule((1.0, 2.0), (5, 5))}, "clip"),
     ],
 )
-def test_a_run_does_not_go_on_under_another_sampler_or_clip(changes, name):
+def test_a_ledger_is_not_continued_with_another_sampler_or_clip(changes, name):
     book = ledger()
     book.charge(1.5, 100)
-    match = rf"this ledger is of the {name}.*the run that would go on has.*charge_event"
+    match = rf"this ledger has the {name}.*the run that would continue it has.*charge_event"
     with pytest.raises(ValueError, match=match):
         Ledger.from_json(book.to_json(), **({"sampler": SAMPLER, "clip": 1.0} | changes))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "dpoptax plan 1"}'])
 def test_what_is_no_ledger_is_refused(text):
-    with pytest.raises(ValueError, match=r"expected|a record"):
+    with pytest.raises(ValueError, match=r"expected|must be a JSON object"):
         Ledger.from_json(text, sampler=SAMPLER, clip=1.0)
 
 
@@ -192,7 +195,7 @@ def test_the_filter_admits_what_fits_and_nothing_beyond():
     assert 0.8 < budget.spent() <= 1.0
 
 
-def test_the_filter_takes_a_full_batch_for_a_move_of_twice_the_clip():
+def test_the_filter_counts_a_full_batch_as_twice_the_clip():
     full, poisson = RdpFilter(epsilon=9.0, delta=1e-5), RdpFilter(epsilon=9.0, delta=1e-5)
     full.charge(FixedSize(1000, 20).event(4.0, 100))
     gaussian = dp_accounting.GaussianDpEvent(2.0)
@@ -202,7 +205,7 @@ def test_the_filter_takes_a_full_batch_for_a_move_of_twice_the_clip():
     assert full.spent() == pytest.approx(poisson.spent())
 
 
-def test_the_filter_takes_bins_that_may_be_full_for_full_ones():
+def test_the_filter_counts_bins_that_may_overflow_as_full():
     bins, gaussian = RdpFilter(epsilon=9.0, delta=1e-5), RdpFilter(epsilon=9.0, delta=1e-5)
     bins.charge(BallsInBins(100, 2, max_batch_size=55).event(4.0, 4))
     gaussian.charge(dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(2.0), 2))

@@ -226,7 +226,7 @@ def test_a_plan_carries_its_mechanism_to_the_record_and_the_report():
         delta=1e-4, mechanism=mechanisms.DiscreteGaussian(bits=12),
     )  # fmt: skip
     assert dpoptax.Plan.from_json(plan.to_json()) == plan
-    assert "discrete Gaussian of 2**12 grid steps" in str(plan.report())
+    assert "discrete Gaussian of 2**12 grid steps" in str(dpoptax.Report.from_plan(plan))
     with pytest.raises(TypeError, match="mechanism"):
         dpoptax.Plan(
             sampler=plan.sampler, clip=1.0, noise_multiplier=1.0, num_steps=5, delta=1e-4,

@@ -1,6 +1,5 @@
 """Training: it learns, it shows the epsilon it incurred, it compiles once."""
 
-import dataclasses
 import re
 
 import jax
@@ -10,7 +9,7 @@ import optax
 import pytest
 
 import dpoptax
-from dpoptax.reports._report import round_up
+from dpoptax.reports import round_up
 from dpoptax.training import fit, init_state, make_train_step
 
 SAMPLER = dpoptax.samplers.Poisson(400, 40)
@@ -141,7 +140,7 @@ def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_siz
         loss_fn, jnp.zeros(2), data, **options, progress=told.append, diagnostics=True,
         microbatch_size=microbatch_size,
     )  # fmt: skip
-    before = run(plan=dataclasses.replace(PLAN, num_steps=59)).state
+    before = run(plan=PLAN.replace(num_steps=59)).state
     _, batch = SAMPLER.sample(before.sampler_state)
     rows = np.asarray(DATA)[np.asarray(batch.indices)[np.asarray(batch.mask)]]
     away = np.linalg.norm(np.asarray(before.params) - rows, axis=1)

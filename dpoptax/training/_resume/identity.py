@@ -27,9 +27,9 @@ def identity_of(plan: Plan, params: PyTree, key: Any) -> dict[str, Any]:
 def _encode_plan(plan: Plan) -> dict[str, Any]:
     """All of a plan that decides its noise and its guarantee; steps may be added later."""
     return {
-        "sampler": _serialize.sampler_identity(plan.sampler),
-        "clip": _serialize.clip_identity(plan.clip_rule),
-        "noise multiplier": _serialize.number_record(plan.scheduled_noise),
+        "sampler": _serialize.encode_or_describe(plan.sampler),
+        "clip": _serialize.encode_or_describe(plan.clip),
+        "noise multiplier": _serialize.encode_or_describe(plan.noise_multiplier),
         "mechanism": repr(plan.mechanism),
         "delta": plan.delta,
     }

@@ -1,0 +1,197 @@
+"""Wording of the privacy report, for readers who are no specialists.
+
+Every number is rounded such that the statement stays true: epsilon and probabilities of success
+are rounded up.
+"""
+
+import math
+import textwrap
+from typing import Any
+
+from dpoptax import _serialize
+from dpoptax.reports._round import round_up, round_up_significant
+from dpoptax.reports._values import ReportValues
+from dpoptax.schedules import as_schedule
+
+WIDTH = 110
+RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
+NO_PRNG = "none drawn yet: this is the report of a plan"
+ASSUMPTIONS = (
+    "The random keys are secret, and no key was used for two runs.",
+    "Other runs on the same data are not counted, for example runs to choose the model or its "
+    "settings. Each of them reveals more.",
+    "Nothing that was released during the run decided when the run ended.",
+    "Losses, gradient norms, batch sizes and the time of a step are not protected. Keep them "
+    "secret.",
+)
+# The two data sets that a guarantee compares.
+COMPARED = {
+    "add_or_remove_one": "the data with and without this {unit}",
+    "replace_special": "the data with this {unit}, or with an empty one in its place",
+    "replace_one": "the data with this {unit}, or with any other one in its place",
+}
+
+
+def as_text(values: ReportValues) -> str:
+    """Returns the whole report."""
+    sections = {
+        "Privacy report": _guarantee(values),
+        "Epsilon under other conditions": _other_epsilons(values),
+        "What the best possible attacker can find out": _attacker(values),
+    }
+    # One column for all sections.
+    width = max(len(name) for rows in sections.values() for name in rows)
+    lines = []
+    for title, rows in sections.items():
+        lines += [title, ""]
+        for name, text in rows.items():
+            lines += _wrap(text, f"  {name:<{width}}  ")
+        lines.append("")
+    lines.append("This holds under the following conditions")
+    lines.append("")
+    for text in values.assumptions:
+        lines += _wrap(_as_sentence(text), "  - ")
+    return "\n".join([*lines, "", "In plain words", "", *_wrap(in_words(values), "  ", 94)])
+
+
+def in_words(values: ReportValues) -> str:
+    """Returns one paragraph for a reader who knows no formula."""
+    unit = values.unit
+    # Infinite with noise: the noise is so small that the accountant finds no bound.
+    if math.isinf(values.epsilon) and as_schedule(values.noise_multiplier).min > 0:
+        return (
+            "For this run no finite epsilon can be shown at this delta, so that nothing can be "
+            "promised. Choose a larger delta, or add more noise."
+        )
+    if math.isinf(values.epsilon):
+        return (
+            "This run is not private: at least one step had no noise, so it protects nobody. Treat "
+            "everything that it released like the data itself."
+        )
+    # The first rate and prior are those that the paragraph names; the rows list all.
+    rate, found = next(iter(values.true_positive_rate.items()))
+    prior, belief = next(iter(values.posterior_belief.items()))
+    instead = " rather than another one" if values.relation == "replace_one" else ""
+    chance = math.floor(1 / values.delta + 1e-6)  # rounded down, so that 1 / chance >= delta
+    correct = round_up(50 + 50 * values.advantage, 1)
+    return (
+        f"The training used {values.num_units:,} {unit}s. Random noise limits how much the "
+        f"released result can depend on any one of them. Suppose that an attacker knows all other "
+        f"{unit}s, sees everything that was released, and wants to know whether one particular "
+        f"{unit} was used{instead}. If yes and no are equally likely at first, the attacker's "
+        f"answer is correct in at most {correct} of 100 cases. A guess without any information is "
+        f"correct in 50 of 100. Suppose next that the attacker may be wrong about 1 in "
+        f"{round(1 / rate):,} of the {unit}s that were not used. Then the attacker recognizes at "
+        f"most {_per_thousand(found)} of the {unit}s that were used. Suppose last that the "
+        f"attacker believed, before the release, with a probability of {100 * prior:.0f} % that "
+        f"the {unit} was used. The release can raise this belief to at most "
+        f"{round_up(100 * belief, 1)} %, with an exception that has a probability of at most 1 in "
+        f"{chance:,}. All this holds whatever else the attacker knows, now or later, and however "
+        f"much the attacker computes. It does not limit what the other {unit}s reveal about this "
+        f"one, such as a pattern that they all have in common."
+    )
+
+
+def _guarantee(values: ReportValues) -> dict[str, str]:
+    """What was promised, and for which run."""
+    if math.isinf(values.epsilon):
+        guarantee = "none (epsilon = inf)"
+    else:
+        guarantee = (
+            f"({round_up(values.epsilon)}, {round_up_significant(values.delta)})"
+            "-differential privacy (epsilon, delta)"
+        )
+    # Charged steps that are not part of the result still reveal something.
+    lost = ""
+    if values.steps_lost:
+        lost = f", and {values.steps_lost:,} lost in a crash, which count as released"
+    compared = COMPARED[values.relation].format(unit=values.unit)
+    return {
+        "Guarantee": guarantee,
+        "Who is protected": f"each single {values.unit} of {values.num_units:,}",
+        "What is compared": f"{compared} ({values.relation})",
+        "What was released": values.released,
+        "Sampling": _settings(values.sampler),
+        "Clipping": _settings(values.clip),
+        "Noise multiplier": _short(_serialize.encode(values.noise_multiplier)),
+        "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
+        "Random numbers": values.prng,
+        "Calculated with": values.accountant,
+    }
+
+
+def _other_epsilons(values: ReportValues) -> dict[str, str]:
+    """The same run, under other conditions."""
+    deltas = ", ".join(
+        f"{round_up(value)} at delta {round_up_significant(delta)}"
+        for delta, value in values.epsilon_by_delta.items()
+    )
+    groups = ", ".join(
+        f"{round_up(value)} for {size} {values.unit}s"
+        for size, value in values.epsilon_by_group_size.items()
+    )
+    delta = round_up_significant(values.delta)
+    replaced, unamplified = (
+        round_up(values.epsilon_replace_one),
+        round_up(values.epsilon_unamplified),
+    )
+    return {
+        "At other deltas": deltas,
+        f"If one {values.unit} is replaced": f"{replaced} at delta {delta} (replace_one)",
+        f"For several {values.unit}s together": f"{groups}, at delta {delta}",
+        "Without random sampling": f"{unamplified} at delta {delta}, if each {values.unit} were "
+        "used once per pass over the data, at a step that everybody knows",
+    }
+
+
+def _attacker(values: ReportValues) -> dict[str, str]:
+    """Bounds on membership inference."""
+    unit = values.unit
+    rates = "; ".join(
+        f"{round_up(100 * found, 2)} % at most, if wrong about {100 * rate:g} % of the others"
+        for rate, found in values.true_positive_rate.items()
+    )
+    beliefs = ", ".join(
+        f"from {100 * prior:g} % to {round_up(100 * belief, 1)} %"
+        for prior, belief in values.posterior_belief.items()
+    )
+    correct = round_up(50 + 50 * values.advantage, 2)
+    advantage = round_up(100 * values.advantage, 2)
+    return {
+        "Correct answers": f"{correct} % at most on whether one {unit} was used, where a guess "
+        "gives 50 %; the true positive rate exceeds the false positive rate by at most "
+        f"{advantage} percentage points",
+        f"Used {unit}s recognized": rates,
+        "Attacker's belief": f"that one {unit} was used can rise {beliefs} at most, except with "
+        "probability delta",
+        "At least as private as": "one value released with Gaussian noise (mu-GDP with mu = "
+        f"{round_up(values.mu)})",
+    }
+
+
+def _settings(record: dict[str, Any]) -> str:
+    """The class of a sampler or clip rule, and its settings."""
+    settings = [f"{name} {_short(value)}" for name, value in record.items() if name != "kind"]
+    return f"{record['kind']} ({', '.join(settings)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "values" in value:
+        levels = value["values"]
+        return f"{levels[0]:.4g} at first to {levels[-1]:.4g} at last, in {len(levels)} stages"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _as_sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _per_thousand(probability: float) -> str:
+    return f"{math.ceil(1000 * probability):,} in 1,000"
+
+
+def _wrap(text: str, head: str, width: int = WIDTH) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * len(head))

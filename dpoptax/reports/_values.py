@@ -1,0 +1,38 @@
+"""The numbers of a privacy report."""
+
+from typing import Any
+
+import attrs
+
+from dpoptax.accounting import PrivacyLoss
+from dpoptax.schedules import ScalarOrSchedule
+
+
+@attrs.frozen(kw_only=True)
+class ReportValues:
+    """The fields of `Report`, which documents them; apart, so that the wording can read them."""
+
+    unit: str
+    relation: str
+    num_units: int
+    released: str
+    sampler: dict[str, Any]
+    clip: dict[str, Any]
+    noise_multiplier: ScalarOrSchedule
+    steps_planned: int
+    steps_done: int
+    steps_lost: int
+    delta: float
+    epsilon: float
+    epsilon_by_delta: dict[float, float]
+    epsilon_replace_one: float
+    epsilon_by_group_size: dict[int, float]
+    epsilon_unamplified: float
+    advantage: float
+    true_positive_rate: dict[float, float]
+    posterior_belief: dict[float, float]
+    mu: float
+    accountant: str
+    prng: str
+    assumptions: tuple[str, ...]
+    loss: PrivacyLoss = attrs.field(repr=False, eq=False)

@@ -1,0 +1,138 @@
+"""Records: every registered value survives JSON, and nothing else is written or read."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from dpoptax import Plan, _serialize
+from dpoptax.clipping import ClipRule, FlatClip
+from dpoptax.mechanisms import DiscreteGaussian, Gaussian, Mechanism
+from dpoptax.samplers import (
+    BallsInBins,
+    CyclicPoisson,
+    FixedSize,
+    Poisson,
+    PoissonSchedule,
+    Sampler,
+    Shuffled,
+    UserPoisson,
+)
+from dpoptax.schedules import Schedule
+
+SCHEDULE = Schedule((1.1, 0.1 + 0.2, math.inf), (5, 9, 1))
+VALUES = [
+    (Poisson(100, 7.5), Sampler),
+    (Poisson(100, 7, 20), Sampler),
+    (FixedSize(100, 7), Sampler),
+    (Shuffled(100, 7), Sampler),
+    (BallsInBins(100, 7), Sampler),
+    (BallsInBins(100, 7, max_batch_size=20), Sampler),
+    (CyclicPoisson(100, 7, 3), Sampler),
+    (PoissonSchedule([(Poisson(100, 7), 3), (Poisson(100, 9), 4)]), Sampler),
+    (FlatClip(2.0), ClipRule),
+    (FlatClip(math.inf), ClipRule),
+    (FlatClip(SCHEDULE), ClipRule),
+    (Gaussian(num_draws=4), Mechanism),
+    (DiscreteGaussian(bits=12), Mechanism),
+    (SCHEDULE, Schedule),
+]
+
+
+def plan(**changes):
+    fields = {
+        "sampler": Poisson(60_000, 128),
+        "clip": 2.0,
+        "noise_multiplier": 1.5,
+        "num_steps": 9360,
+        "delta": 1 / 60_000,
+    }
+    return Plan(**(fields | changes))
+
+
+@pytest.mark.parametrize(("value", "interface"), VALUES, ids=lambda value: type(value).__name__)
+def test_every_value_survives_json(value, interface):
+    text = json.dumps(_serialize.encode(value), allow_nan=False)
+    assert _serialize.decode(json.loads(text), interface) == value
+
+
+@pytest.mark.parametrize(("value", "interface"), VALUES, ids=lambda value: type(value).__name__)
+def test_a_record_with_a_field_too_few_or_too_many_is_refused(value, interface):
+    record = _serialize.encode(value)
+    for name in set(record) - {"kind"}:
+        fewer = {key: item for key, item in record.items() if key != name}
+        with pytest.raises(ValueError, match=rf"lacks \['{name}'\] and has \[\] too many"):
+            _serialize.decode(fewer, interface)
+    with pytest.raises(ValueError, match=r"lacks \[\] and has \['seed'\] too many"):
+        _serialize.decode(record | {"seed": 0}, interface)
+
+
+def test_a_class_joins_by_one_line():
+    @_serialize.register
+    @dataclasses.dataclass(frozen=True)
+    class Slower:
+        schedule: Schedule
+        samplers: tuple[Poisson, ...]
+
+    value = Slower(SCHEDULE, (Poisson(10, 2), Poisson(20, 2)))
+    try:
+        record = json.loads(json.dumps(_serialize.encode(value)))
+        assert _serialize.decode(record, Slower) == value
+    finally:
+        del _serialize._CLASSES["Slower"]
+
+
+def test_a_subclass_has_no_record_of_its_parent():
+    class Wider(FlatClip):
+        pass
+
+    with pytest.raises(TypeError, match="Wider has no record"):
+        _serialize.encode(Wider(1.0))
+    described = _serialize.encode_or_describe(Wider(math.inf))
+    assert described == {"kind": "Wider", "l2_clip": "inf"}
+
+
+def test_what_has_no_record_is_described():
+    users = UserPoisson(range(600), 20, 1)
+    described = _serialize.encode_or_describe(users)
+    assert described["kind"] == "UserPoisson"
+    assert described["unit"] == "user"
+    assert described["num_examples"] == 600
+    assert "user_ids" not in described
+    with pytest.raises(TypeError, match="object has no record"):
+        _serialize.encode_or_describe(object())
+
+
+def test_plans_survive_json():
+    for made in (
+        plan(),
+        plan(clip=math.inf, noise_multiplier=0),
+        plan(sampler=CyclicPoisson(600, 20, 3)),
+        plan(noise_multiplier=Schedule((1.1, 0.1 + 0.2), (5, 9))),
+    ):
+        assert Plan.from_json(made.to_json()) == made
+    with pytest.raises(TypeError, match="UserPoisson has no record"):
+        plan(sampler=UserPoisson(range(600), 20, 1)).to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda r: r.pop("delta"), r"lacks \['delta'\]"),
+        (lambda r: r.update(seed=0), r"has \['seed'\] too many"),
+        (lambda r: r.update(format="other"), "expected a document of format"),
+        (lambda r: r["sampler"].update(kind="Bernoulli"), "unknown kind of Sampler: 'Bernoulli'"),
+        (lambda r: r["sampler"].update(shuffle=True), r"has \['shuffle'\] too many"),
+        (lambda r: r["clip"].update(kind="adaptive"), "unknown kind of ClipRule"),
+        (lambda r: r.update(sampler="Poisson"), "the record of a Sampler must be a JSON object"),
+        (lambda r: r.update(clip=r["sampler"]), "expected the record of a ClipRule; got .*Poisson"),
+        (lambda r: r["clip"].pop("l2_clip"), r"FlatClip lacks \['l2_clip'\]"),
+        (lambda r: r.update(delta=2.0), "delta must lie strictly between"),
+    ],
+)
+def test_a_plan_that_was_tampered_with_is_refused(change, match):
+    record = json.loads(plan().to_json())
+    change(record)
+    with pytest.raises(ValueError, match=match):
+        Plan.from_json(json.dumps(record))
