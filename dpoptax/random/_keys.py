@@ -1,10 +1,12 @@
 """Entropy of the operating system, or a seed for tests, in; a ChaCha20 key out."""
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
@@ -30,8 +32,6 @@ def secure_key() -> PRNGKeyArray:
     """
     words = np.frombuffer(os.urandom(32), np.uint32)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         words = multihost_utils.broadcast_one_to_all(words)
     return jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
 
@@ -58,6 +58,27 @@ def insecure_key(seed: int) -> PRNGKeyArray:
     if seed >= 2**32:
         raise ValueError(f"a seed for tests is below 2**32; got {seed}. For secrets: secure_key().")
     return jax.random.key(np.uint32(seed), impl=CHACHA20)
+
+
+def root_of(key: Any) -> tuple[PRNGKeyArray, str]:
+    """Returns the root key of a run, and in words how far it may be trusted.
+
+    Args:
+        key: None for a new secure key, a whole number for a test key, or a key.
+
+    Returns:
+        A typed key and a line for the report.
+
+    Raises:
+        TypeError: anything else, an old-style key among it.
+    """
+    if key is None:
+        return secure_key(), "ChaCha20, 256 bits of entropy of the operating system"
+    if isinstance(key, int | np.integer):
+        return insecure_key(int(key)), "ChaCha20, from a small seed: not secret, for tests only"
+    generator = jax.random.key_impl(_validate.typed_key("key", key))
+    name = "ChaCha20" if generator == jax.random.key_impl(insecure_key(0)) else str(generator)
+    return key, f"{name}, a key given by the caller, as secret as they kept it"
 
 
 insecure_key.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever collects it
