@@ -7,6 +7,7 @@ Two laws must hold for every history of crashes, changes and damage:
 - The ledger charges at least as many steps as were released.
 """
 
+import contextlib
 import random
 
 import jax
@@ -35,7 +36,7 @@ KEY = jax.random.key(0)
 START = TrainState(step=np.int32(0), params=0, opt_state=KEY, sampler_state=0, model_key=0)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The process ends."""
 
 
@@ -73,12 +74,12 @@ class FakeFolder:
 
     def save(self, step, state, *, segment, prng):
         if self.crash == ("before saving", step):
-            raise Crash
+            raise CrashError
         if self.crash == ("disk full", step):
             return False
         self.disk.checkpoints[step] = Restored(state, step, segment, prng)
         if self.crash == ("after saving", step):
-            raise Crash
+            raise CrashError
         return True
 
     def close(self):
@@ -100,10 +101,10 @@ class FakeStepper:
         key = tuple(np.asarray(jax.random.key_data(state.opt_state)))
         for step in range(int(state.step), int(state.step) + num_steps):
             if self.crash == ("before step", step):
-                raise Crash
+                raise CrashError
             self.disk.releases.add((key, step, self.program))
             if self.crash == ("after step", step):
-                raise Crash
+                raise CrashError
         return state._replace(step=np.int32(state.step + num_steps)), None
 
     def close(self):
@@ -143,7 +144,7 @@ def test_a_replayed_run_counts_every_step_once(tmp_path, crash):
     if crash[0] == "disk full":
         train(disk, crash=crash)
     else:
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             train(disk, crash=crash)
     done, ledger = train(disk)
     assert done == ledger.num_steps == STEPS == len(disk.releases)
@@ -152,7 +153,7 @@ def test_a_replayed_run_counts_every_step_once(tmp_path, crash):
 @pytest.mark.parametrize("crash", [case for case in CRASHES if case[0] != "disk full"])
 def test_a_changed_program_gets_other_noise_and_lost_steps_stay_charged(tmp_path, crash):
     disk = Disk(tmp_path)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train(disk, "a", crash=crash)
     saved = max(disk.checkpoints)
     authorized = WriteAheadLog(disk.path).segments[-1].end
@@ -168,7 +169,7 @@ def test_a_changed_program_gets_other_noise_and_lost_steps_stay_charged(tmp_path
 def test_epsilon_shown_while_steps_are_replayed_counts_them_all(tmp_path, monkeypatch):
     monkeypatch.setattr("dpoptax.training._progress.EPSILON_TIME_FRACTION", 1e9)
     disk = Disk(tmp_path)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train(disk, crash=("after step", 8), every=1e9)
     assert max(disk.checkpoints) == 0
     shown = []
@@ -188,11 +189,9 @@ def random_history(disk, seed):
         crash = (rng.choice(kinds), rng.randrange(STEPS + 1))
         if rng.random() < 0.4:
             program = rng.choice("abc")
-        try:
-            train(disk, program, crash=crash, dispatch=rng.randint(1, 4),
-                  every=rng.choice([0.0, 1e9]))  # fmt: skip
-        except (Crash, OSError):  # the first checkpoint may fail
-            pass
+        dispatch, every = rng.randint(1, 4), rng.choice([0.0, 1e9])
+        with contextlib.suppress(CrashError, OSError):  # the first checkpoint may fail
+            train(disk, program, crash=crash, dispatch=dispatch, every=every)
         if disk.path.exists() and rng.random() < 0.3:
             disk.tear_next_write()
         if rng.random() < 0.3:
@@ -243,7 +242,7 @@ def test_random_histories_find_a_planted_bug(tmp_path, monkeypatch, bug):
 
 def test_dependent_steps_refuse_a_changed_program(tmp_path):
     disk = Disk(tmp_path)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train(disk, plan=SHUFFLED, crash=("after step", 5))
     with pytest.raises(ValueError, match="Shuffled ties the steps of a run together"):
         train(disk, "b", plan=SHUFFLED)
@@ -263,10 +262,10 @@ def test_a_plan_with_fewer_steps_than_were_made_is_refused(tmp_path):
 
 def test_lost_checkpoints_and_a_lost_or_older_log_are_refused(tmp_path):
     disk = Disk(tmp_path)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train(disk, crash=("after step", 3))
     old = disk.path.read_bytes()
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train(disk, crash=("after step", 9))
     disk.path.write_bytes(old)
     for _ in range(2):  # an older log, then none
@@ -320,9 +319,8 @@ def test_a_run_that_is_not_saved_makes_the_same_steps(tmp_path):
 def test_nested_time_limits_stop_at_the_earliest(tmp_path):
     disk = Disk(tmp_path)
     run, stepper = NoResume("test"), FakeStepper(disk, "a", 1)
-    with time_limit(0.0):
-        with time_limit(1e6):
-            state, stopped = run_steps(START, stepper, run, PLAN, False)
+    with time_limit(0.0), time_limit(1e6):
+        state, stopped = run_steps(START, stepper, run, PLAN, False)
     assert (int(state.step), stopped) == (0, "time limit")
     with time_limit(1e6):
         assert run_steps(START, stepper, run, PLAN, False)[1] == "plan"
