@@ -9,6 +9,8 @@ from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.reports import Report
 from dpoptax.reports._report import of_run
+from dpoptax.training._charges import ledger_of_run
+from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
 
 StopReason: TypeAlias = Literal["plan", "SIGINT", "SIGTERM", "time limit", "another process"]
@@ -48,3 +50,20 @@ class FitResult:
         """Returns the privacy statement of the steps that ran."""
         report = of_run(self.plan, self.ledger, self.num_steps)
         return dataclasses.replace(report, generator=self.prng)
+
+
+def make_result(
+    state: TrainState, plan: Plan, run: ResumableRun | NoResume, stopped: StopReason
+) -> FitResult:
+    """Returns the result of a run that ended in `state`."""
+    done = int(state.step)
+    return FitResult(
+        params=state.params,
+        state=state,
+        plan=plan,
+        num_steps=done,
+        # Counted from the log, which also knows the steps that earlier processes lost.
+        ledger=ledger_of_run(plan, done, run.lost_steps(done)),
+        prng=run.prng,
+        stopped=stopped,
+    )
