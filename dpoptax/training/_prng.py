@@ -30,4 +30,4 @@ def root_key(key: Any) -> RootKey:
         )
     impl = str(jax.random.key_impl(_validate.typed_key("key", key)))
     name = "ChaCha20" if impl == CHACHA20_TAG else impl
-    return RootKey(key, f"{name}, a key given by the caller, as secret as they kept it")
+    return RootKey(key, f"{name}, given by the caller, who must keep it secret")
