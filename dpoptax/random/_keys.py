@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
@@ -31,8 +32,6 @@ def secure_key() -> PRNGKeyArray:
     """
     words = np.frombuffer(os.urandom(32), np.uint32)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         words = multihost_utils.broadcast_one_to_all(words)
     return jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
 
@@ -63,7 +62,15 @@ def insecure_key(seed: int) -> PRNGKeyArray:
 
 def root_key(key: Any) -> PRNGKeyArray:
     """Returns the root key of a run: `key`, or a new secure key for None."""
-    return secure_key() if key is None else _validate.typed_key("key", key)
+    if key is None:
+        return secure_key()
+    if isinstance(key, int | np.integer):
+        raise TypeError(
+            f"key must be a typed PRNG key; got the number {key}. For a test pass "
+            f"jax.random.key({key}), in general jax.random.key(seed). For real data leave the key "
+            "out: a secret key from the operating system is then used."
+        )
+    return _validate.typed_key("key", key)
 
 
 def describe_key(key: Any) -> str:

@@ -13,16 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random import split_by_purpose
-from dpoptax.random._derive import derive_key
-from dpoptax.training._charges import ledger_of_run
+from dpoptax.random._derive import Keys, derive_key
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
 from dpoptax.training._memory import microbatch_size_for_plan
 from dpoptax.training._objective import Objective
-from dpoptax.training._prng import root_key
 from dpoptax.training._progress import Show
-from dpoptax.training._result import FitResult, StopReason
+from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState, init_state, make_train_step
@@ -93,26 +91,16 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    root = root_key(key)
-    keys = split_by_purpose(root.key)
+    keys = split_by_purpose(root_key(key))
     data = as_training_data(data)
     _check_size(data, plan)
     check_params(params)
-    private = plan.privatize(keys.noise_key)
-    if isinstance(loss_fn, Objective):
-        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
-    tx = optax.chain(private, optimizer)
-    state = init_state(
-        params,
-        tx=tx,
-        sampler=plan.sampler,
-        sampling_key=keys.sampling_key,
-        model_key=keys.model_key,
-    )
+    tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
     _check_loss(loss_fn, state, example)
     if microbatch_size == "auto":
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
+    # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     make_step = functools.partial(
         make_train_step,
         loss_fn,
@@ -123,7 +111,7 @@ def fit(
     )
     stopped: StopReason = "plan"
     with contextlib.ExitStack() as stack:
-        run = open_run(resume, plan, params, key, root.description)
+        run = open_run(resume, plan, params, key, describe_key(key))
         stack.callback(run.close)
         state = run.restore(state, plan)
         # A finished run is only reported: compiling it again could not add a step.
@@ -132,16 +120,30 @@ def fit(
             stack.callback(stepper.close)
             state = run.begin(state, stepper.fingerprint, plan)
             state, stopped = run_steps(state, stepper, run, plan, progress)
-        done = int(state.step)
-        return FitResult(
-            params=state.params,
-            state=state,
-            plan=plan,
-            num_steps=done,
-            ledger=ledger_of_run(plan, done, run.lost_steps(done)),
-            prng=run.prng,
-            stopped=stopped,
-        )
+        return make_result(state, plan, run, stopped)
+
+
+def _initialize(
+    loss_fn: Callable[..., Any] | Objective,
+    params: PyTree,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    keys: Keys,
+) -> tuple[optax.GradientTransformation, TrainState]:
+    """Returns the whole transformation, and the state before the first step."""
+    private = plan.privatize(keys.noise_key)
+    if isinstance(loss_fn, Objective):
+        # After the noise, and before the optimizer: what an objective adds needs no privacy.
+        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
+    tx = optax.chain(private, optimizer)
+    state = init_state(
+        params,
+        tx=tx,
+        sampler=plan.sampler,
+        sampling_key=keys.sampling_key,
+        model_key=keys.model_key,
+    )
+    return tx, state
 
 
 def _check_size(data: DeviceData | HostData, plan: Plan) -> None:

@@ -8,6 +8,8 @@ from jaxtyping import PyTree
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.reports import Report
+from dpoptax.training._charges import ledger_of_run
+from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
 
 StopReason: TypeAlias = Literal["plan", "SIGINT", "SIGTERM", "time limit", "another process"]
@@ -53,3 +55,20 @@ class FitResult:
             mechanism=self.plan.mechanism,
             prng=self.prng,
         )
+
+
+def make_result(
+    state: TrainState, plan: Plan, run: ResumableRun | NoResume, stopped: StopReason
+) -> FitResult:
+    """Returns the result of a run that ended in `state`."""
+    done = int(state.step)
+    return FitResult(
+        params=state.params,
+        state=state,
+        plan=plan,
+        num_steps=done,
+        # Counted from the log, which also knows the steps that earlier processes lost.
+        ledger=ledger_of_run(plan, done, run.lost_steps(done)),
+        prng=run.prng,
+        stopped=stopped,
+    )

@@ -1,4 +1,4 @@
-"""Eight devices and two processes train what one trains, under the same statement."""
+"""Eight devices, or two processes, train the same model as one, with the same report."""
 
 import os
 import pathlib
@@ -60,7 +60,7 @@ for name, params, data in (
         assert b.sharding.is_equivalent_to(a.sharding, a.ndim), (name, b.sharding)
     assert many.epsilon() == one.epsilon()
 
-# Noise needs no more than a few times the share of a device.
+# Drawing noise needs no more memory than a few times one device's part.
 size = 1 << 20
 for key in (jax.random.key(0), dpoptax.random.insecure_key(0)):
     noise = jax.jit(lambda k, t: dpoptax.mechanisms._gaussian_noise.add_gaussian(k, t, 1.0),
@@ -77,23 +77,23 @@ except ValueError as error:
 else:
     raise AssertionError("a batch that does not divide was taken")
 
-# A run that began on one device goes on over eight.
+# A run that began on one device continues on eight.
 folder = pathlib.Path(sys.argv[1])
 with time_limit(0.0):
     train(start, x, resume=folder)
 import warnings
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     spread_x = DeviceData(jax.device_put(x, everywhere), over)
     many = train(jax.device_put(start, everywhere), spread_x, resume=folder)
-assert any("other noise" in str(w.message) for w in told)
+assert any("other noise" in str(w.message) for w in seen)
 assert many.num_steps == 6
 print("eight as one")
 """
 )
 OF_TWO = (
     """
-import sys, jax, dpoptax  # importing the library leaves JAX to be told of other processes
+import sys, jax, dpoptax  # importing the library must not initialize JAX
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 """
     + COMMON

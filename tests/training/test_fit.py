@@ -1,4 +1,4 @@
-"""Training: it learns, it shows the epsilon it incurred, it compiles once."""
+"""Training learns, shows the epsilon that it cost, and compiles once."""
 
 import re
 
@@ -120,13 +120,13 @@ def test_a_loss_that_draws_gets_another_key_every_step():
     assert not np.allclose(two, 2 * one)
 
 
-def test_progress_is_told_to_a_function():
-    told = []
-    result = run(progress=told.append)
-    assert told[-1].step == told[-1].num_steps == 60
-    assert told[-1].epsilon == result.epsilon()
-    assert told[-1].seconds_left == 0
-    for progress in told:
+def test_progress_calls_a_function():
+    seen = []
+    result = run(progress=seen.append)
+    assert seen[-1].step == seen[-1].num_steps == 60
+    assert seen[-1].epsilon == result.epsilon()
+    assert seen[-1].seconds_left == 0
+    for progress in seen:
         assert progress.delta == PLAN.delta
         assert progress.epsilon == PLAN.epsilon(progress.step)
 
@@ -134,17 +134,17 @@ def test_progress_is_told_to_a_function():
 @pytest.mark.parametrize("microbatch_size", [None, 16])
 @pytest.mark.parametrize("data", [DATA, dpoptax.training.HostData(np.asarray(DATA))])
 def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_size, data):
-    told = []
+    seen = []
     options = {"plan": PLAN, "optimizer": optax.sgd(0.3), "key": jax.random.key(0)}
     result = fit(
-        loss_fn, jnp.zeros(2), data, **options, progress=told.append, diagnostics=True,
+        loss_fn, jnp.zeros(2), data, **options, progress=seen.append, diagnostics=True,
         microbatch_size=microbatch_size,
     )  # fmt: skip
     before = run(plan=PLAN.replace(num_steps=59)).state
     _, batch = SAMPLER.sample(before.sampler_state)
     rows = np.asarray(DATA)[np.asarray(batch.indices)[np.asarray(batch.mask)]]
     away = np.linalg.norm(np.asarray(before.params) - rows, axis=1)
-    found = told[-1].nonprivate
+    found = seen[-1].nonprivate
     assert int(found.nonprivate_batch_size) == len(rows)
     np.testing.assert_allclose(found.nonprivate_loss, np.mean(away**2), rtol=1e-4)
     np.testing.assert_allclose(found.nonprivate_median_norm, np.median(2 * away), rtol=1e-4)
@@ -153,9 +153,9 @@ def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_siz
 
 
 def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
-    told = []
-    run(progress=told.append)
-    assert all(progress.nonprivate is None for progress in told)
+    seen = []
+    run(progress=seen.append)
+    assert all(progress.nonprivate is None for progress in seen)
     run(progress=True)
     assert "loss" not in capfd.readouterr().err
     run(progress=True, diagnostics=True)

@@ -29,7 +29,7 @@ def test_less_memory_means_smaller_parts_down_to_a_refusal():
     assert sizes[0] is None
     assert 48 > sizes[1] > sizes[2] >= 1
     assert all(size & (size - 1) == 0 for size in sizes[1:])
-    with pytest.raises(ValueError, match=r"one example at a time takes .* the limit is 1,000"):
+    with pytest.raises(ValueError, match=r"one example at a time needs .* the limit is 1,000"):
         choose(1000)
 
 
