@@ -223,7 +223,7 @@ def _fitting(
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
     point = state.params
     if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
+        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
         loss_fn = loss_fn.loss
     assert plan.sampler.max_batch_size is not None
 
@@ -257,7 +257,7 @@ def _check_loss(
 ) -> None:
     """Refuses what would fail, or would train something else, before the first step."""
     if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.point, state.params, state.opt_state)
+        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
         validation.check_loss(loss_fn.loss, point, examples, state.model_key)
     else:
         key = state.model_key if takes_key(loss_fn) else None
