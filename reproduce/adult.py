@@ -37,10 +37,10 @@ def data() -> Any:
     return example_data.adult(pathlib.Path(os.environ.get("DPOPTAX_ADULT_DIR", "adult")))
 
 
-def accuracy(guide: Any, psi: Any) -> float:
+def accuracy(guide: Any, guide_params: Any) -> float:
     """Share of test rows, in percent, that the posterior predictive gets right."""
     keys = jax.random.split(jax.random.key(0), 100)
-    draws = jax.vmap(lambda key: guide.apply({"params": psi}, key))(keys)
+    draws = jax.vmap(lambda key: guide.apply({"params": guide_params}, key))(keys)
     logits = data().test_inputs @ np.asarray(draws["weights"]).T + np.asarray(draws["bias"])
     chance = np.asarray(jax.nn.sigmoid(jnp.asarray(logits))).mean(axis=1)
     return 100 * float(np.mean((chance > 0.5) == (data().test_labels == 1)))

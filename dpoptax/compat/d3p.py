@@ -74,6 +74,7 @@ def subsample_batchify_data(
         return count // sampler.max_batch_size, sampler.init(key)
 
     def get_batch(i: Any, state: Any) -> tuple[Array, ...]:
+        # A draw depends on the key and the step alone, so any batch can be had without the others.
         _, batch = sampler.sample(state._replace(step=jnp.asarray(i, jnp.int32)))
         taken: tuple[Array, ...] = take(dataset, batch)
         return taken

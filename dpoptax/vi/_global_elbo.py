@@ -84,6 +84,7 @@ class GlobalElbo:
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
         """Returns `private` with the gradient of the divergence added after the noise."""
+        # Then the divergence is in the loss already; adding it here would count it twice.
         if self.kl_clipped:
             return private
         return add_kl_after_noise(private, self.kl, self.num_examples, key)

@@ -40,6 +40,7 @@ def add_kl_after_noise(
     ) -> tuple[PyTree, KlAfterNoiseState]:
         params = require_params(params)
         noisy, inner = private.update(updates, state.inner, params)
+        # New draws in every step, for a divergence that is estimated.
         step_key = jax.random.fold_in(state.key, state.step)
         with_kl = add_kl_gradient(noisy, kl, num_examples, params, step_key)
         return with_kl, KlAfterNoiseState(inner, state.step + 1, state.key)

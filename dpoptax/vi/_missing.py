@@ -35,5 +35,6 @@ def observed_log_prob(
         (Array(-2.5, dtype=float32), Array(3., dtype=float32, weak_type=True))
     """
     seen = ~jnp.isnan(value) if observed is None else observed
+    # Twice `where`: before the density for its gradient, after it for its value.
     densities = log_prob(jnp.where(seen, value, jnp.asarray(stand_in, value.dtype)))
     return jnp.sum(jnp.where(seen, densities, jnp.zeros_like(densities)))

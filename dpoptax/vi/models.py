@@ -18,6 +18,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dpoptax import _validate
 from dpoptax.vi._local_elbo import local_elbo_loss
 
+__all__ = [
+    "ConvVAE",
+    "DenseVAE",
+    "bernoulli_vae_loss",
+    "gaussian_mixture",
+    "hierarchical_logistic_regression",
+    "logistic_regression",
+]
+
 
 class DenseVAE(nn.Module):  # type: ignore[misc]
     """Dense variational autoencoder: one hidden softplus layer each way, Bernoulli pixels.
@@ -88,6 +97,7 @@ class ConvVAE(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         rows, columns, channels = self.shape
+        # Every convolution has stride 2.
         reduced = 2 ** len(self.features)
         self.small = (rows // reduced, columns // reduced, self.features[-1])
         self.down = [nn.Conv(size, (4, 4), strides=2) for size in self.features]
@@ -229,6 +239,7 @@ def hierarchical_logistic_regression(
     """
     count = _validate.count("num_nodes", num_nodes)
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    # The weights sum to sqrt(2 pi); those of an average sum to one.
     log_weights = jnp.asarray(np.log(weights / weights.sum()), jnp.float32)
 
     def log_likelihood(latent: Array, example: PyTree) -> Array:

@@ -1,4 +1,4 @@
-"""Batches by the names of d3p."""
+"""The names of d3p: batches with a fixed size, and Poisson batches."""
 
 import jax
 import jax.numpy as jnp

@@ -32,7 +32,7 @@ def standard_normal(weights):
 
 
 def a_regression(noise, width):
-    """Weights from N(0, width**2), and correlated inputs: a mean field and a full rank differ."""
+    """Weights from N(0, width**2), and correlated inputs: mean field and full rank differ."""
     x_key, w_key, y_key = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(x_key, (N, D)).at[:, 1].mul(0.6)
     x = x.at[:, 1].add(0.8 * x[:, 0])
@@ -63,8 +63,8 @@ def fit(elbo, data, *, steps, rate):
         ).params  # fmt: skip
 
 
-def scales(guide, psi):
-    draws = jax.vmap(lambda key: guide.apply({"params": psi}, key))(
+def scales(guide, guide_params):
+    draws = jax.vmap(lambda key: guide.apply({"params": guide_params}, key))(
         jax.random.split(jax.random.key(9), 20_000)
     )
     return np.cov(np.asarray(draws, float).T)
@@ -77,18 +77,18 @@ PRIORS = {"scale": 1.0, "density": standard_normal}
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 @pytest.mark.parametrize("rank", ["mean field", "full rank"])
 def test_without_noise_the_posterior_is_the_closed_form(regression, rank, make, prior):
-    """A draw per step leaves a Monte Carlo error, smaller where every example has its own."""
+    """One draw per step leaves a Monte Carlo error; it is smaller with a draw per example."""
     full = rank == "full rank"
     guide = (guides.FullRank if full else guides.MeanField)(jnp.zeros(D), initial_scale=0.03)
-    psi = fit(make(guide, log_likelihood, prior, num_examples=N), regression.data,
+    guide_params = fit(make(guide, log_likelihood, prior, num_examples=N), regression.data,
               steps=3000, rate=0.1)  # fmt: skip
     expected = regression.covariance
     if not full:  # the best mean field keeps the precisions, and loses variance
         expected = np.diag(1 / np.diag(np.linalg.inv(regression.covariance)))
     spread = np.sqrt(np.diag(expected))
-    error = np.abs(np.asarray(psi["loc"]) - regression.mean).max()
+    error = np.abs(np.asarray(guide_params["loc"]) - regression.mean).max()
     assert error < (0.2 if make is global_elbo else 0.5) * spread.max()
-    found = scales(guide, psi)
+    found = scales(guide, guide_params)
     np.testing.assert_allclose(np.sqrt(np.diag(found)) / spread, 1, atol=0.15)
     correlation = found[0, 1] / math.sqrt(found[0, 0] * found[1, 1])
     truth = expected[0, 1] / math.sqrt(expected[0, 0] * expected[1, 1])
@@ -96,7 +96,7 @@ def test_without_noise_the_posterior_is_the_closed_form(regression, rank, make, 
     assert abs(truth) > 0.5 or not full  # so that the test of the correlation has power
 
 
-def one_update(elbo, data, psi, *, clip=math.inf, noise_multiplier=0.0, seed=0):
+def one_update(elbo, data, guide_params, *, clip=math.inf, noise_multiplier=0.0, seed=0):
     private = dpoptax.privatize(
         clip, noise_multiplier, expected_batch_size=N, key=jax.random.key(seed)
     )
@@ -104,52 +104,52 @@ def one_update(elbo, data, psi, *, clip=math.inf, noise_multiplier=0.0, seed=0):
 
     @jax.jit
     def step(state):
-        point = elbo.gradient_point(psi, state)
+        point = elbo.gradient_point(guide_params, state)
         grads = dpoptax.per_example_grads(elbo.loss)(point, data, key=jax.random.key(2))
-        return tx.update(grads, state, psi)[0]
+        return tx.update(grads, state, guide_params)[0]
 
-    return step(tx.init(psi))
+    return step(tx.init(guide_params))
 
 
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regression, make):
-    """With the draws that ran, by another path: the gradient of the sum, over all parameters."""
+    """The reference uses the same draws, and differentiates the whole sum by all parameters."""
     guide = guides.FullRank(jnp.zeros(D))
     elbo = make(guide, log_likelihood, num_examples=N)
-    psi = jax.tree.map(lambda leaf: leaf + 0.1, start(guide))
-    found = one_update(elbo, regression.data, psi)
+    guide_params = jax.tree.map(lambda leaf: leaf + 0.1, start(guide))
+    found = one_update(elbo, regression.data, guide_params)
 
-    def plain(psi):
+    def plain(guide_params):
         if make is aligned_elbo:
             tx = elbo.wrap(
                 dpoptax.privatize(1.0, 0.0, expected_batch_size=N, key=jax.random.key(0)),
                 jax.random.key(1),
             )
             losses = 0.0
-            for eta in tx.init(psi).aligned_draws:
-                theta = guide.apply({"params": psi}, eta, method="transform")
-                minus = jax.vmap(lambda example, at=theta: -log_likelihood(at, example))
+            for base_noise in tx.init(guide_params).aligned_draws:
+                latents = guide.apply({"params": guide_params}, base_noise, method="transform")
+                minus = jax.vmap(lambda example, at=latents: -log_likelihood(at, example))
                 losses += minus(regression.data) / elbo.num_samples
         else:
             keys = jax.random.split(jax.random.key(2), N)
-            losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(psi, regression.data, keys)
-        return jnp.sum(losses) / N + guide.apply({"params": psi}, 1.0, method="kl") / N
+            losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(guide_params, regression.data, keys)
+        return jnp.sum(losses) / N + guide.apply({"params": guide_params}, 1.0, method="kl") / N
 
-    expected = jax.grad(plain)(psi)
+    expected = jax.grad(plain)(guide_params)
     for name, leaf in found.items():
         np.testing.assert_allclose(leaf, -expected[name], rtol=2e-4, atol=2e-5)
 
 
-def test_a_clipped_divergence_shrinks_with_the_likelihood_and_a_free_one_does_not(regression):
-    """Far from the prior, under a clip that swallows the likelihood, the free one pulls back."""
+def test_a_clipped_divergence_shrinks_with_the_likelihood_and_an_unclipped_one_does_not(regression):
+    """Far from the prior, with a tiny clip, the unclipped divergence pulls back to the prior."""
     guide = guides.MeanField(jnp.full(D, 1000.0))
-    psi = start(guide)
+    guide_params = start(guide)
     clip = 1e-6
     steps = {
         kl: np.asarray(
             one_update(
                 global_elbo(guide, log_likelihood, num_examples=N, kl=kl),
-                regression.data, psi, clip=clip,
+                regression.data, guide_params, clip=clip,
             )["loc"]
         )
         for kl in ("after_noise", "clipped")
@@ -159,28 +159,30 @@ def test_a_clipped_divergence_shrinks_with_the_likelihood_and_a_free_one_does_no
 
 
 def test_aligned_gradients_noise_the_location_alone(regression):
-    """Two draws of the noise: the scale's gradients differ as the location's, times eta T'(s)."""
+    """With other noise the scale's gradient changes by the location's times base_noise T'(raw)."""
     guide = guides.MeanField(jnp.zeros(D))
-    psi = start(guide)
+    guide_params = start(guide)
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N, num_samples=1)
     one, two = (
-        one_update(elbo, regression.data, psi, clip=1.0, noise_multiplier=100.0, seed=seed)
+        one_update(elbo, regression.data, guide_params, clip=1.0, noise_multiplier=100.0, seed=seed)
         for seed in range(2)
     )
-    (eta,) = elbo.wrap(optax.identity(), jax.random.key(1)).init(psi).aligned_draws
-    slope = jax.nn.sigmoid(psi["raw_scale"])
+    (base_noise,) = elbo.wrap(optax.identity(), jax.random.key(1)).init(guide_params).aligned_draws
+    slope = jax.nn.sigmoid(guide_params["raw_scale"])
     moved = {name: one[name] - two[name] for name in one}
-    np.testing.assert_allclose(moved["raw_scale"], slope * eta * moved["loc"], rtol=1e-4)
+    np.testing.assert_allclose(moved["raw_scale"], slope * base_noise * moved["loc"], rtol=1e-4)
     assert float(jnp.linalg.norm(moved["loc"])) > 0.05
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4])
 def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, num_samples):
-    """A guide of no width: its draws agree, and so does what is clipped and what is noised."""
+    """If a guide has almost no width, its draws agree, and so do the clipped and noised values."""
     guide = guides.MeanField(jnp.zeros(D), initial_scale=1e-6)
-    psi, data = start(guide), regression.data
+    guide_params, data = start(guide), regression.data
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N, num_samples=num_samples)
-    point = elbo.gradient_point(psi, elbo.wrap(optax.identity(), jax.random.key(1)).init(psi))
+    point = elbo.gradient_point(
+        guide_params, elbo.wrap(optax.identity(), jax.random.key(1)).init(guide_params)
+    )
     grads = dpoptax.per_example_grads(elbo.loss)(point, data, key=jax.random.key(2))
     norms = jnp.sqrt(sum(jax.tree.leaves(grads.squared_norms())))
     plain = jax.vmap(jax.grad(log_likelihood), (None, 0))(jnp.zeros(D), data)
@@ -189,7 +191,7 @@ def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, 
     def noise(key):
         private = dpoptax.privatize(1.0, 1e4, expected_batch_size=N, key=key)
         tx = elbo.wrap(private, jax.random.key(1))
-        return tx.update(grads, tx.init(psi), psi)[0]["loc"]
+        return tx.update(grads, tx.init(guide_params), guide_params)[0]["loc"]
 
     keys = jax.random.split(jax.random.key(3), 4000)
     found = np.asarray(jax.jit(jax.vmap(noise))(keys)) * N / 1e4
@@ -207,7 +209,7 @@ def test_draws_come_in_pairs_of_opposite_noise():
 
 
 class Errors(NamedTuple):
-    """Of the mean, and of the scale, by key."""
+    """Errors of the mean and of the scale, one for each key."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -224,7 +226,7 @@ shared_errors = pytest.mark.xdist_group("errors at epsilon one")
 
 @pytest.fixture(scope="module", params=POSTERIORS)
 def errors_at_epsilon_one(request):
-    """By kind of gradient, over forty keys, at epsilon one."""
+    """Errors by kind of gradient, over forty keys, at epsilon 1."""
     noise, width, rate, clip = POSTERIORS[request.param]
     steps, sampler = 1000, dpoptax.samplers.Poisson(N, 200)
     data, mean, covariance = a_regression(noise, width)
@@ -256,10 +258,10 @@ def errors_at_epsilon_one(request):
         )  # fmt: skip
         with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
             keys = jax.random.split(jax.random.key(0), RUNS)
-            psi = jax.jit(jax.vmap(lambda key: train(elbo, key)))(keys)
-        scale = np.asarray(jax.nn.softplus(psi["raw_scale"]))
+            guide_params = jax.jit(jax.vmap(lambda key: train(elbo, key)))(keys)
+        scale = np.asarray(jax.nn.softplus(guide_params["raw_scale"]))
         return Errors(
-            np.linalg.norm((psi["loc"] - mean) / spread, axis=1),
+            np.linalg.norm((guide_params["loc"] - mean) / spread, axis=1),
             np.abs(np.log(scale / spread)).mean(axis=1),
         )
 
@@ -271,7 +273,7 @@ def errors_at_epsilon_one(request):
     }
 
 
-def chance(*found):
+def standard_error(*found):
     """The standard error of a difference of two means over keys."""
     return math.sqrt(sum(errors.var() for errors in found) / RUNS)
 
@@ -288,11 +290,11 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon
 @pytest.mark.slow
 @shared_errors
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
-def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(
+def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_sampling_error(
     errors_at_epsilon_one, kind
 ):
     aligned, vanilla = errors_at_epsilon_one[kind].mean, errors_at_epsilon_one["vanilla"].mean
-    assert aligned.mean() - vanilla.mean() < 4.5 * chance(aligned, vanilla)
+    assert aligned.mean() - vanilla.mean() < 4.5 * standard_error(aligned, vanilla)
 
 
 @pytest.mark.slow
@@ -307,8 +309,8 @@ def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_chance(
             "aligned",
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="over 200 keys .048 against .045: of a narrow posterior the gradient of the "
-                "scale is too small for the clip to see, and a batch shares one draw",
+                reason="over 200 keys .048 against .045: if the posterior is narrow, the "
+                "gradient of the scale hardly counts in the clip, and a batch shares one draw",
             ),
         ),
     ],
@@ -329,28 +331,28 @@ def test_at_epsilon_one_pairs_of_draws_come_nearer_in_scale_than_one(errors_at_e
 
 
 @pytest.mark.slow
-def test_a_parameter_without_uncertainty_is_trained_beside_latents(regression):
-    """The scale of the noise, as a point, beside the weights."""
+def test_a_parameter_without_uncertainty_is_trained_next_to_latents(regression):
+    """The scale of the noise is a Point, next to the weights."""
     x, y = regression.data
 
-    def likelihood(theta, example):
-        scale = jnp.exp(theta["log_scale"])
-        away = example[1] - example[0] @ theta["weights"]
-        return -0.5 * (away / scale) ** 2 - theta["log_scale"]
+    def likelihood(latents, example):
+        scale = jnp.exp(latents["log_scale"])
+        away = example[1] - example[0] @ latents["weights"]
+        return -0.5 * (away / scale) ** 2 - latents["log_scale"]
 
     guide = guides.Joint(
         {"weights": guides.MeanField(jnp.zeros(D)), "log_scale": guides.Point(jnp.zeros(()))}
     )
-    psi = fit(global_elbo(guide, likelihood, num_examples=N), (x, y), steps=3000, rate=0.1)
-    theta = guide.apply({"params": psi}, jax.random.key(0))
+    guide_params = fit(global_elbo(guide, likelihood, num_examples=N), (x, y), steps=3000, rate=0.1)
+    latents = guide.apply({"params": guide_params}, jax.random.key(0))
     residual = np.std(np.asarray(y - x @ regression.mean, float))
-    assert abs(float(jnp.exp(theta["log_scale"])) / residual - 1) < 0.03
+    assert abs(float(jnp.exp(latents["log_scale"])) / residual - 1) < 0.03
 
 
-def test_what_does_not_fit_is_refused():
+def test_wrong_arguments_are_refused():
     guide = guides.MeanField(jnp.zeros(D))
     with pytest.raises(TypeError, match=r"log_likelihood must take \(latents, example\)"):
-        global_elbo(guide, lambda theta: 0.0, num_examples=N)
+        global_elbo(guide, lambda latents: 0.0, num_examples=N)
     with pytest.raises(ValueError, match="prior must be positive"):
         aligned_elbo(guide, log_likelihood, -1.0, num_examples=N)
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N)

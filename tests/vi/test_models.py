@@ -1,4 +1,4 @@
-"""Models that ship: their published sizes, and their likelihoods against sums."""
+"""Models: their published sizes, and their likelihoods against direct computations."""
 
 import math
 
@@ -22,7 +22,7 @@ def count(params):
 
 
 def whole(model, image, label=None):
-    """Encoder and decoder, so that `init` meets all layers."""
+    """Runs encoder and decoder, so that `init` makes all layers."""
     loc, scale = model.encode(image, *([] if label is None else [label]))
     return model.decode(loc + scale, *([] if label is None else [label]))
 
@@ -39,7 +39,7 @@ def test_sizes_are_the_published_ones_and_gradients_private(model, shape, size):
     assert bool(jnp.all(jnp.isfinite(norms)) & jnp.all(norms.sum(0) > 0))
 
 
-def test_a_label_is_told_to_encoder_and_decoder():
+def test_encoder_and_decoder_see_the_label():
     model = models.DenseVAE(pixels=12, hidden=8, latent=2, num_classes=3,
                             kernel_init=nn.initializers.lecun_normal())  # fmt: skip
     image, key = jnp.linspace(0, 1, 12), jax.random.key(1)
@@ -50,7 +50,7 @@ def test_a_label_is_told_to_encoder_and_decoder():
 
 
 def test_a_redrawn_image_is_black_and_white_and_the_loss_the_same_on_average():
-    """At zero weights the encoder sees nothing, and the loss is linear in the pixels."""
+    """At zero weights the encoder ignores the image, so the loss is linear in the pixels."""
     model = models.DenseVAE(pixels=6, hidden=4, latent=2)
     params = nn.init(whole, model)(jax.random.key(0), jnp.zeros(6))["params"]
     params = jax.tree.map(jnp.zeros_like, params)

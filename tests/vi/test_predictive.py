@@ -1,4 +1,4 @@
-"""Synthetic data and what is concluded from several sets, and likelihoods with holes."""
+"""Synthetic data, estimates from several synthetic sets, and likelihoods with missing values."""
 
 import jax
 import jax.numpy as jnp
@@ -15,29 +15,33 @@ N, SETS = 400, 20
 
 @pytest.mark.slow
 def test_intervals_from_synthetic_data_cover_the_truth():
-    """A mean is inferred, data are made of the posterior, and the mean estimated from those.
+    """A mean is inferred, synthetic data are drawn, and the mean is estimated from these.
 
-    Rubin's intervals cover; those of one set alone, which know nothing of the posterior, do not.
+    Rubin's intervals cover the true mean. Those of one set do not: they ignore the posterior.
     """
     guide = guides.MeanField(jnp.zeros(()))
     covered = alone = 0
     repetitions = 300
     simulated = jax.jit(
-        lambda psi, key: synthetic_data(
-            guide, psi, lambda mean, k: mean + jax.random.normal(k, (N,)), key, num_sets=SETS
+        lambda guide_params, key: synthetic_data(
+            guide,
+            guide_params,
+            lambda mean, k: mean + jax.random.normal(k, (N,)),
+            key,
+            num_sets=SETS,
         )
     )
     for seed in range(repetitions):
         key, data_key = jax.random.split(jax.random.key(seed))
         # The exact posterior of a mean that is 0, after N observations of variance 1.
         loc = jax.random.normal(data_key) / np.sqrt(N)
-        psi = {"loc": loc, "raw_scale": jnp.log(jnp.expm1(jnp.full((1,), N**-0.5)))}
-        sets = np.asarray(simulated(psi, key), float)
+        guide_params = {"loc": loc, "raw_scale": jnp.log(jnp.expm1(jnp.full((1,), N**-0.5)))}
+        sets = np.asarray(simulated(guide_params, key), float)
         found = combine_synthetic_estimates(sets.mean(1), sets.var(1, ddof=1) / N)
         reach = scipy.stats.t.ppf(0.975, found.degrees_of_freedom) * np.sqrt(found.variance)
         covered += abs(found.estimate) <= reach
         alone += abs(sets[0].mean()) <= 1.96 * sets[0].std() / np.sqrt(N)
-    # Of 300 at 95 %: 285, give or take 4.5 standard errors of 3.8.
+    # 285 of 300 are expected at 95 %, with a standard error of 3.8.
     assert covered > 0.95 * repetitions - 4.5 * np.sqrt(repetitions * 0.05 * 0.95)
     assert alone < 0.85 * repetitions
 
@@ -55,8 +59,8 @@ def test_combine_works_by_coordinate_and_never_gives_a_negative_variance():
             combine_synthetic_estimates(*bad)
 
 
-def test_holes_change_neither_loss_nor_gradients_of_the_rest():
-    """A small VAE on images with holes: finite, and the same as with any filling."""
+def test_missing_values_change_neither_loss_nor_gradients_of_the_rest():
+    """A small VAE on images with missing pixels: finite, whatever the missing pixels hold."""
 
     def encode(params, example):
         seen = jnp.where(jnp.isnan(example), 0.0, example)

@@ -79,7 +79,7 @@ def trace_gradients(num_steps: int) -> optax.GradientTransformation:
 
 
 def noise_aware_posterior(guide_params: PyTree, opt_state: Any, *, num_examples: int) -> PyTree:
-    """Returns a mean field that is corrected for the noise, and wider by what remains of it.
+    """Returns a mean field that is corrected for the noise, and widened by the remaining error.
 
     Args:
         guide_params: trained parameters of `dpoptax.vi.guides.MeanField`.

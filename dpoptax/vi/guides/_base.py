@@ -86,6 +86,7 @@ class LocationGuide(Guide):
         """Checks the latents. Flax runs this again on copies, which hold an `Opaque` already."""
         if not isinstance(self.latents, Opaque):
             self.latents = Opaque(_checked_latents(self.latents))
+        # Flax registers the module here; after that its attributes are frozen.
         super().__post_init__()
 
     @final
@@ -117,6 +118,7 @@ class NormalGuide(LocationGuide):
     @final
     def _raw_scale_param(self, name: str) -> Float[Array, " latents"]:
         """Makes a parameter whose softplus is initially `initial_scale`."""
+        # The inverse of softplus. Softplus keeps the scale positive for any value of the parameter.
         raw = math.log(math.expm1(self.initial_scale))
         value: Array = self.param(name, lambda _: jnp.full((self._size(),), raw, jnp.float32))
         return value

@@ -9,6 +9,7 @@ The supports and their bijections are NumPyro's: pip install 'dpoptax[numpyro]'.
 Reference: Kucukelbir et al. 2017, arXiv:1603.00788, section 2.3.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ class Constrained(Guide):
 
     latents: PyTree
     supports: PyTree
-    make: Callable[[PyTree], Guide] = MeanField
+    make: Callable[[PyTree], Guide] = dataclasses.field(default=MeanField, kw_only=True)
 
     def __post_init__(self) -> None:
         """Checks the arguments. Flax runs this again on copies, which hold `_Bijections`."""

@@ -42,6 +42,7 @@ class FullRank(NormalGuide):
         """Makes the parameters."""
         self.location = self._location_param()
         self.raw_diagonal = self._raw_scale_param("raw_diagonal")
+        # A square matrix, half of which is unused: simpler to index than a packed triangle.
         zeros = jnp.zeros((self._size(), self._size()), jnp.float32)
         self.below = self.param("below", lambda _: zeros)
 

@@ -80,7 +80,7 @@ class LowRank(NormalGuide):
         centered = flat(latents) - flat(self.location.tree)
         scale = nn.softplus(self.raw_scale)
         # The Woodbury identity: only a (rank, rank) matrix is factored.
-        scaled, inner = self._scaled_directions()
+        scaled, inner = self._scaled_directions(scale)
         projected = jax.scipy.linalg.solve_triangular(
             inner, scaled.T @ (centered / scale), lower=True
         )
@@ -95,10 +95,11 @@ class LowRank(NormalGuide):
 
     def _half_log_det(self) -> Float[Array, ""]:
         """Half the log determinant of the covariance, by the matrix determinant lemma."""
-        _, inner = self._scaled_directions()
-        return jnp.sum(jnp.log(nn.softplus(self.raw_scale))) + jnp.sum(jnp.log(jnp.diag(inner)))
+        scale = nn.softplus(self.raw_scale)
+        _, inner = self._scaled_directions(scale)
+        return jnp.sum(jnp.log(scale)) + jnp.sum(jnp.log(jnp.diag(inner)))
 
-    def _scaled_directions(self) -> tuple[Array, Array]:
+    def _scaled_directions(self, scale: Float[Array, " latents"]) -> tuple[Array, Array]:
         """Returns D^-1 B, and the Cholesky factor of I + B^T D^-2 B."""
-        scaled = self.directions / nn.softplus(self.raw_scale)[:, None]
+        scaled = self.directions / scale[:, None]
         return scaled, jnp.linalg.cholesky(jnp.eye(self.rank) + scaled.T @ scaled)

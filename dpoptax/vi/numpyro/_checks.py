@@ -123,6 +123,7 @@ def check_no_nan(
     # Inside a transformation of JAX the values are unknown.
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
+    # NumPy, because the number of rows with NaN decides a shape.
     missing = np.zeros(len(leaves[0]), bool)
     for leaf in map(np.asarray, leaves):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):

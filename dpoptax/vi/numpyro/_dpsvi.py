@@ -124,6 +124,7 @@ class DPSVI:
         private = privatize(
             self._clip, self._noise_multiplier, expected_batch_size=size, key=keys.noise_key
         )
+        # One key per purpose: the initial values were drawn from another one.
         wrapped = elbo.wrap(private, derive_key(keys.model_key, "divergence"))
         # SVI's interface returns the state alone, so these are kept for `update`.
         self._elbo, self._tx = elbo, optax.chain(wrapped, self._optimizer)
@@ -151,6 +152,7 @@ class DPSVI:
         """
         elbo, tx = self._initialized()
         self._check_batch(args, mask)
+        # `kl_key` is for the loss that is shown; the gradient of the divergence draws its own.
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
         losses, grads = value_and_per_example_grads(elbo.loss)(
             svi_state.params, args, mask=mask, key=key
@@ -201,6 +203,7 @@ class DPSVI:
             TypeError: an argument of the wrong type.
             ValueError: as in `numpyro_elbo`; data that are NaN where the model observes them.
         """
+        # `fit` splits its own root key, so only the initial values are drawn from these.
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
         self._elbo = elbo = self._objective(keys.model_key, args, kwargs)
         elbo.check_data(args)
@@ -261,6 +264,7 @@ class DPSVI:
         self, elbo: NumPyroElbo, params: PyTree, losses: Array, mask: Any, key: PRNGKeyArray
     ) -> Array:
         """Scales the mean loss of a batch to all the data, as NumPyro reports it."""
+        # At least one, so that an empty batch has a finite loss.
         count = len(losses) if mask is None else jnp.maximum(jnp.sum(mask), 1)
         total = self._num_examples * jnp.sum(losses) / count
         return total if elbo.kl_clipped else total + elbo.kl(params, key)

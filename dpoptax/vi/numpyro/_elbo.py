@@ -97,6 +97,7 @@ class NumPyroElbo:
         self, private: optax.GradientTransformation, key: PRNGKeyArray
     ) -> optax.GradientTransformation:
         """Returns `private` with the gradient of the divergence added after the noise."""
+        # Then the divergence is in the loss already; adding it here would count it twice.
         if self.kl_clipped:
             return private
         return add_kl_after_noise(private, self.kl, self.num_examples, key)
@@ -216,6 +217,7 @@ def numpyro_elbo(
         (model_one, guide_one), (model_two, guide_two) = [
             program.trace({}, sites.repeat_example(example, size), key) for size in (1, 2)
         ]
+    # The latents first: the later checks look up the sites of one trace in the other.
     _checks.check_latents(model_one, guide_one)
     _checks.check_plate_sizes(model_two)
     model_plates = sites.data_plates(model_one, model_two, num_examples)

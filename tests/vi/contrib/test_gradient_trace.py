@@ -1,4 +1,4 @@
-"""A posterior that knows of the noise: nearer to the exact one, and honest about its width."""
+"""Noise-aware posterior: nearer to the exact posterior, with intervals that cover the truth."""
 
 import math
 
@@ -22,10 +22,10 @@ def log_likelihood(weights, example):
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
-    """Forty worlds of a Bayesian linear regression, each with its data, noise and batches."""
+    """Forty Bayesian linear regressions, each with other data, noise and batches."""
     guide = guides.MeanField(jnp.zeros(D), initial_scale=0.02)
     elbo = aligned_elbo(guide, log_likelihood, num_examples=N)
-    psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+    guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
     sampler = dpoptax.samplers.Poisson(N, 200)
 
     def one(key):
@@ -41,7 +41,7 @@ def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
         )
         step = dpoptax.training.make_train_step(elbo, tx=tx, sampler=sampler)
         state = dpoptax.training.init_state(
-            psi, tx=tx, sampler=sampler, sampling_key=sampling_key, model_key=model_key
+            guide_params, tx=tx, sampler=sampler, sampling_key=sampling_key, model_key=model_key
         )
         state = jax.lax.fori_loop(0, STEPS, lambda _, state: step(state, (x, y))[0], state)
         mean = jnp.linalg.solve(jnp.eye(D) + x.T @ x / NOISE**2, x.T @ y / NOISE**2)
@@ -67,30 +67,32 @@ def test_intervals_cover_the_truth_where_those_of_the_plain_guide_do_not():
         covered[name] = np.mean(np.abs(z) < 1.96)
         error[name] = float(jnp.abs(found["loc"] - means).mean())
     assert error["aware"] < 0.8 * error["plain"]
-    # What covers 95 % covers more than this, but for one time in 300,000.
+    # A true coverage of 95 % falls below this bound once in 300,000 runs.
     bound = 0.95 - 4.5 * math.sqrt(0.05 * 0.95 / (RUNS * D))
     assert covered["aware"] > bound > covered["plain"]
 
 
 def test_a_trace_keeps_the_last_steps_in_a_ring():
     tx = trace_gradients(3)
-    psi = {"loc": jnp.zeros(2), "raw_scale": jnp.zeros(2)}
-    state = tx.init(psi)
+    guide_params = {"loc": jnp.zeros(2), "raw_scale": jnp.zeros(2)}
+    state = tx.init(guide_params)
     for step in range(1, 6):
         gradient = {"loc": jnp.full(2, float(step)), "raw_scale": jnp.ones(2)}
-        updates, state = tx.update(gradient, state, {**psi, "loc": jnp.full(2, -float(step))})
+        updates, state = tx.update(
+            gradient, state, {**guide_params, "loc": jnp.full(2, -float(step))}
+        )
         assert updates is gradient
     np.testing.assert_array_equal(state.traced_gradients[:, 0], [4, 5, 3])
     np.testing.assert_array_equal(state.traced_locations[:, 0], [-4, -5, -3])
 
 
 def test_a_trace_that_is_not_full_or_not_there_is_refused():
-    psi = {"loc": jnp.zeros(2), "raw_scale": jnp.zeros(2)}
+    guide_params = {"loc": jnp.zeros(2), "raw_scale": jnp.zeros(2)}
     with pytest.raises(KeyError, match="trace_gradients"):
-        noise_aware_posterior(psi, optax.sgd(1.0).init(psi), num_examples=N)
+        noise_aware_posterior(guide_params, optax.sgd(1.0).init(guide_params), num_examples=N)
     with pytest.raises(ValueError, match="keeps 5 steps, and 5 of them were not run"):
-        noise_aware_posterior(psi, trace_gradients(5).init(psi), num_examples=N)
+        noise_aware_posterior(guide_params, trace_gradients(5).init(guide_params), num_examples=N)
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         trace_gradients(1)
     with pytest.raises(ValueError, match=r"call tx\.update"):
-        trace_gradients(2).update(psi, trace_gradients(2).init(psi))
+        trace_gradients(2).update(guide_params, trace_gradients(2).init(guide_params))

@@ -1,4 +1,4 @@
-"""Averages of iterates, preconditioned and natural gradients, against what defines them."""
+"""Averages of iterates, scaled and natural gradients, against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from dpoptax.vi.contrib import (
     scale_before_clip,
 )
 
-PSI = {"loc": jnp.array([0.3, -1.0]), "raw_scale": jnp.array([-2.0, 1.0])}
+PARAMS = {"loc": jnp.array([0.3, -1.0]), "raw_scale": jnp.array([-2.0, 1.0])}
 
 
 @pytest.mark.parametrize("start", [0, 3, 100])
 def test_the_average_is_that_of_the_iterates_from_the_start_on(start):
     tx = optax.chain(optax.sgd(0.5), average_iterates(start=start))
-    params, state = PSI, tx.init(PSI)
+    params, state = PARAMS, tx.init(PARAMS)
     iterates = []
     for step in range(8):
         gradient = jax.tree.map(lambda leaf, at=step: jnp.cos(leaf * at), params)
@@ -52,13 +52,13 @@ def test_an_average_cuts_the_noise_of_private_iterates():
     assert float(polyak_average(state).std()) < 0.5 * float(params.std())
 
 
-def test_preconditioning_bounds_the_scaled_gradient_and_scales_the_noise_back():
+def test_the_scaled_gradient_is_clipped_and_the_noise_is_scaled_back():
     factors = {"loc": 1.0, "raw_scale": jnp.array([10.0, 4.0])}
     grads = {"loc": jnp.array([[3.0, 0.0]]), "raw_scale": jnp.array([[0.4, 0.0]])}
     quiet = scale_before_clip(
         dpoptax.privatize(1.0, 0.0, expected_batch_size=1, key=jax.random.key(0)), lambda _: factors
     )
-    updates, _ = quiet.update(grads, quiet.init(PSI), PSI)
+    updates, _ = quiet.update(grads, quiet.init(PARAMS), PARAMS)
     # The scaled gradient (3, 0; 4, 0) has norm 5 and is clipped to (0.6, 0; 0.8, 0).
     np.testing.assert_allclose(updates["loc"], [0.6, 0.0], rtol=1e-5)
     np.testing.assert_allclose(updates["raw_scale"], [0.08, 0.0], rtol=1e-5)
@@ -72,15 +72,15 @@ def test_preconditioning_bounds_the_scaled_gradient_and_scales_the_noise_back():
     assert abs(float(updates["raw_scale"].std()) - 0.2) < 0.005
 
 
-def test_padding_stays_out_of_preconditioned_gradients():
+def test_padding_stays_out_of_scaled_gradients():
     grads = dpoptax.per_example_grads(lambda p, x: jnp.sum(p["loc"] * x))(
-        PSI, jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), mask=jnp.array([True, False])
+        PARAMS, jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), mask=jnp.array([True, False])
     )
     tx = scale_before_clip(
         dpoptax.privatize(100.0, 0.0, expected_batch_size=1, key=jax.random.key(0)),
         mean_field_scale,
     )
-    updates, _ = tx.update(grads, tx.init(PSI), PSI)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["loc"], [1.0, 2.0], rtol=1e-6)
 
 
@@ -89,15 +89,17 @@ def test_the_natural_gradient_is_the_inverse_fisher_information_times_the_gradie
     guide = guides.MeanField(jnp.zeros(2))
 
     def score(key):
-        theta = guide.apply({"params": PSI}, key)
-        return jax.grad(lambda psi: guide.apply({"params": psi}, theta, method="log_prob"))(PSI)
+        latents = guide.apply({"params": PARAMS}, key)
+        return jax.grad(
+            lambda guide_params: guide.apply({"params": guide_params}, latents, method="log_prob")
+        )(PARAMS)
 
     n = 50_000
     scores = jax.vmap(score)(jax.random.split(jax.random.key(0), n))
     fisher = jax.tree.map(lambda leaf: jnp.mean(leaf**2, axis=0), scores)
     gradient = {"loc": jnp.array([1.0, -2.0]), "raw_scale": jnp.array([0.5, 3.0])}
     tx = natural_gradient()
-    updates, _ = tx.update(gradient, tx.init(PSI), PSI)
+    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
     for name, leaf in updates.items():
         np.testing.assert_allclose(leaf, gradient[name] / fisher[name], rtol=0.05)
 
@@ -112,8 +114,8 @@ def test_transformations_that_need_parameters_say_so():
         ),
     ):
         with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
-            tx.update(PSI, tx.init(PSI))
+            tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(ValueError, match="start must be at least 0"):
         average_iterates(start=-1)
     with pytest.raises(KeyError, match="average_iterates"):
-        polyak_average(optax.sgd(1.0).init(PSI))
+        polyak_average(optax.sgd(1.0).init(PARAMS))

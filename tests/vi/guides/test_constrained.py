@@ -22,13 +22,15 @@ def start(guide):
 
 def test_a_positive_latent_is_log_normal():
     guide = guides.Constrained(jnp.array(2.0), constraints.positive)
-    psi = start(guide)
-    draws = jax.vmap(lambda key: guide.apply({"params": psi}, key))(
+    guide_params = start(guide)
+    draws = jax.vmap(lambda key: guide.apply({"params": guide_params}, key))(
         jax.random.split(jax.random.key(1), 2000)
     )
     reference = scipy.stats.lognorm(s=0.1, scale=2.0)
     assert scipy.stats.kstest(np.asarray(draws, float), reference.cdf).pvalue > 1e-3
-    found = [float(guide.apply({"params": psi}, draw, method="log_prob")) for draw in draws[:5]]
+    found = [
+        float(guide.apply({"params": guide_params}, draw, method="log_prob")) for draw in draws[:5]
+    ]
     np.testing.assert_allclose(found, reference.logpdf(np.asarray(draws[:5])), atol=1e-4)
 
 
@@ -40,18 +42,22 @@ def test_the_density_on_a_simplex_integrates_to_one(make):
     guide = guides.Constrained(
         latents, constraints.simplex, make=functools.partial(make, initial_scale=0.7)
     )
-    psi = start(guide)
+    guide_params = start(guide)
     middles = (np.arange(300) + 0.5) / 300
     a, b = (part.ravel() for part in np.meshgrid(middles, middles))
     inside = a + b < 1 - 1e-3
     points = np.stack([a, b, 1 - a - b], axis=1)[inside].astype(np.float32)
     densities = jnp.exp(
-        jax.vmap(lambda z: guide.apply({"params": psi}, z, method="log_prob"))(jnp.asarray(points))
+        jax.vmap(lambda z: guide.apply({"params": guide_params}, z, method="log_prob"))(
+            jnp.asarray(points)
+        )
     )
     assert abs(float(densities.sum()) / 300**2 - 1) < 0.01
     # Where the noise is nil, the guide is where it was started.
-    nil = jnp.zeros(guide.apply({"params": psi}, jax.random.key(0), method="noise").shape)
-    np.testing.assert_allclose(guide.apply({"params": psi}, nil, method="transform"), latents, 1e-5)
+    nil = jnp.zeros(guide.apply({"params": guide_params}, jax.random.key(0), method="noise").shape)
+    np.testing.assert_allclose(
+        guide.apply({"params": guide_params}, nil, method="transform"), latents, 1e-5
+    )
 
 
 @pytest.mark.slow
@@ -62,8 +68,8 @@ def test_the_rate_of_counts_finds_its_gamma_posterior(make):
     guide = guides.Constrained({"rate": jnp.array(1.0)}, {"rate": constraints.positive})
     elbo = make(
         guide,
-        lambda theta, count: count * jnp.log(theta["rate"]) - theta["rate"],
-        lambda theta: jnp.log(theta["rate"]) - theta["rate"],  # Gamma(2, 1)
+        lambda latents, count: count * jnp.log(latents["rate"]) - latents["rate"],
+        lambda latents: jnp.log(latents["rate"]) - latents["rate"],  # Gamma(2, 1)
         num_examples=500,
     )
     plan = dpoptax.Plan(
@@ -82,7 +88,7 @@ def test_the_rate_of_counts_finds_its_gamma_posterior(make):
 
 
 def test_a_mixture_is_the_sum_of_its_components():
-    theta = {
+    latents = {
         "weights": jnp.array([0.2, 0.8]),
         "centres": jnp.array([[0.0, 1.0], [-2.0, 0.5]]),
         "variances": jnp.array([0.5, 2.0]),
@@ -90,14 +96,14 @@ def test_a_mixture_is_the_sum_of_its_components():
     point = jnp.array([-1.0, 0.3])
     expected = sum(
         weight * scipy.stats.multivariate_normal(centre, variance).pdf(point)
-        for weight, centre, variance in zip(*map(np.asarray, theta.values()), strict=True)
+        for weight, centre, variance in zip(*map(np.asarray, latents.values()), strict=True)
     )
     assert math.isclose(
-        float(models.gaussian_mixture(theta, point)), math.log(expected), rel_tol=1e-5
+        float(models.gaussian_mixture(latents, point)), math.log(expected), rel_tol=1e-5
     )
 
 
-def test_what_has_no_support_is_refused():
+def test_wrong_arguments_are_refused():
     latents = {"rate": jnp.array(1.0)}
     with pytest.raises(ValueError, match="supports must be a tree like the latents"):
         guides.Constrained(latents, constraints.positive)

@@ -1,4 +1,4 @@
-"""Guides against multivariate normals of another library, and their divergences by Monte Carlo."""
+"""Guides against SciPy's multivariate normal, and against divergences in closed form."""
 
 import math
 
@@ -25,8 +25,8 @@ every_guide = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 
 def somewhere(guide):
     """Parameters that are not the initial ones."""
-    psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-    leaves, treedef = jax.tree.flatten(psi)
+    guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+    leaves, treedef = jax.tree.flatten(guide_params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [
         leaf + 0.7 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
@@ -34,41 +34,43 @@ def somewhere(guide):
     return jax.tree.unflatten(treedef, moved)
 
 
-def law(guide, psi):
-    """Mean and covariance, from the linear map that takes noise to latents."""
+def moments(guide, guide_params):
+    """Mean and covariance, from the linear map from noise to latents."""
 
-    def flat(eta):
-        return ravel_pytree(guide.apply({"params": psi}, eta, method="transform"))[0]
+    def flat(base_noise):
+        return ravel_pytree(guide.apply({"params": guide_params}, base_noise, method="transform"))[
+            0
+        ]
 
-    eta = jax.tree.map(
-        jnp.zeros_like, guide.apply({"params": psi}, jax.random.key(0), method="noise")
+    base_noise = jax.tree.map(
+        jnp.zeros_like, guide.apply({"params": guide_params}, jax.random.key(0), method="noise")
     )
-    mean, derivative = flat(eta), jax.jacobian(flat)(eta)
+    mean, derivative = flat(base_noise), jax.jacobian(flat)(base_noise)
     factor = np.concatenate([np.asarray(part) for part in jax.tree.leaves(derivative)], axis=1)
     return np.asarray(mean), factor @ factor.T
 
 
 @every_guide
-def test_the_initial_location_is_what_it_was_made_for(make):
+def test_the_initial_location_is_the_given_one(make):
     guide = make(LATENTS)
-    psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-    mean, covariance = law(guide, psi)
+    guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+    mean, covariance = moments(guide, guide_params)
     np.testing.assert_allclose(mean, ravel_pytree(LATENTS)[0], rtol=1e-6)
     assert np.all(np.diag(covariance) >= 0.1**2 * 0.999)
-    theta = guide.apply({"params": psi}, jax.random.key(1))
-    assert jax.tree.structure(theta) == jax.tree.structure(LATENTS)
+    latents = guide.apply({"params": guide_params}, jax.random.key(1))
+    assert jax.tree.structure(latents) == jax.tree.structure(LATENTS)
 
 
 @every_guide
 def test_log_density_and_divergence_are_those_of_the_multivariate_normal(make):
     guide = make(LATENTS)
-    psi = somewhere(guide)
-    mean, covariance = law(guide, psi)
+    guide_params = somewhere(guide)
+    mean, covariance = moments(guide, guide_params)
     reference = scipy.stats.multivariate_normal(mean, covariance)
     for seed in range(3):
-        theta = guide.apply({"params": psi}, jax.random.key(seed))
-        found = guide.apply({"params": psi}, theta, method="log_prob")
-        assert abs(float(found) - reference.logpdf(ravel_pytree(theta)[0])) < 1e-3
+        latents = guide.apply({"params": guide_params}, jax.random.key(seed))
+        found = guide.apply({"params": guide_params}, latents, method="log_prob")
+        assert abs(float(found) - reference.logpdf(ravel_pytree(latents)[0])) < 1e-3
     scale, size = 1.7, len(mean)
     expected = 0.5 * (
         (np.trace(covariance) + mean @ mean) / scale**2
@@ -76,17 +78,17 @@ def test_log_density_and_divergence_are_those_of_the_multivariate_normal(make):
         + 2 * size * math.log(scale)
         - np.linalg.slogdet(covariance)[1]
     )
-    found = guide.apply({"params": psi}, scale, method="kl")
+    found = guide.apply({"params": guide_params}, scale, method="kl")
     assert abs(float(found) - expected) < 1e-4 * max(1.0, expected)
 
 
 @every_guide
-def test_draws_have_the_law_of_the_density(make):
+def test_draws_have_the_distribution_of_the_density(make):
     guide = make(LATENTS)
-    psi = somewhere(guide)
-    mean, covariance = law(guide, psi)
+    guide_params = somewhere(guide)
+    mean, covariance = moments(guide, guide_params)
     n = 20_000
-    draws = jax.vmap(lambda key: ravel_pytree(guide.apply({"params": psi}, key))[0])(
+    draws = jax.vmap(lambda key: ravel_pytree(guide.apply({"params": guide_params}, key))[0])(
         jax.random.split(jax.random.key(2), n)
     )
     standard = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T)
@@ -96,14 +98,14 @@ def test_draws_have_the_law_of_the_density(make):
 
 def test_a_point_has_one_value_and_costs_nothing():
     guide = guides.Point(LATENTS)
-    psi = guide.init(jax.random.key(0), jax.random.key(0))["params"]
-    theta = guide.apply({"params": psi}, jax.random.key(1))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, theta, LATENTS))
-    assert guide.apply({"params": psi}, 1.0, method="kl") == 0
-    assert guide.apply({"params": psi}, theta, method="log_prob") == 0
+    guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
+    latents = guide.apply({"params": guide_params}, jax.random.key(1))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, latents, LATENTS))
+    assert guide.apply({"params": guide_params}, 1.0, method="kl") == 0
+    assert guide.apply({"params": guide_params}, latents, method="log_prob") == 0
 
 
-def test_what_is_no_guide_is_refused():
+def test_wrong_arguments_are_refused():
     with pytest.raises(TypeError, match=r"latents\['n'\] must be floating-point.*sum over them"):
         guides.MeanField({"n": jnp.zeros(3, jnp.int32)})
     with pytest.raises(ValueError, match="a guide needs latents"):

@@ -1,4 +1,4 @@
-"""The NumPyro bridge: beside NumPyro's own SVI where nothing is clipped, and what it refuses."""
+"""DPSVI and numpyro_elbo: equal to NumPyro's SVI without clip and noise; what they refuse."""
 
 import math
 
@@ -116,7 +116,7 @@ def test_a_private_run_knows_what_it_cost(data):
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 
 
-def test_updates_run_in_a_loop_of_ones_own_with_masks(data):
+def test_updates_run_in_a_custom_loop_with_masks(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0,
                  dp_scale=1.0, expected_batch_size=50)  # fmt: skip
     sampler = dpoptax.samplers.Poisson(N, 50)
@@ -268,7 +268,7 @@ def test_what_has_no_private_gradient_is_refused_by_the_name_of_its_site(
         elbo_of(model, guide, *data)
 
 
-def test_whole_numbers_that_couple_examples_are_seen():
+def test_integer_data_that_couple_examples_are_refused():
     guide = autoguide.AutoNormal(coupled_counts)
     with pytest.raises(ValueError, match="site 'y' couples examples"):
         elbo_of(coupled_counts, guide, jnp.ones(N), jnp.ones(N, jnp.int32))
@@ -298,7 +298,7 @@ def test_a_fresh_autoguide_serves_any_support_and_a_second_plate_of_two(name):
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 
 
-def test_latents_of_each_example_need_a_guide_of_ones_own():
+def test_local_latents_need_a_custom_guide():
     def model(x):
         with numpyro.plate("data", N, subsample_size=len(x)):
             z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -346,7 +346,7 @@ def test_other_mistakes_are_refused(data):
         svi_of(regression, guide, clipping_threshold=0.0)
 
 
-def test_a_batch_of_another_length_than_was_expected_is_refused(data):
+def test_a_batch_with_an_unexpected_length_is_refused(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0, dp_scale=1.0)
     state = svi.init(dpoptax.random.insecure_key(0), *data)
     part = jax.tree.map(lambda leaf: leaf[:50], data)
@@ -357,7 +357,7 @@ def test_a_batch_of_another_length_than_was_expected_is_refused(data):
 def test_a_vae_of_flax_modules_is_trained_as_its_script_is_written():
     """Local latents, an encoder and a decoder registered by `flax_module`: trees of parameters."""
     images = (jax.random.uniform(jax.random.key(0), (64, 12)) < 0.5).astype(jnp.float32)
-    images = images * (jnp.arange(12) < 6)  # the dark half is to be learnt
+    images = images * (jnp.arange(12) < 6)  # one half is dark
 
     def model(x):
         decode = flax_module("decoder", nn.Dense(12), input_shape=(2,))
@@ -369,8 +369,7 @@ def test_a_vae_of_flax_modules_is_trained_as_its_script_is_written():
         encode = flax_module("encoder", nn.Dense(4), input_shape=(12,))
         with numpyro.plate("data", 64, subsample_size=len(x)):
             loc, log_scale = jnp.split(encode(x), 2, axis=-1)
-            law = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
-            numpyro.sample("z", law)
+            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
 
     svi = DPSVI(
         model, guide, numpyro.optim.Adam(0.05), Trace_ELBO(), clipping_threshold=5.0,
