@@ -43,7 +43,7 @@ def law(guide, psi):
     eta = jax.tree.map(
         jnp.zeros_like, guide.apply({"params": psi}, jax.random.key(0), method="noise")
     )
-    mean, derivative = flat(eta), jax.jacobian(flat)(eta)
+    mean, derivative = jax.jit(lambda eta: (flat(eta), jax.jacobian(flat)(eta)))(eta)
     factor = np.concatenate([np.asarray(part) for part in jax.tree.leaves(derivative)], axis=1)
     return np.asarray(mean), factor @ factor.T
 
@@ -86,9 +86,8 @@ def test_draws_have_the_law_of_the_density(make):
     psi = somewhere(guide)
     mean, covariance = law(guide, psi)
     n = 20_000
-    draws = jax.vmap(lambda key: ravel_pytree(guide.apply({"params": psi}, key))[0])(
-        jax.random.split(jax.random.key(2), n)
-    )
+    draw = jax.jit(jax.vmap(lambda key: ravel_pytree(guide.apply({"params": psi}, key))[0]))
+    draws = draw(jax.random.split(jax.random.key(2), n))
     standard = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T)
     assert np.abs(standard.mean(1)).max() < 4.5 / math.sqrt(n)
     assert np.abs(np.cov(standard) - np.eye(len(mean))).max() < 5 * math.sqrt(2 / n)
