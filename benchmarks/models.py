@@ -169,7 +169,8 @@ def workload(name: str, batch: int) -> Workload:
         x = jax.random.uniform(x_key, (batch, *shape))
     else:
         x = jax.random.randint(x_key, (batch, *shape), 0, vocabulary)
-    params, frozen = model.init(key, x[0])["params"], {}
+    # Compiled: as single operations, the layers take longer to compile than all of `init`.
+    params, frozen = jax.jit(model.init)(key, x[0])["params"], {}
     if name == "lora":
         leaves = flatten_dict(params)
         params, frozen = (

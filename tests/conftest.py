@@ -32,7 +32,7 @@ def _compilation_cache() -> pathlib.Path:
         import fcntl
 
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f"{worker}.lock").open("w")
+        lock = os.open(folder.parent / f"{worker}.lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (ImportError, OSError):  # Windows, a read-only checkout, or a second run beside this one
         _HELD.append(tempfile.TemporaryDirectory(prefix="dpoptax-", ignore_cleanup_errors=True))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from dpoptax import _validate
 from dpoptax.samplers import FixedSize, Poisson, take
 
-__all__ = ["q_to_batch_size", "subsample_batchify_data", "poisson_batchify_data"]
+__all__ = ["poisson_batchify_data", "q_to_batch_size", "subsample_batchify_data"]
 
 Init = Callable[[PRNGKeyArray], tuple[int, Any]]
 

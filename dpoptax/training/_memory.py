@@ -83,9 +83,7 @@ def microbatch_size_for_plan(
 
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.
-        return plan.mechanism.release(
-            jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0
-        )
+        return plan.mechanism.release(jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0)
 
     size = plan.sampler.max_batch_size
     return _largest_microbatch(loss_fn, point, example, release, size, default_limit())

@@ -4,19 +4,24 @@ import math
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+# One worker runs them all: what one test compiled serves the next.
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("examples")]
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = {"01_logistic_regression.py": "logistic_regression", "05_vae.py": "vae"}
 
 
 def run(script, *arguments, cwd, **environment):
-    # In a process of its own, a fault of the example cannot hide behind the test's settings.
+    # A new process, so that the settings of the tests cannot hide a fault of the example.
     return subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), *arguments],
         cwd=cwd,
@@ -25,6 +30,27 @@ def run(script, *arguments, cwd, **environment):
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys, tmp_path):
+    """Like `run`, in this process, which has imported JAX and compiled the example before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def run_here(script, *arguments):
+        path = str(ROOT / "examples" / script)
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            with jax.numpy_dtype_promotion("standard"):  # the default outside these tests
+                runpy.run_path(path, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(sys.argv, code or 0, *capsys.readouterr())
+
+    return run_here
 
 
 def check_output(done, folder, picture):
@@ -74,7 +100,7 @@ def test_a_script_of_d3p_runs_by_its_imports(tmp_path):
     assert 1.9 < epsilon <= 2
 
 
-def test_a_convolutional_network_is_trained_and_taken_up(tmp_path):
+def test_a_convolutional_network_is_trained_and_taken_up(run_here, tmp_path):
     arguments = ("--seed", "0", "--out", "pictures", "--resume", "run", "--quiet")
     done = run("03_mnist_cnn.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -86,9 +112,9 @@ def test_a_convolutional_network_is_trained_and_taken_up(tmp_path):
     assert "225 done of 225 planned" in done.stdout
     with Image.open(tmp_path / "pictures" / "cnn_digits.png") as image:
         assert min(image.size) > 300
-    again = run("03_mnist_cnn.py", *arguments, cwd=tmp_path)
+    again = run_here("03_mnist_cnn.py", *arguments)
     assert again.stdout == done.stdout
-    other = run("03_mnist_cnn.py", *arguments, "--l2-clip", "2", cwd=tmp_path)
+    other = run_here("03_mnist_cnn.py", *arguments, "--l2-clip", "2")
     assert other.returncode == 2
     assert "holds a run of another clip" in other.stderr
 
@@ -102,17 +128,15 @@ def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
     )
     assert before < 35
     assert after > 60
-    trained, frozen = re.search(
-        r"Adapting ([\d,]+) parameters; ([\d,]+)", done.stdout
-    ).groups()
+    trained, frozen = re.search(r"Adapting ([\d,]+) parameters; ([\d,]+)", done.stdout).groups()
     assert int(trained.replace(",", "")) < 0.2 * int(frozen.replace(",", ""))
     assert re.search(r"epsilon (1\.9\d\d|2\.000) at delta 1e-05, 100 steps", done.stdout)
 
 
-def test_a_seed_repeats_a_run_and_no_seed_does_not(tmp_path):
+def test_a_seed_repeats_a_run_and_no_seed_does_not(run_here):
     def losses(*arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")
-        return run("05_vae.py", *options, *arguments, cwd=tmp_path).stdout
+        return run_here("05_vae.py", *options, *arguments).stdout
 
     assert losses("--seed", "3") == losses("--seed", "3")
     assert losses() != losses()
@@ -131,17 +155,17 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_bad_options_are_refused_in_one_line(arguments, message, tmp_path):
-    done = run("05_vae.py", *arguments, cwd=tmp_path)
+def test_bad_options_are_refused_in_one_line(arguments, message, run_here):
+    done = run_here("05_vae.py", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_adult_without_its_files_is_refused_in_one_line(tmp_path):
+def test_adult_without_its_files_is_refused_in_one_line(run_here):
     missing = ("--dataset", "adult", "--data-dir", "nowhere")
     for arguments in (missing, missing[:2]):
-        done = run("01_logistic_regression.py", *arguments, cwd=tmp_path)
+        done = run_here("01_logistic_regression.py", *arguments)
         assert done.returncode != 0
         assert len(done.stderr.strip().splitlines()) == 1
         assert "adult.data" in done.stderr

@@ -1,6 +1,8 @@
 """Factored gradients against `vmap(grad)`, model by model."""
 
+import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +14,48 @@ import dpoptax
 
 architectures = pytest.mark.parametrize("make", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
+slow = pytest.mark.slow
 OPTIONS = {"factored": {}, "stacked": {"factored": False}, "microbatched": {"microbatch_size": 2}}
 
 
-def rows_like(rows, leaf):
-    return jnp.asarray(rows).reshape(-1, *[1] * (leaf.ndim - 1))
+@contextlib.contextmanager
+def nothing_held():
+    """Small models hold the gradients of most leaves: here the rules work from factors alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+        yield
 
 
-def compare(loss_fn, params, examples, mask=None):
-    """Norms to 1e-5 relative, and the weighted sum to 1e-5 of its norm."""
+def compare(loss_fn, params, examples, mask=None, settings=(contextlib.nullcontext,)):
+    """Norms to 1e-5 relative, and the weighted sum to 1e-5 of its norm, under every setting."""
     batch = jax.tree.leaves(examples)[0].shape[0]
     rows = np.ones(batch, bool) if mask is None else np.asarray(mask)
-    weights = jax.random.uniform(jax.random.key(3), (batch,), minval=0.1)
+    weights = np.random.default_rng(3).uniform(0.1, 1.0, batch).astype(np.float32)
 
     @jax.jit
-    def both(params, examples):
-        grads = dpoptax.per_example_grads(loss_fn)(params, examples, mask=mask)
-        return grads.squared_norms(), grads.weighted_sum(weights), grads.stacked()
+    def program(params, examples, clean):
+        # One program for all of it: XLA compiles what they have in common, the model, only once.
+        exact = jax.vmap(jax.grad(loss_fn), (None, 0))(params, clean)
+        found = []
+        for setting in settings:
+            with setting():
+                grads = dpoptax.per_example_grads(loss_fn)(params, examples, mask=mask)
+                sums = grads.weighted_sum(jnp.asarray(weights))
+                found.append((grads.squared_norms(), sums, grads.stacked()))
+        return exact, found
 
-    norms, total, stacked = both(params, examples)
-    clean = jax.tree.map(lambda leaf: jnp.where(rows_like(rows, leaf), leaf, 0), examples)
-    exact = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(params, clean)
+    def cleaned(leaf):
+        leaf = np.array(leaf)
+        leaf[~rows] = 0
+        return leaf
+
+    exact, found = program(params, examples, jax.tree.map(cleaned, examples))
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[rows], exact)
+    for norms, total, stacked in found:
+        check(norms, total, stacked, exact=exact, rows=rows, weights=weights)
+
+
+def check(norms, total, stacked, *, exact, rows, weights):
     leaves = jax.tree.leaves(exact)
     exact_norms = [np.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
     whole = np.maximum(sum(exact_norms), 1e-12)
@@ -57,16 +79,9 @@ def compare(loss_fn, params, examples, mask=None):
 
 @architectures
 def test_norms_and_sums_are_those_of_vmap_grad(make):
+    """As the cost model chooses, and from factors alone."""
     with jax.numpy_dtype_promotion("standard"):  # Flax itself mixes dtypes in places
-        compare(*make(5))
-
-
-@architectures
-def test_norms_are_right_where_no_gradient_is_held(make, monkeypatch):
-    """Small models hold the gradients of most leaves: here the rules work from factors alone."""
-    monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
-    with jax.numpy_dtype_promotion("standard"):
-        compare(*make(3))
+        compare(*make(5), settings=(contextlib.nullcontext, nothing_held))
 
 
 @pytest.mark.parametrize("numbers", [1, 1000])
@@ -80,7 +95,9 @@ def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, num
         compare(*ARCHITECTURES[name](5))
 
 
-@pytest.mark.parametrize("batch", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize(
+    "batch", [0, 1, pytest.param(2, marks=slow), 7, pytest.param(64, marks=slow)]
+)
 @pytest.mark.parametrize("name", ["linen mlp over time", "linen convolutions", "nnx text"])
 def test_norms_and_sums_are_right_for_any_batch_size(name, batch):
     with jax.numpy_dtype_promotion("standard"):
@@ -135,6 +152,17 @@ def test_a_gradient_far_smaller_than_its_factors_stays_in_the_ball_too(model, ru
     assert np.all(np.asarray(weights, np.float64) * norms <= l2_clip * (1 + 1e-5))
 
 
+@functools.cache
+def clipped_sum(loss_fn):
+    """Compiled once per number of rows: the sizes that a test goes through are arguments."""
+    rule = dpoptax.clipping.FlatClip(1.0)
+    return jax.jit(
+        lambda w, examples: dpoptax.per_example_grads(loss_fn)(w, examples).clip_and_sum(
+            rule.weights
+        )
+    )
+
+
 def weighted_bag(w, example):
     ids, scales = example
     return jnp.sum(scales[:, None] * w[ids])
@@ -186,11 +214,9 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
     examples = (jnp.asarray(x, jnp.asarray(x).dtype), jnp.asarray(scales))
     w = jnp.zeros(shape)
     assert {row.rule for row in dpoptax.explain(loss_fn, w, examples)} <= rules
-    rule = dpoptax.clipping.FlatClip(1.0)
 
     def clipped(rows):
-        part = jax.tree.map(lambda leaf: leaf[rows], examples)
-        return dpoptax.per_example_grads(loss_fn)(w, part).clip_and_sum(rule.weights)
+        return clipped_sum(loss_fn)(w, jax.tree.map(lambda leaf: leaf[rows], examples))
 
     without = clipped(slice(0, 8))
     assert np.linalg.norm(without) == pytest.approx(8, rel=1e-3)
@@ -211,11 +237,10 @@ def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, loss_fn, shape, m
     hill = np.concatenate([up, -rng.permutation(up)])
     small = rng.normal(size=tokens)
     scales = jnp.asarray(np.asarray([*[small] * 8, hill], np.float32))
-    rule, w = dpoptax.clipping.FlatClip(1.0), jnp.zeros(shape)
+    w = jnp.zeros(shape)
 
     def clipped(rows):
-        part = jnp.zeros((rows, tokens), int), scales[:rows]
-        return dpoptax.per_example_grads(loss_fn)(w, part).clip_and_sum(rule.weights)
+        return clipped_sum(loss_fn)(w, (jnp.zeros((rows, tokens), int), scales[:rows]))
 
     without = clipped(8)
     assert np.linalg.norm(without) == pytest.approx(8, rel=5e-3)
@@ -231,7 +256,11 @@ def test_padded_rows_may_hold_anything(name):
         compare(loss_fn, params, examples.at[1].set(jnp.nan).at[4].set(jnp.inf), mask)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, marks=[slow] if options else []) for options in OPTIONS.values()],
+    ids=OPTIONS,
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -266,29 +295,32 @@ def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
         )
 
 
+@functools.cache
+def readings_of_an_mlp(factored, microbatch_size):
+    loss_fn, params, examples = ARCHITECTURES["linen mlp"](7)
+    rule = dpoptax.clipping.FlatClip(0.3)
+    grads_fn = dpoptax.per_example_grads(
+        loss_fn, factored=factored, microbatch_size=microbatch_size
+    )
+
+    @jax.jit
+    def readings(params, examples):
+        grads = grads_fn(params, examples, mask=jnp.arange(7) != 3)
+        return (
+            grads.squared_norms(), grads.clip_and_sum(rule.weights),
+            grads.weighted_sum(jnp.arange(7.0)), grads.stacked(),
+        )  # fmt: skip
+
+    return readings(params, examples)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("factored", [True, False])
 def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, factored):
-    loss_fn, params, examples = ARCHITECTURES["linen mlp"](7)
-    mask = jnp.arange(7) != 3
-    rule = dpoptax.clipping.FlatClip(0.3)
-
-    def run(**options):
-        @jax.jit
-        def readings(params, examples):
-            grads_fn = dpoptax.per_example_grads(loss_fn, factored=factored, **options)
-            grads = grads_fn(params, examples, mask=mask)
-            return (
-                grads.squared_norms(), grads.clip_and_sum(rule.weights),
-                grads.weighted_sum(jnp.arange(7.0)), grads.stacked(),
-            )  # fmt: skip
-
-        return readings(params, examples)
-
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        run(microbatch_size=size),
-        run(),
+        readings_of_an_mlp(factored, size),
+        readings_of_an_mlp(factored, None),
     )
 
 

@@ -70,7 +70,7 @@ def scales(guide, guide_params):
     return np.cov(np.asarray(draws, float).T)
 
 
-PRIORS = {"scale": 1.0, "density": standard_normal}
+PRIORS = {"scale": 1.0, "density": pytest.param(standard_normal, marks=pytest.mark.slow)}
 
 
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)

@@ -45,7 +45,7 @@ def moments(guide, guide_params):
     base_noise = jax.tree.map(
         jnp.zeros_like, guide.apply({"params": guide_params}, jax.random.key(0), method="noise")
     )
-    mean, derivative = flat(base_noise), jax.jacobian(flat)(base_noise)
+    mean, derivative = jax.jit(lambda noise: (flat(noise), jax.jacobian(flat)(noise)))(base_noise)
     factor = np.concatenate([np.asarray(part) for part in jax.tree.leaves(derivative)], axis=1)
     return np.asarray(mean), factor @ factor.T
 
@@ -88,9 +88,10 @@ def test_draws_have_the_distribution_of_the_density(make):
     guide_params = somewhere(guide)
     mean, covariance = moments(guide, guide_params)
     n = 20_000
-    draws = jax.vmap(lambda key: ravel_pytree(guide.apply({"params": guide_params}, key))[0])(
-        jax.random.split(jax.random.key(2), n)
+    draw = jax.jit(
+        jax.vmap(lambda key: ravel_pytree(guide.apply({"params": guide_params}, key))[0])
     )
+    draws = draw(jax.random.split(jax.random.key(2), n))
     standard = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T)
     assert np.abs(standard.mean(1)).max() < 4.5 / math.sqrt(n)
     assert np.abs(np.cov(standard) - np.eye(len(mean))).max() < 5 * math.sqrt(2 / n)
