@@ -42,9 +42,6 @@ class KnownBranchDpEvent(DpEvent):  # type: ignore[misc]
     probability: float
 
 
-KnownMixtureDpEvent = KnownBranchDpEvent  # remove: the old name
-
-
 def truncated_poisson_event(
     num_examples: int, sampling_rate: float, max_batch_size: int, noise_multiplier: float
 ) -> DpEvent:

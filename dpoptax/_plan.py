@@ -18,7 +18,7 @@ from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import ScalarOrSchedule, as_scheduled, checked
+from dpoptax.schedules import ScalarOrSchedule, tabulate, validated
 from dpoptax.transforms import privatize
 
 FORMAT = "dpoptax plan 1"
@@ -90,10 +90,10 @@ class Plan:
                 f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
             )
         if not isinstance(clip, ClipRule):
-            clip = as_scheduled(clip, num_steps)
+            clip = _tabulated(clip, num_steps)
         rule = as_clip_rule(clip)
-        noise = checked(
-            "noise_multiplier", as_scheduled(noise_multiplier, num_steps), _validate.non_negative
+        noise = validated(
+            "noise_multiplier", _tabulated(noise_multiplier, num_steps), _validate.non_negative
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         mechanism.check(rule, noise)
@@ -278,3 +278,8 @@ def _one_num_steps(sampler: Sampler, epochs: float | None, num_steps: int | None
             "Pass num_steps."
         )
     return _validate.steps_of_epochs(epochs, sampler.num_examples, size)
+
+
+def _tabulated(value: ScalarOrSchedule | optax.Schedule, num_steps: int) -> ScalarOrSchedule:
+    """Evaluates an Optax schedule at each step; a number stays a number."""
+    return tabulate(value, max(num_steps, 1)) if callable(value) else value

@@ -176,6 +176,3 @@ def leading_axis_size(name: str, tree: Any) -> int:
             "every leaf must belong to example i."
         )
     return next(iter(sizes.values()))
-
-
-batch_size = leading_axis_size  # remove: the old name

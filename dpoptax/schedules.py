@@ -111,8 +111,6 @@ class Schedule:
                 yield value, first, last
             first = end
 
-    runs = pieces  # remove: the old name
-
 
 # A number, or one that changes with the step.
 ScalarOrSchedule: TypeAlias = float | Schedule
@@ -193,73 +191,3 @@ def validated(name: str, value: Any, check: Callable[[str, Any], float]) -> Scal
             "Pass dpoptax.schedules.tabulate(schedule, num_steps)."
         )
     return check(name, value)
-
-
-# ---- remove: old names -----------------------------------------------------------------------
-
-Scheduled: TypeAlias = float | Schedule
-
-
-def at(value: Scheduled, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
-    """Old name.
-
-    Args: ...
-    Returns: ...
-
-    >>> at(1.0, 3)
-    1.0
-    """
-    return as_schedule(value)(step) if isinstance(value, Schedule) else value
-
-
-def slice_of(value: Scheduled, start: int, stop: int) -> Scheduled:
-    """Old name.
-
-    Args: ...
-    Returns: ...
-
-    >>> slice_of(1.0, 3, 4)
-    1.0
-    """
-    return value.slice(start, stop) if isinstance(value, Schedule) else value
-
-
-def extremes(value: Scheduled) -> tuple[float, float]:
-    """Old name.
-
-    Args: ...
-    Returns: ...
-
-    >>> extremes(1.0)
-    (1.0, 1.0)
-    """
-    return (value.min, value.max) if isinstance(value, Schedule) else (value, value)
-
-
-def as_scheduled(value: Scheduled | optax.Schedule, num_steps: int) -> Scheduled:
-    """Old name.
-
-    Args: ...
-    Returns: ...
-
-    >>> as_scheduled(1.0, 3)
-    1.0
-    """
-    return tabulate(value, max(num_steps, 1)) if callable(value) else value
-
-
-def passes(value: Scheduled, num_steps: int, steps_per_pass: int = 1) -> dict[float, int]:
-    """Old name.
-
-    Args: ...
-    Returns: ...
-
-    >>> passes(1.0, 3)
-    {1.0: 3}
-    """
-    from dpoptax._dp_events import count_passes
-
-    return count_passes(value, num_steps, steps_per_pass)
-
-
-checked = validated

@@ -18,7 +18,7 @@ from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, norm
 from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
-from dpoptax.schedules import ScalarOrSchedule, as_schedule, checked
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
 # exp(500) is still finite. Where losses need a coarser grid than that, no guarantee is given.
 LARGEST_GRID_STEP = 500.0
@@ -103,7 +103,7 @@ def epsilon(
 
     Reference: Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380.
     """
-    noise_multiplier = checked("noise_multiplier", noise_multiplier, _validate.non_negative)
+    noise_multiplier = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
     relation = resolve_relation(relation, sampler.relation)
     event = run_event(sampler, noise_multiplier, num_steps, relation)
     return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)

@@ -23,7 +23,7 @@ def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
     """Returns the mask of a batch, all True where none was given."""
     batch = _validate.leading_axis_size("examples", examples)
     """Returns the mask of a batch; all True if there is none."""
-    batch = _validate.batch_size("examples", examples)
+    batch = _validate.leading_axis_size("examples", examples)
     if mask is None:
         return jnp.ones((batch,), bool)
     mask = jnp.asarray(mask)
@@ -103,6 +103,7 @@ def check_loss(
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"loss_fn must return a real floating-point loss; got {loss.dtype}.")
+    return trace
 
 
 def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
@@ -124,7 +125,6 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
             f"requires {required} arguments. Bind the others with functools.partial."
         )
     return required == 3
-    return trace
 
 
 def _is_state_error(error: Exception) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.special
 
 from dpoptax import _serialize, _validate
+from dpoptax._dp_events import count_passes
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, event_epsilon, event_privacy_loss, trade_off
 from dpoptax.accounting._epsilon import coarse_epsilon
@@ -20,7 +21,7 @@ from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._round import round_up
 from dpoptax.reports._values import ReportValues
-from dpoptax.schedules import ScalarOrSchedule, as_schedule, passes
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 GROUP_SIZES = (2, 10)
 # The distributions of groups are slow to compute. A grid eight times as coarse overstates their
@@ -243,7 +244,7 @@ def _unamplified(ledger: Ledger) -> float:
     steps_per_pass = max(math.floor(sampler.num_examples / largest), 1)
     counts: collections.Counter[float] = collections.Counter()
     for noise, num_steps in ledger.runs:
-        counts.update(passes(noise, num_steps, steps_per_pass))
+        counts.update(count_passes(noise, num_steps, steps_per_pass))
     if min(counts) == 0:
         return math.inf
     # Gaussian releases compose to one Gaussian, whose precision is the sum of theirs.

@@ -22,7 +22,7 @@ from dpoptax.random import derive_key
 from dpoptax.random._derive import fingerprint
 from dpoptax.random._reuse_guard import KeyReuseGuard
 from dpoptax.random._threefry_unrolled import unrolled
-from dpoptax.schedules import ScalarOrSchedule, as_schedule, checked
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
 
 class PrivatizeState(NamedTuple):
@@ -101,9 +101,9 @@ def privatize(
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
     rule = as_clip_rule(clip)
-    noise = checked("noise_multiplier", noise_multiplier, _validate.non_negative)
+    noise = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
     mechanism.check(rule, noise)
-    size = checked("expected_batch_size", expected_batch_size, _validate.positive)
+    size = validated("expected_batch_size", expected_batch_size, _validate.positive)
     root = _validate.typed_key("key", key)
     # Without noise there is none to draw twice.
     guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None

@@ -22,7 +22,7 @@ OPTIONS = {"factored": {}, "stacked": {"factored": False}, "microbatched": {"mic
 def nothing_held():
     """Small models hold the gradients of most leaves: here the rules work from factors alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpoptax.per_example._factored, "is_formed", lambda *_: False)
+        patch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
         yield
 
 
