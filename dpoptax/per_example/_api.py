@@ -132,6 +132,7 @@ def value_and_per_example_grads(
         >>> losses, grads.stacked()
         (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
     """
+    # Microbatching wraps either form: it computes that form for each microbatch.
     form_of: Any = factored_grads if factored else stacked_grads
     if microbatch_size is not None:
         size = _validate.count("microbatch_size", microbatch_size)
@@ -149,6 +150,7 @@ def value_and_per_example_grads(
         if check and factored and len(rows):
             check_factored(trace, params, inputs)
         losses, grads = form_of(trace, params, inputs, rows)
+        # Padded rows may hold anything, NaN included.
         return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
 
     return grads_fn

@@ -83,5 +83,6 @@ def global_squared_norms(
 
 def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Array:
     """Keeps the rows that are True in `kept`, and replaces the others, NaN included."""
+    # Not a product: zero times NaN is NaN.
     rows = kept.reshape(-1, *[1] * (leaf.ndim - 1))
     return jnp.where(rows, leaf, jnp.asarray(other, leaf.dtype))

@@ -95,10 +95,12 @@ def _rows(layout: Layout) -> Iterator[LeafExplanation]:
     for leaf, (path, spec) in enumerate(zip(layout.paths, layout.specs, strict=True)):
         name = path or "(the parameters)"
         if leaf in layout.fallback_reasons:
+            # A reason ends with the user's line, except where there is none.
             reason, _, source = layout.fallback_reasons[leaf].partition(" at ")
             yield LeafExplanation(name, spec.shape, "stacked", reason, 1.0, math.nan, source)
             continue
         sites, rule = layout.sites_of(leaf), layout.rules[leaf]
+        # Both columns compare with stacking: one gradient in memory, formed once.
         size = max(1, math.prod(spec.shape))
         materialized = leaf in layout.materialized
         num_floats = size if materialized else sum(site.num_floats for site in sites)

@@ -53,6 +53,7 @@ class Layout:
                 self.rules[leaf] = choose_rule(sites, spec)
                 if is_materialized(self.rules[leaf], batch):
                     self.materialized.add(leaf)
+        # The batch size takes part: it decides which leaves are materialized.
         self._signature = (*program.signature, batch)
 
     def sites_of(self, leaf: int) -> list[Site]:
@@ -137,6 +138,7 @@ def factored_grads(
     program, found = trace.program, trace.program.found
     layout = Layout(program, len(mask))
     leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
+    # Sites that share a tap share one array. Its values are never read, so XLA removes it.
     taps = {
         site.tap: jnp.zeros(spec.shape, spec.dtype)
         for site in found.sites
@@ -163,6 +165,7 @@ def factored_grads(
     if found.may_spread_nan:
         results = rerun_if_nonfinite(of_example, results, flat_inputs, mask)
     losses, factors, gradients = results
+    # Sorted, so that equal layouts give equal programs.
     for leaf in sorted(layout.materialized):
         of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
         gradients[leaf] = layout.rules[leaf].gradients(of_leaf)

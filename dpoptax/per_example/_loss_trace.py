@@ -39,8 +39,9 @@ class LossProgram:
         self.jaxpr = jaxpr
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
-        self._example_treedef = jax.tree.structure(example)
+        self._example_treedef: Any = jax.tree.structure(example)
         variables, _ = _jax_compat.inputs_of(jaxpr)
+        # In the jaxpr the closed-over arrays come first, then parameters, then the example.
         self._num_constants = len(variables) - len(labelled) - self._example_treedef.num_leaves
         self.param_specs = [
             jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
@@ -55,6 +56,7 @@ class LossProgram:
     @functools.cached_property
     def found(self) -> FoundSites:
         """The sites of the loss."""
+        # Sites hold shapes and no values, so one search serves every batch and microbatch.
         return find_sites(self.jaxpr, self._num_constants, len(self.param_specs))
 
     @functools.cached_property

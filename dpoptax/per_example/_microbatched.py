@@ -88,6 +88,7 @@ class MicrobatchedGrads(PerExampleGrads):
 
         parts = self._split((self.inputs, self.mask, weights))
         one, zeros = _unless_empty(whole, parts)
+        # A scan holds one running sum; a map would hold one sum per microbatch.
         total, _ = jax.lax.scan(
             lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zeros, parts
         )
@@ -97,6 +98,7 @@ class MicrobatchedGrads(PerExampleGrads):
         """Cuts rows into microbatches; masked copies of the last row fill the last one."""
         size = len(self.mask)
         missing = -size % self.microbatch_size
+        # Copies of a real row, because zeros may be outside of what the loss accepts.
         rows = jnp.minimum(jnp.arange(size + missing), size - 1)
 
         def split(leaf: Array) -> Array:
@@ -119,6 +121,7 @@ def _unless_empty(
     shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
+    # Inside a loop a cond stays a branch, so a part with only padding costs nothing.
     def one(part: PyTree) -> PyTree:
         return jax.lax.cond(jnp.any(part[1]), lambda: function(*part), lambda: zeros)
 
@@ -137,6 +140,7 @@ def microbatched_grads(
 
     A batch that fits into one microbatch takes the form of that microbatch.
     """
+    # A loop of one step would only keep XLA from fusing across it.
     if len(mask) <= microbatch_size:
         return form_of(trace, params, inputs, mask)
     grads = MicrobatchedGrads(trace, params, inputs, mask, form_of, microbatch_size)

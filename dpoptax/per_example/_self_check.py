@@ -20,6 +20,7 @@ def check_factored(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...])
     It runs at once, also under `jit`. There are no values under `jit`, so made-up values of the
     same shapes replace them: normal numbers for floats and zeros for integers.
     """
+    # A batch of one gives the same example twice.
     two = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf])[:2], inputs)
     values = (trace, params, two)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):

@@ -32,6 +32,7 @@ class StackedGrads(PerExampleGrads):
         """See `PerExampleGrads.squared_norms`."""
 
         def squared_norm(leaf: Array) -> Array:
+            # The square of a float16 number overflows at 256.
             wide = widen(leaf)
             return select(self.mask, jnp.sum(wide * wide, axis=tuple(range(1, leaf.ndim))))
 
@@ -42,8 +43,10 @@ class StackedGrads(PerExampleGrads):
         kept = self.mask & (weights != 0)
 
         def sum_examples(leaf: Array) -> Array:
+            # Rows are selected and not only scaled by zero: zero times NaN is NaN.
             wide = select(kept, widen(leaf))
             scale = select(kept, weights).astype(wide.dtype)
+            # The default precision on accelerators rounds the factors to 10 bits or fewer.
             return jnp.tensordot(scale, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
 
         return jax.tree.map(sum_examples, self.gradients)
@@ -67,6 +70,7 @@ def stacked_grads(
     def of_example(inputs: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
         return jax.value_and_grad(trace)(params, *inputs)
 
+    # The traced loss runs instead of the user's function, which was called once to trace it.
     results = jax.vmap(of_example)(inputs)
     if jax.tree.leaves(params) and trace.program.may_spread_nan:
         results = rerun_if_nonfinite(of_example, results, inputs, mask)
@@ -83,6 +87,7 @@ def rerun_if_nonfinite(
     convolution with a group per example. XLA multiplies across the groups by zero, so NaN in one
     example becomes NaN in all. Without the rerun one bad example would erase the whole batch.
     """
+    # A padded row may hold anything: it must not cause the slow rerun.
     finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results)]
     return jax.lax.cond(
         jnp.all(jnp.stack(finite)), lambda: results, lambda: jax.lax.map(function, inputs)

@@ -22,6 +22,7 @@ def cut(value: Array, window: Window) -> Array:
     """Cuts a window out of the last axes of an array."""
     if window is None:
         return value
+    # The leading axes are those of the batch and of scans.
     return value[(..., *(slice(start, start + size) for start, size in window))]
 
 
@@ -64,6 +65,7 @@ def move_window(eqn: Any, window: Box) -> tuple[dict[str, Any], Box] | None:
         size_param = "new_sizes"
     else:
         return None
+    # An axis that is repeated or new is covered as a whole.
     moved = [(0, size) for size in after]
     for axis, target in enumerate(target_axes):
         if target is not None and before[axis] == after[target]:

@@ -13,8 +13,9 @@ import jax
 from jaxtyping import Array
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._tracing.interpreter import Saved, Taps, Walker
+from dpoptax.per_example._tracing.interpreter import Walker
 from dpoptax.per_example._tracing.site import Site
+from dpoptax.per_example._tracing.taps import Saved, Taps
 from dpoptax.per_example._tracing.tracked_params import ParamSlice, TrackedParam
 from dpoptax.per_example._tracing.visitors import SiteFinder, TapRunner
 
@@ -44,7 +45,9 @@ def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
         _run(jaxpr, values, num_constants, num_leaves, Walker(finder, taps={}))
 
     variables, _ = _jax_compat.inputs_of(jaxpr)
+    # Sites depend on shapes and dtypes only, so the loss runs on abstract values.
     jax.eval_shape(run, *(variable.aval for variable in variables))
+    # A leaf that no equation uses would have no gradient at all; plain differentiation gives zeros.
     for leaf in set(range(num_leaves)) - {site.leaf for site in finder.sites.values()}:
         finder.fall_back(leaf, "the loss does not depend on it")
     sites = tuple(

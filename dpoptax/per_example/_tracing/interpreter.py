@@ -114,6 +114,7 @@ class Walker:
     def _equation(
         self, path: EqnPath, tap_path: EqnPath, eqn: Any, values: list[Any]
     ) -> tuple[list[Any], Saved]:
+        # First equations that hold a jaxpr, which may use the parameter inside, then single ones.
         tracked = [i for i, value in enumerate(values) if isinstance(value, TrackedParam)]
         if not tracked:
             self.visitor.other_equation(eqn)
@@ -151,6 +152,7 @@ class Walker:
         param = values[position]
         operands = tuple(values[i] for i in linear.saved_operands[position])
         spec = jax.ShapeDtypeStruct(param.value.shape, param.value.dtype)
+        # One site per leaf: concatenated leaves share the equation, each with its own windows.
         saved: Saved = {}
         for number, part in enumerate(param.slices):
             use = LinearUse(
@@ -175,10 +177,11 @@ class Walker:
             values[num_consts:num_carried],
             values[num_carried:],
         )
+        # The carry changes from step to step, so a parameter in it is no longer a parameter.
+        carry = self.untrack(carry, f"carried by a scan at {source}")
         # A slice by the scan could cut through the windows of a concatenated parameter.
         if any(isinstance(x, TrackedParam) and x.is_concatenated for x in xs):
             xs = self.untrack(xs, f"concatenated and sliced by a scan at {source}")
-        carry = self.untrack(carry, f"carried by a scan at {source}")
 
         def inside(value: Any, inner: Any, *, sliced: bool) -> Any:
             if not isinstance(value, TrackedParam):
@@ -199,6 +202,7 @@ class Walker:
                 *(inside(x, value, sliced=True) for x, value in zip(xs, slice_values, strict=True)),
             ]
             outputs, saved = walker.run(eqn.params["jaxpr"], inputs, path)
+            # Following outputs out of the scan would need their slices stacked again.
             outputs = walker.untrack(outputs, f"returned by a scan at {source}")
             unique = {id(value): value for value in jax.tree.leaves(saved)}
             numbers = {identity: number for number, identity in enumerate(unique)}
@@ -263,6 +267,7 @@ class Walker:
     def _source(self, eqn: Any) -> str:
         """The user's line: the innermost frame outside JAX, Flax and this package."""
         if eqn.source_info.traceback is not None:
+            # Frames are innermost first.
             libraries = ("/site-packages/", "/dpoptax/per_example/")
             for frame in eqn.source_info.traceback.frames:
                 if not any(part in frame.file_name for part in libraries):

@@ -37,6 +37,7 @@ def following_additions(jaxpr: Any) -> dict[int, int]:
         for atom in eqn.invars:
             if not _jax_compat.is_literal(atom):
                 users.setdefault(atom, []).append(number)
+    # An output of the jaxpr has a user outside, so no addition inside is its only one.
     for atom in jaxpr.outvars:
         if not _jax_compat.is_literal(atom):
             users.setdefault(atom, []).append(-1)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from dpoptax import _jax_compat
 from dpoptax.per_example._primitives import may_spread_nan
 from dpoptax.per_example._tracing.concatenated import Window, cut, cut_spec
-from dpoptax.per_example._tracing.interpreter import LinearUse, Saved
+from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
+from dpoptax.per_example._tracing.taps import Saved
 
 
 class SiteFinder:
@@ -40,6 +41,7 @@ class SiteFinder:
         if use.linear.spreads_nan:
             self._spreading_leaves.add(part.leaf)
         saved = [eqn.invars[i].aval for i in use.linear.saved_operands[use.position]]
+        # Without a window the whole operands and the whole output belong to the leaf.
         operand_windows: tuple[Window, ...] = (None,) * len(saved)
         output_window: Window = None
         if part.window is not None:
@@ -98,6 +100,7 @@ class TapRunner:
 
     def fall_back(self, leaf: int, reason: str) -> None:
         """Refuses a use that the site finder did not see: its gradient would be lost."""
+        # Such a gradient would be too small without notice: stop rather than release it.
         if leaf not in self._fallback_reasons:
             raise AssertionError(f"leaf {leaf} has a use that tracing did not see: {reason}")
 
