@@ -179,7 +179,7 @@ def _products(site: Site, chunk: Factors) -> Float[Array, "batch groups k n"]:
 def _contract(formula: str, patches: Array, cotangents: Array) -> Array:
     if patches.shape[1] > 1:
         return jnp.einsum(formula, patches, cotangents, precision=HIGHEST)
-    # XLA is faster without an axis of one group.
+    # One group is the usual case: without its axis, XLA sees a plain batched product.
     pair = patches[:, 0], cotangents[:, :, 0]
     product = jnp.einsum(formula.replace("g", ""), *pair, precision=HIGHEST)
     return jnp.expand_dims(product, -3)

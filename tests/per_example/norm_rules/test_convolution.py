@@ -57,10 +57,10 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", BOTH)
 @pytest.mark.parametrize(("loss_fn", "shape", "example"), KINDS.values(), ids=KINDS)
-def test_patches_and_pixel_grams_obey_the_laws(rule, loss_fn, shape, example):
-    check_laws(rule.matches(*sites_of(loss_fn, shape, example)))
+def test_patches_and_pixel_grams_obey_the_laws(loss_fn, shape, example):
+    use = sites_of(loss_fn, shape, example)
+    check_laws(*(rule.matches(*use) for rule in BOTH))
 
 
 @pytest.mark.parametrize(
