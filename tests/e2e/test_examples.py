@@ -90,7 +90,7 @@ def test_a_convolutional_network_is_trained_and_taken_up(tmp_path):
     assert again.stdout == done.stdout
     other = run("03_mnist_cnn.py", *arguments, "--l2-clip", "2", cwd=tmp_path)
     assert other.returncode == 2
-    assert "holds a run of another clip" in other.stderr
+    assert "holds a run with another clip" in other.stderr
 
 
 def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
