@@ -133,7 +133,7 @@ def main() -> None:
             (train, data.train_labels),
             plan=plan,
             optimizer=optax.sgd(options.learning_rate, momentum=0.9),
-            key=options.seed,
+            key=None if options.seed is None else dpoptax.random.insecure_key(options.seed),
             progress=not options.quiet,
             resume=options.resume,
         )

@@ -116,7 +116,7 @@ def test_a_convolutional_network_is_trained_and_taken_up(run_here, tmp_path):
     assert again.stdout == done.stdout
     other = run_here("03_mnist_cnn.py", *arguments, "--l2-clip", "2")
     assert other.returncode == 2
-    assert "holds a run of another clip" in other.stderr
+    assert "holds a run with another clip" in other.stderr
 
 
 def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
