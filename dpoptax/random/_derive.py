@@ -114,8 +114,8 @@ def _canonical(value: Any) -> str:
         items = ",".join(map(_canonical, value))
         return f"({items})" if type(value) is tuple else f"[{items}]"
     if type(value) is dict:
-        items = sorted(f"{_canonical(key)}:{_canonical(item)}" for key, item in value.items())
-        return "{" + ",".join(items) + "}"
+        entries = sorted(f"{_canonical(key)}:{_canonical(item)}" for key, item in value.items())
+        return "{" + ",".join(entries) + "}"
     name = _class_name(type(value))
     fields = ",".join(
         f"{json.dumps(field)}={_canonical(item)}" for field, item in _fields(value).items()
