@@ -135,7 +135,7 @@ print("one noise on one and on eight")
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("mechanism", ["Gaussian()", "DiscreteGaussian(bits=12)"])
-def test_eight_devices_draw_the_noise_of_one_and_no_part_of_it_twice(mechanism, tmp_path):
+def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism, tmp_path):
     program = DEVICES.replace("MECHANISM", f"dpoptax.mechanisms.{mechanism}")
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run(

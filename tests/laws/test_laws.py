@@ -11,7 +11,6 @@ import pytest
 import registry
 
 import dpoptax
-from dpoptax import schedules
 from dpoptax.per_example import as_per_example_grads
 
 forms = pytest.mark.parametrize("form", registry.FORMS.values(), ids=registry.FORMS)
@@ -151,7 +150,7 @@ def test_law_6_sum_noise_divide_by_a_public_constant(form, rule):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_law_6_sums_and_noise_are_float32_whatever_the_parameters_are(dtype):
-    # In bfloat16 a running sum of ones stalls at 256, in float16 the square of 300 overflows.
+    # In bfloat16 a running sum of ones stops at 256; in float16 the square of 300 overflows.
     grads = {"w": jnp.ones((4096, 2), dtype), "b": jnp.full((4096, 1), 300, dtype)}
     params = {"w": jnp.zeros(2, dtype), "b": jnp.zeros(1, dtype)}
     tx = dpoptax.privatize(400.0, 0.0, expected_batch_size=4096, key=jax.random.key(0))
@@ -159,7 +158,7 @@ def test_law_6_sums_and_noise_are_float32_whatever_the_parameters_are(dtype):
     assert updates["w"].dtype == dtype
     np.testing.assert_array_equal(updates["w"].astype(jnp.float32), 1.0)
     np.testing.assert_array_equal(updates["b"].astype(jnp.float32), 300.0)
-    # Noise drawn in 16 bits takes few values: the draw is that of a model in float32.
+    # Noise drawn in 16 bits takes few values, so it is drawn in float32 as for a float32 model.
     narrow, wide = (
         dpoptax.mechanisms.Gaussian().release(
             jax.random.key(0),
@@ -251,7 +250,7 @@ def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
         delta=1e-4,
     )  # fmt: skip
     results = []
-    for seconds in (0.0, 1e3):  # one step per dispatch, or ever longer ones
+    for seconds in (0.0, 1e3):  # one step per dispatch, or a growing number
         monkeypatch.setattr(dpoptax.training._dispatch, "SECONDS_PER_DISPATCH", seconds)
         results.append(
             dpoptax.training.fit(
@@ -287,7 +286,9 @@ def test_law_10_the_accounted_event_is_that_of_the_sampler_and_the_noise_that_ra
     assert result.epsilon() == plan.epsilon(7)
     # With zero gradients and SGD at rate 1 the parameters are the sum of the noise that ran.
     spread = (
-        float(jnp.std(result.params)) * schedules.at(sampler.expected_batch_size, 0) / math.sqrt(7)
+        float(jnp.std(result.params))
+        * dpoptax.schedules.as_schedule(sampler.expected_batch_size).at(0)
+        / math.sqrt(7)
     )
     assert abs(spread / 1.3 - 1) < 4.5 / math.sqrt(2 * 100)
 

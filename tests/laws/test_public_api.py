@@ -23,9 +23,9 @@ MOST_PUBLIC_NAMES = 100
 NO_EXAMPLE = {
     *("PerExampleGrads", "StackedGrads", "Explanation", "Sampler", "SamplerState", "Batch"),
     *("Calibrated", "BudgetSpentError", "Report", "Objective", "FitResult", "StepInfo"),
-    *("TrainState", "Progress", "GlobalElbo", "AlignedElbo"),
-    # of dpoptax.vi.numpyro
-    *("SVIState", "SVIRunResult", "NumPyroElbo"),
+    *("TrainState", "Progress", "GlobalElbo", "AlignedElbo", "CombinedEstimate"),
+    # Example models, and the values of dpoptax.vi.numpyro
+    *("DenseVAE", "ConvVAE", "SVIState", "SVIRunResult", "NumPyroElbo"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Mechanisms: the bound that whole numbers keep, the scale of the noise, and what it costs."""
+"""Mechanisms: the bound on integer contributions, the scale of the noise, and its cost."""
 
 import fractions
 import itertools
@@ -55,7 +55,7 @@ def test_noise_has_the_stated_scale_and_the_sum_is_below_it(mechanism, noise_mul
 
 @pytest.fixture
 def _silent(monkeypatch):
-    """The exact mechanism without its noise, so that the sums can be looked at."""
+    """Removes the noise of the discrete Gaussian mechanism, so that sums can be checked."""
 
     def nothing(key, shape, *, bits):
         del key, bits
@@ -68,8 +68,8 @@ def _silent(monkeypatch):
 @pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("bits", [10, 16])
 @pytest.mark.parametrize("kind", ["normal", "equal", "one", "huge", "half steps"])
-def test_a_contribution_is_whole_and_its_norm_within_the_bound(kind, bits, noise_multiplier):
-    """In exact arithmetic; and it comes close to the bound, so that nothing is wasted."""
+def test_a_contribution_is_an_integer_vector_within_the_bound(kind, bits, noise_multiplier):
+    """Checked in exact arithmetic. It also comes close to the bound, so little is wasted."""
     n = 5000
     bound = (4**bits - 9) / fractions.Fraction(noise_multiplier) ** 2
     gradient = {
@@ -93,7 +93,7 @@ def test_a_contribution_is_whole_and_its_norm_within_the_bound(kind, bits, noise
 
 @pytest.mark.usefixtures("_silent")
 def test_a_contribution_beyond_the_bound_adds_nothing():
-    """Norms that are told a thousand times too small are caught by the whole numbers."""
+    """Norms that are reported a thousand times too small are caught by the integer sum."""
 
     class Lying(StackedGrads):
         def squared_norms(self):
@@ -106,7 +106,7 @@ def test_a_contribution_beyond_the_bound_adds_nothing():
     np.testing.assert_allclose(kept, [0.0, 0.5], atol=1e-3)
 
 
-def test_sums_of_squares_are_short_by_no_more_than_is_allowed_for():
+def test_sums_of_squares_round_down_by_no_more_than_the_allowance():
     rng = np.random.default_rng(0)
     leaves = [
         rng.integers(-(2**15), 2**15, (3, size)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_sums_of_squares_are_short_by_no_more_than_is_allowed_for():
 
 
 def divergence(bits, shift, epsilon):
-    """Of the discrete Gaussian from itself moved by `shift`, over all its coordinates."""
+    """The hockey-stick divergence between the discrete Gaussian and its shift by `shift`."""
     reach = np.arange(-12 * 2**bits, 12 * 2**bits + 1)
     grids = np.meshgrid(*[reach] * len(shift), indexing="ij")
     here = sum(-(grid.astype(float) ** 2) for grid in grids) / (2 * 4**bits)
@@ -147,8 +147,8 @@ def test_the_discrete_gaussian_is_no_less_private_than_what_is_accounted(noise_m
         assert divergence(bits, shift, epsilon) <= accounted
 
 
-def test_without_what_the_proof_gives_away_a_coarse_grid_is_less_private():
-    """The noise of one grid step and a bound of one is no Gaussian mechanism of multiplier one."""
+def test_without_the_margin_of_the_proof_a_coarse_grid_is_less_private():
+    """Noise of one grid step with a bound of one is worse than a Gaussian of multiplier one."""
     mu = 1.0
     found = [divergence(0, (1,), epsilon) for epsilon in (0.0, 0.5)]
     accounted = [
@@ -160,7 +160,7 @@ def test_without_what_the_proof_gives_away_a_coarse_grid_is_less_private():
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
-def test_every_form_gives_one_release(mechanism):
+def test_every_gradient_form_gives_the_same_release(mechanism):
     params, batch = registry.params(), registry.examples(10)
     tx = transformation(mechanism)
 
@@ -178,7 +178,7 @@ def test_every_form_gives_one_release(mechanism):
 
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 3e38])
-def test_padding_and_examples_that_are_not_finite_add_nothing(mechanism, poison):
+def test_padding_and_non_finite_examples_add_nothing(mechanism, poison):
     grads = jnp.stack([jnp.full(5, 0.1), jnp.full(5, poison), jnp.full(5, 0.2)])
     clean = grads.at[1].set(0.0)
     np.testing.assert_array_equal(release(grads, mechanism), release(clean, mechanism))
@@ -196,7 +196,7 @@ def test_schedules_of_clip_and_noise_set_the_grid_of_their_step():
         assert abs(float(noisy.std()) / stddev - 1) < 4.5 / math.sqrt(2 * 20_000)
 
 
-def test_models_in_16_bits_and_float64_are_served():
+def test_parameters_in_16_bits_and_float64_work():
     half = release(jnp.ones((2, 100), jnp.bfloat16), mechanisms.DiscreteGaussian())
     assert half.dtype == jnp.bfloat16
     with jax.enable_x64(True):
@@ -204,7 +204,7 @@ def test_models_in_16_bits_and_float64_are_served():
         assert wide.dtype == jnp.float64
 
 
-def test_what_the_grid_cannot_hold_is_refused():
+def test_a_grid_that_does_not_fit_is_refused():
     grads = jnp.zeros((2, 200_000))
     with pytest.raises(ValueError, match=r"too coarse: rounding 200000 .* more than 6 bits"):
         release(grads, mechanisms.DiscreteGaussian(bits=6))
@@ -220,7 +220,7 @@ def test_what_the_grid_cannot_hold_is_refused():
         mechanisms.Gaussian(num_draws=0)
 
 
-def test_a_plan_carries_its_mechanism_to_the_record_and_the_report():
+def test_a_plan_passes_its_mechanism_to_the_json_and_the_report():
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(100, 10), clip=1.0, noise_multiplier=1.0, num_steps=5,
         delta=1e-4, mechanism=mechanisms.DiscreteGaussian(bits=12),
@@ -237,7 +237,7 @@ def test_a_plan_carries_its_mechanism_to_the_record_and_the_report():
         dpoptax.Plan.from_json(unknown)
 
 
-def test_exact_noise_is_released_for_an_empty_batch_too():
+def test_an_empty_batch_releases_noise():
     tx = dpoptax.privatize(
         1.0,
         1.0,

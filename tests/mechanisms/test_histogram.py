@@ -1,4 +1,4 @@
-"""A histogram of norms: exact without noise, one example moves it by one, noise is as stated."""
+"""The norm histogram: exact without noise, sensitivity one, and noise of the stated scale."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_counts_are_those_of_numpy():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_padding_and_what_is_not_finite_count_for_nothing():
+def test_padding_and_non_finite_norms_are_not_counted():
     data = jnp.array([[1.0], [jnp.nan], [jnp.inf], [2.0]])
     grads = dpoptax.per_example_grads(lambda w, x: jnp.sum(w * x))(
         jnp.zeros(1), data, mask=jnp.array([True, True, True, False])
@@ -50,7 +50,7 @@ def test_noise_has_the_stated_deviation():
 
 
 def test_two_releases_of_one_draw_cost_more_than_of_two():
-    """Why a histogram of a step's own batch is charged together with the step."""
+    """This is why a histogram of the batch of a step is charged together with the step."""
     sampler = dpoptax.samplers.Poisson(1000, 10)
 
     def epsilon(*noise):
@@ -65,12 +65,12 @@ def test_two_releases_of_one_draw_cost_more_than_of_two():
 @pytest.mark.parametrize(
     "edges", [(), (0.1, 1.0), (0.0, 1.0, 1.0), (0.0, 2.0, 1.0), (0.0, math.nan)]
 )
-def test_edges_that_are_none_are_refused(edges):
+def test_bad_edges_are_refused(edges):
     with pytest.raises(ValueError, match="edges must increase from 0"):
         norm_histogram(GRADS, edges, 1.0, jax.random.key(0))
 
 
-def test_what_is_not_finite_is_left_out_and_counts_as_clipped():
+def test_diagnostics_count_non_finite_gradients_as_clipped():
     data = jnp.array([[0.5], [jnp.inf], [3.0], [9.0]])
     grads = dpoptax.per_example_grads(lambda w, x: jnp.sum(w * x))(
         jnp.zeros(1), data, mask=jnp.array([True, True, True, False])

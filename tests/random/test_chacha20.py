@@ -122,7 +122,7 @@ def test_narrow_bits_are_the_same_stream_without_gaps(width, shape):
     assert drawn.tobytes() == key_stream(COUNTING, (0, 0, 0), drawn.nbytes)
 
 
-def test_the_counter_goes_on_where_a_shorter_draw_ends():
+def test_a_longer_draw_begins_with_the_shorter_one():
     key = wrap(COUNTING)
     long = jax.random.bits(key, (64,))
     for size in (1, 15, 16, 17, 32, 63):
@@ -130,7 +130,7 @@ def test_the_counter_goes_on_where_a_shorter_draw_ends():
     assert len(np.unique(np.asarray(jax.random.bits(key, (4096,))))) > 4090
 
 
-def test_split_fold_in_and_bits_never_meet():
+def test_split_fold_in_and_bits_never_overlap():
     root = dpoptax.random.insecure_key(0)
     children = jax.random.key_data(jax.random.split(root, 10_000))
     folded = jax.random.key_data(

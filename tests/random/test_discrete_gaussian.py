@@ -1,4 +1,4 @@
-"""The discrete Gaussian: its exact probabilities, wherever in a lane a sample was made."""
+"""The discrete Gaussian has its exact probabilities, at every position in a lane."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ from dpoptax.random._discrete_gaussian import SAMPLES_PER_LANE
 N = 200_000
 
 
-def law(bits):
-    """Whole numbers to 12 standard deviations, and their probabilities in float64."""
+def distribution(bits):
+    """Integers up to 12 standard deviations, and their probabilities in float64."""
     numbers = np.arange(-12 * 2**bits, 12 * 2**bits + 1)
     weights = np.exp(-(numbers.astype(float) ** 2) / (2 * 4**bits))
     return numbers, weights / weights.sum()
 
 
 def goodness_of_fit(draws, bits):
-    """The p-value of a chi-squared test against the law, rare numbers together."""
-    numbers, probabilities = law(bits)
+    """The p-value of a chi-squared test, with rare numbers pooled."""
+    numbers, probabilities = distribution(bits)
     assert np.abs(draws).max() <= numbers[-1]
     counts = np.bincount(draws - numbers[0], minlength=len(numbers))
     common = probabilities * draws.size > 8
@@ -38,15 +38,15 @@ def test_draws_have_the_exact_probabilities(bits, make):
 
 
 def test_the_test_has_power():
-    """A rounded normal, and a standard deviation of one per cent more, are told from the law."""
+    """It rejects a rounded normal, and a standard deviation that is 2 % too large."""
     rounded = np.rint(np.random.default_rng(0).normal(size=N) * 2).astype(int)
     assert goodness_of_fit(rounded, 1) < 1e-6
     wider = np.rint(np.random.default_rng(1).normal(size=N) * 16.3).astype(int)
     assert goodness_of_fit(wider, 4) < 1e-6
 
 
-def test_the_law_is_the_same_for_the_first_and_the_last_of_every_lane():
-    """Taking first what is ready first would make the early ones small."""
+def test_the_distribution_is_the_same_at_the_start_and_the_end_of_a_lane():
+    """Collecting whatever is ready first would make early samples too small."""
     draws = np.asarray(discrete_gaussian(jax.random.key(3), (SAMPLES_PER_LANE, 10_000), bits=2))
     for row in (0, SAMPLES_PER_LANE // 2, -1):
         assert goodness_of_fit(draws[row], 2) > 1e-4
@@ -65,7 +65,7 @@ def test_wide_draws_are_normal_and_use_every_last_bit(bits):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (7, 11), (SAMPLES_PER_LANE * 5 + 1,)])
-def test_any_shape_is_drawn_under_jit_and_vmap_alike(shape):
+def test_draws_of_any_shape_are_the_same_under_jit_and_vmap(shape):
     def draw(key):
         return discrete_gaussian(key, shape, bits=8)
 

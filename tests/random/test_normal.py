@@ -1,4 +1,4 @@
-"""Two normals of two words have the law of two normals, and their extremes are finite."""
+"""Box-Muller: two words give two independent normal draws, and extreme words finite ones."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ EXTREMES = np.array(WORDS, np.uint32)
 
 
 def formula(radius, angle, dtype=np.float64):
-    """In float64, of words rounded to `dtype`: a point of the plane, its angle in a half plane."""
+    """Computes the point of two words in float64, after rounding the words to `dtype`."""
     uniform = (radius.astype(dtype) + dtype(0.5)).astype(float) / 2**32
     turn = (angle << np.uint32(1)).astype(np.int32).astype(dtype).astype(float) / 2**32
     size = np.sqrt(-2 * np.log(uniform))
@@ -52,7 +52,7 @@ def test_a_stream_of_words_gives_two_draws_for_two_words(shape):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5), (5, 6, 7), (4, 3), (3, 1, 9, 2)])
-def test_every_shape_takes_the_two_parts_of_points_half_an_axis_apart(shape):
+def test_the_two_draws_of_a_point_are_half_an_axis_apart(shape):
     draws = np.asarray(normal(jax.random.key(3), shape, jnp.float32))
     assert draws.shape == shape
     assert len(np.unique(draws)) == draws.size
@@ -77,19 +77,19 @@ def test_millions_of_draws_are_normal_also_in_the_tails(key):
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-def test_neighbours_and_parts_of_a_point_are_uncorrelated_and_so_are_their_squares():
+def test_neighbours_and_the_two_draws_of_a_point_are_uncorrelated_and_so_are_their_squares():
     draws = np.asarray(normal(jax.random.key(1), (1 << 20, 2), jnp.float32)).astype(float)
     early, late = np.split(draws[:, 0], 2)
     bound = 4.5 / np.sqrt(len(early))
     for power in (1, 2):
         for first, second in (draws.T, (draws[1:, 0], draws[:-1, 0]), (early, late)):
             assert abs(np.corrcoef(first**power, second**power)[0, 1]) < bound
-    # A point has either sign in either part, alike often.
+    # All four combinations of signs are equally frequent.
     quadrants = np.bincount(2 * (early > 0) + (late > 0))
     assert scipy.stats.chisquare(quadrants).pvalue > 1e-3
 
 
-def test_keys_written_out_or_not_draw_the_same_and_float64_is_drawn_as_jax_does():
+def test_unrolled_keys_draw_the_same_and_float64_is_drawn_as_jax_does():
     key = jax.random.key(2)
     np.testing.assert_array_equal(
         normal(key, (3, 5), jnp.float32), normal(unrolled(key), (3, 5), jnp.float32)
