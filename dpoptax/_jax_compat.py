@@ -15,11 +15,10 @@ _CALLS = {
     primitives.closed_call_p: "call_jaxpr",
     primitives.call_p: "call_jaxpr",
 }
-# With `jax_remat3` a checkpoint is an object, in an equation of a general primitive that JAX does not
-# export. So both are known by name.
+# With `jax_remat3` a checkpoint is an object, in an equation of a general primitive. JAX exports
+# neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
-_CHECKPOINT_NAMES = {"custom_remat"}
 
 
 def split_constants(closed: Any) -> tuple[Any, list[Any]]:
@@ -65,7 +64,7 @@ def called_jaxpr(eqn: Any) -> Any | None:
 
 def checkpoint_params(eqn: Any) -> dict[str, Any] | None:
     """Returns the params `jaxpr`, `policy` and `prevent_cse` of `jax.checkpoint`; else None."""
-    if eqn.primitive is primitives.remat_p or eqn.primitive.name in _CHECKPOINT_NAMES:
+    if eqn.primitive is primitives.remat_p:
         return dict(eqn.params)
     operation = _operation(eqn)
     if type(operation).__name__ in _CHECKPOINT_OPERATIONS:
