@@ -112,8 +112,10 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         "What is compared": f"{compared} ({values.relation})",
         "What was released": values.released,
         "Sampling": _settings(values.sampler),
-        "Clipping": _settings(values.clip),
-        "Noise multiplier": _short(_serialize.encode(values.noise_multiplier)),
+        "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
+        "a step",
+        "Noise multiplier": f"{_short(_serialize.encode(values.noise_multiplier))}: the standard "
+        "deviation of the noise, divided by that bound",
         "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
         "Random numbers": values.prng,
         "Calculated with": values.accountant,
