@@ -21,7 +21,7 @@ def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def whole(model, image, label=None):
+def encode_and_decode(model, image, label=None):
     """Runs encoder and decoder, so that `init` makes all layers."""
     loc, scale = model.encode(image, *([] if label is None else [label]))
     return model.decode(loc + scale, *([] if label is None else [label]))
@@ -30,7 +30,7 @@ def whole(model, image, label=None):
 @pytest.mark.parametrize(("model", "shape", "size"), SIZES.values(), ids=SIZES)
 def test_sizes_are_the_published_ones_and_gradients_private(model, shape, size):
     image = jnp.zeros(shape)
-    params = jax.jit(nn.init(whole, model))(jax.random.key(0), image)["params"]
+    params = jax.jit(nn.init(encode_and_decode, model))(jax.random.key(0), image)["params"]
     assert count(params) == size
     grads_fn = dpoptax.per_example_grads(models.bernoulli_vae_loss(model))
 
@@ -47,7 +47,7 @@ def test_encoder_and_decoder_see_the_label():
     model = models.DenseVAE(pixels=12, hidden=8, latent=2, num_classes=3,
                             kernel_init=nn.initializers.lecun_normal())  # fmt: skip
     image, key = jnp.linspace(0, 1, 12), jax.random.key(1)
-    params = nn.init(whole, model)(jax.random.key(0), image, jnp.array(0))["params"]
+    params = nn.init(encode_and_decode, model)(jax.random.key(0), image, jnp.array(0))["params"]
     loss_fn = models.bernoulli_vae_loss(model)
     losses = {float(loss_fn(params, (image, jnp.array(label)), key)) for label in range(3)}
     assert len(losses) == 3
@@ -56,7 +56,7 @@ def test_encoder_and_decoder_see_the_label():
 def test_a_redrawn_image_is_black_and_white_and_the_loss_the_same_on_average():
     """At zero weights the encoder ignores the image, so the loss is linear in the pixels."""
     model = models.DenseVAE(pixels=6, hidden=4, latent=2)
-    params = nn.init(whole, model)(jax.random.key(0), jnp.zeros(6))["params"]
+    params = nn.init(encode_and_decode, model)(jax.random.key(0), jnp.zeros(6))["params"]
     params = jax.tree.map(jnp.zeros_like, params)
     params["logits"]["bias"] = jnp.linspace(-2.0, 2.0, 6)
     image = jnp.linspace(0.1, 0.9, 6)

@@ -84,7 +84,7 @@ def test_a_new_guide_is_trained_privately(make):
         assert abs(math.log(scale * math.sqrt(N))) < 0.5
 
 
-def test_a_new_guide_stands_next_to_others():
+def test_a_new_guide_works_in_a_joint_guide():
     guide = Joint({"new": Isotropic(jnp.zeros(2)), "old": MeanField(jnp.zeros(3))})
     latents = guide.apply({"params": start(guide)}, jax.random.key(1))
     assert jax.tree.map(jnp.shape, latents) == {"new": (2,), "old": (3,)}
