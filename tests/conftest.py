@@ -66,6 +66,26 @@ for _name, _examples in (("day", 5), ("all", 20), ("nightly", 100)):
 hypothesis.settings.load_profile("day")  # until --hypothesis-profile says otherwise
 
 
+# Folders whose programs run for milliseconds after seconds of compilation. There the option below
+# saves a third of the time. Where tests draw many samples, it costs more than it saves.
+COMPILE_BOUND = ("per_example",)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick-compile",
+        action="store_true",
+        help=f"XLA hardly optimizes the programs of {', '.join(COMPILE_BOUND)}",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick_compile(request):
+    if request.config.getoption("--quick-compile"):
+        folder = request.path.relative_to(ROOT).parts[1]
+        jax.config.update("jax_disable_most_optimizations", folder in COMPILE_BOUND)
+
+
 @pytest.fixture(autouse=True)
 def _strict_dtype_promotion():
     """What a user's program may loosen must hold without loosening."""
