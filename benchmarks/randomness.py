@@ -22,7 +22,7 @@ from benchmarks.models import workload
 from benchmarks.peers import jax_steps
 from benchmarks.timing import Program, compiled, interleaved
 from dpoptax import mechanisms
-from dpoptax.per_example import as_per_example_grads
+from dpoptax.per_example._stacked import as_per_example_grads
 
 BATCH = 128
 # As many as the VAE of the d3p paper has parameters.

@@ -17,6 +17,7 @@ from jaxtyping import TypeCheckError
 
 import dpoptax
 from dpoptax import Plan, accounting, clipping, samplers
+from dpoptax.per_example._stacked import as_per_example_grads
 
 KEY = jax.random.key(0)
 SAMPLER = samplers.Poisson(100, 10)
@@ -106,11 +107,11 @@ WRONG_CALLS = {
         "finite l2_clip.*noise_multiplier=0",
     ),
     "complex gradients": (
-        lambda: dpoptax.per_example.as_per_example_grads({"w": jnp.ones((2, 3), complex)}),
+        lambda: as_per_example_grads({"w": jnp.ones((2, 3), complex)}),
         r"real floating-point arrays; got updates\['w'\] of complex64",
     ),
     "integer gradients": (
-        lambda: dpoptax.per_example.as_per_example_grads(jnp.ones((2, 3), int)),
+        lambda: as_per_example_grads(jnp.ones((2, 3), int)),
         "real floating-point arrays; got updates of int32",
     ),
     "too many examples for bins": (

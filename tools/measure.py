@@ -255,11 +255,14 @@ def _exported(tree: ast.Module, path: pathlib.Path) -> list[str]:
 
 
 def _public_names(modules: dict[str, Module]) -> list[str]:
-    """Returns every public name once, also where two packages export it."""
+    """Returns every public name once, also if two packages export it.
+
+    The names in `compat` are those of other libraries, so they do not count.
+    """
     names = {}
     for module in sorted(modules.values(), key=lambda module: -module.name.count(".")):
         for name in module.public_names:
-            if not name.startswith("__"):
+            if not name.startswith("__") and ".compat" not in module.name:
                 names.setdefault(name, f"{module.name}.{name}")
     return sorted(names.values())
 

@@ -2,15 +2,12 @@
 
 from dpoptax.accounting import trade_off
 from dpoptax.accounting._calibrate import (
-    CalibratedBatchSize,
-    CalibratedNoise,
-    CalibratedSteps,
     calibrate_batch_size,
     calibrate_noise_multiplier,
     calibrate_num_steps,
 )
 from dpoptax.accounting._epsilon import PrivacyLoss, epsilon, event_epsilon, event_privacy_loss
-from dpoptax.accounting._events import noise_with_private_quantile, poisson_event
+from dpoptax.accounting._events import poisson_event
 from dpoptax.accounting._ledger import Ledger
 from dpoptax.accounting._rdp_filter import BudgetSpentError, RdpFilter
 
@@ -24,15 +21,11 @@ __all__ = [
     "calibrate_noise_multiplier",
     "calibrate_num_steps",
     "calibrate_batch_size",
-    "CalibratedNoise",
-    "CalibratedSteps",
-    "CalibratedBatchSize",
     # Counting releases as they happen
     "Ledger",
     "RdpFilter",
     "BudgetSpentError",
     # Events, and what an attacker can find out
     "poisson_event",
-    "noise_with_private_quantile",
     "trade_off",
 ]

@@ -42,7 +42,7 @@ class DiscreteGaussian:
     The contribution of an example is clipped, scaled to the grid and rounded. Rounding adds at most
     sqrt(parameters) / 2 grid steps to its norm, so its bound is tightened by as much. A rounded
     contribution with a squared norm above the bound is dropped. Sums are integers, and the noise
-    is `dpoptax.random.discrete_gaussian`.
+    is a discrete Gaussian, drawn bit by bit.
 
     It is accounted as Gaussian noise of the same multiplier z, under every sampler and relation.
     The proof, with s = 2**bits and the bound B = sqrt(s**2 - 9) / z grid steps: add continuous

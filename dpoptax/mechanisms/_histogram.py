@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
 from dpoptax.mechanisms._gaussian_noise import add_gaussian
-from dpoptax.per_example import as_per_example_grads
+from dpoptax.per_example._stacked import as_per_example_grads
 
 
 def norm_histogram(

@@ -18,7 +18,7 @@ def nonprivate_norms(
     Example:
         >>> import jax.numpy as jnp
         >>> from dpoptax.clipping import FlatClip
-        >>> from dpoptax.per_example import as_per_example_grads
+        >>> from dpoptax.per_example._stacked import as_per_example_grads
         >>> grads = {"w": jnp.array([[0.3, 0.4], [3.0, 4.0], [0.0, 6.0]])}  # norms .5, 5, 6
         >>> grads = as_per_example_grads(grads)
         >>> [round(float(number), 2) for number in nonprivate_norms(grads, FlatClip(1.0))]

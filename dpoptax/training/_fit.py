@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
-from dpoptax.random import Keys, derive_key, split_by_purpose
+from dpoptax.random import derive_key, split_by_purpose
+from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._dispatch import make_stepper

@@ -17,7 +17,7 @@ from dpoptax import _validate
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
-from dpoptax.per_example import as_per_example_grads
+from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.random import derive_key
 from dpoptax.random._derive import fingerprint
 from dpoptax.random._reuse_guard import KeyReuseGuard

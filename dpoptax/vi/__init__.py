@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dpoptax.vi import contrib
-from dpoptax.vi._aligned_elbo import AlignedElbo, aligned_elbo
-from dpoptax.vi._global_elbo import GlobalElbo, global_elbo
+from dpoptax.vi._aligned_elbo import aligned_elbo
+from dpoptax.vi._global_elbo import global_elbo
 from dpoptax.vi._local_elbo import local_elbo_loss
 from dpoptax.vi._missing import observed_log_prob
 from dpoptax.vi._predictive import synthetic_data
@@ -23,9 +23,7 @@ __all__ = [
     "models",
     "contrib",
     "local_elbo_loss",
-    "GlobalElbo",
     "global_elbo",
-    "AlignedElbo",
     "aligned_elbo",
     "observed_log_prob",
     "synthetic_data",

@@ -7,7 +7,7 @@ import pytest
 
 import dpoptax
 from dpoptax import Plan
-from dpoptax.accounting import noise_with_private_quantile, poisson_event
+from dpoptax.accounting._events import noise_with_private_quantile, poisson_event
 from dpoptax.samplers import Poisson
 
 

@@ -11,7 +11,7 @@ import pytest
 import registry
 
 import dpoptax
-from dpoptax.per_example import as_per_example_grads
+from dpoptax.per_example._stacked import as_per_example_grads
 
 forms = pytest.mark.parametrize("form", registry.FORMS.values(), ids=registry.FORMS)
 clip_rules = pytest.mark.parametrize("rule", registry.CLIP_RULES.values(), ids=registry.CLIP_RULES)

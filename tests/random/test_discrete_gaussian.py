@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dpoptax.random import discrete_gaussian, insecure_key
-from dpoptax.random._discrete_gaussian import SAMPLES_PER_LANE
+from dpoptax.random import insecure_key
+from dpoptax.random._discrete_gaussian import SAMPLES_PER_LANE, discrete_gaussian
 
 N = 200_000
 

@@ -8,7 +8,7 @@ from dpoptax.vi.contrib._averaging import average_iterates, polyak_average
 from dpoptax.vi.contrib._gradient_trace import noise_aware_posterior, trace_gradients
 from dpoptax.vi.contrib._natural_gradient import natural_gradient
 from dpoptax.vi.contrib._scale_before_clip import mean_field_scale, scale_before_clip
-from dpoptax.vi.contrib._synthetic_estimates import CombinedEstimate, combine_synthetic_estimates
+from dpoptax.vi.contrib._synthetic_estimates import combine_synthetic_estimates
 
 __all__ = [
     "scale_before_clip",
@@ -18,6 +18,5 @@ __all__ = [
     "polyak_average",
     "trace_gradients",
     "noise_aware_posterior",
-    "CombinedEstimate",
     "combine_synthetic_estimates",
 ]

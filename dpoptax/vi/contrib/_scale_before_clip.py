@@ -16,8 +16,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from dpoptax._precision import widen
-from dpoptax.per_example import PerExampleGrads, StackedGrads, as_per_example_grads
+from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import select
+from dpoptax.per_example._stacked import StackedGrads, as_per_example_grads
 from dpoptax.vi._kl_after_noise import require_params
 
 
