@@ -1,7 +1,6 @@
 """ChaCha20 keys from the operating system, or from a seed for tests."""
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
+from dpoptax.random._chacha20 import CHACHA20
 
 
 def secure_key() -> PRNGKeyArray:
@@ -59,17 +58,3 @@ def insecure_key(seed: int) -> PRNGKeyArray:
     if seed >= 2**32:
         raise ValueError(f"seed must be below 2**32; got {seed}. For a secret key: secure_key().")
     return jax.random.key(np.uint32(seed), impl=CHACHA20)
-
-
-def root_key(key: Any) -> PRNGKeyArray:
-    """Returns the root key of a run: `key`, or a new secure key for None."""
-    return secure_key() if key is None else _validate.typed_key("key", key)
-
-
-def describe_key(key: Any) -> str:
-    """Returns where the key of `root_key(key)` comes from, for the privacy report."""
-    if key is None:
-        return "ChaCha20, 256 bits of entropy of the operating system"
-    tag = str(jax.random.key_impl(_validate.typed_key("key", key)))
-    name = "ChaCha20" if tag == CHACHA20_TAG else tag
-    return f"{name}, given by the caller, who must keep it secret"

@@ -17,13 +17,13 @@ from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
-from dpoptax.random._keys import describe_key, root_key
 from dpoptax.schedules import slice_of
 from dpoptax.training._dispatch import Engine, FromHost, Resident
 from dpoptax.training._host_data import HostData, example_of
 from dpoptax.training._memory import default_limit, largest_part
 from dpoptax.training._multihost import if_any, of_first
 from dpoptax.training._objective import Objective
+from dpoptax.training._prng import root_key
 from dpoptax.training._progress import Reporter, Show
 from dpoptax.training._result import FitResult
 from dpoptax.training._resume.checkpoints import Checkpoints, identity_of
@@ -110,7 +110,7 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    root, generator = root_key(key), describe_key(key)
+    root, generator = root_key(key)
     keys = split_by_purpose(root)
     if max_seconds is not None:
         max_seconds = _validate.non_negative("max_seconds", max_seconds)
