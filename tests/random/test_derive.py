@@ -17,7 +17,6 @@ from dpoptax.clipping import FlatClip
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian
 from dpoptax.random import derive_key, insecure_key
 from dpoptax.random._derive import fingerprint
-from dpoptax.random._keys import describe_key, root_key
 from dpoptax.schedules import Schedule
 
 
@@ -119,16 +118,3 @@ def test_names_and_keys_give_different_keys(make):
     assert all(jax.random.key_impl(key) == jax.random.key_impl(make(0)) for key in keys)
     again = dpoptax.random.derive_key(make(0), "a")
     assert again == keys[1]
-
-
-def test_a_root_key_is_a_key_or_a_new_secure_one():
-    key = jax.random.key(0)
-    assert root_key(key) is key
-    assert root_key(None) != root_key(None)
-    assert describe_key(None) == "ChaCha20, 256 bits of entropy of the operating system"
-    assert describe_key(key).startswith("threefry2x32, given by the caller")
-    assert describe_key(insecure_key(0)).startswith("ChaCha20, given by the caller")
-    for function in (root_key, describe_key):
-        for bad in (0, np.uint32(0), jnp.zeros(2, jnp.uint32)):
-            with pytest.raises(TypeError, match="typed PRNG key"):
-                function(bad)
