@@ -9,18 +9,25 @@ import sys
 import matplotlib.pyplot as plt
 from measure import Module, read_modules
 
-# The rows of the drawing, from the bottom to the top.
-ROWS = [
-    ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax_compat"],
-    ["random", "samplers", "per_example"],
-    ["clipping", "mechanisms"],
-    ["transforms", "accounting"],
-    ["_plan"],
-    ["reports"],
-    ["training"],
-    ["vi"],
-    ["compat", "__main__"],
-]
+# Used by nearly every package, so their arrows are left out.
+BASE = ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax_compat"]
+# Column and row of each package.
+PLACES = {
+    "vi": (0.0, 8),
+    "training": (0.0, 7),
+    "__main__": (-3.5, 7),
+    "reports": (0.0, 6),
+    "_plan": (0.0, 5),
+    "transforms": (-3.5, 4),
+    "accounting": (3.5, 4),
+    "mechanisms": (-3.5, 3),
+    "clipping": (0.0, 2),
+    "random": (-7.0, 1),
+    "per_example": (-3.5, 1),
+    "samplers": (3.5, 1),
+    "compat": (7.0, 2),
+    **{name: (3.1 * number - 7.75, 0) for number, name in enumerate(BASE)},
+}
 LABELS = {
     "random": "random\nkeys and PRNGs",
     "samplers": "samplers\nwho is in a batch",
@@ -36,9 +43,7 @@ LABELS = {
     "compat": "compat\nother libraries",
     "__main__": "command line",
 }
-WIDTH, HEIGHT = 2.7, 0.62
-# The bottom row is used by nearly every package, so its arrows are left out.
-HIDDEN = set(ROWS[0])
+WIDTH, HEIGHT = 2.95, 0.55
 
 
 def edges_between_packages(modules: dict[str, Module]) -> set[tuple[str, str]]:
@@ -73,17 +78,14 @@ def without_implied(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def draw(path: pathlib.Path) -> None:
     """Draws the packages and writes the figure."""
-    places = {}
-    for height, row in enumerate(ROWS):
-        for number, name in enumerate(row):
-            places[name] = ((number - (len(row) - 1) / 2) * (WIDTH + 0.35), height * 1.15)
     figure, axes = plt.subplots(figsize=(12, 9))
     pairs = {
-        pair for pair in edges_between_packages(read_modules()) if set(pair) <= set(places) - HIDDEN
+        pair
+        for pair in edges_between_packages(read_modules())
+        if set(pair) <= set(PLACES) - set(BASE)
     }
     for importer, imported in sorted(without_implied(pairs)):
-        (x, y), (other_x, other_y) = places[importer], places[imported]
-        bend = 0.0 if abs(x - other_x) > 0.2 or y - other_y < 1.3 else 0.28
+        (x, y), (other_x, other_y) = PLACES[importer], PLACES[imported]
         axes.annotate(
             "",
             xy=(other_x, other_y + HEIGHT / 2),
@@ -92,11 +94,10 @@ def draw(path: pathlib.Path) -> None:
                 "arrowstyle": "-|>",
                 "color": "#6b7280",
                 "lw": 0.9,
-                "connectionstyle": f"arc3,rad={bend}",
             },
         )
-    for name, (x, y) in places.items():
-        low = name in HIDDEN
+    for name, (x, y) in PLACES.items():
+        low = name in BASE
         axes.add_patch(
             plt.Rectangle(
                 (x - WIDTH / 2, y - HEIGHT / 2),
@@ -109,7 +110,7 @@ def draw(path: pathlib.Path) -> None:
         )
         axes.text(x, y, LABELS.get(name, name), ha="center", va="center", fontsize=8.5, zorder=4)
     axes.set_xlim(-9.4, 9.4)
-    axes.set_ylim(-0.7, (len(ROWS) - 1) * 1.15 + 0.7)
+    axes.set_ylim(-0.5, 8.5)
     axes.axis("off")
     axes.set_title(
         "An arrow points from a package to one that it imports. What other arrows imply is left "

@@ -5,7 +5,8 @@
     python tools/measure.py --time     # also measure how long `import dpoptax` takes
 
 All numbers come from the source text, except the import time, which is the median of several
-fresh interpreters.
+fresh interpreters. The import time is printed, but it never changes the exit status: it depends on
+the machine.
 """
 
 import argparse
@@ -171,7 +172,7 @@ def main() -> int:
         theirs = import_seconds("import jax, optax, flax")
         print(f"import dpoptax: {ours:.2f} s, {ours / theirs:.2f} times `import jax, optax, flax`")
         if ours > MOST_IMPORT_RATIO * theirs:
-            violations.append(f"import time: {ours / theirs:.2f}, at most {MOST_IMPORT_RATIO}")
+            print(f"slower to import than the aim of {MOST_IMPORT_RATIO} times")
     for violation in violations:
         print(f"over the limit: {violation}")
     return int(options.check and bool(violations))
