@@ -15,11 +15,10 @@ _CALLS = {
     primitives.closed_call_p: "call_jaxpr",
     primitives.call_p: "call_jaxpr",
 }
-# With `jax_remat3`, JAX 0.12 writes a checkpoint as an operation object inside an equation of a
-# primitive that JAX does not export. So both are known by name only.
+# With `jax_remat3` a checkpoint is an object, in an equation of a general primitive. JAX exports
+# neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
-_CHECKPOINT_NAMES = {"custom_remat"}
 
 
 def split_constants(closed: Any) -> tuple[Any, list[Any]]:
@@ -65,11 +64,11 @@ def called_jaxpr(eqn: Any) -> Any | None:
 
 def checkpoint_params(eqn: Any) -> dict[str, Any] | None:
     """Returns the params `jaxpr`, `policy` and `prevent_cse` of `jax.checkpoint`; else None."""
-    if eqn.primitive is primitives.remat_p or eqn.primitive.name in _CHECKPOINT_NAMES:
+    if eqn.primitive is primitives.remat_p:
         return dict(eqn.params)
     operation = _operation(eqn)
     if type(operation).__name__ in _CHECKPOINT_OPERATIONS:
-        return dict(operation.params)
+        return {"prevent_cse": True, **operation.params}
     return None
 
 
@@ -104,8 +103,9 @@ def contains_primitive(jaxpr: Any, primitive: Any) -> bool:
 
 def contains_callback(jaxpr: Any) -> bool:
     """Whether a jaxpr, or a jaxpr inside it, calls back into Python."""
-    # JAX exports none of its callback primitives, but all are named so.
-    return any("callback" in eqn.primitive.name for eqn in equations(jaxpr))
+    # JAX exports none of these primitives: pure_callback, io_callback, debug_callback, debug_print.
+    names = {eqn.primitive.name for eqn in equations(jaxpr)}
+    return any("callback" in name or name == "debug_print" for name in names)
 
 
 def _operation(eqn: Any) -> Any:
