@@ -39,10 +39,10 @@ class LossProgram:
         self.jaxpr = jaxpr
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
-        self._example_treedef: Any = jax.tree.structure(example)
+        self._example_treedef = jax.tree.structure(example)
         variables, _ = _jax_compat.inputs_of(jaxpr)
         # In the jaxpr the closed-over arrays come first, then parameters, then the example.
-        self._num_constants = len(variables) - len(labelled) - self._example_treedef.num_leaves
+        self._num_constants = len(variables) - len(labelled) - len(jax.tree.leaves(example))
         self.param_specs = [
             jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
             for variable in variables[self._num_constants :][: len(labelled)]
