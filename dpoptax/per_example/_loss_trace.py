@@ -35,16 +35,14 @@ class LossProgram:
     def __init__(
         self, loss_fn: Callable[..., Any], jaxpr: Any, params: PyTree, example: tuple[PyTree, ...]
     ) -> None:
-        labelled, treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.params_treedef: Any = treedef
+        labelled, self.params_treedef = jax.tree_util.tree_flatten_with_path(params)
         self.jaxpr = jaxpr
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
-        self._example_treedef: Any = jax.tree.structure(example)
+        self._example_treedef = jax.tree.structure(example)
         variables, _ = _jax_compat.inputs_of(jaxpr)
         # In the jaxpr the closed-over arrays come first, then parameters, then the example.
-        num_example_leaves = len(jax.tree.leaves(example))
-        self._num_constants = len(variables) - len(labelled) - num_example_leaves
+        self._num_constants = len(variables) - len(labelled) - len(jax.tree.leaves(example))
         self.param_specs = [
             jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
             for variable in variables[self._num_constants :][: len(labelled)]
