@@ -47,8 +47,11 @@ def run_here(monkeypatch, capsys, tmp_path):
             with jax.numpy_dtype_promotion("standard"):  # the default outside these tests
                 runpy.run_path(path, run_name="__main__")
         except SystemExit as ended:
-            code = ended.code
-        return subprocess.CompletedProcess(sys.argv, code or 0, *capsys.readouterr())
+            code = ended.code or 0
+        if isinstance(code, str):  # as the interpreter does at its end
+            print(code, file=sys.stderr)
+            code = 1
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run_here
 
