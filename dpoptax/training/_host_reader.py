@@ -29,7 +29,6 @@ class HostReader:
     """Reads the examples of the coming batches, several batches at a time."""
 
     def __init__(self, data: HostData, sampler: Sampler) -> None:
-        assert sampler.max_batch_size is not None
         row = jax.tree.map(jnp.asarray, data.first_example())
         batch_bytes = sampler.max_batch_size * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
         self.batches = max(1, min(MAX_BATCHES_PER_READ, BYTES_PER_READ // max(batch_bytes, 1)))

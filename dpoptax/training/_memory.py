@@ -79,7 +79,6 @@ def microbatch_size_for_plan(
     if isinstance(loss_fn, Objective):
         point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
         loss_fn = loss_fn.loss
-    assert plan.sampler.max_batch_size is not None
 
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.

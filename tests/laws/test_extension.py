@@ -79,7 +79,6 @@ class NormalNoise:
     def caveat(self):
         return "noise is a floating-point Gaussian and treated as an exact one"
 
-    trust = caveat
 
     def release(self, key, grads, clip, noise_multiplier, step):
         total = grads.weighted_sum(clip.weights(grads.squared_norms(), step))
