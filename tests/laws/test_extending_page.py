@@ -87,11 +87,12 @@ def test_a_guide_has_the_density_of_its_draws(page):
 
 
 class Scaled(nn.Module):
-    """A layer normalisation with a scale, over several positions, and a dense layer."""
+    """A scale of the last axis at several positions, and a dense layer."""
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(2)(nn.LayerNorm()(x)).sum()
+        scale = self.param("scale", nn.initializers.ones, (8,))
+        return jnp.sin(nn.Dense(2)(x * scale)).sum()
 
 
 def exact_and_factored(loss_fn, params, batch):
