@@ -1,12 +1,12 @@
 """Flat clipping: one bound for the gradient of an example over all parameters together."""
 
 import attrs
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
+from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
@@ -68,7 +68,7 @@ class FlatClip:
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
     ) -> Float[Array, " batch"]:
         """Returns min(1, l2_clip / norm), and 0 for an example with a norm that is not finite."""
-        squared = jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
+        squared = global_squared_norms(squared_norms)
         # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
         scale = jnp.minimum(1.0, as_schedule(self.l2_clip).at(step) / jnp.sqrt(squared))
         return jnp.where(jnp.isfinite(squared), scale, 0.0)

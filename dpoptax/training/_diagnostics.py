@@ -1,11 +1,11 @@
 """Non-private diagnostics of a step: the clipped fraction and the median gradient norm."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
+from dpoptax.per_example._base import global_squared_norms
 
 
 def nonprivate_norms(
@@ -25,7 +25,7 @@ def nonprivate_norms(
         [0.67, 5.0]
     """
     squared = grads.squared_norms()
-    norms = jnp.sqrt(jnp.stack(jax.tree.leaves(squared)).sum(axis=0).astype(jnp.float32))
+    norms = jnp.sqrt(global_squared_norms(squared).astype(jnp.float32))
     # Padding belongs to nobody. A gradient that is not finite has weight zero, so it counts.
     clipped = grads.mask & (clip.weights(squared, step) < 1)
     size = jnp.sum(grads.mask, dtype=jnp.float32)

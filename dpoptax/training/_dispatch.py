@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from dpoptax._jax_compat import contains_primitive
 from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
@@ -198,19 +199,5 @@ class _Steps:
         # A step with a convolution is long enough to be its own dispatch.
         if jax.default_backend() != "cpu":
             return True
-        return not _contains_convolution(self._one.trace(state, data, jnp.asarray(0)).jaxpr)
-
-
-def _contains_convolution(jaxpr: Any) -> bool:
-    """Whether a jaxpr contains a convolution, at any depth."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if eqn.primitive is jax.lax.conv_general_dilated_p:
-            return True
-        inner = jax.tree.leaves(tuple(eqn.params.values()), is_leaf=_is_jaxpr)
-        if any(_contains_convolution(value) for value in inner if _is_jaxpr(value)):
-            return True
-    return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+        jaxpr = self._one.trace(state, data, jnp.asarray(0)).jaxpr
+        return not contains_primitive(jaxpr, jax.lax.conv_general_dilated_p)

@@ -79,7 +79,6 @@ class NormalNoise:
     def caveat(self):
         return "noise is a floating-point Gaussian and treated as an exact one"
 
-
     def release(self, key, grads, clip, noise_multiplier, step):
         total = grads.weighted_sum(clip.weights(grads.squared_norms(), step))
         stddev = as_schedule(noise_multiplier).at(step) * as_schedule(clip.l2_clip).at(step)
