@@ -11,8 +11,8 @@ from dp_accounting import DpEvent
 
 from dpoptax.schedules import ScalarOrSchedule, Schedule
 
-# More distinct noise multipliers than this are rounded down to this many before they are
-# accounted. Every level costs one privacy loss distribution; fifty levels between 0.8 and 2 are
+# If a run has more distinct noise multipliers than this, each is rounded down to one of this many
+# levels. Every level costs one privacy loss distribution; fifty levels between 0.8 and 2 are
 # 2 % apart, which bounds the loss in epsilon.
 MAX_NOISE_LEVELS = 50
 

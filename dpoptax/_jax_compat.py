@@ -102,13 +102,6 @@ def contains_primitive(jaxpr: Any, primitive: Any) -> bool:
     return any(eqn.primitive is primitive for eqn in equations(jaxpr))
 
 
-def contains_callback(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or a jaxpr inside it, calls back into Python."""
-    # JAX exports none of these primitives: pure_callback, io_callback, debug_callback, debug_print.
-    names = {eqn.primitive.name for eqn in equations(jaxpr)}
-    return any("callback" in name or name == "debug_print" for name in names)
-
-
 def _operation(eqn: Any) -> Any:
     return eqn.params["_prim"] if eqn.primitive.name == _OPERATION_PRIMITIVE else None
 

@@ -80,7 +80,8 @@ class Plan:
         """Validates the arguments; see the class."""
         if not isinstance(sampler, Sampler):
             raise TypeError(
-                f"sampler must be one of dpoptax.samplers or have their interface; got {sampler!r}."
+                "sampler must be one of dpoptax.samplers, or derive from dpoptax.samplers.Sampler; "
+                f"got {sampler!r}."
             )
         if not isinstance(mechanism, Mechanism):
             raise TypeError(f"mechanism must be one of dpoptax.mechanisms; got {mechanism!r}.")

@@ -1,7 +1,7 @@
 """Registry of the frozen values that can be written as JSON and read back.
 
 A record is `{"kind": "Poisson", "num_examples": 100, ...}`: the name of the class and all its
-fields. `decode` refuses a record with a field too few or too many, and `encode` refuses a value of
+fields. `decode` refuses a record with a missing or unknown field, and `encode` refuses a value of
 an unregistered class. So a plan that is read is exactly the plan that was written.
 """
 

@@ -3,7 +3,7 @@
 Two data sets are neighbours when they differ in one example. A privacy guarantee compares the
 releases of neighbours, and the relation says what "differ" means:
 
-- `add_or_remove_one`: one data set has the example and the other has not.
+- `add_or_remove_one`: one data set has the example and the other does not.
 - `replace_one`: another example takes its place.
 - `replace_special`: an example that contributes nothing takes its place (zero-out).
 """

@@ -157,6 +157,12 @@ def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:
     with jax.numpy_dtype_promotion("standard"):  # Optax's schedules mix integers and floats
         values = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(steps)
     table = np.asarray(values, np.float64)
+    if not np.all(np.isfinite(table)):
+        step = int(np.argmin(np.isfinite(table)))
+        raise ValueError(
+            f"a schedule must have finite values; got {table[step]} at step {step}. Check whether "
+            "it overflows float32."
+        )
     # A piece starts where the value changes; NaN differs from every value, so step 0 is a start.
     starts = np.flatnonzero(np.diff(table, prepend=np.nan))
     lengths = np.diff(starts, append=num_steps)

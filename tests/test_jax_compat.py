@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dpoptax import _jax_compat
@@ -38,19 +37,6 @@ def test_the_name_of_a_function_is_no_primitive():
 
     jaxpr = jax.make_jaxpr(jax.jit(conv_general_dilated))(jnp.ones(2))
     assert not _jax_compat.contains_primitive(jaxpr, jax.lax.conv_general_dilated_p)
-
-
-@pytest.mark.parametrize("debug", [True, False])
-def test_callbacks_are_found(debug):
-    def function(x):
-        if debug:
-            jax.debug.print("{}", x)
-            return x
-        return jax.pure_callback(np.sin, jax.typeof(x), x)
-
-    jaxpr = jax.make_jaxpr(WRAPPERS["scan"](function))(jnp.ones(2))
-    assert _jax_compat.contains_callback(jaxpr)
-    assert not _jax_compat.contains_callback(jax.make_jaxpr(jnp.sin)(1.0))
 
 
 def test_a_jaxpr_runs_with_other_constants():

@@ -144,3 +144,8 @@ def test_stages_draw_and_cost_what_their_samplers_do():
     assert stages.event(noise, 2) == small.event(1.5, 2)
     plan = dpoptax.Plan(sampler=stages, clip=1.0, noise_multiplier=noise, num_steps=7, delta=1e-5)
     assert dpoptax.Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_schedule_that_overflows_is_refused_with_its_step():
+    with pytest.raises(ValueError, match="finite values; got inf at step 1"):
+        tabulate(lambda step: 3e38 * (step + 1.0), 3)

@@ -61,7 +61,8 @@ def calibrate_noise_multiplier(
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         sampler: the sampler that will run.
         num_steps: how many steps will run, at least 1.
-        relation: which data sets are neighbours; None for the sampler's own relation.
+        relation: which data sets are neighbours; None for the sampler's own relation, which is
+            `replace_special` for `Shuffled` and `CyclicPoisson`.
 
     Returns:
         The noise multiplier, at least 0.1, and its epsilon.
@@ -148,7 +149,8 @@ def calibrate_num_steps(
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         sampler: the sampler that will run.
         noise_multiplier: positive.
-        relation: which data sets are neighbours; None for the sampler's own relation.
+        relation: which data sets are neighbours; None for the sampler's own relation, which is
+            `replace_special` for `Shuffled` and `CyclicPoisson`.
 
     Returns:
         The number of steps, at most 1e9, and its epsilon.
@@ -205,7 +207,8 @@ def calibrate_batch_size(
         num_steps: how many steps will run, whatever the batch size; or
         epochs: how often each example takes part on average. Give one of the two.
         make_sampler: makes a sampler from a number of examples and a whole batch size.
-        relation: which data sets are neighbours; None for the sampler's own relation.
+        relation: which data sets are neighbours; None for the sampler's own relation, which is
+            `replace_special` for `Shuffled` and `CyclicPoisson`.
 
     Returns:
         The batch size, a whole number, and its epsilon.

@@ -84,7 +84,7 @@ def epsilon(
         num_steps: how many sums were released. Zero costs nothing.
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         relation: which data sets are neighbours, see `dpoptax.relations`; None for the sampler's
-            own relation.
+            own relation, which is `replace_special` for `Shuffled` and `CyclicPoisson`.
         group_size: how many examples neighbours differ in.
 
     Returns:

@@ -13,7 +13,7 @@ from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
-from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
+from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
 
 FORMAT = "dpoptax ledger 1"
 # The bound of `epsilon_bound` is evaluated at 16 steps and then at every 5 % more: a run of 10,000
@@ -98,8 +98,7 @@ class Ledger:
             )
         num_steps = 1 if num_steps is None else num_steps
         num_steps = _validate.count("num_steps", num_steps, at_least=0)
-        if not isinstance(noise_multiplier, Schedule):
-            noise_multiplier = _validate.non_negative("noise_multiplier", noise_multiplier)
+        noise_multiplier = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
         for value, first, last in as_schedule(noise_multiplier).pieces(num_steps):
             self._steps.add(value, last - first)
 

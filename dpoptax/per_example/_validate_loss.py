@@ -20,8 +20,6 @@ _NO_STATE = (
 
 
 def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
-    """Returns the mask of a batch, all True where none was given."""
-    batch = _validate.leading_axis_size("examples", examples)
     """Returns the mask of a batch; all True if there is none."""
     batch = _validate.leading_axis_size("examples", examples)
     if mask is None:

@@ -105,7 +105,7 @@ def _seed(seed: Array) -> Array:
     low = seed.astype(jnp.uint32)
     high = (seed >> 32).astype(jnp.uint32) if seed.dtype.itemsize == 8 else jnp.zeros_like(low)
     key = jnp.concatenate([jnp.stack([low, high]), jnp.zeros(6, jnp.uint32)])
-    # One block under a nonce of its own, so that a seed is never itself a key.
+    # One block under a separate nonce, so that a seed is never itself a key.
     return blocks(key, jnp.zeros(1, jnp.uint32), SEED)[0, :8]
 
 

@@ -68,7 +68,7 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
 
 
 def derive_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
-    """Derives a key from a key and a name: another key and another name give another result.
+    """Derives a key from a key and a name; a different key or name gives a different result.
 
     Args:
         key: a typed PRNG key. Derive everything else from it by `derive_key` or by `fold_in`.

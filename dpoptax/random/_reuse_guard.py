@@ -8,10 +8,10 @@ import weakref
 from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 REMEDY = (
-    "Make another transformation for the second run, with a key of its own: "
+    "Make another transformation for the second run, with a different key: "
     "privatize(..., key=jax.random.fold_in(key, 1))."
 )
 # Transformations in use, by their key. A key is forgotten with the last transformation that has it.
@@ -32,6 +32,7 @@ class KeyReuseGuard:
     def __init__(self, key: PRNGKeyArray) -> None:
         self._num_inits = 0
         self._used = False
+        self._drew = False
         self._others: weakref.WeakSet[KeyReuseGuard] = weakref.WeakSet()
         # The value of a traced key is unknown, so it cannot be compared with other keys.
         if not isinstance(key, jax.core.Tracer):
@@ -44,11 +45,15 @@ class KeyReuseGuard:
         """Counts a call of `init`; raises if it starts a second run.
 
         Raises:
-            ValueError: an `update` was made or compiled after another call of `init`.
+            ValueError: an `update` was made, or was compiled after another call of `init`.
         """
-        if isinstance(state_key, jax.core.Tracer) or _is_placeholder(params):
+        if _is_placeholder(params):
             return
-        if self._used and self._num_inits:
+        if isinstance(state_key, jax.core.Tracer):
+            self._earlier = self._used_others()
+            return
+        # A traced update alone is not a draw: a program may be compiled before its first run.
+        if self._drew or (self._used and self._num_inits):
             raise ValueError(
                 "expected one run of each transformation; got another call of init after an "
                 "update, and a second run would draw the same noise as the first. "
@@ -57,8 +62,10 @@ class KeyReuseGuard:
         self._num_inits += 1
         self._earlier = self._used_others()
 
-    def on_update(self) -> None:
+    def on_update(self, state_step: Array) -> None:
         """Marks a draw of noise; raises if another run may draw the same noise.
+
+        The step of the state shows whether the draw is made now or only compiled.
 
         Raises:
             ValueError: `init` was called more than once, or a transformation with the same key was
@@ -69,12 +76,13 @@ class KeyReuseGuard:
                 f"expected one call of init for each transformation; got {self._num_inits} before "
                 f"this update, and runs from these states would draw the same noise. {REMEDY}"
             )
+        self._drew = self._drew or not isinstance(state_step, jax.core.Tracer)
         if self._used:
             return
         for other in self._others:
             if other is not self and other._used and other not in self._earlier:
                 raise ValueError(
-                    "expected a key of its own for each transformation of a chain; got two "
+                    "expected a different key for each transformation of a chain; got two "
                     "transformations that were given one key, and would draw the same noise. "
                     "Split the key, and give each a part: jax.random.split(key)."
                 )

@@ -1,4 +1,4 @@
-"""Wording of the privacy report, for readers who are no specialists.
+"""Wording of the privacy report, for readers who are not specialists.
 
 Every number is rounded such that the statement stays true: epsilon and probabilities of success
 are rounded up.

@@ -10,7 +10,7 @@ from dpoptax.schedules import ScalarOrSchedule
 
 @attrs.frozen(kw_only=True)
 class ReportValues:
-    """The fields of `Report`, which documents them; apart, so that the wording can read them."""
+    """The fields of `Report`, which documents them. `_text` reads them without importing it."""
 
     unit: str
     relation: str

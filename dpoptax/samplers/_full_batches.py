@@ -1,4 +1,4 @@
-"""What samplers of a fixed batch size share."""
+"""Base class of samplers with a fixed batch size."""
 
 import attrs
 

@@ -20,7 +20,7 @@ from dpoptax.schedules import ScalarOrSchedule
 class UserPoisson(Sampler):
     """Poisson sampling of users, so that users are protected and not only single examples.
 
-    A user is what is sampled, clipped and accounted: a neighbouring data set has one user more.
+    A user is what is sampled, clipped and accounted: a neighbouring data set has one more user.
     `arrange` turns the data into one row per user. The loss of one row then sees up to
     `max_examples_per_user` examples and a mask, and should be their mean.
 

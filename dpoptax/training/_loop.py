@@ -1,4 +1,4 @@
-"""The training loop: charge, authorize, run, save, show, until the plan ends or somebody asks."""
+"""The training loop of `fit`: charges, authorizes, runs and saves steps until the run ends."""
 
 import time
 

@@ -133,6 +133,6 @@ def _largest_microbatch(
             return microbatch_size
         microbatch_size //= 2
     raise ValueError(
-        f"one example at a time needs {needed:,} bytes besides parameters and data, and the limit "
+        f"one example at a time needs {needed:,} bytes plus parameters and data, and the limit "
         f"is {limit:,}. Shard the parameters over more devices, or use a smaller model."
     )

@@ -1,4 +1,4 @@
-"""Multi-host helpers: broadcast, any, combined digest, barrier. Every process takes equal steps."""
+"""Communication between processes. Every process must call these functions in the same order."""
 
 import hashlib
 from typing import Any

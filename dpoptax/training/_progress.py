@@ -71,7 +71,7 @@ class ProgressReporter:
         if not callable(self._show):
             return
         now = time.monotonic()
-        # Epsilon may take a second to compute: wait until its cost is small beside the run.
+        # Epsilon may take a second to compute: wait until its cost is small compared with the run.
         if not last and now - self._shown_at <= self._cost / EPSILON_TIME_FRACTION:
             return
         epsilon = self._ledger.epsilon()

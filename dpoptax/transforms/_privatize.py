@@ -62,9 +62,10 @@ def privatize(
     `init` is a pure function: its state holds a key derived from `key`. The noise of a step is
     derived from that key, from what is released (clip, noise, size, mechanism and the shapes of the
     parameters) and from the number of the step. So a saved state continues bit for bit, and draws
-    other noise if you restore it into a changed transformation. `docs/randomness.md` lists the
-    ways to reuse noise that the library cannot see, such as `jax.vmap(tx.init)`, which gives every
-    member of an ensemble the same key.
+    other noise if you restore it into a changed transformation. An `init` inside
+    `jax.jit`, `jax.lax.scan` or `jax.vmap` cannot be counted, so each call of such a function is
+    the same run: make the transformation inside that function, from a key that is an argument.
+    `docs/randomness.md` lists all ways to reuse noise that the library cannot see.
 
     Args:
         clip: a clip rule such as `dpoptax.clipping.FlatClip(1.0)`, or a number as its short form.
@@ -125,7 +126,7 @@ def privatize(
         if not jax.tree.leaves(specs):
             return specs, next_state
         if guard is not None:
-            guard.on_update()
+            guard.on_update(state.step)
         shapes = [
             (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
             for path, spec in jax.tree_util.tree_leaves_with_path(specs)

@@ -138,7 +138,7 @@ def global_elbo(
         >>> guide_params = guide.init(jax.random.key(0), jax.random.key(0))["params"]
         >>> result = dpoptax.training.fit(
         ...     elbo, guide_params, jnp.ones(200),
-        ...     plan=plan, optimizer=optax.sgd(0.1), key=0, progress=False,
+        ...     plan=plan, optimizer=optax.sgd(0.1), key=jax.random.key(0), progress=False,
         ... )
         >>> abs(float(result.params["loc"]) - 1) < 0.3
         True

@@ -231,3 +231,9 @@ def test_the_filter_refuses_what_it_cannot_bound():
     assert not budget.admits(dp_accounting.NonPrivateDpEvent())
     with pytest.raises(dp_accounting.UnsupportedEventError):
         budget.charge(dp_accounting.UnsupportedDpEvent())
+
+
+def test_an_infinite_noise_multiplier_is_not_free():
+    ledger = Ledger(Shuffled(100, 10), 1.0, delta=1e-5)
+    with pytest.raises(ValueError, match="noise_multiplier must be zero or more, and finite"):
+        ledger.charge(Schedule((math.inf,), (10,)), 10)

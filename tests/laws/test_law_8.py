@@ -387,3 +387,20 @@ def test_one_key_for_two_transformations_is_refused_also_if_init_is_jitted():
     tx = combined(transformation(jax.random.key(0)), transformation(jax.random.key(0), clip=2.0))
     with pytest.raises(ValueError, match=r"given one key"):
         jax.jit(tx.update)(ZEROS, jax.jit(tx.init)(PARAMS), PARAMS)
+
+
+def test_init_after_a_draw_is_refused_also_if_the_first_state_came_from_jit():
+    params = jnp.zeros(3)
+    tx = dpoptax.privatize(1.0, 1.0, expected_batch_size=1, key=jax.random.key(0))
+    tx.update(jnp.ones((1, 3)), jax.jit(tx.init)(params), params)
+    with pytest.raises(ValueError, match="another call of init after an update"):
+        tx.init(params)
+
+
+def test_a_program_may_be_compiled_before_its_first_state_is_made():
+    params = jnp.zeros(3)
+    tx = dpoptax.privatize(1.0, 1.0, expected_batch_size=1, key=jax.random.key(0))
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(tx.update).lower(jnp.ones((1, 3)), state, params).compile()
+    updates, _ = step(jnp.ones((1, 3)), tx.init(params), params)
+    assert bool(jnp.isfinite(updates).all())

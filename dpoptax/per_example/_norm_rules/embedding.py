@@ -115,7 +115,7 @@ def segment_squared_norms(
     def norms(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
         slots, rows = chunk
         batch, tokens, width = rows.shape
-        # Every example has `tokens` slots in one array, since it has at most so many distinct ids.
+        # Every example has `tokens` slots in one array, as it has at most that many distinct ids.
         slots = slots + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
         sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (slots, rows))
         squares = jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)

@@ -1,14 +1,15 @@
 """Noise-aware posterior: corrects a trained guide for the noise, from a trace of its gradients.
 
-A guide that was trained privately tells how uncertain the data leave the latents. It does not tell
-how far the noise has moved it from its optimum. Near the optimum phi* the gradient of step t is
+The scale of a privately trained guide is the uncertainty that the data leave about the latents. It
+does not include how far the noise has moved the location from its optimum. Near the optimum phi*
+the gradient of step t is
 
     g_t = A (phi_t - phi*) + noise_t,   A = 1 / (N scale**2) for a mean field
 
 So every step of the trace measures phi* as phi_t - g_t / A, with independent noise. The mean of the
 measurements is a better location, and its variance widens the scale. The correction is only as good
-as the scale: clip seldom, and train by aligned gradients. All of it is post-processing of released
-values.
+as the scale: choose a clip bound that is rarely reached, and train with aligned gradients. All of
+it is post-processing of released values.
 
 Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, infer a posterior over phi* from
 the trace. Here the guide's own precision takes the place of their estimate of A.

@@ -1,7 +1,7 @@
 """DPSVI: NumPyro's stochastic variational inference with clipped and noised gradients.
 
 The methods are those of `numpyro.infer.SVI`, and the arguments those of the class of the same name
-in d3p. A script of either changes its imports only. The gradients come from `numpyro_elbo`.
+in d3p. A script for either needs only new imports. The gradients come from `numpyro_elbo`.
 
 Reference: Prediger et al. 2022, arXiv:2103.11648.
 """

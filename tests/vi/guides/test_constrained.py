@@ -79,7 +79,13 @@ def test_the_rate_of_counts_finds_its_gamma_posterior(make):
     optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, 3000))
     with jax.numpy_dtype_promotion("standard"):  # for Optax's schedule
         result = dpoptax.training.fit(
-            elbo, start(guide), counts, plan=plan, optimizer=optimizer, key=0, progress=False
+            elbo,
+            start(guide),
+            counts,
+            plan=plan,
+            optimizer=optimizer,
+            key=dpoptax.random.insecure_key(0),
+            progress=False,
         )
     found = result.params["unconstrained"]
     assert abs(math.exp(float(found["loc"]["rate"])) / posterior.mean() - 1) < 0.01

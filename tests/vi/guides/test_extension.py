@@ -75,7 +75,7 @@ def test_a_new_guide_is_trained_privately(make):
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):  # for Optax's schedule
         result = dpoptax.training.fit(
-            elbo, start(guide), data, plan=plan, key=0, progress=False,
+            elbo, start(guide), data, plan=plan, key=dpoptax.random.insecure_key(0), progress=False,
             optimizer=optax.adam(optax.linear_schedule(0.05, 0.0, 600)),
         )  # fmt: skip
     assert np.abs(result.params["loc"] - data.mean(0)).max() < 0.15

@@ -190,7 +190,13 @@ def test_one_objective_serves_fit_too(data):
         delta=1e-4,
     )  # fmt: skip
     result = dpoptax.training.fit(
-        elbo, elbo.init(), data, plan=plan, optimizer=optax.adam(0.01), key=0, progress=False
+        elbo,
+        elbo.init(),
+        data,
+        plan=plan,
+        optimizer=optax.adam(0.01),
+        key=dpoptax.random.insecure_key(0),
+        progress=False,
     )
     assert set(elbo.constrain(result.params)) == set(elbo.init())
 
