@@ -93,7 +93,7 @@ class NormalNoise:
         pass
 
 
-def tests_over(path, argument):
+def cases_over(path, argument):
     """Yields each test of a file that is parametrized by `argument`, with its other arguments."""
     spec = importlib.util.spec_from_file_location(f"extension_{pathlib.Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -115,11 +115,11 @@ def tests_over(path, argument):
 
 
 SAMPLER_TESTS = [
-    *tests_over(TESTS / "samplers" / "test_samplers.py", "make"),
-    *tests_over(TESTS / "laws" / "test_laws.py", "make"),
+    *cases_over(TESTS / "samplers" / "test_samplers.py", "make"),
+    *cases_over(TESTS / "laws" / "test_laws.py", "make"),
 ]
-CLIP_RULE_TESTS = list(tests_over(TESTS / "laws" / "test_laws.py", "rule"))
-MECHANISM_TESTS = list(tests_over(TESTS / "laws" / "test_mechanisms.py", "make"))
+CLIP_RULE_TESTS = list(cases_over(TESTS / "laws" / "test_laws.py", "rule"))
+MECHANISM_TESTS = list(cases_over(TESTS / "laws" / "test_mechanisms.py", "make"))
 
 
 def test_the_tests_of_each_table_are_found():

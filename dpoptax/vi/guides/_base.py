@@ -34,6 +34,11 @@ class Guide(nn.Module, abc.ABC):  # type: ignore[misc]
 
     Subclasses implement the four abstract methods and override nothing else. Call the methods by
     `guide.apply({"params": guide_params}, ..., method="log_prob")`.
+
+    Example:
+        >>> from dpoptax.vi.guides import MeanField
+        >>> isinstance(MeanField(jnp.zeros(2)), Guide)
+        True
     """
 
     @final
