@@ -141,7 +141,9 @@ def _decode(record: Any, what: str) -> Any:
 def _check_names(what: str, record: dict[str, Any], names: Collection[str]) -> None:
     if set(record) != set(names):
         missing, extra = sorted(set(names) - set(record)), sorted(set(record) - set(names))
-        raise ValueError(f"{what} lacks {missing} and has {extra} too many.")
+        raise ValueError(
+            f"{what} must have the fields {sorted(names)}; missing: {missing}, unknown: {extra}."
+        )
 
 
 register(Schedule)

@@ -24,7 +24,9 @@ def test_every_name_of_the_package_exists(page):
     for name in re.findall(r"\bdpoptax(?:\.[A-Za-z_]\w*)+", page.read_text()):
         value = dpoptax
         for part in name.split(".")[1:]:
-            assert not part.startswith("_"), f"{page.name} names {name}, which is private"
+            # The page on extending is for contributors, who change private modules.
+            public = not part.startswith("_") or page.name == "extending.md"
+            assert public, f"{page.name} names {name}, which is private"
             if not hasattr(value, part):
                 value = importlib.import_module(f"{value.__name__}.{part}")
             else:

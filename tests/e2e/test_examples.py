@@ -63,7 +63,7 @@ def check_output(done, folder, picture):
         for name in ("private", "not private", "untrained")
     }
     assert all(map(math.isfinite, values.values()))
-    assert re.search(r"guarantee +\([\d.]+, [\d.e-]+\)-differential privacy", done.stdout)
+    assert re.search(r"Guarantee +\([\d.]+, [\d.e-]+\)-differential privacy", done.stdout)
     path = folder / "pictures" / picture
     assert str(path.relative_to(folder)) in done.stdout
     with Image.open(path) as image:
