@@ -122,7 +122,7 @@ WRONG_CALLS = {
         lambda: dpoptax.training.make_train_step(
             lambda w, x, key=None: 0.0, tx=optax.sgd(1.0), sampler=dpoptax.samplers.Poisson(9, 3)
         ),
-        "has a default for its third argument, key.*Take the default away",
+        "has a default for its third argument, key.*Remove the default",
     ),
     "batch size zero": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=0, key=KEY),

@@ -232,8 +232,8 @@ def test_a_plan_passes_its_mechanism_to_the_json_and_the_report():
             sampler=plan.sampler, clip=1.0, noise_multiplier=1.0, num_steps=5, delta=1e-4,
             mechanism="exact",
         )  # fmt: skip
-    unknown = plan.to_json().replace('"exact"', '"approximate"')
-    with pytest.raises(ValueError, match="unknown mechanism 'approximate'"):
+    unknown = plan.to_json().replace('"DiscreteGaussian"', '"approximate"')
+    with pytest.raises(ValueError, match="unknown kind of Mechanism: 'approximate'"):
         dpoptax.Plan.from_json(unknown)
 
 

@@ -99,7 +99,7 @@ def many_keys(num_keys):
 
 def images_over_keys(size, indices, num_keys=20_000, network=network_over_keys):
     keys, indices = many_keys(num_keys), np.asarray(indices, np.uint32)
-    if size <= feistel.EXACT:
+    if size <= feistel.MAX_SORTED:
         return np.asarray(sorted_over_keys(keys, indices.astype(np.int32), size))
     numbers = (np.uint32(number) for number in (size, *feistel._halves(size)))
     return np.asarray(network(keys, indices, *numbers)).astype(np.int32)
