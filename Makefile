@@ -13,7 +13,7 @@ demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw
 	$(BIN)/python examples/05_vae.py --out out
 
 test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
-	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly" $(ARGS)
+	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly" $(or $(ARGS),tests)
 
 test-all: $(VENV)/.dev  ## what must pass before a merge: argument types checked, programs optimized
 	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=all -m "not nightly" $(ARGS)

@@ -123,7 +123,7 @@ def one_of_each(data: example_data.Data) -> np.ndarray:
 
 
 def reconstruct(model: DenseVAE, params: Any, images: np.ndarray) -> jax.Array:
-    return nn.sigmoid(model.apply({"params": params}, images))
+    return nn.sigmoid(model.apply({"params": params}, jnp.asarray(images)))
 
 
 def sample_prior(model: DenseVAE, params: Any, num_images: int, key: jax.Array) -> jax.Array:

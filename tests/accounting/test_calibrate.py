@@ -62,6 +62,7 @@ rates = st.floats(math.log(1e-7), 0.0).map(math.exp)
 step_counts = st.floats(0.0, math.log(1e7)).map(lambda x: round(math.exp(x)))
 
 
+@pytest.mark.nightly
 @hypothesis.settings(suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(target=targets, delta=deltas, rate=rates, steps=step_counts)
 def test_round_trips_at_the_extremes(target, delta, rate, steps):
@@ -97,6 +98,7 @@ def test_the_most_steps_are_the_most(sampler, relation):
     assert achieved == epsilon(num_steps=steps, **run) <= 2.0 < epsilon(num_steps=steps + 1, **run)
 
 
+@pytest.mark.slow
 def test_steps_and_sizes_against_published_ones():
     run = {"epsilon": 1.0, "delta": 1e-5, "noise_multiplier": 1.1}
     steps, _ = calibrate_num_steps(sampler=Poisson(60_000, 128), **run)

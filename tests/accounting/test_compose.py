@@ -215,6 +215,7 @@ def test_the_ends_of_events(event, value):
     assert event_epsilon(event, delta=1e-5) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "value"), [(1, 0.8899138), (3, 3.0202652), (10, 12.5677761)])
 def test_groups_against_reference_values(size, value):
     run = {"noise_multiplier": 1.1, "num_steps": 9380, "delta": 1e-5, "group_size": size}

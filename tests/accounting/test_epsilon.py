@@ -106,6 +106,7 @@ def test_the_accountant_assumes_that_overflow_is_known(at):
     assert at <= achieved <= at * (1 + 2e-3)
 
 
+@pytest.mark.slow
 def test_an_attack_that_sees_which_bin_was_full_finds_no_more_than_epsilon():
     """Two bins, noise 1: others add 1 each, the target takes 1 away.
 
@@ -134,6 +135,7 @@ def test_a_cyclic_run_is_the_poisson_run_of_one_group():
     assert cyclic == pytest.approx(epsilon(sampler=Poisson(250, 10), num_steps=10, **run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_examples", "expected", "capacity", "noise", "steps", "relation", "value"),
     [

@@ -134,6 +134,7 @@ def test_a_sampler_is_a_class_and_a_line(test, others, monkeypatch):
     test(make=registry.SAMPLERS["coin flips"], **others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("test", "others"), CLIP_RULE_TESTS)
 def test_a_clip_rule_is_a_class_and_a_line(test, others, monkeypatch):
     monkeypatch.setitem(registry.CLIP_RULES, "by division", ClipByDivision)

@@ -87,6 +87,7 @@ def restored(state, path):
     return found._replace(key=jax.random.wrap_key_data(found.key, impl=implementation))
 
 
+@pytest.mark.slow
 @keys
 def test_a_restored_run_continues_bit_for_bit_and_a_changed_one_draws_other_noise(make, tmp_path):
     tx = transformation(make(0))
@@ -155,6 +156,7 @@ def combined(first, second):
     )
 
 
+@pytest.mark.slow
 @keys
 def test_one_key_for_two_transformations_of_one_chain_is_refused(make):
     zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), PARAMS)
@@ -358,6 +360,7 @@ def test_train_states_and_optimizers_of_flax_start_one_run_each():
         nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
+@pytest.mark.slow
 def test_what_a_transformation_cannot_repeat_is_not_refused():
     quiet = transformation(jax.random.key(0), noise_multiplier=0.0)
     for _ in range(2):

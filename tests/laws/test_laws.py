@@ -224,6 +224,7 @@ def test_law_8_two_fits_of_different_keys_share_no_noise_and_one_key_repeats_its
     assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / math.sqrt(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root_of", [jax.random.key, dpoptax.random.insecure_key])
 @samplers
 def test_law_8_sampling_noise_and_model_keys_are_never_one_key(make, root_of):
@@ -267,6 +268,7 @@ def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
     assert results[0].report() == results[1].report()
 
 
+@pytest.mark.slow
 @samplers
 def test_law_10_the_accounted_event_is_that_of_the_sampler_and_the_noise_that_ran(make):
     sampler = make(50, 5)

@@ -14,6 +14,7 @@ import dpoptax
 N = 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("l2_clip", "noise_multiplier"), [(1.0, 1.0), (0.1, 3.0), (10.0, 0.5)])
 def test_a_release_is_the_sum_plus_noise_of_the_stated_scale(l2_clip, noise_multiplier, seed):
@@ -67,6 +68,7 @@ def test_along_the_gradient_of_one_example_the_release_moves_by_one_over_the_noi
         assert abs(z.var() - 1) < 4.5 * math.sqrt(2 / N)
 
 
+@pytest.mark.slow
 def test_float64_parameters_get_float64_noise():
     with jax.enable_x64(True):
         params = jnp.zeros(1000, jnp.float64)

@@ -40,6 +40,7 @@ MECHANISMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 @pytest.mark.parametrize("noise_multiplier", [0.5, 2.0])
 def test_noise_has_the_stated_scale_and_the_sum_is_below_it(mechanism, noise_multiplier):
@@ -159,6 +160,7 @@ def test_without_the_margin_of_the_proof_a_coarse_grid_is_less_private():
     assert any(f > a for f, a in zip(found, accounted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 def test_every_gradient_form_gives_the_same_release(mechanism):
     params, batch = registry.params(), registry.examples(10)
@@ -176,6 +178,7 @@ def test_every_gradient_form_gives_the_same_release(mechanism):
         assert registry.distance(found[0], other) < 8 / 2**10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 3e38])
 def test_padding_and_non_finite_examples_add_nothing(mechanism, poison):

@@ -40,6 +40,7 @@ def test_one_example_moves_it_by_one():
         assert float(jnp.linalg.norm(moved)) == 1.0
 
 
+@pytest.mark.slow
 def test_noise_has_the_stated_deviation():
     n = 4000
     draws = jax.vmap(lambda key: norm_histogram(GRADS, EDGES, 3.0, key))(

@@ -57,6 +57,7 @@ def plain():
     return lambda p, e: cross_entropy(e[0] @ p[0] + p[1], e[1]), params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen, nnx_model, plain])
 def test_every_model_family_trains_and_keeps_its_structure(make):
     loss_fn, params = make()

@@ -8,6 +8,7 @@ import dpoptax
 from benchmarks.models import PARAMETER_COUNTS, workload
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETER_COUNTS)
 def test_every_product_convolution_and_lookup_of_the_workloads_is_factored(name):
     with jax.numpy_dtype_promotion("standard"):  # Flax itself mixes dtypes in places

@@ -84,6 +84,7 @@ def test_norms_and_sums_are_those_of_vmap_grad(make):
         compare(*make(5), settings=(contextlib.nullcontext, nothing_held))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [1, 1000])
 @pytest.mark.parametrize(
     "name", ["linen convolutions", "linen embedding", "linen tied embedding", "nested grad"]
@@ -95,6 +96,8 @@ def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, num
         compare(*ARCHITECTURES[name](5))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch", [0, 1, pytest.param(2, marks=slow), 7, pytest.param(64, marks=slow)]
 )
@@ -128,6 +131,7 @@ def convolution_of(w, x):
     return output.reshape(16, 256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "rule"), [(product_of, "Gram"), (convolution_of, "pixel Gram")])
 def test_a_gradient_far_smaller_than_its_factors_stays_in_the_ball_too(model, rule):
     """Each is a sum of 16 rows that cancel but for a part of 3e-5, of which a Gram loses sight."""
@@ -191,6 +195,7 @@ def used_twice(w, example):
     return jnp.sum(scales[:, None] * (x @ w)) + jnp.sum(scales[:, None] * (x @ w.T))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
 @pytest.mark.parametrize(
     ("loss_fn", "shape", "x", "rules"),
@@ -223,6 +228,7 @@ def test_terms_that_cancel_in_one_example_wipe_out_no_others(
     assert np.linalg.norm(clipped(slice(0, 9)) - without) <= 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss_fn", "shape"),
     [(weighted_bag, (500, 4)), (weighted_pairs, (300, 300))],
@@ -256,6 +262,8 @@ def test_padded_rows_may_hold_anything(name):
         compare(loss_fn, params, examples.at[1].set(jnp.nan).at[4].set(jnp.inf), mask)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [pytest.param(options, marks=[slow] if options else []) for options in OPTIONS.values()],
@@ -314,6 +322,7 @@ def readings_of_an_mlp(factored, microbatch_size):
     return readings(params, examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("factored", [True, False])
 def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, factored):
@@ -375,6 +384,7 @@ def test_microbatches_of_padding_alone_are_not_worked_through(factored):
     assert places == {"all": set(range(7)), "one": {4, 5}, "none": set()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [True, False])
 def test_the_self_check_passes_what_is_right_and_refuses_what_is_not(jit, monkeypatch):
     def run(examples):

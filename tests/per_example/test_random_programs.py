@@ -41,6 +41,7 @@ LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     program=st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(0, 2)),
                      min_size=1, max_size=5),

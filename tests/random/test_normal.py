@@ -65,6 +65,7 @@ def test_the_two_draws_of_a_point_are_half_an_axis_apart(shape):
         np.testing.assert_allclose(draws, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key", [jax.random.key(0), chacha20_key(0), jax.random.key(0, impl="rbg")], ids=str
 )

@@ -33,6 +33,7 @@ def report():
     return Report.from_plan(plan())
 
 
+@pytest.mark.slow
 def test_the_published_run_under_its_three_conventions(report):
     """Poisson with add-or-remove, Poisson with replace, and full batches as they were drawn."""
     assert report.epsilon == pytest.approx(0.535, abs=1e-3)

@@ -30,6 +30,7 @@ def assert_same(batches, others):
     jax.tree.map(np.testing.assert_array_equal, batches, others)
 
 
+@pytest.mark.slow
 @every_sampler
 def test_jit_equals_eager_scan_equals_loop_vmap_equals_loop(make):
     sampler = make(50, 5)
@@ -71,6 +72,7 @@ def test_batches_have_static_shape_distinct_members_and_zeros_where_masked(make)
         assert np.all((indices >= 0) & (indices < sampler.num_examples))
 
 
+@pytest.mark.slow
 @every_sampler
 def test_other_keys_and_other_steps_give_other_batches(make):
     sampler = make(1000, 5)

@@ -154,6 +154,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
             np.testing.assert_allclose(numbers, np.asarray(leaf).ravel(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_microbatches_are_noised_once():
     """The whole batch, and parts of it, release the same: noise is not drawn per part."""
     plan = dpoptax.Plan(

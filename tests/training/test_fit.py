@@ -78,6 +78,7 @@ def test_a_plan_of_no_steps_returns_the_initial_parameters():
     assert result.epsilon() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_the_step_is_pure(jit):
     keys = dpoptax.random.split_by_purpose(jax.random.key(0))
@@ -131,6 +132,7 @@ def test_progress_calls_a_function():
         assert progress.epsilon == PLAN.epsilon(progress.step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch_size", [None, 16])
 @pytest.mark.parametrize("data", [DATA, dpoptax.training.HostData(np.asarray(DATA))])
 def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_size, data):

@@ -24,6 +24,7 @@ def choose(limit, size=48):
     return choose_microbatch_size(loss_fn, WIDE, VECTOR, max_batch_size=size, memory_limit=limit)
 
 
+@pytest.mark.slow
 def test_less_memory_means_smaller_parts_down_to_a_refusal():
     sizes = [choose(limit) for limit in (10**9, 20 * 10**6, 5 * 10**6)]
     assert sizes[0] is None
@@ -49,6 +50,7 @@ def test_a_model_of_a_hundred_million_parameters_is_planned_without_one():
     )
 
 
+@pytest.mark.slow
 def test_fit_takes_what_was_chosen(monkeypatch):
     monkeypatch.setattr("dpoptax.training._memory.default_limit", lambda: 4 * 10**5)
     plan = dpoptax.Plan(
@@ -66,6 +68,7 @@ def test_fit_takes_what_was_chosen(monkeypatch):
     np.testing.assert_allclose(train("auto"), train(None), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_auto_knows_what_the_mechanism_needs(monkeypatch):
     """Exact noise sums whole gradients, where the factors of a product would be enough."""
     monkeypatch.setattr("dpoptax.training._memory.default_limit", lambda: 2 * 10**7)

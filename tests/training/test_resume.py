@@ -142,6 +142,7 @@ def test_steps_lost_in_a_crash_are_replayed_bit_for_bit_and_count_once(tmp_path,
     assert result.epsilon() == plan().epsilon()
 
 
+@pytest.mark.slow
 def test_a_changed_run_draws_other_noise_and_what_was_lost_stays_charged(tmp_path):
     folder = tmp_path / "run"
     saved = crash(folder, at=3, beyond=6)
@@ -159,6 +160,7 @@ def test_a_changed_run_draws_other_noise_and_what_was_lost_stays_charged(tmp_pat
     assert same(again, result)
 
 
+@pytest.mark.slow
 def test_other_noise_is_other_noise(tmp_path):
     """With gradients of zero a step is its noise."""
 
@@ -352,6 +354,7 @@ def test_committed_and_empty_parameters_continue_bit_for_bit(tmp_path):
     assert same(train(tmp_path / "run"), train(None))
 
 
+@pytest.mark.slow
 def test_without_a_key_a_run_is_resumed_with_its_own(tmp_path):
     part = run(tmp_path / "run", key=None, stop_at=3)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
@@ -380,6 +383,7 @@ def records(folder):
     return dataset.map(lambda record: np.frombuffer(record, DATA.dtype).reshape(DATA.shape[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["arrays", "single examples", "records"])
 def test_streamed_data_give_the_same_numbers_and_continue(tmp_path, source, whole_run, monkeypatch):
     monkeypatch.setattr("dpoptax.training._host_reader.MAX_BATCHES_PER_READ", 5)
@@ -391,6 +395,7 @@ def test_streamed_data_give_the_same_numbers_and_continue(tmp_path, source, whol
     assert same(run(tmp_path / "run", data=data), whole_run)
 
 
+@pytest.mark.slow
 def test_a_changed_run_on_streamed_data_reads_the_rows_that_its_new_keys_draw(
     tmp_path, monkeypatch
 ):

@@ -73,6 +73,7 @@ def scales(guide, guide_params):
 PRIORS = {"scale": 1.0, "density": pytest.param(standard_normal, marks=pytest.mark.slow)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 @pytest.mark.parametrize("rank", ["mean field", "full rank"])
@@ -111,6 +112,7 @@ def one_update(elbo, data, guide_params, *, clip=math.inf, noise_multiplier=0.0,
     return step(tx.init(guide_params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regression, make):
     """The reference uses the same draws, and differentiates the whole sum by all parameters."""
@@ -174,6 +176,7 @@ def test_aligned_gradients_noise_the_location_alone(regression):
     assert float(jnp.linalg.norm(moved["loc"])) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4])
 def test_a_clip_and_its_noise_mean_the_same_for_any_number_of_draws(regression, num_samples):
     """If a guide has almost no width, its draws agree, and so do the clipped and noised values."""
@@ -297,6 +300,8 @@ def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_sampling_err
     assert aligned.mean() - vanilla.mean() < 4.5 * standard_error(aligned, vanilla)
 
 
+@pytest.mark.nightly
+@pytest.mark.nightly
 @pytest.mark.slow
 @shared_errors
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def encode_and_decode(model, image, label=None):
     return model.decode(loc + scale, *([] if label is None else [label]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "shape", "size"), SIZES.values(), ids=SIZES)
 def test_sizes_are_the_published_ones_and_gradients_private(model, shape, size):
     image = jnp.zeros(shape)
@@ -43,6 +44,7 @@ def test_sizes_are_the_published_ones_and_gradients_private(model, shape, size):
     assert bool(jnp.all(jnp.isfinite(norms)) & jnp.all(norms.sum(0) > 0))
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_see_the_label():
     model = models.DenseVAE(pixels=12, hidden=8, latent=2, num_classes=3,
                             kernel_init=nn.initializers.lecun_normal())  # fmt: skip
@@ -53,6 +55,7 @@ def test_encoder_and_decoder_see_the_label():
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 def test_a_redrawn_image_is_black_and_white_and_the_loss_the_same_on_average():
     """At zero weights the encoder ignores the image, so the loss is linear in the pixels."""
     model = models.DenseVAE(pixels=6, hidden=4, latent=2)

@@ -59,6 +59,7 @@ def test_combine_works_by_coordinate_and_never_gives_a_negative_variance():
             combine_synthetic_estimates(*bad)
 
 
+@pytest.mark.slow
 def test_missing_values_change_neither_loss_nor_gradients_of_the_rest():
     """A small VAE on images with missing pixels: finite, whatever the missing pixels hold."""
 

@@ -35,6 +35,7 @@ def test_the_average_is_that_of_the_iterates_from_the_start_on(start):
     )
 
 
+@pytest.mark.slow
 def test_an_average_cuts_the_noise_of_private_iterates():
     tx = optax.chain(
         dpoptax.privatize(1.0, 1.0, expected_batch_size=10, key=jax.random.key(0)), optax.sgd(0.3),

@@ -34,6 +34,7 @@ def test_a_positive_latent_is_log_normal():
     np.testing.assert_allclose(found, reference.logpdf(np.asarray(draws[:5])), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [guides.MeanField, guides.FullRank, functools.partial(guides.LowRank, rank=1)]
 )

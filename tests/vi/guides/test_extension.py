@@ -63,6 +63,7 @@ def test_a_new_guide_has_the_density_of_its_draws():
     assert abs(float(guide.apply({"params": guide_params}, 1.0, method="kl")) - expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 def test_a_new_guide_is_trained_privately(make):
     """The posterior of a mean after N observations has the scale N**-0.5."""

@@ -61,6 +61,7 @@ def test_the_initial_location_is_the_given_one(make):
     assert jax.tree.structure(latents) == jax.tree.structure(LATENTS)
 
 
+@pytest.mark.slow
 @every_guide
 def test_log_density_and_divergence_are_those_of_the_multivariate_normal(make):
     guide = make(LATENTS)

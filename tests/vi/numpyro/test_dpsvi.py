@@ -52,6 +52,7 @@ def svi_of(model, guide, optim=None, loss=None, **options):
     return DPSVI(model, guide, optim, Trace_ELBO() if loss is None else loss, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["after_noise", "clipped"])
 def test_without_clip_and_noise_an_update_has_the_gradient_of_numpyro(kl, data):
     """AutoDelta draws nothing, so the two can be compared number by number."""
@@ -82,6 +83,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "loss"), GUIDES.values(), ids=GUIDES)
 def test_autoguides_reach_what_numpyro_reaches_and_predictive_works(make, loss, data):
@@ -103,6 +105,7 @@ def test_autoguides_reach_what_numpyro_reaches_and_predictive_works(make, loss, 
     assert predicted["y"].shape == (2000, 7)
 
 
+@pytest.mark.slow
 def test_a_private_run_knows_what_it_cost(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0,
                  dp_scale=2.0)  # fmt: skip
@@ -116,6 +119,7 @@ def test_a_private_run_knows_what_it_cost(data):
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 
 
+@pytest.mark.slow
 def test_updates_run_in_a_custom_loop_with_masks(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0,
                  dp_scale=1.0, expected_batch_size=50)  # fmt: skip
@@ -141,6 +145,7 @@ def test_updates_run_in_a_custom_loop_with_masks(data):
     assert svi.get_params(after)["weights_auto_scale"].min() > 0
 
 
+@pytest.mark.slow
 def test_padding_adds_nothing(data):
     svi = svi_of(regression, autoguide.AutoDelta(regression), optax.sgd(1.0), expected_batch_size=9)
     state = svi.init(dpoptax.random.insecure_key(0), *data)
@@ -155,6 +160,7 @@ def test_padding_adds_nothing(data):
     assert bool(jnp.isfinite(loss))
 
 
+@pytest.mark.slow
 def test_latents_of_each_example_are_part_of_its_loss():
     """x = z + N(0, 1), z ~ N(0, 1): at the posterior, the bound is the evidence."""
 
@@ -182,6 +188,7 @@ def test_latents_of_each_example_are_part_of_its_loss():
         assert float(elbo.kl(elbo.init(), jax.random.key(0))) == 0
 
 
+@pytest.mark.slow
 def test_one_objective_serves_fit_too(data):
     guide = autoguide.AutoNormal(regression)
     elbo = elbo_of(regression, guide, *data)
@@ -289,6 +296,7 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_fresh_autoguide_serves_any_support_and_a_second_plate_of_two(name):
     def model(y):
@@ -314,6 +322,7 @@ def test_local_latents_need_a_custom_guide():
         elbo_of(model, autoguide.AutoNormal(model), jnp.ones(N))
 
 
+@pytest.mark.slow
 def test_nan_in_the_data_is_refused_unless_the_model_masks_it(data):
     x, y = data
     holes = y.at[5].set(jnp.nan)
@@ -356,10 +365,11 @@ def test_a_batch_with_an_unexpected_length_is_refused(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0, dp_scale=1.0)
     state = svi.init(dpoptax.random.insecure_key(0), *data)
     part = jax.tree.map(lambda leaf: leaf[:50], data)
-    with pytest.raises(ValueError, match=r"a batch of 300 .* got one of 50. Pass DPSVI"):
+    with pytest.raises(ValueError, match=r"a batch of 300.* got one of 50\. Pass DPSVI"):
         svi.update(state, *part)
 
 
+@pytest.mark.slow
 def test_a_vae_of_flax_modules_is_trained_as_its_script_is_written():
     """Local latents, an encoder and a decoder registered by `flax_module`: trees of parameters."""
     images = (jax.random.uniform(jax.random.key(0), (64, 12)) < 0.5).astype(jnp.float32)
