@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from architectures import KEY, energy, floats
 from hypothesis import given
 from hypothesis import strategies as st
