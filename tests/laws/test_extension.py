@@ -102,7 +102,8 @@ def cases_over(path, argument):
         if not (name.startswith("test_") and inspect.isfunction(function)):
             continue
         others, found = {}, False
-        for mark in getattr(function, "pytestmark", []):
+        marks = getattr(function, "pytestmark", [])
+        for mark in (mark for mark in marks if mark.name == "parametrize"):
             names, values = mark.args[:2]
             if names == argument:
                 found = True
