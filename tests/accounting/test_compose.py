@@ -42,6 +42,7 @@ def test_a_plain_convolution_would_understate_epsilon():
     assert 1.6623 < value < 1.6792
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "noise", "steps"),
     [(0.002, 1.1, 1000), (0.1, 0.7, 30), (0.4, 8.0, 400), (1e-4, 0.4, 99)],
@@ -169,6 +170,7 @@ def test_epsilon_and_delta_invert_each_other():
         assert loss.delta(loss.epsilon(delta)) == pytest.approx(delta, rel=1e-4, abs=3e-12)
 
 
+@pytest.mark.slow
 def test_steps_that_practically_cost_nothing_cost_nothing():
     run = {"sampler": Poisson(10**7, 1), "noise_multiplier": 1.0}
     assert epsilon(num_steps=1, delta=1e-3, **run) == 0.0

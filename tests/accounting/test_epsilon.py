@@ -24,7 +24,14 @@ def row_id(row):
     return ",".join(row[key] for key in keys)
 
 
-@pytest.mark.parametrize("row", REFERENCE, ids=row_id)
+@pytest.mark.parametrize(
+    "row",
+    [
+        # Every fourth row while you work, all before a merge.
+        pytest.param(row, id=row_id(row), marks=pytest.mark.slow if number % 4 else ())
+        for number, row in enumerate(REFERENCE)
+    ],
+)
 def test_the_reference_table(row):
     step = dp_accounting.PoissonSampledDpEvent(
         float(row["sampling_rate"]), dp_accounting.GaussianDpEvent(float(row["noise_multiplier"]))

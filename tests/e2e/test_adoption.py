@@ -11,6 +11,7 @@ from flax.training.train_state import TrainState
 
 import dpoptax
 
+pytestmark = pytest.mark.e2e
 DATA = (jax.random.normal(jax.random.key(0), (200, 4)), jnp.zeros(200, jnp.int32))
 
 

@@ -22,6 +22,7 @@ from dpoptax.samplers import Batch, Sampler
 from dpoptax.schedules import as_schedule
 
 TESTS = pathlib.Path(registry.__file__).parent
+PARAM = type(pytest.param())
 
 
 @attrs.frozen
@@ -110,7 +111,8 @@ def cases_over(path, argument):
             else:
                 # One value is enough here: the quickest gradient form, which is the first one, and
                 # otherwise the last one, which is the hardest by habit.
-                others[names] = list(values)[0 if names == "form" else -1]
+                value = list(values)[0 if names == "form" else -1]
+                others[names] = value.values[0] if isinstance(value, PARAM) else value
         if found:
             yield pytest.param(function, others, id=name)
 

@@ -13,7 +13,14 @@ import registry
 import dpoptax
 from dpoptax.per_example._stacked import as_per_example_grads
 
-forms = pytest.mark.parametrize("form", registry.FORMS.values(), ids=registry.FORMS)
+# The default form runs while you work, the others before a merge.
+forms = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, id=name, marks=() if name == "factored" else pytest.mark.slow)
+        for name, form in registry.FORMS.items()
+    ],
+)
 clip_rules = pytest.mark.parametrize("rule", registry.CLIP_RULES.values(), ids=registry.CLIP_RULES)
 samplers = pytest.mark.parametrize("make", registry.SAMPLERS.values(), ids=registry.SAMPLERS)
 
@@ -38,7 +45,13 @@ def clipped_sum(grads, rule):
 
 @jax.numpy_dtype_promotion("standard")  # optax.adam itself mixes an int32 count with floats
 @forms
-@pytest.mark.parametrize(("alias", "namesake", "options"), ALIASES.values(), ids=ALIASES)
+@pytest.mark.parametrize(
+    ("alias", "namesake", "options"),
+    [
+        pytest.param(*alias, id=name, marks=pytest.mark.slow if "momentum" in name else ())
+        for name, alias in ALIASES.items()
+    ],
+)
 def test_law_1_without_clip_and_noise_an_alias_is_its_optax_namesake(
     form, alias, namesake, options
 ):
@@ -68,7 +81,9 @@ def test_law_1_without_clip_and_noise_an_alias_is_its_optax_namesake(
 
 @forms
 @clip_rules
-@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+@pytest.mark.parametrize(
+    "batch", [*(pytest.param(b, marks=pytest.mark.slow) for b in (1, 2, 7)), 64]
+)
 def test_law_2_every_form_gives_the_clipped_sum_of_a_plain_loop(form, rule, batch):
     params, examples = registry.params(), registry.examples(batch)
     grad, gradients, norms = jax.jit(jax.grad(registry.loss)), [], []
@@ -148,7 +163,7 @@ def test_law_6_sum_noise_divide_by_a_public_constant(form, rule):
         assert registry.distance(actual, expected) < 1e-6 * registry.global_norm(expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_law_6_sums_and_noise_are_float32_whatever_the_parameters_are(dtype):
     # In bfloat16 a running sum of ones stops at 256; in float16 the square of 300 overflows.
     grads = {"w": jnp.ones((4096, 2), dtype), "b": jnp.full((4096, 1), 300, dtype)}

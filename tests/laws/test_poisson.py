@@ -32,13 +32,13 @@ P_VALUES = {
     ("num_examples", "expected", "most"),
     # Small batches of few examples are drawn by Floyd's algorithm, others by a permutation.
     [
-        (2, 1, 2),
         (3, 1, 3),
         (10, 2.5, 10),
-        (100, 8, 100),
         (60, 3, 15),
-        (400, 9, 40),
-        (1000, 20, 100),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((2, 1, 2), (100, 8, 100), (400, 9, 40), (1000, 20, 100))
+        ),
     ],
 )
 def test_batches_include_each_example_independently(p_value, num_examples, expected, most):

@@ -92,6 +92,7 @@ def test_a_contribution_is_an_integer_vector_within_the_bound(kind, bits, noise_
     assert math.sqrt(squared) > expected - 1.01 * math.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_silent")
 def test_a_contribution_beyond_the_bound_adds_nothing():
     """Norms that are reported a thousand times too small are caught by the integer sum."""
@@ -199,6 +200,7 @@ def test_schedules_of_clip_and_noise_set_the_grid_of_their_step():
         assert abs(float(noisy.std()) / stddev - 1) < 4.5 / math.sqrt(2 * 20_000)
 
 
+@pytest.mark.slow
 def test_parameters_in_16_bits_and_float64_work():
     half = release(jnp.ones((2, 100), jnp.bfloat16), mechanisms.DiscreteGaussian())
     assert half.dtype == jnp.bfloat16

@@ -12,9 +12,27 @@ from architectures import ARCHITECTURES, floats
 
 import dpoptax
 
-architectures = pytest.mark.parametrize("make", ARCHITECTURES.values(), ids=ARCHITECTURES)
-
 slow = pytest.mark.slow
+# These take longest to compile, and use the same rules as smaller models that stay.
+LONG_TO_COMPILE = (
+    "linen convolutions",
+    "linen attention",
+    "linen lstm",
+    "linen concatenated lstm",
+    "linen gru",
+    "linen 3-d convolution",
+    "nnx gru",
+    "nnx text",
+    "haiku lstm",
+    "equinox convolutions",
+)
+architectures = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=slow if name in LONG_TO_COMPILE else ())
+        for name, make in ARCHITECTURES.items()
+    ],
+)
 OPTIONS = {"factored": {}, "stacked": {"factored": False}, "microbatched": {"microbatch_size": 2}}
 
 
@@ -97,7 +115,6 @@ def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, num
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch", [0, 1, pytest.param(2, marks=slow), 7, pytest.param(64, marks=slow)]
 )
@@ -107,7 +124,13 @@ def test_norms_and_sums_are_right_for_any_batch_size(name, batch):
         compare(*ARCHITECTURES[name](batch))
 
 
-@pytest.mark.parametrize("name", ["linen mlp over time", "linen wide convolution", "nnx text"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linen mlp over time",
+        *(pytest.param(n, marks=slow) for n in ("linen wide convolution", "nnx text")),
+    ],
+)
 def test_no_clipped_gradient_leaves_the_ball_by_more_than_rounding(name):
     with jax.numpy_dtype_promotion("standard"):
         loss_fn, params, examples = ARCHITECTURES[name](16)
@@ -254,7 +277,10 @@ def test_sums_on_the_way_to_nothing_wipe_out_no_others(tokens, loss_fn, shape, m
     assert np.linalg.norm(clipped(9) - without) <= 1 / 32
 
 
-@pytest.mark.parametrize("name", ["linen convolutions", "linen attention", "linen lstm"])
+@pytest.mark.parametrize(
+    "name",
+    ["nnx mlp", *(pytest.param(name, marks=slow) for name in LONG_TO_COMPILE[:3])],
+)
 def test_padded_rows_may_hold_anything(name):
     with jax.numpy_dtype_promotion("standard"):
         loss_fn, params, examples = ARCHITECTURES[name](6)
@@ -262,7 +288,6 @@ def test_padded_rows_may_hold_anything(name):
         compare(loss_fn, params, examples.at[1].set(jnp.nan).at[4].set(jnp.inf), mask)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -350,6 +375,7 @@ def test_micro_batched_losses_keys_and_closures_are_those_of_the_whole_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factored", [True, False])
 def test_microbatches_of_padding_alone_are_not_worked_through(factored):
     seen = []
@@ -402,6 +428,7 @@ def test_the_self_check_passes_what_is_right_and_refuses_what_is_not(jit, monkey
         wrapped(floats(3, 40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_norms_and_sums_of_16_bit_parameters_are_float32(dtype):
     def loss_fn(w, x):

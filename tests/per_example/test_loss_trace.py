@@ -32,10 +32,10 @@ def use(grads):
     "options",
     [
         {},
-        {"check": True},
+        pytest.param({"check": True}, marks=pytest.mark.slow),
         {"factored": False},
-        {"microbatch_size": 2},
-        {"microbatch_size": 2, "factored": False},
+        pytest.param({"microbatch_size": 2}, marks=pytest.mark.slow),
+        pytest.param({"microbatch_size": 2, "factored": False}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -101,6 +101,7 @@ def test_bits_are_the_key_stream_of_another_implementation(seed):
     assert np.asarray(folded).tobytes() == key_stream(key, (2, 0, 0), 32, counter=2**31 + 5)
 
 
+@pytest.mark.slow
 def test_a_long_draw_is_the_key_stream_across_chunks_also_under_vmap():
     drawn = jax.random.bits(wrap(COUNTING), (16 * CPU_CHUNK + 5,))
     stream = key_stream(COUNTING, (0, 0, 0), 4 * drawn.size)
@@ -113,6 +114,7 @@ def test_a_long_draw_is_the_key_stream_across_chunks_also_under_vmap():
     assert np.asarray(batched[1]).tobytes() == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [jnp.uint8, jnp.uint16, jnp.uint32])
 @pytest.mark.parametrize("shape", [(), (1,), (15,), (16,), (17,), (3, 50), (0,)])
 def test_narrow_bits_are_the_same_stream_without_gaps(width, shape):
@@ -122,6 +124,7 @@ def test_narrow_bits_are_the_same_stream_without_gaps(width, shape):
     assert drawn.tobytes() == key_stream(COUNTING, (0, 0, 0), drawn.nbytes)
 
 
+@pytest.mark.slow
 def test_a_longer_draw_begins_with_the_shorter_one():
     key = wrap(COUNTING)
     long = jax.random.bits(key, (64,))

@@ -64,6 +64,7 @@ def test_wide_draws_are_normal_and_use_every_last_bit(bits):
         assert abs(np.sum(np.abs(draws) > bound * 2**bits) - expected) < 5 * np.sqrt(expected) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (7, 11), (SAMPLES_PER_LANE * 5 + 1,)])
 def test_draws_of_any_shape_are_the_same_under_jit_and_vmap(shape):
     def draw(key):

@@ -41,6 +41,7 @@ def test_extreme_words_give_finite_draws():
         assert np.abs(part).max() == pytest.approx(6.764, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (4, 3)])
 def test_a_stream_of_words_gives_two_draws_for_two_words(shape):
     size = int(np.prod(shape))
@@ -51,7 +52,19 @@ def test_a_stream_of_words_gives_two_draws_for_two_words(shape):
     np.testing.assert_allclose(draws, expected.reshape(shape), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5), (5, 6, 7), (4, 3), (3, 1, 9, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (),
+        (0, 3),
+        (7,),
+        (4, 3),
+        *(
+            pytest.param(shape, marks=pytest.mark.slow)
+            for shape in ((1,), (3, 5), (5, 6, 7), (3, 1, 9, 2))
+        ),
+    ],
+)
 def test_the_two_draws_of_a_point_are_half_an_axis_apart(shape):
     draws = np.asarray(normal(jax.random.key(3), shape, jnp.float32))
     assert draws.shape == shape
@@ -90,6 +103,7 @@ def test_neighbours_and_the_two_draws_of_a_point_are_uncorrelated_and_so_are_the
     assert scipy.stats.chisquare(quadrants).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_unrolled_keys_draw_the_same_and_float64_is_drawn_as_jax_does():
     key = jax.random.key(2)
     np.testing.assert_array_equal(

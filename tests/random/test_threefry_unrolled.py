@@ -23,6 +23,7 @@ def test_the_published_vectors(counter, key, expected):
     assert tuple(int(word) for word in found) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (2, 1, 129), (300, 300)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_the_same_numbers_as_jax(shape, dtype):

@@ -146,6 +146,7 @@ def difference_p_value(images, size):
 SIZES = [2, 3, 5, 6, 10, 31, 100, 1000, 60_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_images_are_uniform_singly_and_in_pairs(size):
     pairs = ([0, 1], [size - 1, 0], [size // 2, size // 2 - 1])
@@ -181,6 +182,7 @@ WEAKENED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [513, 1000, 60_000])
 @pytest.mark.parametrize("network", WEAKENED.values(), ids=WEAKENED)
 def test_two_rounds_or_a_weak_round_function_would_fail(size, network):

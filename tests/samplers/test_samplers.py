@@ -47,6 +47,7 @@ def test_jit_equals_eager_scan_equals_loop_vmap_equals_loop(make):
     assert_same(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped))
 
 
+@pytest.mark.slow
 @every_sampler
 def test_a_run_resumes_at_any_step_and_the_host_sees_the_same_batches(make):
     sampler = make(50, 5)

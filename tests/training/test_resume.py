@@ -264,6 +264,7 @@ def test_a_folder_that_lost_its_checkpoints_or_its_log_is_refused(tmp_path, shor
         run(tmp_path / "copy", rate=0.2)
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_log_is_gone_or_old_is_refused(tmp_path):
     """Otherwise it would forget the steps that a crash lost."""
     saved = crash(tmp_path / "run", at=3, beyond=6)
@@ -330,6 +331,7 @@ def test_another_optimizer_and_a_second_process_are_refused(tmp_path, short_run)
     assert refused
 
 
+@pytest.mark.slow
 def test_one_changed_row_of_streamed_data_is_a_change(tmp_path):
     run(tmp_path / "run", data=HostData(DATA), steps=1)
     other = DATA.copy()
@@ -338,6 +340,7 @@ def test_one_changed_row_of_streamed_data_is_a_change(tmp_path):
         run(tmp_path / "run", data=HostData(other), steps=3)
 
 
+@pytest.mark.slow
 def test_committed_and_empty_parameters_continue_bit_for_bit(tmp_path):
     params = {"w": jnp.zeros(2), "none": jnp.zeros((0, 3))}
     params = jax.device_put(params, jax.devices()[0])
@@ -437,6 +440,7 @@ def test_what_cannot_be_streamed_is_refused():
         run(None, data=HostData(DATA[:299]))
 
 
+@pytest.mark.slow
 def test_nan_in_data_and_empty_batches_do_not_stop_a_run(tmp_path):
     spoilt = DATA.copy()
     spoilt[::7] = np.nan

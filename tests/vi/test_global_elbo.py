@@ -142,6 +142,7 @@ def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regress
         np.testing.assert_allclose(leaf, -expected[name], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_clipped_divergence_shrinks_with_the_likelihood_and_an_unclipped_one_does_not(regression):
     """Far from the prior, with a tiny clip, the unclipped divergence pulls back to the prior."""
     guide = guides.MeanField(jnp.full(D, 1000.0))

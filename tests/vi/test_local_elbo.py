@@ -20,6 +20,7 @@ def encode(params, example):
     return params["m"] * example, jnp.exp(params["s"]) * jnp.ones_like(example)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 8])
 def test_at_the_exact_posterior_the_bound_is_the_evidence(num_samples):
     # x = w z + N(0, 1), z ~ N(0, 1): q(z | x) = N(w x / (1 + w^2), 1 / (1 + w^2)).

@@ -72,6 +72,7 @@ def test_a_redrawn_image_is_black_and_white_and_the_loss_the_same_on_average():
     assert len(np.unique(np.round(redrawn, 4))) <= 2**6
 
 
+@pytest.mark.slow
 def test_group_weights_are_integrated_out():
     """Quadrature against an average over a million draws of the group's weights."""
     latent = 0.7 * jax.random.normal(jax.random.key(0), (5, 3))

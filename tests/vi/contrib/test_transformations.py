@@ -85,6 +85,7 @@ def test_padding_stays_out_of_scaled_gradients():
     np.testing.assert_allclose(updates["loc"], [1.0, 2.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_natural_gradient_is_the_inverse_fisher_information_times_the_gradient():
     """The Fisher information as the mean of squared scores over draws."""
     guide = guides.MeanField(jnp.zeros(2))

@@ -94,6 +94,7 @@ def test_the_rate_of_counts_finds_its_gamma_posterior(make):
     assert abs(scale / (posterior.std() / posterior.mean()) - 1) < 0.15
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_sum_of_its_components():
     latents = {
         "weights": jnp.array([0.2, 0.8]),

@@ -51,6 +51,7 @@ def start(guide):
     return guide.init(jax.random.key(0), jax.random.key(0))["params"]
 
 
+@pytest.mark.slow
 def test_a_new_guide_has_the_density_of_its_draws():
     guide = Isotropic({"a": jnp.array([0.5, -1.0]), "b": jnp.array(2.0)}, initial_scale=0.7)
     guide_params = start(guide)

@@ -83,6 +83,7 @@ def test_log_density_and_divergence_are_those_of_the_multivariate_normal(make):
     assert abs(float(found) - expected) < 1e-4 * max(1.0, expected)
 
 
+@pytest.mark.slow
 @every_guide
 def test_draws_have_the_distribution_of_the_density(make):
     guide = make(LATENTS)

@@ -208,6 +208,7 @@ def test_one_objective_serves_fit_too(data):
     assert set(elbo.constrain(result.params)) == set(elbo.init())
 
 
+@pytest.mark.slow
 def test_initial_values_do_not_depend_on_data(data):
     guide = autoguide.AutoNormal(regression)
     first = elbo_of(regression, guide, *data).init()
@@ -272,7 +273,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("model", "guide", "message"), REFUSED.values(), ids=REFUSED)
+# Those that trace the whole objective before they are refused take long.
+LONG = ("size", "coupled")
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if name in LONG else ())
+        for name, case in REFUSED.items()
+    ],
+)
 def test_what_has_no_private_gradient_is_refused_by_the_name_of_its_site(
     model, guide, message, data
 ):
@@ -281,6 +292,7 @@ def test_what_has_no_private_gradient_is_refused_by_the_name_of_its_site(
         elbo_of(model, guide, *data)
 
 
+@pytest.mark.slow
 def test_integer_data_that_couple_examples_are_refused():
     guide = autoguide.AutoNormal(coupled_counts)
     with pytest.raises(ValueError, match="site 'y' couples examples"):
