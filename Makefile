@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-nightly lint format bench reproduce-d3p clean
+.PHONY: demo test test-all test-types test-nightly lint format bench reproduce-d3p clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -15,8 +15,11 @@ demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw
 test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
 	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly" $(or $(ARGS),tests)
 
-test-all: $(VENV)/.dev  ## what must pass before a merge: argument types checked, programs optimized
-	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=all -m "not nightly" $(ARGS)
+test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, docstrings, optimized programs
+	$(PYTEST) --hypothesis-profile=all -m "not nightly" $(ARGS)
+
+test-types: $(VENV)/.dev  ## the quick tests again, while jaxtyping and beartype check every call
+	$(PYTEST) $(CHECK_TYPES) --quick-compile -m "not slow and not e2e and not nightly" $(or $(ARGS),tests)
 
 test-nightly: $(VENV)/.dev  ## everything there is
 	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=nightly $(ARGS)

@@ -112,7 +112,12 @@ def test_composition_is_associative_and_does_not_depend_on_the_order():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "noise", "delta"),
-    [(1.3e-4, 0.53, 1e-12), (0.002, 1.1, 1e-8), (1e-6, 0.3, 1e-5), (0.1, 5.0, 1e-3)],
+    [
+        pytest.param(1.3e-4, 0.53, 1e-12, marks=pytest.mark.nightly),
+        (0.002, 1.1, 1e-8),
+        (1e-6, 0.3, 1e-5),
+        (0.1, 5.0, 1e-3),
+    ],
 )
 def test_epsilon_grows_with_every_step_however_rare_and_large_the_losses(rate, noise, delta):
     gaussian = dp_accounting.GaussianDpEvent(noise)

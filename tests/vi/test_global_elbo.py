@@ -282,7 +282,7 @@ def standard_error(*found):
     return math.sqrt(sum(errors.var() for errors in found) / RUNS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @shared_errors
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
 def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon_one, kind):
@@ -291,7 +291,7 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_scale(errors_at_epsilon
     assert aligned.scale.mean() < share * vanilla.scale.mean()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @shared_errors
 @pytest.mark.parametrize("kind", ["aligned", "pairs"])
 def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_sampling_error(
@@ -302,8 +302,6 @@ def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_sampling_err
 
 
 @pytest.mark.nightly
-@pytest.mark.nightly
-@pytest.mark.slow
 @shared_errors
 @pytest.mark.parametrize(
     ("errors_at_epsilon_one", "kind"),
@@ -327,7 +325,7 @@ def test_at_epsilon_one_aligned_gradients_come_nearer_in_mean(errors_at_epsilon_
     assert aligned.mean.mean() < vanilla.mean.mean()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @shared_errors
 def test_at_epsilon_one_pairs_of_draws_come_nearer_in_scale_than_one(errors_at_epsilon_one):
     assert (

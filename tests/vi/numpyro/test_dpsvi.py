@@ -309,7 +309,13 @@ LIKELIHOODS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "two columns" else pytest.mark.nightly)
+        for name in LIKELIHOODS
+    ],
+)
 def test_a_fresh_autoguide_serves_any_support_and_a_second_plate_of_two(name):
     def model(y):
         loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
