@@ -111,8 +111,9 @@ def check_layers(jaxpr: Any, num_constants: int) -> None:
             raise ValueError(
                 f"loss_fn draws random numbers from a constant key{_place(eqn)}, so every example "
                 "and every step gets the same ones, such as one mask of Dropout. Expected a loss "
-                f"that takes a key, loss_fn(params, example, key). For an NNX model use {USE_HELPER}"
-                "; for Linen pass rngs={'dropout': key} to model.apply. Or turn the randomness off."
+                "that takes a key, loss_fn(params, example, key). For an NNX model use "
+                f"{USE_HELPER}; for Linen pass rngs={{'dropout': key}} to model.apply. Or turn the "
+                "randomness off."
             )
 
 

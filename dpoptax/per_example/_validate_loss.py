@@ -93,8 +93,8 @@ def _check_output(output: Any, has_aux: bool | None) -> None:
         output = output[0]
     elif has_aux:
         raise ValueError(
-            f"with has_aux, loss_fn must return a pair (loss, aux); got {_describe_output(output)}. "
-            "Return both, or leave out has_aux."
+            "with has_aux, loss_fn must return a pair (loss, aux); got "
+            f"{_describe_output(output)}. Return both, or leave out has_aux."
         )
     if output is None:
         raise ValueError(
@@ -134,12 +134,12 @@ def _refuse_unused(trace: LossTrace) -> None:
     if len(unused) > _MAX_NAMES:
         names += f" and {len(unused) - _MAX_NAMES} more"
     raise ValueError(
-        f"every leaf of params must have an influence on the loss; got {names} without one: unused, "
-        "behind stop_gradient, or converted to integers. The gradient is zero, so training would "
-        "only add noise to it. Pass the trainable part of the tree as params, and close over the "
-        "frozen part: lambda trainable, example: loss_fn({**frozen, **trainable}, example). For an "
-        "NNX model, choose the trainable part by dpoptax.nnx.loss_fn(model, loss, wrt=...). If "
-        "another part of the objective trains the leaf, pass allow_unused=True to "
+        f"every leaf of params must have an influence on the loss; got {names} without one: "
+        "unused, behind stop_gradient, or converted to integers. The gradient is zero, so training "
+        "would only add noise to it. Pass the trainable part of the tree as params, and close over "
+        "the frozen part: lambda trainable, example: loss_fn({**frozen, **trainable}, example). "
+        "For an NNX model, choose the trainable part by dpoptax.nnx.loss_fn(model, loss, wrt=...). "
+        "If another part of the objective trains the leaf, pass allow_unused=True to "
         "per_example_grads."
     )
 
