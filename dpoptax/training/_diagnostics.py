@@ -43,7 +43,7 @@ def nonprivate_nonfinite(
 ) -> Int[Array, ""]:
     """Returns how many examples have a loss, or a gradient if given, that is not finite.
 
-    Not private. Such an example contributes nothing to the clipped sum.
+    Not private. A gradient that is not finite adds nothing to the clipped sum.
     """
     finite = jnp.isfinite(losses)
     if grads is not None:
@@ -56,9 +56,9 @@ def warn_if_many(nonfinite: tuple[int, int] | None) -> None:
     if nonfinite is not None and nonfinite[0] > MANY * nonfinite[1]:
         # No numbers: who wants them asks for diagnostics, which are not private.
         warnings.warn(
-            f"the loss of more than {MANY:.0%} of the drawn examples was not finite, so they "
-            "contributed nothing. This warning is not private. Expected a finite loss: look for "
-            "missing values, token ids out of range, and logarithms or divisions at zero. "
+            f"the loss of more than {MANY:.0%} of the drawn examples was not finite. A gradient "
+            "that is not finite is left out. This warning is not private. Look for missing values, "
+            "token ids out of range, and logarithms or divisions at zero. "
             "fit(..., diagnostics=True) counts such examples at each step, and "
             "result.nonprivate_nonfinite_count has the total.",
             UserWarning,

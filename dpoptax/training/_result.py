@@ -34,9 +34,9 @@ class FitResult:
             signal. "time limit": see `time_limit`. "callback": a function in `progress` asked for
             it. "another process": a process that trains together with this one had to stop.
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
-            finite (with `diagnostics`: loss or gradient). It contributed nothing. None if the run
-            used micro-batches without `diagnostics`, where counting would take another pass. Not
-            private, and no part of the report.
+            finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
+            nothing. None if the run used microbatches without `diagnostics`, where counting would
+            take another pass. Not private, and no part of the report.
     """
 
     params: PyTree

@@ -48,7 +48,8 @@ class StepInfo(NamedTuple):
         nonprivate_median_norm: the median norm of their gradients before clipping; NaN unless
             `make_train_step` has `diagnostics`.
         nonprivate_nonfinite_count: how many examples of the batch have a loss that is not finite,
-            or, with `diagnostics`, a gradient that is not finite. They contribute nothing.
+            or, with `diagnostics`, a gradient that is not finite. A gradient that is not finite
+            contributes nothing.
         nonprivate_aux: the means over the batch of what the loss returns beside its value, zero for
             an empty batch; None unless `make_train_step` has `has_aux`.
     """
