@@ -35,8 +35,9 @@ _Counted = tuple[TrainState, StepInfo | None, Any]
 class Stepper(Protocol):
     """Runs training steps on the device."""
 
-    steps_per_dispatch: int | None
-    """The most steps that the next dispatch can make; None if any number will do."""
+    @property
+    def steps_per_dispatch(self) -> int | None:
+        """The most steps that the next dispatch can make; None if any number will do."""
 
     def advance(self, state: TrainState, num_steps: int) -> _Advanced:
         """Runs the steps and waits for them; returns diagnostics of the last one if wanted."""

@@ -231,7 +231,7 @@ def _listeners_of(
     progress: bool | Listener | Sequence[bool | Listener],
 ) -> tuple[list[Listener], bool]:
     """The functions to call, and whether there is a bar."""
-    entries = list(progress) if isinstance(progress, list | tuple) else [progress]
+    entries: list[Any] = list(progress) if isinstance(progress, list | tuple) else [progress]
     for entry in entries:
         if not (isinstance(entry, bool | Every) or callable(entry)):
             raise TypeError(
@@ -271,5 +271,6 @@ def _describe(info: StepInfo) -> str:
         text += f", {count} of {int(info.nonprivate_batch_size)} examples not finite"
     for path, value in jax.tree.leaves_with_path(info.nonprivate_aux):
         if np.size(value) == 1:
-            text += f", {jax.tree_util.keystr(path, simple=True, separator='.')} {value.item():.4g}"
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "metric"
+            text += f", {name} {value.item():.4g}"
     return text

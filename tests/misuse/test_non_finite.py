@@ -51,7 +51,8 @@ def test_fit_counts_them_and_warns_of_many(capfd):
     for progress in seen:
         found = progress.nonprivate
         expected = float(found.nonprivate_aux) * int(found.nonprivate_batch_size)
-        assert int(found.nonprivate_nonfinite_count) == pytest.approx(expected) > 0
+        assert expected > 0
+        assert int(found.nonprivate_nonfinite_count) == pytest.approx(expected)
     total = sum(int(progress.nonprivate.nonprivate_nonfinite_count) for progress in seen)
     assert result.nonprivate_nonfinite_count == total
     found = seen[-1].nonprivate
