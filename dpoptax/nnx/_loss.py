@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
-from dpoptax.per_example._flax_checks import remedy
+from dpoptax.per_example._model_checks import remedy
 from dpoptax.per_example._validate_loss import takes_key
 
 # `loss(model, example)` or `loss(model, example, key)`.

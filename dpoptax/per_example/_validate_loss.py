@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from dpoptax import _validate
-from dpoptax.per_example import _flax_checks as flax
+from dpoptax.per_example import _model_checks as models
 from dpoptax.per_example._call_note import call_note, refuse_signature
 from dpoptax.per_example._loss_trace import LossTrace, is_pair, trace_loss
 
@@ -37,8 +37,8 @@ def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
 
 def check_params(params: PyTree) -> None:
     """Raises for mutable state among the parameters, and for leaves without a derivative."""
-    flax.refuse_state(params)
-    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=flax.is_variable):
+    models.refuse_state(params)
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=models.is_variable):
         for leaf in jax.tree.leaves(node):
             dtype = jnp.result_type(leaf)
             if not jnp.issubdtype(dtype, jnp.floating):
@@ -69,7 +69,7 @@ def check_loss(
     try:
         trace, output, effects = trace_loss(loss_fn, params, (example, *keys), has_aux)
     except Exception as error:
-        if (refusal := flax.state_error(error)) is not None:
+        if (refusal := models.state_error(error)) is not None:
             raise refusal from error
         error.add_note(call_note(example, keys))
         raise
@@ -81,7 +81,7 @@ def check_loss(
             "jax.debug.print may stay."
         )
     _check_output(output, has_aux)
-    flax.check_layers(trace.program.traced, trace.program.num_constants)
+    models.check_layers(trace.program.traced, trace.program.num_constants)
     if not allow_unused:
         _refuse_unused(trace)
     return trace
@@ -106,7 +106,7 @@ def _check_output(output: Any, has_aux: bool | None) -> None:
             "loss_fn must return one scalar, the loss of one example; got "
             f"{_describe_output(output)}. Return only the loss. If the rest are metrics, use "
             "value_and_per_example_grads(loss_fn, has_aux=True), or fit(..., diagnostics=True). If "
-            f"the rest is updated state: {flax.NO_STATE[0].lower()}{flax.NO_STATE[1:]}."
+            f"the rest is updated state: {models.NO_STATE[0].lower()}{models.NO_STATE[1:]}."
         )
     if output.shape != ():
         raise ValueError(

@@ -9,8 +9,8 @@ from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import global_squared_norms
 
-# A few bad rows are usual in real data. More hint at a mistake.
-MANY = 0.05
+# A few bad rows are usual in real data. More than this fraction and this number hint at a mistake.
+MANY, AT_LEAST = 0.05, 10
 
 
 def nonprivate_norms(
@@ -53,7 +53,7 @@ def nonprivate_nonfinite(
 
 def warn_if_many(nonfinite: tuple[int, int] | None) -> None:
     """Warns if many of the drawn examples were not finite; `nonfinite` counts them and all."""
-    if nonfinite is not None and nonfinite[0] > MANY * nonfinite[1]:
+    if nonfinite is not None and nonfinite[0] > max(MANY * nonfinite[1], AT_LEAST):
         # No numbers: who wants them asks for diagnostics, which are not private.
         warnings.warn(
             f"the loss of more than {MANY:.0%} of the drawn examples was not finite. A gradient "

@@ -1,6 +1,8 @@
 """Models that keep state or draw random numbers: each example on its own, or refused by name."""
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,9 +173,32 @@ def linen(**options):
     return loss_fn, variables["params"]
 
 
-@pytest.mark.parametrize(
-    "make", [linen, lambda: merged(with_batch_norm(), copy=True)], ids=["linen", "nnx"]
-)
+def haiku(is_training=True):
+    def forward(x, is_training):
+        with jax.numpy_dtype_promotion("standard"):  # Haiku mixes dtypes
+            return jnp.sum(hk.BatchNorm(True, True, 0.9)(hk.Linear(4)(x[None]), is_training))
+
+    model = hk.transform_with_state(forward)
+    params, state = model.init(KEY, ROWS[0], True)
+    return lambda params, x: model.apply(params, state, None, x, is_training)[0], params
+
+
+def equinox(inference=False):
+    norm = eqx.nn.BatchNorm(3, axis_name="batch", mode="batch", inference=inference)
+
+    def loss_fn(weight, x):
+        state = eqx.nn.State(norm)  # can be used once
+        outputs = jax.vmap(lambda x: norm(weight * x, state)[0], axis_name="batch")(x[None])
+        return jnp.sum(outputs)
+
+    return loss_fn, jnp.ones(3)
+
+
+def nnx_model():
+    return merged(with_batch_norm(), copy=True)
+
+
+@pytest.mark.parametrize("make", [linen, nnx_model, haiku, equinox])
 def test_batch_norm_is_refused_though_its_update_is_dropped(make):
     loss_fn, params = make()
     # The statistics of one example remove the example.
@@ -186,6 +211,8 @@ def test_batch_norm_is_refused_though_its_update_is_dropped(make):
 
 def test_fixed_statistics_are_allowed():
     run(*linen(use_running_average=True))
+    run(*haiku(is_training=False))
+    run(*equinox(inference=True))
     model = with_batch_norm()
     model.eval()
     run(*merged(model, copy=True))

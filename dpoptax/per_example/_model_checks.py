@@ -1,6 +1,7 @@
-"""Checks of Flax models: what they keep or draw must not be shared by the examples of a batch.
+"""Checks of models: what they keep or draw must not be shared by the examples of a batch.
 
-Flax is not imported here, because that takes long. Who has not imported it has no Flax model.
+Flax, Haiku and Equinox are not imported here, because that takes long. Who has not imported them
+has no model of theirs.
 """
 
 import sys
@@ -19,7 +20,16 @@ NO_STATE = (
     "(GroupNorm, LayerNorm) instead of BatchNorm, and differentiate only the trainable parameters"
 )
 USE_HELPER = "loss_fn, params = dpoptax.nnx.loss_fn(model, loss)"
-_BATCH_NORM_FILES = ("flax/linen/normalization.py", "flax/nnx/nn/normalization.py")
+# With running averages these functions compute no sums.
+_BATCH_NORMS = tuple(
+    (file, "BatchNorm.__call__")
+    for file in (
+        "flax/linen/normalization.py",
+        "flax/nnx/nn/normalization.py",
+        "haiku/_src/batch_norm.py",
+        "equinox/nn/_batch_norm.py",
+    )
+)
 # The functions of Flax that derive a key from a stream of random numbers.
 _STREAMS = (
     ("flax/nnx/rnglib.py", "RngStream.__call__"),
@@ -85,7 +95,7 @@ def check_layers(jaxpr: Any, num_constants: int) -> None:
     of its state is dropped, which Flax does not refuse. The first `num_constants` inputs of the
     jaxpr are the same for all examples and steps.
     """
-    if "flax" not in sys.modules:
+    if not {"flax", "haiku", "equinox"} & sys.modules.keys():
         return
     # By equation, whether any of its inputs depends on an input of the loss.
     draws: dict[int, tuple[Any, bool]] = {}
@@ -94,12 +104,12 @@ def check_layers(jaxpr: Any, num_constants: int) -> None:
         if eqn.primitive.name == "random_fold_in" and _was_made_by(eqn, _STREAMS):
             _, before = draws.get(id(eqn), (eqn, False))
             draws[id(eqn)] = eqn, before or any(found)
-        elif eqn.primitive.name == "reduce_sum" and _is_batch_norm(eqn):
+        elif eqn.primitive.name == "reduce_sum" and _was_made_by(eqn, _BATCH_NORMS):
             raise ValueError(
                 f"loss_fn normalizes by statistics of the batch, in BatchNorm{_place(eqn)}. Here "
                 "every batch is one example, so the model that is trained is not the model that is "
                 f"used later. {NO_STATE}. To keep the statistics of a pretrained model fixed, use "
-                "use_running_average=True, or model.eval() in NNX."
+                "running averages: use_running_average=True in Linen, model.eval() in NNX."
             )
 
     variables, _ = _jax_compat.inputs_of(jaxpr)
@@ -159,12 +169,6 @@ def _was_made_by(eqn: Any, functions: Any) -> bool:
         for file, name, _ in _frames(eqn)
         for end, function in functions
     )
-
-
-def _is_batch_norm(eqn: Any) -> bool:
-    # With running averages the layer computes no statistics.
-    names = [name for file, name, _ in _frames(eqn) if file.endswith(_BATCH_NORM_FILES)]
-    return "BatchNorm.__call__" in names and "_compute_stats" in names
 
 
 def _place(eqn: Any) -> str:
