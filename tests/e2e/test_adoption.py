@@ -61,12 +61,11 @@ def test_an_optimizer_of_nnx(drawn):
     batch, mask = drawn
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-    graph, params = nnx.split(model, nnx.Param)
+    loss_fn, params = dpoptax.nnx.loss_fn(
+        model, lambda model, example: cross_entropy(model(example[0]), example[1])
+    )
     transformation = private()
     state = transformation.init(params)
-
-    def loss_fn(params, example):
-        return cross_entropy(nnx.merge(graph, params)(example[0]), example[1])
 
     def mean_loss(params):
         losses = jax.vmap(loss_fn, (None, 0))(params, batch)

@@ -57,7 +57,8 @@ def compare(loss_fn, params, examples, mask=None, settings=(contextlib.nullconte
         found = []
         for setting in settings:
             with setting():
-                grads = dpoptax.per_example_grads(loss_fn)(params, examples, mask=mask)
+                grads_fn = dpoptax.per_example_grads(loss_fn, allow_unused=True)
+                grads = grads_fn(params, examples, mask=mask)
                 sums = grads.weighted_sum(jnp.asarray(weights))
                 found.append((grads.squared_norms(), sums, grads.stacked()))
         return exact, found
