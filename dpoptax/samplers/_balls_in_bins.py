@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._binomial import default_max_batch_size
@@ -144,6 +145,7 @@ class BallsInBins(Sampler):
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Draws the `order` and `starts` of the round that contains `step`."""
+        key = allowed_key("the key of a sampler state", key)
         round_key = jax.random.fold_in(key, step // self.steps_per_round)
         step_key, order_key = jax.random.split(round_key)
         shape = (self.num_examples,)

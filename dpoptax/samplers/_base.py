@@ -9,6 +9,7 @@ from dp_accounting import DpEvent, NeighboringRelation
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -38,7 +39,8 @@ class SamplerState(NamedTuple):
 
     def keys(self, num: int) -> Key[Array, " num"]:
         """Returns keys for the next batch and no other."""
-        return jax.random.split(jax.random.fold_in(self.key, self.step), num)
+        key = allowed_key("the key of a sampler state", self.key)
+        return jax.random.split(jax.random.fold_in(key, self.step), num)
 
     def advanced(self) -> "SamplerState":
         """Returns the state after one more batch."""
@@ -116,11 +118,12 @@ class Sampler(abc.ABC):
             A pytree for `sample`.
 
         Raises:
-            TypeError: the key is not a typed PRNG key, or `step` is not a whole number.
+            TypeError: the key is not a typed Threefry or ChaCha20 key, or `step` is not a whole
+                number.
             ValueError: `step` is negative.
         """
         step = _validate.count("step", step, at_least=0)
-        return SamplerState(jnp.asarray(step, jnp.int32), _validate.typed_key("key", key))
+        return SamplerState(jnp.asarray(step, jnp.int32), allowed_key("key", key))
 
     @abc.abstractmethod
     def sample(self, state: Any) -> tuple[Any, Batch]:

@@ -24,7 +24,7 @@ def iterate_batches(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> It
         An iterator of `Batch`, of static shape; read only the rows where `mask` is True.
 
     Raises:
-        TypeError: an old-style key.
+        TypeError: a key that is not a typed Threefry or ChaCha20 key.
         ValueError: a negative step.
 
     Example:
