@@ -67,12 +67,13 @@ def count(name: str, value: Any, *, at_least: int = 1) -> int:
 
 
 def num_examples(value: Any) -> int:
-    """Returns the number of examples as a Python int, at most 2**31: indices are int32."""
+    """Returns the number of examples as a Python int below 2**31."""
     result = count("num_examples", value)
-    if result > 2**31:
+    # The number itself is an int32 index too: that of padding.
+    if result >= 2**31:
         raise ValueError(
-            f"num_examples must be at most 2**31, because indices are int32; got {result}. Train "
-            "on fewer examples."
+            f"num_examples must be below 2**31, because indices are int32; got {result}. Train on "
+            "fewer examples."
         )
     return result
 

@@ -14,7 +14,7 @@ from dpoptax import _validate
 from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers._base import Batch, Sampler
+from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -82,11 +82,6 @@ class BallsInBins(Sampler):
             raise ValueError(
                 f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}."
             )
-        # `starts` holds num_examples itself, which must fit into int32.
-        if num_examples == 2**31:
-            raise ValueError(
-                "num_examples must be below 2**31 for BallsInBins; got 2**31. Sample with Poisson."
-            )
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(num_examples, 1 / steps)
         largest = min(_validate.count("max_batch_size", max_batch_size), num_examples)
@@ -116,7 +111,7 @@ class BallsInBins(Sampler):
         mask = slots < starts[number + 1] - starts[number]
         indices = order[jnp.where(mask, starts[number] + slots, 0)]
         state = BallsInBinsState(state.step + 1, state.key, order, starts)
-        return state, Batch(jnp.where(mask, indices, 0), mask)
+        return state, padded_batch(indices, mask, self.num_examples)
 
     def event(
         self,

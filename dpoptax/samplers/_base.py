@@ -18,7 +18,9 @@ class Batch(NamedTuple):
     """The examples of one step. Not private: the members of a batch must not be released.
 
     Attributes:
-        indices: int32 `(max_batch_size,)`, distinct where `mask` is True, 0 elsewhere.
+        indices: int32 `(max_batch_size,)`, distinct where `mask` is True. Elsewhere they are
+            num_examples, which points at no example. Gather with `dpoptax.samplers.take`: NumPy
+            raises an error for such an index, but `array[indices]` of JAX reads the last example.
         mask: bool `(max_batch_size,)`; True marks a real example, False marks padding.
     """
 
@@ -159,10 +161,18 @@ class Sampler(abc.ABC):
         """
 
 
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """Pads a batch to a larger static size."""
-    missing = size - len(batch.mask)
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)
+def padded_batch(
+    indices: Int[Array, " batch"],
+    mask: Bool[Array, " batch"],
+    num_examples: int,
+    size: int | None = None,
+) -> Batch:
+    """Returns a batch, padded to a static size, whose padded indices point at no example."""
+    missing = 0 if size is None else size - len(mask)
+    indices = jnp.where(mask, indices, num_examples)
+    return Batch(
+        jnp.pad(indices, (0, missing), constant_values=num_examples), jnp.pad(mask, (0, missing))
+    )
 
 
 def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:

@@ -94,7 +94,12 @@ def invert(
 def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool) -> Array:
     """Applies the permutation or its inverse."""
     key = allowed_key("key", key)
-    size = _validate.num_examples(num_examples)
+    size = _validate.count("num_examples", num_examples)
+    if size > 2**31:
+        raise ValueError(
+            f"num_examples must be at most 2**31, because indices are int32; got {size}. Permute "
+            "fewer elements."
+        )
     if size <= MAX_SORTED:
         order = _sorted_order(key, size)
         return (order if forward else jnp.argsort(order).astype(jnp.int32))[values]

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax._jax_compat import contains_primitive
-from dpoptax.samplers import Batch, Sampler, take
+from dpoptax.samplers import Batch, MaskedExamples, Sampler, take
+from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
 from dpoptax.training._multihost import from_first_process
@@ -93,11 +94,12 @@ class HostStream:
         sampler: Sampler,
         diagnostics: bool,
     ) -> None:
-        def take_rows(rows: PyTree, batch: Batch) -> PyTree:
+        def take_rows(rows: MaskedExamples, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
+            if data.take is take:
+                return rows
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
-            all_rows = Batch(order, jnp.ones(len(batch.mask), bool))
-            return rows if data.take is take else data.take(rows, all_rows)
+            return data.take(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
         self._data = data
         self._reader = HostReader(data, sampler)

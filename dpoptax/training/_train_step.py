@@ -120,7 +120,8 @@ def make_train_step(
             chained with an optimizer.
         sampler: the sampler of the batches, the one that `tx` was scaled for.
         take: `take(data, batch)` returns the examples of a batch, with a leading axis of
-            max_batch_size. `dpoptax.samplers.sharded_take` spreads them over several devices.
+            max_batch_size: `MaskedExamples`, or plain arrays, to which the step applies
+            `batch.mask`. `dpoptax.samplers.sharded_take` spreads them over several devices.
         microbatch_size: as in `dpoptax.per_example_grads`; noise is still added once per step.
         diagnostics: the clip rule of `tx`, to add the clipped fraction and the median norm to the
             `StepInfo`. They are not private.

@@ -132,7 +132,7 @@ def test_updates_run_in_a_custom_loop_with_masks(data):
         def step(carry, _):
             state, sampler_state = carry
             sampler_state, batch = sampler.sample(sampler_state)
-            state, loss = svi.update(state, *dpoptax.samplers.take(data, batch), mask=batch.mask)
+            state, loss = svi.update(state, *dpoptax.samplers.take(data, batch))
             return (state, sampler_state), loss
 
         return jax.lax.scan(step, (state, sampler_state), length=100)
