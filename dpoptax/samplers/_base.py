@@ -180,6 +180,7 @@ def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:
     if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
         raise ValueError(
             f"{what} have no guarantee under add_or_remove_one: an example more moves others "
-            f"between {parts}. Ask for relation='replace_special' (an example is there or "
-            "contributes nothing) or 'replace_one', or sample with Poisson."
+            f"between {parts}. Sample with Poisson. Or state another guarantee, about other "
+            "neighbours: relation='replace_special' (an example is there or contributes nothing) "
+            "or 'replace_one'."
         )

@@ -105,7 +105,7 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], M
                 fits = -(-size // devices) * devices
                 raise ValueError(
                     f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
-                    f"sampler with a max_batch_size (or batch_size) of {fits}, say."
+                    f"sampler of the plan with a max_batch_size (or batch_size) of {fits}, say."
                 ) from None
         sharded: MaskedExamples = jax.lax.with_sharding_constraint(examples, sharding)
         return sharded
