@@ -37,9 +37,10 @@ class MaskedExamples:
         Array([6., 0.], dtype=float32)
     """
 
-    # No shapes in the annotations: inside a scan or a vmap the arrays have more axes.
+    # No shapes in the annotations: inside a scan or a vmap the arrays have more axes, and on the
+    # host they are NumPy arrays.
     examples: PyTree
-    mask: Array
+    mask: Any
 
     def __getitem__(self, field: Any) -> "MaskedExamples":
         """Returns a field of the examples with the mask."""

@@ -273,7 +273,7 @@ WRONG_CALLS = {
     "negative step": (lambda: SAMPLER.init(KEY, step=-1), "step must be at least 0"),
     "shuffled under add_or_remove_one": (
         lambda: samplers.Shuffled(100, 10).event(1.0, 5, "add_or_remove_one"),
-        "relation='replace_special'.*or sample with Poisson",
+        "Sample with Poisson.*relation='replace_special'",
     ),
     "max_batch_size zero": (
         lambda: samplers.Poisson(10, 2, 0),
