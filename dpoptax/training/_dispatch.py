@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax._jax_compat import contains_primitive
-from dpoptax.samplers import Batch, MaskedExamples, Sampler, take
+from dpoptax.samplers import Batch, MaskedExamples, Sampler
 from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
@@ -96,8 +96,7 @@ class HostStream:
     ) -> None:
         def take_rows(rows: MaskedExamples, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
-            if data.take is take:
-                return rows
+            # The default `take` too: the numbers are then those of data on the device, to the bit.
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
             return data.take(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
