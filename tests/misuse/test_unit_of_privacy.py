@@ -121,13 +121,14 @@ def test_a_delta_above_one_over_the_units_is_warned_of(call):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")  # as in a program: once for each line
         call(USERS)
-    (warning,) = seen
-    message = str(warning.message)
+    (message,) = {str(warning.message) for warning in seen}
     assert "1 / num_examples, which is 1 / 12; got 0.1" in message
     assert "publishes one user at random" in message
     assert "Pass for example 0.0083" in message
-    # The line to change is in the caller's program. The type checker of the tests adds a frame.
-    assert warning.filename == __file__ or hasattr(accounting.epsilon, "__wrapped__")
+    # The type checker of the tests adds frames of its own.
+    if not hasattr(accounting.epsilon, "__wrapped__"):
+        (warning,) = seen
+        assert warning.filename == __file__  # the line to change is in the caller's program
 
 
 def test_the_case_of_fifty_thousand_rows_and_no_false_alarm():
