@@ -60,7 +60,7 @@ def plain(batch: int, *, padded: bool) -> tuple[Callable[..., Any], Any]:
         params, opt_state, sampler_state, count = state
         if padded:
             sampler_state, drawn = sampler.sample(sampler_state)
-            examples, mask = samplers.take(images, drawn), drawn.mask
+            examples, mask = samplers.take(images, drawn).examples, drawn.mask
         else:
             start = count * batch % (NUM_EXAMPLES - batch)
             examples = images[jax.lax.dynamic_slice(order, (start,), (batch,))]

@@ -43,6 +43,9 @@ class Plan:
         TypeError: an argument has the wrong type.
         ValueError: a number is out of range.
 
+    Warns:
+        UserWarning: delta is above 1 / num_examples.
+
     Example:
         >>> import dpoptax
         >>> plan = Plan(
@@ -98,12 +101,14 @@ class Plan:
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         mechanism.check(rule, noise)
+        delta = _validate.open_unit("delta", delta)
+        _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
         self.__attrs_init__(
             sampler=sampler,
             clip=rule,
             noise_multiplier=noise,
             num_steps=num_steps,
-            delta=_validate.open_unit("delta", delta),
+            delta=delta,
             mechanism=mechanism,
         )
 
@@ -143,6 +148,9 @@ class Plan:
             TypeError: an argument has the wrong type; or of two alternatives, both or none were
                 given.
             ValueError: a number is out of range.
+
+        Warns:
+            UserWarning: delta is above 1 / num_examples.
 
         Example:
             >>> plan = Plan.calibrate(

@@ -4,13 +4,19 @@ Every error says what was expected, what came, and what to do about it.
 """
 
 import fractions
+import inspect
 import math
 import numbers
 import operator
+import os
+import pathlib
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_LIBRARY = f"{pathlib.Path(__file__).parent}{os.sep}"
 
 
 def real(name: str, value: Any) -> float:
@@ -67,12 +73,13 @@ def count(name: str, value: Any, *, at_least: int = 1) -> int:
 
 
 def num_examples(value: Any) -> int:
-    """Returns the number of examples as a Python int, at most 2**31: indices are int32."""
+    """Returns the number of examples as a Python int below 2**31."""
     result = count("num_examples", value)
-    if result > 2**31:
+    # The number itself is an int32 index too: that of padding.
+    if result >= 2**31:
         raise ValueError(
-            f"num_examples must be at most 2**31, because indices are int32; got {result}. Train "
-            "on fewer examples."
+            f"num_examples must be below 2**31, because indices are int32; got {result}. Train on "
+            "fewer examples."
         )
     return result
 
@@ -128,6 +135,22 @@ def open_unit(name: str, value: Any) -> float:
     return result
 
 
+def warn_of_large_delta(delta: float, num_examples: int, unit: str) -> None:
+    """Warns, at the line of the caller's program, of a delta above 1 / num_examples."""
+    if delta <= 1 / num_examples:
+        return
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"delta should be well below 1 / num_examples, which is 1 / {num_examples}; got {delta:g}. "
+        f"With such a delta, a program that publishes one {unit} at random counts as private. Pass "
+        f"for example {0.1 / num_examples:.2g}.",
+        UserWarning,
+        stacklevel=level,
+    )
+
+
 def is_key(leaf: Any) -> bool:
     """Returns whether a leaf is an array of typed PRNG keys."""
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
@@ -137,7 +160,9 @@ def typed_key(name: str, key: Any) -> jax.Array:
     """Returns `key`; raises unless it is one typed PRNG key, not an integer or a uint32 array."""
     if not isinstance(key, jax.Array):
         raise TypeError(
-            f"{name} must be a typed PRNG key such as jax.random.key(seed); got {key!r}."
+            f"{name} must be a typed PRNG key such as jax.random.key(seed); got a value of type "
+            f"{type(key).__name__}. Pass dpoptax.random.secure_key(), or jax.random.key(seed) in a "
+            "test."
         )
     if not is_key(key):
         raise TypeError(
@@ -166,7 +191,8 @@ def leading_axis_size(name: str, tree: Any) -> int:
         if jnp.ndim(leaf) == 0:
             raise ValueError(
                 f"every leaf of {name} must have a leading batch axis; got {label}, which is a "
-                "scalar. Repeat it for every example, or leave it out and close over it."
+                "scalar. Repeat it for every example. If it is public, you may also leave it out "
+                "and close over it."
             )
         sizes[label] = jnp.shape(leaf)[0]
     if len(set(sizes.values())) > 1:

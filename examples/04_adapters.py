@@ -166,7 +166,7 @@ def main() -> None:
     def step(state: TrainState, sampler_state: Any) -> tuple[TrainState, Any]:
         sampler_state, drawn = plan.sampler.sample(sampler_state)  # private: a Poisson batch
         batch = dpoptax.samplers.take(private, drawn)
-        grads = dpoptax.per_example_grads(loss_fn)(state.params, batch, mask=drawn.mask)
+        grads = dpoptax.per_example_grads(loss_fn)(state.params, batch)
         return state.apply_gradients(grads=grads), sampler_state
 
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (backbone, params)]

@@ -56,7 +56,7 @@ def test_epochs_become_steps_exactly(num_examples, batch_size, epochs, steps):
         expected_batch_size=batch_size,
         epochs=epochs,
         epsilon=5.0,
-        delta=1e-4,
+        delta=1e-5,
         clip=1.0,
     )
     assert plan.num_steps == steps

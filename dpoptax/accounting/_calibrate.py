@@ -72,6 +72,9 @@ def calibrate_noise_multiplier(
         ValueError: a number is out of range; or no noise up to 1e9 reaches the target, with the
             epsilon that is reached.
 
+    Warns:
+        UserWarning: delta is above 1 / num_examples.
+
     Example:
         >>> from dpoptax.samplers import Poisson
         >>> noise_multiplier, achieved = calibrate_noise_multiplier(
@@ -82,6 +85,7 @@ def calibrate_noise_multiplier(
     """
     num_steps = _validate.count("num_steps", num_steps)
     budget = Budget(epsilon, delta, relation)
+    _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
 
     def cost(log_noise: float, coarsening: float = 1.0) -> float:
         return budget.cost(sampler, math.exp(log_noise), num_steps, coarsening)
@@ -96,7 +100,7 @@ def calibrate_noise_multiplier(
     if math.isinf(root) and (spent := cost(highest)) > budget.epsilon:
         raise budget.out_of_reach(
             f"even a noise multiplier of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a "
-            "larger epsilon or delta, or a larger max_batch_size: overflow is paid from delta."
+            "larger epsilon, fewer steps, or a larger max_batch_size: overflow is paid from delta."
         )
     root = min(root, highest)
     # The slope tells how much noise the coarse grid's excess costs.
@@ -159,6 +163,9 @@ def calibrate_num_steps(
         TypeError: a number is not real.
         ValueError: a number is out of range; or a single step exceeds the target, with its epsilon.
 
+    Warns:
+        UserWarning: delta is above 1 / num_examples.
+
     Example:
         >>> from dpoptax.samplers import Poisson
         >>> num_steps, achieved = calibrate_num_steps(
@@ -168,6 +175,7 @@ def calibrate_num_steps(
         (True, True)
     """
     budget = Budget(epsilon, delta, relation)
+    _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
     noise = _validate.positive("noise_multiplier", noise_multiplier)
 
     @functools.lru_cache
@@ -218,6 +226,9 @@ def calibrate_batch_size(
         ValueError: a number is out of range; or a batch of one example exceeds the target, with its
             epsilon.
 
+    Warns:
+        UserWarning: delta is above 1 / num_examples.
+
     Example:
         >>> batch_size, achieved = calibrate_batch_size(
         ...     epsilon=1.0, delta=1e-5, num_examples=60_000, noise_multiplier=1.1, num_steps=9380
@@ -227,6 +238,7 @@ def calibrate_batch_size(
     """
     budget = Budget(epsilon, delta, relation)
     num_examples = _validate.num_examples(num_examples)
+    _validate.warn_of_large_delta(budget.delta, num_examples, make_sampler(num_examples, 1).unit)
     noise = _validate.positive("noise_multiplier", noise_multiplier)
     _validate.epochs_or_steps(epochs, num_steps)
 

@@ -94,6 +94,9 @@ def epsilon(
         TypeError: a count is not whole, or a number is not real.
         ValueError: a number is out of range, or the relation is unknown.
 
+    Warns:
+        UserWarning: delta is above 1 / num_examples.
+
     Example:
         >>> from dpoptax.samplers import Poisson
         >>> sampler = Poisson(num_examples=60_000, expected_batch_size=128)
@@ -104,6 +107,8 @@ def epsilon(
     Reference: Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380.
     """
     noise_multiplier = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
+    delta = _validate.open_unit("delta", delta)
+    _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
     relation = resolve_relation(relation, sampler.relation)
     event = run_event(sampler, noise_multiplier, num_steps, relation)
     return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax.samplers import FixedSize, Poisson, take
+from dpoptax.samplers import FixedSize, MaskedExamples, Poisson, take
 
 __all__ = ["poisson_batchify_data", "q_to_batch_size", "subsample_batchify_data"]
 
@@ -76,7 +76,8 @@ def subsample_batchify_data(
     def get_batch(i: Any, state: Any) -> tuple[Array, ...]:
         # A draw depends on the key and the step alone, so any batch can be had without the others.
         _, batch = sampler.sample(state._replace(step=jnp.asarray(i, jnp.int32)))
-        taken: tuple[Array, ...] = take(dataset, batch)
+        # Batches of a fixed size have no padding, so their mask says nothing.
+        taken: tuple[Array, ...] = take(dataset, batch).examples
         return taken
 
     return init, get_batch
@@ -84,7 +85,7 @@ def subsample_batchify_data(
 
 def poisson_batchify_data(
     dataset: tuple[Array, ...], q: float, max_batch_size: int | None = None
-) -> tuple[Init, Callable[[Any, Any], tuple[tuple[Array, ...], Bool[Array, " batch"]]]]:
+) -> tuple[Init, Callable[[Any, Any], tuple[MaskedExamples, Bool[Array, " batch"]]]]:
     """Draws batches that include every example with probability q: `samplers.Poisson`.
 
     Args:
@@ -94,7 +95,8 @@ def poisson_batchify_data(
             exceeded.
 
     Returns:
-        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`.
+        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`. `batch` is
+        `dpoptax.samplers.MaskedExamples`: its arrays carry the mask to `DPSVI.update`.
 
     Raises:
         ValueError: a number out of range, or fewer than one expected example in a batch.
@@ -103,8 +105,8 @@ def poisson_batchify_data(
         >>> import jax, jax.numpy as jnp
         >>> init, get_batch = poisson_batchify_data((jnp.arange(100),), q=0.1, max_batch_size=40)
         >>> num_batches, state = init(jax.random.key(0))
-        >>> (batch,), mask = get_batch(0, state)
-        >>> num_batches, batch.shape, mask.shape
+        >>> batch, mask = get_batch(0, state)
+        >>> num_batches, batch.examples[0].shape, mask.shape
         (10, (40,), (40,))
     """
     count = _validate.leading_axis_size("dataset", dataset)
@@ -119,7 +121,7 @@ def poisson_batchify_data(
     def init(key: PRNGKeyArray) -> tuple[int, Any]:
         return count // size, sampler.init(key)
 
-    def get_batch(i: Any, state: Any) -> tuple[tuple[Array, ...], Array]:
+    def get_batch(i: Any, state: Any) -> tuple[MaskedExamples, Array]:
         _, batch = sampler.sample(state._replace(step=jnp.asarray(i, jnp.int32)))
         return take(dataset, batch), batch.mask
 

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax._precision import widen
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._normal import normal
 from dpoptax.random._threefry_unrolled import is_threefry, rolled, unrolled
 
@@ -39,6 +40,7 @@ def add_gaussian(
     if (isinstance(stddev, float) and stddev == 0) or not leaves:
         return tree
     wide = [widen(leaf) for leaf in leaves]
+    key = allowed_key("key", key)
     key = rolled(key) if jax_random else unrolled(key)
     noisy = [
         leaf + jnp.asarray(stddev, leaf.dtype) / math.sqrt(num_draws) * draw

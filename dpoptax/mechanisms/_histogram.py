@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dpoptax import _validate
 from dpoptax.mechanisms._gaussian_noise import add_gaussian
 from dpoptax.per_example._stacked import as_per_example_grads
+from dpoptax.random._allowed_keys import allowed_key
 
 
 def norm_histogram(
@@ -55,7 +56,7 @@ def norm_histogram(
     if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or not np.all(np.diff(bounds) > 0):
         raise ValueError(f"edges must increase from 0, as in (0.0, 0.5, 1.0, 2.0); got {edges}.")
     noise = _validate.non_negative("noise_multiplier", noise_multiplier)
-    key = _validate.typed_key("key", key)
+    key = allowed_key("key", key)
     grads = as_per_example_grads(grads)
     squared = grads.global_squared_norms()
     reached = squared[:, None] >= jnp.asarray(bounds**2, squared.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
+from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, select
 from dpoptax.per_example._factored import factored_grads
@@ -69,9 +70,10 @@ def per_example_grads(
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
-        `examples` is a tree of arrays with a leading axis `(batch, ...)`, `mask` is bool
-        `(batch,)` with True for real examples, and `key` is one typed PRNG key, which is split
-        into one key per example. Each call runs the Python function `loss_fn` once, to trace it.
+        `examples` is what `dpoptax.samplers.take` returns, with its mask, or a tree of arrays with
+        a leading axis `(batch, ...)`. `mask` is bool `(batch,)` with True for real examples; a row
+        counts if every mask says so. `key` is one typed PRNG key, which is split into one key per
+        example. Each call runs the Python function `loss_fn` once, to trace it.
 
     Raises:
         TypeError: (from the returned function) a parameter is not floating-point, the mask is not
@@ -156,7 +158,8 @@ def value_and_per_example_grads(
     def grads_fn(
         params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
     ) -> tuple[Any, PerExampleGrads]:
-        rows = validation.batch_mask(examples, mask)
+        examples, carried = unmasked(examples)
+        rows = validation.batch_mask(examples, mask, *carried)
         validation.check_params(params)
         examples = jax.tree.map(jnp.asarray, examples)
         # The only run of the user's function: everything below reads the trace.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
+from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._norm_rules import materialize
@@ -85,6 +86,7 @@ def explain(
         >>> s.form, s.rule
         ('stacked', 'used by mul')
     """
+    examples, _ = unmasked(examples)
     batch = len(validation.batch_mask(examples, None))
     validation.check_params(params)
     trace = validation.check_loss(loss_fn, params, examples, key, has_aux=None, allow_unused=True)

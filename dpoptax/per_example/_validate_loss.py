@@ -17,20 +17,28 @@ from dpoptax.per_example._loss_trace import LossTrace, is_pair, trace_loss
 _MAX_NAMES = 5
 
 
-def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
-    """Returns the mask of a batch; all True if there is none."""
+def batch_mask(examples: PyTree, mask: Any, *carried: Any) -> Bool[Array, " batch"]:
+    """Returns which rows of a batch count: those where `mask` and all carried masks are True."""
     batch = _validate.leading_axis_size("examples", examples)
-    if mask is None:
-        return jnp.ones((batch,), bool)
+    rows = jnp.ones((batch,), bool)
+    if mask is not None:
+        rows &= _check_mask("mask", mask, batch, "Pass mask.astype(bool), one entry for each row.")
+    for part in carried:
+        # Such as `jax.tree.map` over `MaskedExamples`, which also maps the mask.
+        remedy = "Change the examples alone: MaskedExamples(change(taken.examples), taken.mask)."
+        rows &= _check_mask("the mask of the examples", part, batch, remedy)
+    return rows
+
+
+def _check_mask(name: str, mask: Any, batch: int, remedy: str) -> Bool[Array, " batch"]:
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(
-            f"mask must be boolean, True for a real example; got {mask.dtype}. "
-            "Pass mask.astype(bool)."
+            f"{name} must be boolean, True for a real example; got {mask.dtype}. {remedy}"
         )
     if mask.shape != (batch,):
         raise ValueError(
-            f"mask must have shape ({batch},), one entry per example; got {mask.shape}."
+            f"{name} must have shape ({batch},), one entry per example; got {mask.shape}. {remedy}"
         )
     return mask
 

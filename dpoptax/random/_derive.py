@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._chacha20 import CHACHA20_TAG
 from dpoptax.random._threefry_unrolled import THREEFRY
 
@@ -51,7 +51,7 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
         Three independent keys.
 
     Raises:
-        TypeError: the key is an old-style key, or not a key.
+        TypeError: the key is not a typed Threefry or ChaCha20 key.
 
     Example:
         >>> import jax
@@ -59,7 +59,7 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
         >>> keys.noise_key.shape
         ()
     """
-    root = _validate.typed_key("key", key)
+    root = allowed_key("key", key)
     keys = Keys(*(derive_key(root, f"dpoptax {purpose}") for purpose in Keys._fields))
     if str(jax.random.key_impl(root)) != CHACHA20_TAG:
         return keys

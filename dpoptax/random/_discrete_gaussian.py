@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray, UInt32
 
 from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 
 # With 24 bits a sample of up to 128 standard deviations fits into an int32.
 MAX_BITS = 24
@@ -64,7 +65,8 @@ def discrete_gaussian(
         deviations, would wrap around.
 
     Raises:
-        TypeError: an old-style key, or bits that are not a whole number.
+        TypeError: a key that is not a typed Threefry or ChaCha20 key, or bits that are not a whole
+            number.
         ValueError: bits out of range.
 
     Example:
@@ -75,7 +77,7 @@ def discrete_gaussian(
 
     Reference: Karney 2016, arXiv:1303.6257, algorithm D.
     """
-    key = _validate.typed_key("key", key)
+    key = allowed_key("key", key)
     bits = _validate.count("bits", bits)
     if bits > MAX_BITS:
         raise ValueError(f"bits must be at most {MAX_BITS}; got {bits}.")

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
 
 
@@ -70,7 +71,7 @@ def root_key(key: Any) -> PRNGKeyArray:
             f"jax.random.key({key}), in general jax.random.key(seed). For real data leave the key "
             "out: a secret key from the operating system is then used."
         )
-    return _validate.typed_key("key", key)
+    return allowed_key("key", key)
 
 
 def describe_key(key: Any) -> str:

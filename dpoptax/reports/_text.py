@@ -61,7 +61,7 @@ def in_words(values: ReportValues) -> str:
     if math.isinf(values.epsilon) and as_schedule(values.noise_multiplier).min > 0:
         return (
             "For this run no finite epsilon can be shown at this delta, so that nothing can be "
-            "promised. Choose a larger delta, or add more noise."
+            "promised. Add more noise, or take a larger max_batch_size."
         )
     if math.isinf(values.epsilon):
         return (
@@ -100,6 +100,11 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         guarantee = (
             f"({round_up(values.epsilon)}, {round_up_significant(values.delta)})"
             "-differential privacy (epsilon, delta)"
+        )
+    if values.delta > 1 / values.num_units:
+        guarantee += (
+            f". This delta is too large: it is above 1 / {values.num_units:,}, and a program that "
+            f"publishes one {values.unit} at random would meet it"
         )
     # Charged steps that are not part of the result still reveal something.
     lost = ""

@@ -1,6 +1,7 @@
 """Samplers: which examples take part in each step, and the privacy event of that choice."""
 
 from dpoptax import _serialize
+from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
@@ -36,6 +37,7 @@ __all__ = [
     "Sampler",
     "SamplerState",
     "Batch",
+    "MaskedExamples",
     "take",
     "sharded_take",
     "iterate_batches",

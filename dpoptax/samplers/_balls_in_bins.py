@@ -12,8 +12,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers._base import Batch, Sampler
+from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -81,11 +82,6 @@ class BallsInBins(Sampler):
             raise ValueError(
                 f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}."
             )
-        # `starts` holds num_examples itself, which must fit into int32.
-        if num_examples == 2**31:
-            raise ValueError(
-                "num_examples must be below 2**31 for BallsInBins; got 2**31. Sample with Poisson."
-            )
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(num_examples, 1 / steps)
         largest = min(_validate.count("max_batch_size", max_batch_size), num_examples)
@@ -115,7 +111,7 @@ class BallsInBins(Sampler):
         mask = slots < starts[number + 1] - starts[number]
         indices = order[jnp.where(mask, starts[number] + slots, 0)]
         state = BallsInBinsState(state.step + 1, state.key, order, starts)
-        return state, Batch(jnp.where(mask, indices, 0), mask)
+        return state, padded_batch(indices, mask, self.num_examples)
 
     def event(
         self,
@@ -144,6 +140,7 @@ class BallsInBins(Sampler):
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Draws the `order` and `starts` of the round that contains `step`."""
+        key = allowed_key("the key of a sampler state", key)
         round_key = jax.random.fold_in(key, step // self.steps_per_round)
         step_key, order_key = jax.random.split(round_key)
         shape = (self.num_examples,)

@@ -9,6 +9,7 @@ from dp_accounting import DpEvent, NeighboringRelation
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -17,7 +18,9 @@ class Batch(NamedTuple):
     """The examples of one step. Not private: the members of a batch must not be released.
 
     Attributes:
-        indices: int32 `(max_batch_size,)`, distinct where `mask` is True, 0 elsewhere.
+        indices: int32 `(max_batch_size,)`, distinct where `mask` is True. Elsewhere they are
+            num_examples, which points at no example. Gather with `dpoptax.samplers.take`: NumPy
+            raises an error for such an index, but `array[indices]` of JAX reads the last example.
         mask: bool `(max_batch_size,)`; True marks a real example, False marks padding.
     """
 
@@ -38,7 +41,8 @@ class SamplerState(NamedTuple):
 
     def keys(self, num: int) -> Key[Array, " num"]:
         """Returns keys for the next batch and no other."""
-        return jax.random.split(jax.random.fold_in(self.key, self.step), num)
+        key = allowed_key("the key of a sampler state", self.key)
+        return jax.random.split(jax.random.fold_in(key, self.step), num)
 
     def advanced(self) -> "SamplerState":
         """Returns the state after one more batch."""
@@ -116,11 +120,12 @@ class Sampler(abc.ABC):
             A pytree for `sample`.
 
         Raises:
-            TypeError: the key is not a typed PRNG key, or `step` is not a whole number.
+            TypeError: the key is not a typed Threefry or ChaCha20 key, or `step` is not a whole
+                number.
             ValueError: `step` is negative.
         """
         step = _validate.count("step", step, at_least=0)
-        return SamplerState(jnp.asarray(step, jnp.int32), _validate.typed_key("key", key))
+        return SamplerState(jnp.asarray(step, jnp.int32), allowed_key("key", key))
 
     @abc.abstractmethod
     def sample(self, state: Any) -> tuple[Any, Batch]:
@@ -156,10 +161,18 @@ class Sampler(abc.ABC):
         """
 
 
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """Pads a batch to a larger static size."""
-    missing = size - len(batch.mask)
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing)), batch)
+def padded_batch(
+    indices: Int[Array, " batch"],
+    mask: Bool[Array, " batch"],
+    num_examples: int,
+    size: int | None = None,
+) -> Batch:
+    """Returns a batch, padded to a static size, whose padded indices point at no example."""
+    missing = 0 if size is None else size - len(mask)
+    indices = jnp.where(mask, indices, num_examples)
+    return Batch(
+        jnp.pad(indices, (0, missing), constant_values=num_examples), jnp.pad(mask, (0, missing))
+    )
 
 
 def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:
@@ -167,6 +180,7 @@ def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:
     if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
         raise ValueError(
             f"{what} have no guarantee under add_or_remove_one: an example more moves others "
-            f"between {parts}. Ask for relation='replace_special' (an example is there or "
-            "contributes nothing) or 'replace_one', or sample with Poisson."
+            f"between {parts}. Sample with Poisson. Or state another guarantee, about other "
+            "neighbours: relation='replace_special' (an example is there or contributes nothing) "
+            "or 'replace_one'."
         )

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, truncated_poisson_event
 from dpoptax.relations import Relation
-from dpoptax.samplers._base import Batch, Sampler, SamplerState, pad_batch, refuse_add_or_remove_one
+from dpoptax.samplers._base import (
+    Batch,
+    Sampler,
+    SamplerState,
+    padded_batch,
+    refuse_add_or_remove_one,
+)
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._poisson import draw_batch
 from dpoptax.schedules import ScalarOrSchedule
@@ -102,7 +108,7 @@ class CyclicPoisson(Sampler):
             smaller = self._draw(state, largest_group - 1)
             batch = jax.tree.map(lambda a, b: jnp.where(group < num_larger, a, b), batch, smaller)
         indices = batch.indices * self.num_groups + group
-        return state.advanced(), Batch(jnp.where(batch.mask, indices, 0), batch.mask)
+        return state.advanced(), padded_batch(indices, batch.mask, self.num_examples)
 
     def event(
         self,
@@ -128,9 +134,8 @@ class CyclicPoisson(Sampler):
     def _draw(self, state: SamplerState, group_size: int) -> Batch:
         """Draws the padded batch of a group."""
         size = min(self.max_batch_size, group_size)
-        return pad_batch(
-            draw_batch(state, group_size, self.sampling_rate, size), self.max_batch_size
-        )
+        batch = draw_batch(state, group_size, self.sampling_rate, size)
+        return padded_batch(*batch, self.num_examples, self.max_batch_size)
 
 
 def _largest_group(num_examples: int, num_groups: int) -> int:

@@ -21,10 +21,12 @@ def iterate_batches(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> It
         step: the number of the first batch.
 
     Returns:
-        An iterator of `Batch`, of static shape; read only the rows where `mask` is True.
+        An iterator of `Batch`, of static shape. `take(data, batch)` reads its rows from NumPy
+        arrays or memory maps. If you read them yourself, read only the rows where `mask` is True,
+        and pass the mask with them: `MaskedExamples(rows, batch.mask)`.
 
     Raises:
-        TypeError: an old-style key.
+        TypeError: a key that is not a typed Threefry or ChaCha20 key.
         ValueError: a negative step.
 
     Example:

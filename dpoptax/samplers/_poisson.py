@@ -17,7 +17,7 @@ from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, truncated_poisson_event
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers._base import Batch, Sampler, SamplerState
+from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size, truncated_binomial
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -105,7 +105,7 @@ def draw_batch(state: SamplerState, num_examples: int, rate: float, max_batch_si
         indices = _subset(permutation_key, size, num_examples, max_batch_size)
     else:
         indices = feistel.permute(permutation_key, slots, num_examples)
-    return Batch(jnp.where(mask, indices, 0), mask)
+    return padded_batch(indices, mask, num_examples)
 
 
 def _subset(

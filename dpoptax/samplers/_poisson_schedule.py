@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dpoptax import _validate
 from dpoptax.relations import Relation
-from dpoptax.samplers._base import Batch, Sampler, SamplerState, pad_batch
+from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._poisson import Poisson, draw_batch
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
@@ -103,6 +103,6 @@ class PoissonSchedule(Sampler):
         sizes = (sampler.num_examples, sampler.sampling_rate, sampler.max_batch_size)
 
         def branch(state: SamplerState) -> Batch:
-            return pad_batch(draw_batch(state, *sizes), self.max_batch_size)
+            return padded_batch(*draw_batch(state, *sizes), self.num_examples, self.max_batch_size)
 
         return branch

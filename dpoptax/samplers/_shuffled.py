@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from dpoptax._dp_events import compose_passes
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
-from dpoptax.samplers._base import Batch, SamplerState, refuse_add_or_remove_one
+from dpoptax.samplers._base import (
+    Batch,
+    SamplerState,
+    padded_batch,
+    refuse_add_or_remove_one,
+)
 from dpoptax.samplers._full_batches import FullBatches
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -55,12 +60,12 @@ class Shuffled(FullBatches):
         epoch, number = jnp.divmod(state.step, self.steps_per_epoch)
         slots = jnp.arange(self.batch_size, dtype=jnp.int32)
         # Position first + slot must be below num_examples. Subtracting before adding keeps every
-        # number within int32, also at 2**31 examples.
+        # number within int32, also at 2**31 - 1 examples.
         mask = slots <= (self.num_examples - 1) - number * self.batch_size
         positions = jnp.where(mask, number * self.batch_size + slots, 0)
         key = jax.random.fold_in(state.key, epoch)
         indices = feistel.permute(key, positions, self.num_examples)
-        return state.advanced(), Batch(jnp.where(mask, indices, 0), mask)
+        return state.advanced(), padded_batch(indices, mask, self.num_examples)
 
     def event(
         self,

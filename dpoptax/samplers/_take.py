@@ -1,39 +1,76 @@
-"""Gather the examples of a batch from data on the device."""
+"""Gather the examples of a batch, from data on the device or on the host."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from dpoptax import _validate
+from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers._base import Batch
 
 
-def take(
-    data: PyTree[Shaped[Array, "num_examples ..."]], batch: Batch
-) -> PyTree[Shaped[Array, "max_batch_size ..."]]:
-    """Gathers the examples of `batch` from every array of `data`.
+def take(data: PyTree[Shaped[Any, "num_examples ..."]], batch: Batch) -> MaskedExamples:
+    """Gathers the examples of `batch` from every array of `data`, together with their mask.
 
-    Padded rows hold example 0. They must be masked: pass `batch.mask` to `per_example_grads`.
+    Padded rows are zeros. The mask stays with the examples: the functions of `per_example_grads`
+    apply it, so there is no `mask` to pass.
+
+    NumPy arrays and memory maps with a batch of `iterate_batches` stay on the host, and only the
+    rows of the batch are read.
 
     Args:
         data: a tree of arrays with a leading axis of num_examples.
         batch: from a sampler.
 
     Returns:
-        A tree like `data` with a leading axis of max_batch_size.
+        `MaskedExamples`: a tree like `data` with a leading axis of max_batch_size, and the mask.
+
+    Raises:
+        ValueError: the arrays have no common leading axis.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> batch = Batch(jnp.array([2, 0]), jnp.array([True, False]))
-        >>> take({"x": jnp.array([10, 11, 12])}, batch)["x"]
-        Array([12, 10], dtype=int32)
+        >>> batch = Batch(jnp.array([2, 3]), jnp.array([True, False]))
+        >>> taken = take({"x": jnp.array([10, 11, 12])}, batch)
+        >>> taken.examples, taken.mask
+        ({'x': Array([12,  0], dtype=int32)}, Array([ True, False], dtype=bool))
     """
-    rows = jnp.where(batch.mask, batch.indices, 0)
-    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), data)
+    size = _validate.leading_axis_size("data", data)
+    on_host = isinstance(batch.indices, np.ndarray)
+    mask = batch.mask
+    if not (on_host and all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(data))):
+        # An index that points at no example is padding, whatever the sampler says.
+        mask = batch.mask & (batch.indices >= 0) & (batch.indices < size)
+        rows = jnp.where(mask, batch.indices, size)
+        return MaskedExamples(jax.tree.map(lambda leaf: _gather(leaf, rows), data), mask)
+    real = np.asarray(batch.indices)[np.asarray(mask)]
+    return MaskedExamples(
+        jax.tree.map(lambda leaf: fill_rows(np.asarray(leaf[real]), np.asarray(mask)), data), mask
+    )
 
 
-def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], PyTree]:
+def _gather(leaf: Array, rows: Array) -> Array:
+    """Returns rows of an array, and zeros for rows beyond its end."""
+    if _validate.is_key(leaf):
+        data = _gather(jax.random.key_data(leaf), rows)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0)
+
+
+def fill_rows(
+    rows: Shaped[np.ndarray, "real ..."], mask: np.ndarray
+) -> Shaped[np.ndarray, "batch ..."]:
+    """Puts rows where the mask is True, in order, and zeros elsewhere."""
+    filled = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)
+    filled[mask] = rows
+    return filled
+
+
+def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], MaskedExamples]:
     """Returns a `take` that distributes the examples of a batch over devices.
 
     Args:
@@ -53,11 +90,11 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], P
         >>> mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
         >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         >>> batch = Batch(jnp.array([2, 0]), jnp.array([True, False]))
-        >>> sharded_take(sharding)({"x": jnp.array([10, 11, 12])}, batch)["x"].tolist()
-        [12, 10]
+        >>> sharded_take(sharding)({"x": jnp.array([10, 11, 12])}, batch).examples["x"].tolist()
+        [12, 0]
     """
 
-    def take_and_shard(data: PyTree, batch: Batch) -> PyTree:
+    def take_and_shard(data: PyTree, batch: Batch) -> MaskedExamples:
         examples = take(data, batch)
         # `with_sharding_constraint` would raise too, but could not say what to change.
         for leaf in jax.tree.leaves(examples):
@@ -68,8 +105,9 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], P
                 fits = -(-size // devices) * devices
                 raise ValueError(
                     f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
-                    f"sampler with a max_batch_size (or batch_size) of {fits}, say."
+                    f"sampler of the plan with a max_batch_size (or batch_size) of {fits}, say."
                 ) from None
-        return jax.lax.with_sharding_constraint(examples, sharding)
+        sharded: MaskedExamples = jax.lax.with_sharding_constraint(examples, sharding)
+        return sharded
 
     return take_and_shard

@@ -73,11 +73,14 @@ class UserPoisson(Sampler):
         if user_ids.ndim != 1 or len(user_ids) == 0:
             raise ValueError(
                 "user_ids must name the user of every example, one after the other; got an array "
-                f"of shape {user_ids.shape}."
+                f"of shape {user_ids.shape}. Pass a vector with an entry for each row of the data."
             )
         most = _validate.count("max_examples_per_user", max_examples_per_user)
         rows, present = _rows_of_users(user_ids, most)
-        poisson = Poisson(len(rows), expected_batch_size, max_batch_size)
+        users = _validate.expected_batch_size(
+            "expected_batch_size, in users,", expected_batch_size, len(rows)
+        )
+        poisson = Poisson(len(rows), users, max_batch_size)
         self.__attrs_init__(
             user_ids,
             poisson.expected_batch_size,
@@ -117,7 +120,8 @@ class UserPoisson(Sampler):
         if num_rows != len(self.user_ids):
             raise ValueError(
                 f"data must have one row per entry of user_ids; got {num_rows} rows and "
-                f"{len(self.user_ids)} entries."
+                f"{len(self.user_ids)} entries. Pass the rows that user_ids was made from, in the "
+                "same order and once."
             )
         present = jnp.asarray(self._present)
 

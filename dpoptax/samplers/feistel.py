@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from dpoptax import _validate
+from dpoptax.random._allowed_keys import allowed_key
 
 __all__ = ["invert", "permute"]
 
@@ -48,7 +49,8 @@ def permute(
         Images as int32, in the shape of `indices`; distinct indices have distinct images.
 
     Raises:
-        TypeError: an old-style key, or a count that is not a whole number.
+        TypeError: a key that is not a typed Threefry or ChaCha20 key, or a count that is not a
+            whole number.
         ValueError: a count that is not from 1 to 2**31.
 
     Example:
@@ -91,8 +93,13 @@ def invert(
 
 def _walk(key: PRNGKeyArray, values: Array, num_examples: int, *, forward: bool) -> Array:
     """Applies the permutation or its inverse."""
-    key = _validate.typed_key("key", key)
-    size = _validate.num_examples(num_examples)
+    key = allowed_key("key", key)
+    size = _validate.count("num_examples", num_examples)
+    if size > 2**31:
+        raise ValueError(
+            f"num_examples must be at most 2**31, because indices are int32; got {size}. Permute "
+            "fewer elements."
+        )
     if size <= MAX_SORTED:
         order = _sorted_order(key, size)
         return (order if forward else jnp.argsort(order).astype(jnp.int32))[values]

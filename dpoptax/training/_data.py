@@ -24,7 +24,8 @@ class DeviceData:
     Attributes:
         arrays: a tree of arrays with a leading axis of num_examples. Their sharding is kept.
         take: `take(arrays, batch)` returns the examples of a batch, with a leading axis of
-            max_batch_size. `dpoptax.samplers.sharded_take` spreads them over several devices.
+            max_batch_size: `MaskedExamples`, or plain arrays. `dpoptax.samplers.sharded_take`
+            spreads them over several devices.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,8 +64,8 @@ class HostData:
                 object with `len(data)` and `data[index]` for one example, such as a list, or a data
                 source of Grain or TensorFlow Datasets.
             take: `take(rows, batch)` places the rows of one batch on the device. It is called with
-                these rows only, in order. `dpoptax.samplers.sharded_take` spreads them over several
-                devices.
+                these rows only, in order; padded rows are zeros. `dpoptax.samplers.sharded_take`
+                spreads them over several devices.
 
         Raises:
             TypeError: data is neither of these.

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from dpoptax._jax_compat import contains_primitive
-from dpoptax.samplers import Batch, Sampler, take
+from dpoptax.samplers import Batch, MaskedExamples, Sampler
+from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
 from dpoptax.training._multihost import from_first_process
@@ -108,11 +109,11 @@ class HostStream:
         sampler: Sampler,
         **readings: bool,
     ) -> None:
-        def take_rows(rows: PyTree, batch: Batch) -> PyTree:
+        def take_rows(rows: MaskedExamples, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
+            # The default `take` too: the numbers are then those of data on the device, to the bit.
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
-            all_rows = Batch(order, jnp.ones(len(batch.mask), bool))
-            return rows if data.take is take else data.take(rows, all_rows)
+            return data.take(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
         self._data = data
         self._reader = HostReader(data, sampler)

@@ -15,6 +15,7 @@ from dpoptax.per_example._validate_loss import check_loss, check_params, takes_k
 from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
+from dpoptax.training._check_size import check_size
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._diagnostics import warn_if_many
 from dpoptax.training._dispatch import make_stepper
@@ -78,7 +79,7 @@ def fit(
 
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is
-            not a typed key.
+            not a typed Threefry or ChaCha20 key.
         ValueError: the data and the plan differ in size, the loss is not a scalar, a parameter has
             no influence on it, the model has mutable state, or the folder holds another run. All
             before the first step.
@@ -98,7 +99,7 @@ def fit(
     """
     keys = split_by_purpose(root_key(key))
     data = as_training_data(data)
-    _check_size(data, plan)
+    check_size(len(data), plan.sampler)
     check_params(params)
     tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
@@ -159,15 +160,6 @@ def _initialize(
         model_key=keys.model_key,
     )
     return tx, state
-
-
-def _check_size(data: DeviceData | HostData, plan: Plan) -> None:
-    """Refuses data of another size than the plan's: epsilon depends on it."""
-    if len(data) != plan.sampler.num_examples:
-        raise ValueError(
-            f"the plan is for {plan.sampler.num_examples} examples and data has {len(data)}: "
-            "its epsilon would not be this run's. Make the sampler with the size of the data."
-        )
 
 
 def _check_loss(

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from dpoptax.samplers import Batch, Sampler
+from dpoptax.samplers import Batch, MaskedExamples, Sampler
+from dpoptax.samplers._take import fill_rows
 from dpoptax.training._data import HostData
 
 # Rows of several batches go to the device in one transfer. More bytes per transfer hide its fixed
@@ -34,8 +34,11 @@ class HostReader:
         self.batches = max(1, min(MAX_BATCHES_PER_READ, BYTES_PER_READ // max(batch_bytes, 1)))
         lead = (self.batches, sampler.max_batch_size)
         # Shapes and dtypes of what `next` returns, to compile the step before anything is read.
-        self.shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), row
+        self.shapes = MaskedExamples(
+            jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), row
+            ),
+            jax.ShapeDtypeStruct(lead, jnp.bool_),
         )
         self._data = data
 
@@ -47,7 +50,9 @@ class HostReader:
         )
         self._sampler_state: Any = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "dpoptax reader")
-        self._pending: queue.SimpleQueue[concurrent.futures.Future[PyTree]] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[concurrent.futures.Future[MaskedExamples]] = (
+            queue.SimpleQueue()
+        )
 
     def begin(self, sampler_state: Any) -> None:
         """Starts to read the batches that follow `sampler_state`; later calls do nothing."""
@@ -55,11 +60,12 @@ class HostReader:
             self._sampler_state = sampler_state
             self._request()
 
-    def next(self) -> PyTree:
+    def next(self) -> MaskedExamples:
         """Returns the examples of the next batches, shaped `(batches, max_batch_size, ...)`."""
         ready = self._pending.get()
         self._request()
-        return jax.tree.map(jnp.asarray, ready.result())
+        examples: MaskedExamples = jax.tree.map(jnp.asarray, ready.result())
+        return examples
 
     def close(self) -> None:
         """Stops reading."""
@@ -70,8 +76,12 @@ class HostReader:
         self._sampler_state, batch = self._draw(self._sampler_state)
         self._pending.put(self._thread.submit(self._read, batch))
 
-    def _read(self, batch: Batch) -> PyTree:
-        # Padding reads row 0, which always exists. The mask removes it later.
-        indices = np.where(np.asarray(batch.mask), np.asarray(batch.indices), 0)
-        rows = self._data.rows(indices.reshape(-1))
-        return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), rows)
+    def _read(self, batch: Batch) -> MaskedExamples:
+        mask = np.asarray(batch.mask)
+        real = np.asarray(batch.indices)[mask]
+        # Padding is zeros and costs no read. A source of single examples has no shape before one
+        # is read, so batches without any example read row 0.
+        rows = self._data.rows(real if len(real) else np.zeros(1, np.int64))
+        return MaskedExamples(
+            jax.tree.map(lambda leaf: fill_rows(leaf[: len(real)], mask), rows), mask
+        )

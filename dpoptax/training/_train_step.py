@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from dpoptax import _validate
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
+from dpoptax.samplers import take as gather
 from dpoptax.schedules import ScalarOrSchedule
+from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._objective import Objective
@@ -128,7 +131,8 @@ def make_train_step(
             chained with an optimizer.
         sampler: the sampler of the batches, the one that `tx` was scaled for.
         take: `take(data, batch)` returns the examples of a batch, with a leading axis of
-            max_batch_size. `dpoptax.samplers.sharded_take` spreads them over several devices.
+            max_batch_size: `MaskedExamples`, or plain arrays, to which the step applies
+            `batch.mask`. `dpoptax.samplers.sharded_take` spreads them over several devices.
         microbatch_size: as in `dpoptax.per_example_grads`; noise is still added once per step.
         diagnostics: the clip rule of `tx`, to add the clipped fraction and the median norm to the
             `StepInfo`. They are not private.
@@ -137,7 +141,7 @@ def make_train_step(
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
-        axis of num_examples. Jit it, or scan it.
+        axis of num_examples, which is checked unless `take` is your own. Jit it, or scan it.
 
     Example:
         >>> import jax, jax.numpy as jnp, dpoptax
@@ -167,6 +171,8 @@ def make_train_step(
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
+        if take is gather:  # another `take` may get the rows of one batch, or any structure
+            check_size(_validate.leading_axis_size("data", data), sampler)
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
         # Some objectives take the gradient at draws kept in the optimizer state, not at the

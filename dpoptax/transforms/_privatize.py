@@ -19,6 +19,7 @@ from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.random import derive_key
+from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._derive import fingerprint
 from dpoptax.random._reuse_guard import KeyReuseGuard
 from dpoptax.random._threefry_unrolled import unrolled
@@ -82,7 +83,8 @@ def privatize(
         An `optax.GradientTransformation` with a `PrivatizeState`.
 
     Raises:
-        TypeError: an argument has the wrong type, for example an old-style key.
+        TypeError: an argument has the wrong type, for example a key that is not a typed Threefry or
+            ChaCha20 key.
         ValueError: the bound is not positive, the noise is negative, or there is noise without a
             finite bound. From `init` or `update`: a second run of this transformation in this
             process, or another transformation with the same key in the same chain.
@@ -105,7 +107,7 @@ def privatize(
     noise = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
     mechanism.check(rule, noise)
     size = validated("expected_batch_size", expected_batch_size, _validate.positive)
-    root = _validate.typed_key("key", key)
+    root = allowed_key("key", key)
     # Without noise there is none to draw twice.
     guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None
     # The bound apart from the rule, in case it is a property of a class and no field.

@@ -69,6 +69,7 @@ rates = st.floats(math.log(1e-7), 0.0).map(math.exp)
 step_counts = st.floats(0.0, math.log(1e7)).map(lambda x: round(math.exp(x)))
 
 
+@pytest.mark.filterwarnings("ignore:delta should be well below")
 @pytest.mark.nightly
 @hypothesis.settings(suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(target=targets, delta=deltas, rate=rates, steps=step_counts)
@@ -128,6 +129,7 @@ def test_sizes_of_other_samplers():
     assert 1 <= full < poisson
 
 
+@pytest.mark.filterwarnings("ignore:delta should be well below")
 def test_the_smallest_noise_is_returned_if_it_suffices():
     run = {"sampler": Poisson(10**7, 1), "num_steps": 1, "delta": 1e-3}
     assert calibrate_noise_multiplier(epsilon=5.0, **run) == (pytest.approx(0.1), 0.0)

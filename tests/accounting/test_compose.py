@@ -176,6 +176,7 @@ def test_epsilon_and_delta_invert_each_other():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:delta should be well below")
 def test_steps_that_practically_cost_nothing_cost_nothing():
     run = {"sampler": Poisson(10**7, 1), "noise_multiplier": 1.0}
     assert epsilon(num_steps=1, delta=1e-3, **run) == 0.0

@@ -29,7 +29,7 @@ def test_poisson_batches_come_with_a_mask():
     sizes = np.asarray(mask.sum(1))
     assert abs(sizes.mean() - 50) < 4.5 * np.sqrt(1000 * 0.05 * 0.95 / 2000)
     assert abs(sizes.var() / (1000 * 0.05 * 0.95) - 1) < 4.5 * np.sqrt(2 / 2000)
-    taken = np.asarray(rows)[np.asarray(mask)]
+    taken = np.asarray(rows.examples)[np.asarray(mask)]
     assert abs(taken.mean() / 499.5 - 1) < 0.02
 
 

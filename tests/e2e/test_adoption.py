@@ -19,7 +19,7 @@ DATA = (jax.random.normal(jax.random.key(0), (200, 4)), jnp.zeros(200, jnp.int32
 def drawn():
     sampler = dpoptax.samplers.Poisson(200, 50)
     _, batch = sampler.sample(sampler.init(jax.random.key(1)))
-    return dpoptax.samplers.take(DATA, batch), batch.mask
+    return dpoptax.samplers.take(DATA, batch)
 
 
 def private():
@@ -32,7 +32,6 @@ def cross_entropy(logits, label):
 
 
 def test_a_train_state_of_linen(drawn):
-    batch, mask = drawn
     model = nn.Dense(3)
     params = model.init(jax.random.key(0), DATA[0][0])["params"]
 
@@ -44,12 +43,12 @@ def test_a_train_state_of_linen(drawn):
 
     @jax.jit
     def step(state):
-        grads = dpoptax.per_example_grads(loss_fn)(state.params, batch, mask=mask)
+        grads = dpoptax.per_example_grads(loss_fn)(state.params, drawn)
         return state.apply_gradients(grads=grads)
 
     def mean_loss(params):
-        losses = jax.vmap(loss_fn, (None, 0))(params, batch)
-        return jnp.sum(jnp.where(mask, losses, 0.0)) / 50
+        losses = jax.vmap(loss_fn, (None, 0))(params, drawn.examples)
+        return jnp.sum(jnp.where(drawn.mask, losses, 0.0)) / 50
 
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(mean_loss)(params))
     after = step(state)
@@ -58,7 +57,6 @@ def test_a_train_state_of_linen(drawn):
 
 
 def test_an_optimizer_of_nnx(drawn):
-    batch, mask = drawn
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
     loss_fn, params = dpoptax.nnx.loss_fn(
@@ -68,12 +66,12 @@ def test_an_optimizer_of_nnx(drawn):
     state = transformation.init(params)
 
     def mean_loss(params):
-        losses = jax.vmap(loss_fn, (None, 0))(params, batch)
-        return jnp.sum(jnp.where(mask, losses, 0.0)) / 50
+        losses = jax.vmap(loss_fn, (None, 0))(params, drawn.examples)
+        return jnp.sum(jnp.where(drawn.mask, losses, 0.0)) / 50
 
     before = np.asarray(model.kernel[...])
     slope = np.asarray(jax.grad(mean_loss)(params).kernel[...])
-    grads = dpoptax.per_example_grads(loss_fn)(params, batch, mask=mask)
+    grads = dpoptax.per_example_grads(loss_fn)(params, drawn)
     noisy, state = transformation.update(grads, state, params)
     optimizer.update(model, noisy)
     np.testing.assert_allclose(model.kernel[...], before - 0.1 * slope, rtol=1e-5, atol=1e-6)

@@ -41,7 +41,7 @@ class CoinFlips(Sampler):
         rate = self.expected_batch_size / self.num_examples
         mask = jax.random.bernoulli(key, rate, (self.num_examples,))
         indices = jnp.arange(self.num_examples, dtype=jnp.int32)
-        return state.advanced(), Batch(jnp.where(mask, indices, 0), mask)
+        return state.advanced(), Batch(jnp.where(mask, indices, self.num_examples), mask)
 
     def event(self, noise_multiplier, num_steps, relation=None):
         rate = self.expected_batch_size / self.num_examples

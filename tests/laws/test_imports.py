@@ -15,6 +15,7 @@ ROOT = pathlib.Path(dpoptax.__file__).parent
 ORDER = [
     "_jax_compat",
     "_validate",
+    "_masked_examples",
     "_precision",
     "relations",
     "schedules",

@@ -134,7 +134,7 @@ class ResumableRun:
             raise ValueError(
                 f"{CHANGED.format('')}, and {type(plan.sampler).__name__} ties the steps of a run "
                 "together, so they cannot be drawn again. Undo the change, or start again in "
-                "another folder."
+                "another folder, and count this run in full."
             )
         if not replays:
             log.begin_segment(program, done)

@@ -16,8 +16,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from numpyro.infer import ELBO
 
 from dpoptax import _validate
+from dpoptax._masked_examples import MaskedExamples, unmasked
 from dpoptax._plan import Plan
 from dpoptax.per_example import value_and_per_example_grads
+from dpoptax.per_example._base import select
+from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
@@ -108,7 +111,7 @@ class DPSVI:
 
         Args:
             rng_key: one root key; use a secure one for private results.
-            *args: a batch, of which only shapes and dtypes are used.
+            *args: a batch, as in `update`, of which only shapes and dtypes are used.
             **kwargs: further arguments of model and guide.
 
         Returns:
@@ -119,6 +122,8 @@ class DPSVI:
             ValueError: as in `numpyro_elbo`.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
+        args, masks = _plain(args)
+        self._refuse_masks(masks)
         size = self._given_batch_size or float(_validate.leading_axis_size("args", args))
         elbo = self._objective(keys.model_key, args, kwargs)
         private = privatize(
@@ -140,7 +145,8 @@ class DPSVI:
 
         Args:
             svi_state: the state of `init` or of another update.
-            *args: a batch. Without an `expected_batch_size` it must be as long as that of `init`.
+            *args: a batch: arrays, or `dpoptax.samplers.take(data, batch)`, which has a mask.
+                Without an `expected_batch_size` it must be as long as that of `init`.
             mask: True for real examples; a batch with a mask needs `expected_batch_size`.
 
         Returns:
@@ -151,15 +157,19 @@ class DPSVI:
             ValueError: a batch with another length, or a mask, without `expected_batch_size`.
         """
         elbo, tx = self._initialized()
-        self._check_batch(args, mask)
+        args, masks = _plain(args)
+        if mask is not None:
+            masks = [*masks, mask]
+        self._check_batch(args, masks)
+        rows = batch_mask(args, None, *masks)
         # `kl_key` is for the loss that is shown; the gradient of the divergence draws its own.
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
         # The divergence may train a parameter that the likelihood leaves out.
         losses, grads = value_and_per_example_grads(elbo.loss, allow_unused=True)(
-            svi_state.params, args, mask=mask, key=key
+            svi_state.params, args, mask=rows, key=key
         )
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)
-        loss = self._total_loss(elbo, svi_state.params, losses, mask, kl_key)
+        loss = self._total_loss(elbo, svi_state.params, losses, rows, kl_key)
         params = optax.apply_updates(svi_state.params, updates)
         step = svi_state.step + 1
         return SVIState(params, opt_state, svi_state.model_key, step), loss
@@ -168,9 +178,11 @@ class DPSVI:
         """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""
         elbo, _ = self._initialized()
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
-        keys = jax.random.split(key, _validate.leading_axis_size("args", args))
+        args, masks = _plain(args)
+        rows = batch_mask(args, None, *masks)
+        keys = jax.random.split(key, len(rows))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
-        return self._total_loss(elbo, svi_state.params, losses, None, kl_key)
+        return self._total_loss(elbo, svi_state.params, select(rows, losses), rows, kl_key)
 
     def get_params(self, svi_state: SVIState) -> dict[str, PyTree]:
         """Returns the values of `numpyro.param` sites, as `Predictive` takes them."""
@@ -226,21 +238,24 @@ class DPSVI:
         )
         return SVIRunResult(elbo.constrain(result.params), result)
 
-    def _check_batch(self, args: Any, mask: Array | None) -> None:
+    def _check_batch(self, args: Any, masks: list[Any]) -> None:
         """Refuses a batch whose expected size is unknown: the sums would be scaled wrongly."""
+        self._refuse_masks(masks)
         if self._given_batch_size is not None:
             return
-        if mask is not None:
-            raise ValueError(
-                "a batch with a mask is longer than its expected size, by which the noisy sum is "
-                "divided. Pass DPSVI(..., expected_batch_size=sampling rate times num_obs_total)."
-            )
         length = _validate.leading_axis_size("args", args)
         if length != self._expected_batch_size:
             raise ValueError(
                 f"init got a batch of {self._expected_batch_size:.0f}, which became the expected "
                 f"batch size, by which the noisy sum is divided; update got one of {length}. Pass "
                 "DPSVI(..., expected_batch_size=...), or give init a batch like those of update."
+            )
+
+    def _refuse_masks(self, masks: list[Any]) -> None:
+        if masks and self._given_batch_size is None:
+            raise ValueError(
+                "a batch with a mask is longer than its expected size, by which the noisy sum is "
+                "divided. Pass DPSVI(..., expected_batch_size=sampling rate times num_obs_total)."
             )
 
     def _objective(self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]) -> NumPyroElbo:
@@ -262,10 +277,19 @@ class DPSVI:
         return self._elbo, self._tx
 
     def _total_loss(
-        self, elbo: NumPyroElbo, params: PyTree, losses: Array, mask: Any, key: PRNGKeyArray
+        self, elbo: NumPyroElbo, params: PyTree, losses: Array, rows: Array, key: PRNGKeyArray
     ) -> Array:
         """Scales the mean loss of a batch to all the data, as NumPyro reports it."""
         # At least one, so that an empty batch has a finite loss.
-        count = len(losses) if mask is None else jnp.maximum(jnp.sum(mask), 1)
+        count = jnp.maximum(jnp.sum(rows, dtype=losses.dtype), 1)
         total = self._num_examples * jnp.sum(losses) / count
         return total if elbo.kl_clipped else total + elbo.kl(params, key)
+
+
+def _plain(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Array]]:
+    """Returns the arrays of a batch, and the masks that came with them."""
+    if len(args) == 1 and isinstance(args[0], MaskedExamples):
+        several = isinstance(args[0].examples, tuple | list)
+        args = tuple(args[0]) if several else args
+    plain, masks = unmasked(args)
+    return plain, masks

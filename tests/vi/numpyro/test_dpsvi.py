@@ -15,6 +15,7 @@ from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, auto
 from numpyro.infer.elbo import RenyiELBO
 
 import dpoptax
+from dpoptax.samplers import MaskedExamples
 from dpoptax.vi.numpyro import DPSVI, numpyro_elbo
 
 N, D = 300, 3
@@ -132,7 +133,7 @@ def test_updates_run_in_a_custom_loop_with_masks(data):
         def step(carry, _):
             state, sampler_state = carry
             sampler_state, batch = sampler.sample(sampler_state)
-            state, loss = svi.update(state, *dpoptax.samplers.take(data, batch), mask=batch.mask)
+            state, loss = svi.update(state, *dpoptax.samplers.take(data, batch))
             return (state, sampler_state), loss
 
         return jax.lax.scan(step, (state, sampler_state), length=100)
@@ -158,6 +159,12 @@ def test_padding_adds_nothing(data):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), alone.params, together.params
     )
     assert bool(jnp.isfinite(loss))
+    # The mask may also come with the examples, as `take` returns them.
+    taken = MaskedExamples(padded, jnp.arange(13) < 9)
+    for args in ((taken,), tuple(taken)):
+        carried, same_loss = update(state, *args)
+        jax.tree.map(np.testing.assert_array_equal, carried.params, together.params)
+        assert same_loss == loss
 
 
 @pytest.mark.slow

@@ -1,0 +1,24 @@
+"""The check that data and sampler belong together: one row of the data per unit of privacy."""
+
+from dpoptax.samplers import Sampler, UserPoisson
+
+
+def check_size(length: int, sampler: Sampler) -> None:
+    """Raises unless the data have one row per unit that the sampler draws and the plan accounts."""
+    expected, unit = sampler.num_examples, sampler.unit
+    if length == expected:
+        return
+    if unit == "example":
+        raise ValueError(
+            f"the plan is for {expected} examples and data has {length}: its epsilon would not be "
+            f"this run's. Plan for this data: pass a sampler with num_examples={length}. If one "
+            "person may have several rows, plan for persons: samplers.UserPoisson."
+        )
+    # Another sampler for these rows would run, and protect single rows in place of users.
+    remedy = f"Make one row per {unit} of them."
+    if isinstance(sampler, UserPoisson):
+        remedy = "Call fit(..., sampler.arrange(data)), which makes one row per user."
+    raise ValueError(
+        f"the plan is for {expected} {unit}s, so data must have one row per {unit}; got {length} "
+        f"rows. {remedy} Keep the sampler: one that draws rows protects single rows, not {unit}s."
+    )
