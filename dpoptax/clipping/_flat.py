@@ -13,6 +13,7 @@ from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 # Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
 # margin keeps the terms of a norm at the bound well above that.
 SMALLEST_CLIP = 1e-12
+_INTERFACE = ("l2_clip", "weights", "sensitivity")
 
 
 def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
@@ -84,13 +85,27 @@ def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
     """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
+        TypeError: clip is neither, for example a rule without one of the three methods.
         ValueError: one example moves the sum by more than the `l2_clip` of the rule.
     """
+    # A class has the attributes of the interface too.
+    if isinstance(clip, type):
+        raise TypeError(
+            f"clip must be a number or a clip rule; got the class {clip.__name__}. Make a value of "
+            f"it, such as {clip.__name__}(1.0)."
+        )
     if not isinstance(clip, ClipRule):
+        missing = [name for name in _INTERFACE if not hasattr(clip, name)]
+        if 0 < len(missing) < len(_INTERFACE):
+            raise TypeError(
+                "a clip rule needs l2_clip, weights and sensitivity; got "
+                f"{type(clip).__name__} without {' and '.join(missing)}. Add what is missing."
+            )
         return FlatClip(clip)
     largest = as_schedule(clip.l2_clip).max
     moves = clip.sensitivity("add_or_remove_one")
-    if moves > largest:
+    # Not `moves > largest`, which is False for NaN.
+    if not moves <= largest:
         raise ValueError(
             f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "
             f"more moves the sum by {moves}: make l2_clip as large as that."

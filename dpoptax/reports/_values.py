@@ -18,6 +18,7 @@ class ReportValues:
     released: str
     sampler: dict[str, Any]
     clip: dict[str, Any]
+    mechanism: dict[str, Any]
     noise_multiplier: ScalarOrSchedule
     steps_planned: int
     steps_done: int

@@ -13,13 +13,19 @@ from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
 from dpoptax.samplers._user_poisson import UserPoisson
 
-# What JSON can hold. A new sampler joins by one line; `UserPoisson` holds data, so it does not.
+# What JSON can hold. A new sampler joins by one line.
 _serialize.register(Poisson)
 _serialize.register(PoissonSchedule)
 _serialize.register(CyclicPoisson)
 _serialize.register(FixedSize)
 _serialize.register(Shuffled)
 _serialize.register(BallsInBins)
+# Its number of users is public; the user of every example is not, and stays out of JSON.
+_serialize.register(
+    UserPoisson,
+    names=("num_examples", "expected_batch_size", "max_examples_per_user", "max_batch_size"),
+    make=UserPoisson._from_record,
+)
 _serialize.register_interface(
     Sampler, describe_by=("unit", "num_examples", "expected_batch_size", "max_batch_size")
 )
