@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import optax
-
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms import Mechanism
 from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import ScalarOrSchedule, tabulate
+from dpoptax.schedules import tabulate
 
 
 def check_sampler(sampler: Any) -> None:

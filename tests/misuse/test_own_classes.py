@@ -110,9 +110,17 @@ def test_every_sampler_has_a_test():
     assert ours <= {type(sampler) for sampler in SAMPLERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_a_plan_of_every_sampler_is_calibrated_named_written_and_read(sampler):
+def test_every_sampler_and_clip_rule_is_calibrated(sampler):
     plan = Plan.calibrate(sampler=sampler, clip=PowerClip(1.0), epochs=0.05, **BUDGET)
+    assert 2.9 < plan.epsilon() <= 3.0
+    assert (plan.sampler, plan.clip) == (sampler, PowerClip(1.0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
+def test_a_plan_of_every_sampler_is_named_written_and_read(sampler):
+    plan = Plan(sampler=sampler, clip=PowerClip(1.0), noise_multiplier=1.0, num_steps=9, delta=1e-3)
     text = report_of(plan)
     assert f"{type(sampler).__name__} (" in text
     assert "PowerClip (l2_clip 1, power 2, shares a: 0.5, names [a, b])" in text
