@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._epsilon import resolve_relation, run_event
 from dpoptax.clipping import ClipRule
@@ -71,6 +72,7 @@ class Plan:
 
     # Written out, because two arguments may be Optax schedules, which need num_steps to become
     # the values that the fields hold.
+    @answer_foreign_names
     def __init__(
         self,
         *,
@@ -105,6 +107,7 @@ class Plan:
         )
 
     @classmethod
+    @answer_foreign_names
     def calibrate(
         cls,
         *,

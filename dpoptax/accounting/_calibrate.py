@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting import _search as search
 from dpoptax.accounting._budget import Budget, first_log_noise, sampling_rate, spread
 from dpoptax.accounting._epochs import num_steps_of
@@ -47,6 +48,7 @@ class CalibratedBatchSize(NamedTuple):
     epsilon: float
 
 
+@answer_foreign_names
 def calibrate_noise_multiplier(
     *,
     epsilon: float,
@@ -138,6 +140,7 @@ def _less_noise(
     return feasible
 
 
+@answer_foreign_names
 def calibrate_num_steps(
     *,
     epsilon: float,
@@ -190,6 +193,7 @@ def calibrate_num_steps(
     return CalibratedSteps(num_steps, cost(num_steps))
 
 
+@answer_foreign_names
 def calibrate_batch_size(
     *,
     epsilon: float,

@@ -13,6 +13,7 @@ import numpy as np
 from dp_accounting import NeighboringRelation
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._compose import Composition, compositions
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, normalize_for_group
@@ -67,6 +68,7 @@ class PrivacyLoss:
         return np.clip(np.max(deltas, axis=0) + self.overflow, 0.0, 1.0)
 
 
+@answer_foreign_names
 def epsilon(
     *,
     sampler: Sampler,

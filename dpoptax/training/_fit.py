@@ -10,6 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random import derive_key, split_by_purpose
@@ -27,6 +28,7 @@ from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState, init_state, make_train_step
 
 
+@answer_foreign_names
 def fit(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,

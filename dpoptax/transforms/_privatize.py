@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
@@ -43,6 +44,7 @@ class PrivatizeState(NamedTuple):
     key: PRNGKeyArray
 
 
+@answer_foreign_names
 def privatize(
     clip: ClipRule | ScalarOrSchedule,
     noise_multiplier: ScalarOrSchedule | optax.Schedule,
