@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import run_with_automatic_axes, sharded_by_example
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads
 from dpoptax.per_example._factored import factored_grads
@@ -138,8 +139,8 @@ def value_and_per_example_grads(
         size = _validate.count("microbatch_size", microbatch_size)
         form_of = functools.partial(microbatched_grads, form_of, size)
 
-    def grads_fn(
-        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    def compute(
+        params: PyTree, examples: PyTree, mask: Any, key: Any
     ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
@@ -152,5 +153,12 @@ def value_and_per_example_grads(
         losses, grads = form_of(trace, params, inputs, rows)
         # Padded rows may hold anything, NaN included.
         return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+        return run_with_automatic_axes(
+            compute, params, examples, mask, key, specs_of=sharded_by_example(examples)
+        )
 
     return grads_fn

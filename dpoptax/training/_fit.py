@@ -16,6 +16,7 @@ from dpoptax.per_example._validate_loss import check_loss, check_params, takes_k
 from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
+from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
@@ -29,6 +30,7 @@ from dpoptax.training._train_step import TrainState, init_state, make_train_step
 
 
 @answer_foreign_names
+@with_automatic_axes
 def fit(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import run_with_automatic_axes, sharded_like
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
@@ -137,7 +138,11 @@ def privatize(
         # noise: the difference of two releases with the same noise would have none.
         release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(shapes)}")
         release_key = jax.random.fold_in(release_key, state.step)
-        noisy = mechanism.release(release_key, grads, rule, noise, state.step)
+        noisy = run_with_automatic_axes(
+            lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
+            *(release_key, grads, state.step),
+            specs_of=sharded_like(params),
+        )
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = jax.tree.map(

@@ -1,0 +1,151 @@
+"""Meshes with explicit axes: the library works on them as on automatic ones.
+
+With explicit axes, a sharding is part of the type of an array, and JAX refuses an operation whose
+result could be sharded in several ways. Sums over a sharded batch are such operations. So we run
+them with automatic axes, where the compiler decides, and say how the results are sharded.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+
+def explicit_mesh(*trees: PyTree) -> AbstractMesh | None:
+    """Returns the mesh with explicit axes that an array, or else the context, has; None if none."""
+    found = [_mesh_of(leaf) for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    for mesh in (*found, jax.sharding.get_abstract_mesh()):
+        if mesh is not None and is_explicit(mesh):
+            return mesh
+    return None
+
+
+def is_explicit(mesh: Any) -> bool:
+    """Whether a mesh has an explicit axis."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+SpecsOf: TypeAlias = Callable[[PyTree], PyTree]
+
+
+def run_with_automatic_axes(
+    function: Callable[..., Any],
+    *args: PyTree,
+    specs_of: SpecsOf,
+    mesh: AbstractMesh | None = None,
+) -> Any:
+    """Returns `function(*args)`, which runs with automatic axes if an array has explicit ones.
+
+    Args:
+        function: of trees of arrays.
+        args: its arguments.
+        specs_of: returns how each leaf of the result is sharded, from the result's shapes.
+        mesh: a mesh with explicit axes for the result, if the arguments have none.
+    """
+    mesh = explicit_mesh(args) or mesh
+    if mesh is None:
+        return function(*args)
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    automatic = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    shapes = jax.tree.map(_without_sharding, args)
+    with jax.sharding.use_abstract_mesh(automatic):
+        results = jax.eval_shape(function, *shapes)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(function, out_sharding=specs_of(results))(*args)
+
+
+def replicated(results: PyTree) -> PyTree:
+    """Returns specs of results that every device has."""
+    return jax.tree.map(lambda _: PartitionSpec(), results)
+
+
+def sharded_like(tree: PyTree | None) -> SpecsOf:
+    """Returns `specs_of` for results that are sharded like the leaves of a tree; None replicates.
+
+    The results must have the structure of the tree.
+    """
+
+    def specs_of(results: PyTree) -> PyTree:
+        return replicated(results) if tree is None else jax.tree.map(_spec_of_array, tree)
+
+    return specs_of
+
+
+def sharded_by_example(examples: PyTree) -> SpecsOf:
+    """Returns `specs_of` for results with an example axis, sharded as that of `examples` is."""
+
+    def specs_of(results: PyTree) -> PyTree:
+        leaves = [leaf for leaf in jax.tree.leaves(examples) if jax.numpy.ndim(leaf)]
+        specs = [_spec_of_array(leaf) for leaf in leaves]
+        split = [spec[0] for spec in specs if len(spec) and spec[0] is not None]
+        batch = PartitionSpec(split[0]) if split else PartitionSpec()
+        size = leaves[0].shape[0]
+        return jax.tree.map(
+            lambda leaf: batch if leaf.shape[:1] == (size,) else PartitionSpec(), results
+        )
+
+    return specs_of
+
+
+def _spec_of_array(leaf: Any) -> PartitionSpec:
+    """Returns how an array with explicit axes is sharded; replicated if it has none."""
+    return jax.typeof(leaf).sharding.spec if _mesh_of(leaf) is not None else PartitionSpec()
+
+
+def to_automatic(tree: PyTree) -> PyTree:
+    """Returns arrays that are sharded alike on a mesh with automatic axes, without a copy."""
+    return jax.tree.map(lambda leaf: _relabel(leaf, automatic_sharding), tree)
+
+
+def to_explicit(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Reverses `to_automatic`."""
+    automatic = automatic_mesh(mesh)
+
+    def explicit(sharding: Any) -> Any:
+        on_mesh = isinstance(sharding, NamedSharding) and sharding.mesh == automatic
+        return NamedSharding(mesh, sharding.spec) if on_mesh else sharding
+
+    return jax.tree.map(lambda leaf: _relabel(leaf, explicit), tree)
+
+
+def automatic_sharding(sharding: Any) -> Any:
+    """Returns the same sharding on a mesh with automatic axes."""
+    if not isinstance(sharding, NamedSharding) or not is_explicit(sharding.mesh):
+        return sharding
+    return NamedSharding(automatic_mesh(sharding.mesh), sharding.spec)
+
+
+def automatic_mesh(mesh: Any) -> jax.sharding.Mesh:
+    """Returns the same mesh of devices with automatic axes."""
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def concrete_explicit_mesh(*values: Any) -> jax.sharding.Mesh | None:
+    """Returns the mesh with explicit axes of arrays, of shardings, or of the context."""
+    candidates = [getattr(leaf, "sharding", leaf) for leaf in jax.tree.leaves(values)]
+    meshes = [one.mesh for one in candidates if isinstance(one, NamedSharding)]
+    for mesh in (*meshes, jax.sharding.get_mesh()):
+        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty and is_explicit(mesh):
+            return mesh
+    return None
+
+
+def _without_sharding(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+
+
+def _relabel(leaf: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    sharding = change(leaf.sharding)
+    # The same devices hold the same parts, so nothing moves.
+    return leaf if sharding is leaf.sharding else jax.device_put(leaf, sharding)
+
+
+def _mesh_of(leaf: Any) -> AbstractMesh | None:
+    sharding = getattr(jax.typeof(leaf), "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    return None if mesh is None or mesh.empty or not is_explicit(mesh) else mesh
