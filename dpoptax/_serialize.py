@@ -100,7 +100,8 @@ def _encode(value: Any, where: str, own: dict[str, _Record]) -> Any:
     for name in known.names:
         content[name] = _encode(getattr(value, name), f"{cls.__name__}.{name}", own)
     # Fields alone may not be all: a constructor of the user's own can do anything with them.
-    compared = kind_of(cls) in own and cls.__eq__ is not object.__eq__
+    has_equality = any("__eq__" in vars(base) for base in cls.__mro__[:-1])
+    compared = kind_of(cls) in own and has_equality
     if compared and _decode(content, cls.__name__, own) != value:
         raise TypeError(
             f"{cls.__name__} has no record: made again from its fields, it differs. Keep its "

@@ -32,7 +32,7 @@ def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
     return bound
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class FlatClip:
     """Clips the gradient of each example, all parameters together, to norm `l2_clip`.
 
@@ -63,7 +63,11 @@ class FlatClip:
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
 
-    l2_clip: ScalarOrSchedule = attrs.field(converter=_bound)
+    l2_clip: ScalarOrSchedule
+
+    # Not a converter: type checkers would no longer take the field for a number.
+    def __init__(self, l2_clip: ScalarOrSchedule) -> None:
+        self.__attrs_init__(_bound(l2_clip))
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0

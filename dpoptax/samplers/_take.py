@@ -77,7 +77,8 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], P
 
         def specs_of(examples: PyTree) -> PyTree:
             _check_divides(sharding, examples, len(batch.mask))
-            return jax.tree.map(lambda _: sharding.spec, examples)
+            spec = getattr(sharding, "spec", None)
+            return jax.tree.map(lambda _: spec, examples)
 
         return run_with_automatic_axes(_gather, data, batch, specs_of=specs_of, mesh=mesh)
 

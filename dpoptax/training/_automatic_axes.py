@@ -1,4 +1,4 @@
-"""`fit` on a mesh with explicit axes: it runs with automatic ones, and the result is explicit."""
+"""Training on a mesh with explicit axes: `fit` runs with automatic ones, and the result is explicit."""
 
 import dataclasses
 import functools

@@ -161,7 +161,12 @@ def _check_range(label: str, leaf: Any) -> None:
     """Raises where JAX would wrap whole numbers around, without a word."""
     wide = leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8
     # A memory map is not read here: it may be larger than the memory.
-    if not wide or jax.config.jax_enable_x64 or type(leaf) is not np.ndarray or not leaf.size:
+    if (
+        not wide
+        or jnp.result_type(float) == np.float64
+        or type(leaf) is not np.ndarray
+        or not leaf.size
+    ):
         return
     limits = np.iinfo(np.int32 if leaf.dtype.kind == "i" else np.uint32)
     if leaf.min() < limits.min or leaf.max() > limits.max:

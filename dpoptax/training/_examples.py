@@ -77,8 +77,8 @@ def stack_examples(
         ValueError: examples differ in their fields or shapes, or in types that `like` cannot hold.
     """
     first = examples[0] if like is None else like
-    structure = jax.tree.structure(first)
-    columns: list[list[Any]] = [[] for _ in range(structure.num_leaves)]
+    structure: Any = jax.tree.structure(first)
+    columns: list[list[Any]] = [[] for _ in jax.tree.leaves(first)]
     for example in examples:
         if jax.tree.structure(example) != structure:
             raise ValueError(
