@@ -5,8 +5,9 @@ result could be sharded in several ways. Sums over a sharded batch are such oper
 them with automatic axes, where the compiler decides, and say how the results are sharded.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
@@ -27,7 +28,9 @@ def is_explicit(mesh: Any) -> bool:
     return AxisType.Explicit in mesh.axis_types
 
 
+# From the shapes of a result to how each leaf of it is sharded.
 SpecsOf: TypeAlias = Callable[[PyTree], PyTree]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def run_with_automatic_axes(
@@ -39,25 +42,90 @@ def run_with_automatic_axes(
     """Returns `function(*args)`, which runs with automatic axes if an array has explicit ones.
 
     Args:
-        function: of trees of arrays.
-        args: its arguments.
+        function: returns a tree of arrays.
+        args: its arguments. What is no JAX array stays as it is.
         specs_of: returns how each leaf of the result is sharded, from the result's shapes.
         mesh: a mesh with explicit axes for the result, if the arguments have none.
     """
-    mesh = explicit_mesh(args) or mesh
-    if mesh is None:
+    leaves, structure = jax.tree.flatten(args)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    arrays = [leaves[place] for place in places]
+    mesh = explicit_mesh(arrays) or mesh
+    if mesh is None or not arrays:
         return function(*args)
+
+    def run(arrays: list[Any]) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return function(*jax.tree.unflatten(structure, filled))
+
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     automatic = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
-    shapes = jax.tree.map(_without_sharding, args)
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
     with jax.sharding.use_abstract_mesh(automatic):
-        results = jax.eval_shape(function, *shapes)
+        results = jax.eval_shape(run, shapes)
     with jax.sharding.use_abstract_mesh(mesh):
-        return jax.sharding.auto_axes(function, out_sharding=specs_of(results))(*args)
+        return jax.sharding.auto_axes(run, out_sharding=specs_of(results))(arrays)
 
 
-def replicated(results: PyTree) -> PyTree:
-    """Returns specs of results that every device has."""
+def replicated_results(function: Function) -> Function:
+    """Runs a function with automatic axes; every device has the results."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return run_with_automatic_axes(
+            lambda args, kwargs: function(*args, **kwargs), args, kwargs, specs_of=_replicated
+        )
+
+    return cast(Function, wrapped)
+
+
+def by_example(grads_fn: Function) -> Function:
+    """Runs a function of a batch with automatic axes; results are sharded as the examples are."""
+
+    @functools.wraps(grads_fn)
+    def wrapped(params: PyTree, examples: PyTree, **kwargs: Any) -> Any:
+        return run_with_automatic_axes(
+            lambda params, examples, kwargs: grads_fn(params, examples, **kwargs),
+            *(params, examples, kwargs),
+            specs_of=_sharded_by_example(examples),
+        )
+
+    return cast(Function, wrapped)
+
+
+def sharded_results(take: Function, sharding: Any) -> Function:
+    """Runs a function of data and batch with automatic axes; its results get a sharding."""
+
+    @functools.wraps(take)
+    def wrapped(data: PyTree, batch: Any) -> Any:
+        mesh = _mesh_in_use(sharding, data)
+        if mesh is None:
+            return take(data, batch)
+        return run_with_automatic_axes(
+            take,
+            *(data, batch),
+            specs_of=lambda results: jax.tree.map(lambda _: sharding.spec, results),
+            mesh=mesh,
+        )
+
+    # `fit` runs with automatic axes, and reads here whether the mesh has explicit ones.
+    wrapped.sharding = sharding  # type: ignore[attr-defined]
+    return cast(Function, wrapped)
+
+
+def _mesh_in_use(sharding: Any, data: PyTree) -> AbstractMesh | None:
+    """Returns the mesh of a sharding, if it is used with explicit axes here."""
+    if not isinstance(sharding, NamedSharding) or not is_explicit(sharding.mesh):
+        return None
+    # Arrays that are on the mesh already, or the context, say which kind of axes is in use.
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(data)]
+    used = [mesh for mesh in (*meshes, jax.sharding.get_abstract_mesh()) if not mesh.empty]
+    return sharding.mesh.abstract_mesh if not used or is_explicit(used[0]) else None
+
+
+def _replicated(results: PyTree) -> PyTree:
     return jax.tree.map(lambda _: PartitionSpec(), results)
 
 
@@ -68,12 +136,12 @@ def sharded_like(tree: PyTree | None) -> SpecsOf:
     """
 
     def specs_of(results: PyTree) -> PyTree:
-        return replicated(results) if tree is None else jax.tree.map(_spec_of_array, tree)
+        return _replicated(results) if tree is None else jax.tree.map(_spec_of_array, tree)
 
     return specs_of
 
 
-def sharded_by_example(examples: PyTree) -> SpecsOf:
+def _sharded_by_example(examples: PyTree) -> SpecsOf:
     """Returns `specs_of` for results with an example axis, sharded as that of `examples` is."""
 
     def specs_of(results: PyTree) -> PyTree:
@@ -131,10 +199,6 @@ def concrete_explicit_mesh(*values: Any) -> jax.sharding.Mesh | None:
         if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty and is_explicit(mesh):
             return mesh
     return None
-
-
-def _without_sharding(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
 
 
 def _relabel(leaf: Any, change: Callable[[Any], Any]) -> Any:

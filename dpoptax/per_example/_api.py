@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
-from dpoptax._explicit_axes import run_with_automatic_axes, sharded_by_example
+from dpoptax._explicit_axes import by_example
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads
 from dpoptax.per_example._factored import factored_grads
@@ -139,8 +139,8 @@ def value_and_per_example_grads(
         size = _validate.count("microbatch_size", microbatch_size)
         form_of = functools.partial(microbatched_grads, form_of, size)
 
-    def compute(
-        params: PyTree, examples: PyTree, mask: Any, key: Any
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
     ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
@@ -154,11 +154,4 @@ def value_and_per_example_grads(
         # Padded rows may hold anything, NaN included.
         return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
 
-    def grads_fn(
-        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
-    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
-        return run_with_automatic_axes(
-            compute, params, examples, mask, key, specs_of=sharded_by_example(examples)
-        )
-
-    return grads_fn
+    return by_example(grads_fn)

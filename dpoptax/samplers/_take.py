@@ -4,18 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, NamedSharding
 from jaxtyping import Array, PyTree, Shaped
 
-from dpoptax._explicit_axes import (
-    automatic_sharding,
-    is_explicit,
-    replicated,
-    run_with_automatic_axes,
-)
+from dpoptax._explicit_axes import automatic_sharding, replicated_results, sharded_results
 from dpoptax.samplers._base import Batch
 
 
+@replicated_results
 def take(
     data: PyTree[Shaped[Array, "num_examples ..."]], batch: Batch
 ) -> PyTree[Shaped[Array, "max_batch_size ..."]]:
@@ -36,10 +31,6 @@ def take(
         >>> take({"x": jnp.array([10, 11, 12])}, batch)["x"]
         Array([12, 10], dtype=int32)
     """
-    return run_with_automatic_axes(_gather, data, batch, specs_of=replicated)
-
-
-def _gather(data: PyTree, batch: Batch) -> PyTree:
     rows = jnp.where(batch.mask, batch.indices, 0)
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), data)
 
@@ -69,43 +60,18 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], P
     """
 
     def take_and_shard(data: PyTree, batch: Batch) -> PyTree:
-        mesh = _explicit_mesh(sharding, data)
-        if mesh is None:
-            examples = _gather(data, batch)
-            _check_divides(sharding, examples, len(batch.mask))
-            return jax.lax.with_sharding_constraint(examples, automatic_sharding(sharding))
+        examples = take(data, batch)
+        # `with_sharding_constraint` would raise too, but could not say what to change.
+        for leaf in jax.tree.leaves(examples):
+            try:
+                sharding.shard_shape(leaf.shape)
+            except ValueError:
+                size, devices = len(batch.mask), len(sharding.device_set)
+                fits = -(-size // devices) * devices
+                raise ValueError(
+                    f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
+                    f"sampler with a max_batch_size (or batch_size) of {fits}, say."
+                ) from None
+        return jax.lax.with_sharding_constraint(examples, automatic_sharding(sharding))
 
-        def specs_of(examples: PyTree) -> PyTree:
-            _check_divides(sharding, examples, len(batch.mask))
-            spec = getattr(sharding, "spec", None)
-            return jax.tree.map(lambda _: spec, examples)
-
-        return run_with_automatic_axes(_gather, data, batch, specs_of=specs_of, mesh=mesh)
-
-    # `fit` runs with automatic axes, and reads here whether a mesh has explicit ones.
-    take_and_shard.sharding = sharding  # type: ignore[attr-defined]
-    return take_and_shard
-
-
-def _explicit_mesh(sharding: jax.sharding.Sharding, data: PyTree) -> AbstractMesh | None:
-    """Returns the mesh of the result, if it has explicit axes."""
-    if not isinstance(sharding, NamedSharding) or not is_explicit(sharding.mesh):
-        return None
-    # Arrays that are on the mesh already, or the context, say which kind of axes is in use here.
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(data)]
-    used = [mesh for mesh in (*meshes, jax.sharding.get_abstract_mesh()) if not mesh.empty]
-    return sharding.mesh.abstract_mesh if not used or is_explicit(used[0]) else None
-
-
-def _check_divides(sharding: jax.sharding.Sharding, examples: PyTree, size: int) -> None:
-    # JAX would raise too, but could not say what to change.
-    for leaf in jax.tree.leaves(examples):
-        try:
-            sharding.shard_shape(leaf.shape)
-        except ValueError:
-            devices = len(sharding.device_set)
-            fits = -(-size // devices) * devices
-            raise ValueError(
-                f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
-                f"sampler with a max_batch_size (or batch_size) of {fits}, say."
-            ) from None
+    return sharded_results(take_and_shard, sharding)

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dpoptax._explicit_axes import replicated, run_with_automatic_axes
+from dpoptax._explicit_axes import replicated_results
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import global_squared_norms
 
 
+@replicated_results
 def nonprivate_norms(
     grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -25,14 +26,6 @@ def nonprivate_norms(
         >>> [round(float(number), 2) for number in nonprivate_norms(grads, FlatClip(1.0))]
         [0.67, 5.0]
     """
-    return run_with_automatic_axes(
-        lambda grads, step: _norms(grads, clip, step), grads, step, specs_of=replicated
-    )
-
-
-def _norms(
-    grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
     squared = grads.squared_norms()
     norms = jnp.sqrt(global_squared_norms(squared).astype(jnp.float32))
     # Padding belongs to nobody. A gradient that is not finite has weight zero, so it counts.
