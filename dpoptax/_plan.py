@@ -16,7 +16,7 @@ from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._epochs import num_steps_of
-from dpoptax.accounting._epsilon import resolve_relation, run_event
+from dpoptax.accounting._epsilon import PrivacyLoss, resolve_relation, run_event
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
@@ -196,7 +196,7 @@ class Plan:
 
     def privacy_loss(
         self, num_steps: int | None = None, relation: Relation | None = None
-    ) -> accounting.PrivacyLoss:
+    ) -> PrivacyLoss:
         """Returns the privacy loss of the first `num_steps` steps, to read many guarantees off."""
         relation = resolve_relation(relation, self.sampler.relation)
         event = self.event(num_steps, relation)

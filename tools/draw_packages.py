@@ -11,7 +11,6 @@ from measure import Module, read_modules
 
 # Used by nearly every package, so their arrows are left out.
 BASE = ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax_compat"]
-BASE += ["_explicit_axes", "_foreign_names"]
 # Column and row of each package.
 PLACES = {
     "vi": (0.0, 8),

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
+from dpoptax.clipping._check_rule import check_rule
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
@@ -90,7 +91,8 @@ def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
 
     Raises:
         TypeError: clip is neither, for example a rule without one of the three methods.
-        ValueError: one example moves the sum by more than the `l2_clip` of the rule.
+        ValueError: one example moves the sum by more than the `l2_clip` of the rule, or a weight
+            breaks a law of clip rules.
     """
     # A class has the attributes of the interface too.
     if isinstance(clip, type):
@@ -114,4 +116,6 @@ def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
             f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "
             f"more moves the sum by {moves}: make l2_clip as large as that."
         )
+    if type(clip) is not FlatClip:
+        check_rule(clip)
     return clip

@@ -4,7 +4,7 @@ from typing import Any
 
 import attrs
 
-from dpoptax.accounting import PrivacyLoss
+from dpoptax.accounting._epsilon import PrivacyLoss
 from dpoptax.schedules import ScalarOrSchedule
 
 

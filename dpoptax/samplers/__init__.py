@@ -3,7 +3,7 @@
 from dpoptax import _serialize
 from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
-from dpoptax.samplers._base import Batch, Sampler, SamplerState
+from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
 from dpoptax.samplers._fixed_size import FixedSize
 from dpoptax.samplers._iterate import iterate_batches
@@ -40,7 +40,6 @@ __all__ = [
     "FixedSize",
     "Shuffled",
     "Sampler",
-    "SamplerState",
     "Batch",
     "take",
     "sharded_take",

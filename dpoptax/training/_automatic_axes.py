@@ -1,4 +1,4 @@
-"""Training on a mesh with explicit axes: `fit` runs with automatic ones, and the result is explicit."""
+"""Training on a mesh with explicit axes: `fit` runs with automatic ones and converts the result."""
 
 import dataclasses
 import functools

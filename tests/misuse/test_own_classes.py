@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpoptax import Plan, Report, samplers
+from dpoptax import Plan, Report, privatize, samplers
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian
 from dpoptax.samplers import Batch, Sampler
 from dpoptax.training import fit
@@ -210,6 +210,62 @@ def test_an_own_clip_rule_must_be_whole_and_honest():
         Plan(clip=NoSensitivity(1.0), **options)
     with pytest.raises(ValueError, match=r"moves the sum by 3\.0"):
         Plan(clip=Understated(1.0), **options)
+
+
+def rule_of(weigh):
+    """A clip rule from a function of the norm and the bound."""
+
+    class Own(PowerClip):
+        def weights(self, squared_norms, step=0):
+            squared = jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
+            return weigh(squared, jnp.float32(self.l2_clip))
+
+    return Own(2.0)
+
+
+WRONG_RULES = {
+    "does not clip": (lambda n2, c: jnp.where(jnp.isfinite(n2), 1.0, 0.0), "at most l2_clip"),
+    "forgets the root": (
+        lambda n2, c: jnp.where(jnp.isfinite(n2), jnp.minimum(1, n2 / c), 0.0), "at most l2_clip",
+    ),
+    "keeps NaN": (lambda n2, c: jnp.minimum(1, c / jnp.sqrt(n2)), "weight 0 to a norm that is not"),
+    "negative": (lambda n2, c: jnp.where(jnp.isfinite(n2), -c / jnp.sqrt(n2), 0.0), "zero or more"),
+    "by the largest of the batch": (
+        lambda n2, c: jnp.where(
+            jnp.isfinite(n2),
+            jnp.minimum(1, c / jnp.sqrt(jnp.max(n2, initial=0, where=jnp.isfinite(n2)))), 0.0,
+        ),
+        "depend on its own norms only",
+    ),
+    "one for all": (lambda n2, c: jnp.zeros(()), "one number per example"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG_RULES)
+def test_an_own_clip_rule_that_breaks_a_law_is_refused(kind):
+    weigh, match = WRONG_RULES[kind]
+    options = {"noise_multiplier": 1.0, "expected_batch_size": 2, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match=match):
+        privatize(rule_of(weigh), **options)
+    with pytest.raises(ValueError, match=match):
+        jax.jit(lambda key: privatize(rule_of(weigh), **(options | {"key": key})).init(0.0))(
+            jax.random.key(1)
+        )
+
+
+def test_an_own_clip_rule_that_keeps_the_laws_is_accepted():
+    def smooth(n2, c):
+        return jnp.where(jnp.isfinite(n2), 1 / jnp.sqrt(1 + n2 / c**2), 0.0)
+
+    class ByName(PowerClip):
+        def weights(self, squared_norms, step=0):
+            return smooth(squared_norms["dense"], 1.0)
+
+    options = {"noise_multiplier": 1.0, "expected_batch_size": 2, "key": jax.random.key(0)}
+    assert privatize(rule_of(smooth), **options)
+    assert privatize(ByName(1.0), **options)  # it cannot be tried without its parameters
+    assert privatize(PowerClip(1e-6), **options)
+    assert privatize(PowerClip(1e15), **options)
 
 
 def test_a_run_of_own_classes_is_reported_and_resumed(tmp_path):
