@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         value_and_per_example_grads,
     )
     from dpoptax.reports import Report
-    from dpoptax.transforms import PrivatizeState, dp_adam, dp_sgd, privatize
+    from dpoptax.transforms import dp_adam, dp_sgd, privatize
 
     __version__: str
 
@@ -56,7 +56,6 @@ __all__ = [
     "per_example_grads",
     "value_and_per_example_grads",
     "explain",
-    "PrivatizeState",
     "privatize",
     "dp_sgd",
     "dp_adam",
@@ -71,7 +70,6 @@ _MODULES = {
     "per_example_grads": "dpoptax.per_example",
     "value_and_per_example_grads": "dpoptax.per_example",
     "explain": "dpoptax.per_example",
-    "PrivatizeState": "dpoptax.transforms",
     "privatize": "dpoptax.transforms",
     "dp_sgd": "dpoptax.transforms",
     "dp_adam": "dpoptax.transforms",

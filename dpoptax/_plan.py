@@ -4,6 +4,7 @@ The transformation that clips and adds noise, and the accountant, both read the 
 is typed twice, and the numbers that run are the numbers that are accounted.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -11,14 +12,17 @@ import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
+from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
-from dpoptax.accounting._epsilon import resolve_relation, run_event
+from dpoptax._foreign_names import answer_foreign_names
+from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.accounting._epsilon import PrivacyLoss, resolve_relation, run_event
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.relations import Relation
-from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import ScalarOrSchedule, tabulate, validated
+from dpoptax.samplers import Sampler
+from dpoptax.schedules import ScalarOrSchedule, validated
 from dpoptax.transforms import privatize
 
 FORMAT = "dpoptax plan 1"
@@ -35,7 +39,8 @@ class Plan:
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. An
             Optax schedule, here or as the clip bound, is evaluated at every planned step and kept
             as a `dpoptax.schedules.Schedule`.
-        num_steps: how many steps may run.
+        num_steps: how many steps may run. The constructor also takes `epochs` in its place: how
+            often each example takes part on average.
         delta: of the guarantee; strictly between 0 and 1, and well below 1 / num_examples.
         mechanism: how the noise is drawn, one of `dpoptax.mechanisms`. It does not change epsilon.
 
@@ -70,34 +75,28 @@ class Plan:
 
     # Written out, because two arguments may be Optax schedules, which need num_steps to become
     # the values that the fields hold.
+    @answer_foreign_names
     def __init__(
         self,
         *,
         sampler: Sampler,
         clip: ClipRule | ScalarOrSchedule | optax.Schedule,
         noise_multiplier: ScalarOrSchedule | optax.Schedule,
-        num_steps: int,
+        num_steps: int | None = None,
+        epochs: float | None = None,
         delta: float,
         mechanism: Mechanism = Gaussian(),
     ) -> None:
         """Validates the arguments; see the class."""
-        if not isinstance(sampler, Sampler):
-            raise TypeError(
-                "sampler must be one of dpoptax.samplers, or derive from dpoptax.samplers.Sampler; "
-                f"got {sampler!r}."
-            )
-        if not isinstance(mechanism, Mechanism):
-            raise TypeError(f"mechanism must be one of dpoptax.mechanisms; got {mechanism!r}.")
-        num_steps = _validate.count("num_steps", num_steps, at_least=0)
-        if num_steps >= 2**31:
-            raise ValueError(
-                f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
-            )
-        if not isinstance(clip, ClipRule):
-            clip = _tabulated(clip, num_steps)
-        rule = as_clip_rule(clip)
+        _arguments.check_sampler(sampler)
+        _arguments.check_mechanism(mechanism)
+        num_steps = num_steps_of(sampler, epochs, num_steps, at_least=0)
+        _arguments.check_num_steps(num_steps)
+        rule = as_clip_rule(_arguments.tabulated(clip, num_steps))
         noise = validated(
-            "noise_multiplier", _tabulated(noise_multiplier, num_steps), _validate.non_negative
+            "noise_multiplier",
+            _arguments.tabulated(noise_multiplier, num_steps),
+            _validate.non_negative,
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         mechanism.check(rule, noise)
@@ -113,6 +112,7 @@ class Plan:
         )
 
     @classmethod
+    @answer_foreign_names
     def calibrate(
         cls,
         *,
@@ -124,22 +124,24 @@ class Plan:
         num_steps: int | None = None,
         epsilon: float,
         delta: float,
+        mechanism: Mechanism = Gaussian(),
     ) -> "Plan":
         """Returns the plan with the least noise that costs at most `epsilon`.
 
-        The budget holds under the sampler's own neighbouring relation. For another mechanism than
-        the default, write `Plan.calibrate(...).replace(mechanism=...)`.
+        The budget holds under the sampler's own neighbouring relation.
 
         Args:
-            sampler: any sampler; or give the next two arguments
+            sampler: any sampler, also one of your own; or give the next two arguments
             num_examples: how many examples there are, and
             expected_batch_size: the mean batch size, for `samplers.Poisson(num_examples,
                 expected_batch_size)`.
-            clip: a clip rule, or the bound on the norm of one example's gradient.
+            clip: a clip rule, also one of your own, or the bound on the norm of one example's
+                gradient.
             epochs: how often each example takes part on average; or
             num_steps: how many steps to plan. Give one of the two.
             epsilon: the budget.
             delta: strictly between 0 and 1, and well below 1 / num_examples.
+            mechanism: how the noise is drawn. It does not change the noise multiplier.
 
         Returns:
             A plan with `plan.epsilon() <= epsilon`.
@@ -160,8 +162,8 @@ class Plan:
             >>> plan.num_steps, plan.epsilon() <= 2.0
             (50, True)
         """
-        sampler = _one_sampler(sampler, num_examples, expected_batch_size)
-        steps = _one_num_steps(sampler, epochs, num_steps)
+        sampler = _arguments.one_sampler(sampler, num_examples, expected_batch_size)
+        steps = num_steps_of(sampler, epochs, num_steps)
         found = accounting.calibrate_noise_multiplier(
             epsilon=epsilon, delta=delta, sampler=sampler, num_steps=steps
         )
@@ -171,11 +173,15 @@ class Plan:
             noise_multiplier=found.noise_multiplier,
             num_steps=steps,
             delta=delta,
+            mechanism=mechanism,
         )
 
     def replace(self, **changes: Any) -> "Plan":
         """Returns this plan with some arguments changed, all of them validated again."""
-        return attrs.evolve(self, **changes)
+        kept = {name: getattr(self, name) for name in _serialize.fields(Plan)}
+        if "epochs" in changes:
+            del kept["num_steps"]
+        return Plan(**(kept | changes))
 
     def privatize(self, key: PRNGKeyArray) -> optax.GradientTransformation:
         """Returns the transformation of this plan. Use `key` for its noise and nothing else."""
@@ -198,7 +204,7 @@ class Plan:
 
     def privacy_loss(
         self, num_steps: int | None = None, relation: Relation | None = None
-    ) -> accounting.PrivacyLoss:
+    ) -> PrivacyLoss:
         """Returns the privacy loss of the first `num_steps` steps, to read many guarantees off."""
         relation = resolve_relation(relation, self.sampler.relation)
         event = self.event(num_steps, relation)
@@ -226,28 +232,43 @@ class Plan:
         return accounting.Ledger(self.sampler, self.clip, delta=self.delta)
 
     def to_json(self) -> str:
-        """Returns this plan as JSON, which `from_json` reads back.
+        """Returns this plan as JSON, which `from_json` reads back. It holds public numbers only.
+
+        A sampler, clip rule or mechanism of your own is written as its module, class and fields. Of
+        `UserPoisson` the number of users is written, and not the user of every example.
 
         Raises:
-            TypeError: the plan contains a class of your own, or `UserPoisson`, which holds the user
-                of every example.
+            TypeError: a class of your own has no fields, or fields that hold more than numbers,
+                strings, and tuples and dicts of them.
         """
         content = {name: _serialize.encode(getattr(self, name)) for name in _serialize.fields(Plan)}
         return _serialize.write_document(FORMAT, content)
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str, *, classes: Iterable[type] = ()) -> "Plan":
         """Returns the plan that `to_json` wrote.
+
+        A `UserPoisson` that was read draws users and is accounted, but cannot arrange data: for
+        that, make it again with the user of every example.
+
+        Args:
+            text: the JSON.
+            classes: samplers, clip rules and mechanisms of your own that the plan has. Nothing is
+                imported because the text names it.
+
+        Returns:
+            A plan that is equal to the one that was written.
 
         Raises:
             ValueError: the text is not such a plan. Nothing is guessed and nothing is ignored.
         """
         content = _serialize.read_document(text, FORMAT, _serialize.fields(Plan))
         # The other fields are numbers or schedules; `__init__` validates them.
+        classes = tuple(classes)
         interfaces: dict[str, type] = {"sampler": Sampler, "clip": ClipRule, "mechanism": Mechanism}
         return cls(
             **{
-                name: _serialize.decode(record, interfaces[name])
+                name: _serialize.decode(record, interfaces[name], classes)
                 if name in interfaces
                 else _serialize.decode_number(record)
                 for name, record in content.items()
@@ -258,37 +279,3 @@ class Plan:
         if num_steps is None:
             return self.num_steps
         return _validate.count("num_steps", num_steps, at_least=0)
-
-
-def _one_sampler(
-    sampler: Sampler | None, num_examples: int | None, expected_batch_size: float | None
-) -> Sampler:
-    """Returns the sampler, or the Poisson sampler of the two numbers."""
-    if sampler is not None and num_examples is None and expected_batch_size is None:
-        return sampler
-    if sampler is None and num_examples is not None and expected_batch_size is not None:
-        return Poisson(num_examples, expected_batch_size)
-    raise TypeError(
-        "give either sampler, or num_examples and expected_batch_size for Poisson sampling; got "
-        f"sampler={sampler!r}, num_examples={num_examples}, "
-        f"expected_batch_size={expected_batch_size}."
-    )
-
-
-def _one_num_steps(sampler: Sampler, epochs: float | None, num_steps: int | None) -> int:
-    """Returns the number of steps, or that of the epochs."""
-    _validate.epochs_or_steps(epochs, num_steps)
-    if epochs is None:
-        return _validate.count("num_steps", num_steps)
-    size = sampler.expected_batch_size
-    if not isinstance(size, float | int):
-        raise TypeError(
-            f"epochs need one batch size; that of {type(sampler).__name__} changes with the step. "
-            "Pass num_steps."
-        )
-    return _validate.steps_of_epochs(epochs, sampler.num_examples, size)
-
-
-def _tabulated(value: ScalarOrSchedule | optax.Schedule, num_steps: int) -> ScalarOrSchedule:
-    """Evaluates an Optax schedule at each step; a number stays a number."""
-    return tabulate(value, max(num_steps, 1)) if callable(value) else value

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LIBRARY = f"{pathlib.Path(__file__).parent}{os.sep}"
 
@@ -188,13 +189,15 @@ def leading_axis_size(name: str, tree: Any) -> int:
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
         label = name + jax.tree_util.keystr(path)
-        if jnp.ndim(leaf) == 0:
+        # Not `jnp.shape`, which converts what it does not know: a file would be read whole.
+        shape = leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
+        if not shape:
             raise ValueError(
                 f"every leaf of {name} must have a leading batch axis; got {label}, which is a "
                 "scalar. Repeat it for every example. If it is public, you may also leave it out "
                 "and close over it."
             )
-        sizes[label] = jnp.shape(leaf)[0]
+        sizes[label] = shape[0]
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"{label}: {size}" for label, size in sizes.items())
         raise ValueError(

@@ -1,11 +1,13 @@
-"""Command line: reports of plans, and calibration."""
+"""Command line: epsilon, calibration, and reports of plans."""
 
 import json
 
 import pytest
 
+import dpoptax
 from dpoptax import Plan
 from dpoptax.__main__ import main
+from dpoptax.reports import round_up
 from dpoptax.samplers import Poisson
 
 PLAN = Plan(
@@ -41,3 +43,40 @@ def test_the_command_line_finds_what_is_not_given(given, name, tmp_path, capsys)
     assert 1.9 < Plan.from_json(path.read_text()).epsilon() <= 2.0
     assert main(["calibrate", *budget, *given[:2]]) == 2
     assert "the one that is left out is found" in capsys.readouterr().err
+
+
+RUN = ["epsilon", "--noise-multiplier", "1.0", "--batch-size", "1000", "--num-examples", "50000"]
+
+
+def test_the_command_line_answers_what_epsilon_is(capsys):
+    assert main([*RUN, "--epochs", "20", "--delta", "1e-6"]) == 0
+    out = capsys.readouterr().out
+    spent = dpoptax.accounting.epsilon(
+        sampler=Poisson(50_000, 1000), noise_multiplier=1.0, num_steps=1000, delta=1e-6
+    )
+    assert out.startswith(f"epsilon = {round_up(spent)} at delta = 1e-06 (add_or_remove_one)")
+    assert "1,000 steps of Poisson batches of 1,000 out of 50,000 examples" in out
+    assert main([*RUN, "--steps", "0"]) == 0
+    assert "epsilon = 0.000 at delta = 2e-06" in capsys.readouterr().out
+
+
+def test_the_command_line_knows_other_samplers_and_relations(capsys):
+    assert main([*RUN, "--steps", "1", "--sampler", "shuffled", "--delta", "1e-6"]) == 0
+    assert "(replace_special), for 1 steps of Shuffled" in capsys.readouterr().out
+    assert main([*RUN, "--steps", "1", "--sampler", "shuffled", "--relation",
+                 "add_or_remove_one"]) == 2  # fmt: skip
+    assert "no guarantee under add_or_remove_one" in capsys.readouterr().err
+    run = ["calibrate", "--num-examples", "100", "--batch-size", "10.5", "--steps", "1"]
+    budget = ["--epsilon", "2", "--delta", "1e-3"]
+    assert main([*run, *budget, "--sampler", "fixed-size"]) == 2
+    assert "batch_size must be a whole number; got 10.5" in capsys.readouterr().err
+
+
+def test_the_help_shows_a_whole_command_and_every_argument(capsys):
+    for arguments, shown in (([], "dpoptax epsilon --num-examples 50000"), (RUN[:1], "ceil(E N")):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        assert shown in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*RUN, "--steps", "1", "--epochs", "1"])
+    assert "not allowed with" in capsys.readouterr().err

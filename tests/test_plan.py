@@ -110,5 +110,19 @@ def test_calibration_needs_one_sampler_and_one_length():
     with pytest.raises(TypeError, match="give either sampler, or num_examples"):
         Plan.calibrate(num_steps=5, sampler=Poisson(100, 5), num_examples=100, **budget)
     changing = PoissonSchedule([(Poisson(100, 5), 10), (Poisson(100, 10), 10)])
-    with pytest.raises(TypeError, match="Pass num_steps"):
-        Plan.calibrate(epochs=5, sampler=changing, **budget)
+    with pytest.raises(TypeError, match="give either epochs or num_steps"):
+        Plan.calibrate(sampler=changing, **budget)
+    # The first ten steps use 50 examples, and the other 450 take 45 steps.
+    assert Plan.calibrate(epochs=5, sampler=changing, **budget).num_steps == 55
+
+
+@pytest.mark.parametrize("epochs", [0.3, 0.5, 1, 2.0, 7])
+def test_epochs_are_steps_wherever_steps_are_accepted(epochs):
+    sampler = Poisson(100, 10)
+    run = {"sampler": sampler, "noise_multiplier": 1.0, "delta": 1e-3}
+    one = Plan(clip=1.0, epochs=epochs, **run)
+    assert one.num_steps == round(10 * epochs)
+    assert one.replace(epochs=2 * epochs).num_steps == round(20 * epochs)
+    assert dpoptax.accounting.epsilon(epochs=epochs, **run) == one.epsilon()
+    with pytest.raises(TypeError, match="give either epochs or num_steps"):
+        Plan(clip=1.0, epochs=epochs, num_steps=3, **run)

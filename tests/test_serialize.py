@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from dpoptax import Plan, _serialize
@@ -83,24 +84,34 @@ def test_a_class_joins_by_one_line():
         del _serialize._CLASSES["Slower"]
 
 
-def test_a_subclass_has_no_record_of_its_parent():
+def test_a_subclass_has_a_record_of_its_own_class():
     class Wider(FlatClip):
         pass
 
-    with pytest.raises(TypeError, match="Wider has no record"):
-        _serialize.encode(Wider(1.0))
-    described = _serialize.encode_or_describe(Wider(math.inf))
-    assert described == {"kind": "Wider", "l2_clip": "inf"}
+    record = _serialize.encode(Wider(math.inf))
+    assert record == {"kind": f"{__name__}:{Wider.__qualname__}", "l2_clip": "inf"}
+    assert _serialize.decode(record, ClipRule, [Wider]) == Wider(math.inf)
+    with pytest.raises(ValueError, match=r"unknown kind of ClipRule: .*classes=\["):
+        _serialize.decode(record, ClipRule)
+    with pytest.raises(ValueError, match="unknown kind of ClipRule"):
+        _serialize.decode(record, ClipRule, [FlatClip])
 
 
-def test_what_has_no_record_is_described():
-    users = UserPoisson(range(600), 20, 1)
-    described = _serialize.encode_or_describe(users)
-    assert described["kind"] == "UserPoisson"
-    assert described["unit"] == "user"
-    assert described["num_examples"] == 600
-    assert "user_ids" not in described
-    with pytest.raises(TypeError, match="object has no record"):
+def test_the_users_of_a_sampler_stay_out_of_its_record():
+    users = UserPoisson([f"user {i}" for i in range(600)], 20, 1)
+    record = _serialize.encode(users)
+    assert record["num_examples"] == 600
+    assert "user_ids" not in record
+    assert "user 7" not in json.dumps(record)
+    read = _serialize.decode(record, Sampler)
+    assert _serialize.encode(read) == record
+    assert read.event(1.0, 5) == users.event(1.0, 5)
+    with pytest.raises(ValueError, match=r"arrange needs the user of every example; .*from JSON"):
+        read.arrange(np.zeros(600))
+
+
+def test_what_has_no_record_is_refused():
+    with pytest.raises(TypeError, match="a record holds numbers"):
         _serialize.encode_or_describe(object())
 
 
@@ -112,8 +123,10 @@ def test_plans_survive_json():
         plan(noise_multiplier=Schedule((1.1, 0.1 + 0.2), (5, 9))),
     ):
         assert Plan.from_json(made.to_json()) == made
-    with pytest.raises(TypeError, match="UserPoisson has no record"):
-        plan(sampler=UserPoisson(range(600), 20, 1)).to_json()
+    users = plan(sampler=UserPoisson(range(600), 20, 1))
+    read = Plan.from_json(users.to_json())
+    assert read.to_json() == users.to_json()
+    assert read.epsilon() == users.epsilon()
 
 
 @pytest.mark.parametrize(

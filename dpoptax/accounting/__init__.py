@@ -6,7 +6,7 @@ from dpoptax.accounting._calibrate import (
     calibrate_noise_multiplier,
     calibrate_num_steps,
 )
-from dpoptax.accounting._epsilon import PrivacyLoss, epsilon, event_epsilon, event_privacy_loss
+from dpoptax.accounting._epsilon import epsilon, event_epsilon, event_privacy_loss
 from dpoptax.accounting._events import poisson_event
 from dpoptax.accounting._ledger import Ledger
 from dpoptax.accounting._rdp_filter import BudgetSpentError, RdpFilter
@@ -16,7 +16,6 @@ __all__ = [
     "epsilon",
     "event_epsilon",
     "event_privacy_loss",
-    "PrivacyLoss",
     # Which settings keep a budget
     "calibrate_noise_multiplier",
     "calibrate_num_steps",

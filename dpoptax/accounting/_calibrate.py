@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting import _search as search
 from dpoptax.accounting._budget import Budget, first_log_noise, sampling_rate, spread
+from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.relations import Relation
 from dpoptax.samplers import Poisson, Sampler
 
@@ -46,12 +48,14 @@ class CalibratedBatchSize(NamedTuple):
     epsilon: float
 
 
+@answer_foreign_names
 def calibrate_noise_multiplier(
     *,
     epsilon: float,
     delta: float,
     sampler: Sampler,
-    num_steps: int,
+    num_steps: int | None = None,
+    epochs: float | None = None,
     relation: Relation | None = None,
 ) -> CalibratedNoise:
     """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
@@ -60,7 +64,8 @@ def calibrate_noise_multiplier(
         epsilon: the target, positive.
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         sampler: the sampler that will run.
-        num_steps: how many steps will run, at least 1.
+        num_steps: how many steps will run, at least 1; or
+        epochs: how often each example takes part on average. Give one of the two.
         relation: which data sets are neighbours; None for the sampler's own relation, which is
             `replace_special` for `Shuffled` and `CyclicPoisson`.
 
@@ -68,7 +73,8 @@ def calibrate_noise_multiplier(
         The noise multiplier, at least 0.1, and its epsilon.
 
     Raises:
-        TypeError: a count is not whole, or a number is not real.
+        TypeError: a count is not whole, or a number is not real; or both or none of num_steps and
+            epochs are given.
         ValueError: a number is out of range; or no noise up to 1e9 reaches the target, with the
             epsilon that is reached.
 
@@ -83,19 +89,19 @@ def calibrate_noise_multiplier(
         >>> round(noise_multiplier, 2), 2.99 < achieved <= 3.0
         (0.67, True)
     """
-    num_steps = _validate.count("num_steps", num_steps)
+    steps = num_steps_of(sampler, epochs, num_steps)
     budget = Budget(epsilon, delta, relation)
     _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
 
     def cost(log_noise: float, coarsening: float = 1.0) -> float:
-        return budget.cost(sampler, math.exp(log_noise), num_steps, coarsening)
+        return budget.cost(sampler, math.exp(log_noise), steps, coarsening)
 
     coarse = functools.lru_cache(
         lambda log_noise: budget.excess(cost(log_noise, SEARCH_COARSENING))
     )
     # Epsilon is about a power of the noise, so that the search is over its logarithm.
     lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
-    guess = min(max(first_log_noise(budget, sampler, num_steps), lowest), highest)
+    guess = min(max(first_log_noise(budget, sampler, steps), lowest), highest)
     root = search.smallest_root(coarse, guess, lowest, highest)
     if math.isinf(root) and (spent := cost(highest)) > budget.epsilon:
         raise budget.out_of_reach(
@@ -138,6 +144,7 @@ def _less_noise(
     return feasible
 
 
+@answer_foreign_names
 def calibrate_num_steps(
     *,
     epsilon: float,
@@ -194,6 +201,7 @@ def calibrate_num_steps(
     return CalibratedSteps(num_steps, cost(num_steps))
 
 
+@answer_foreign_names
 def calibrate_batch_size(
     *,
     epsilon: float,

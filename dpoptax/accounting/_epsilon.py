@@ -13,7 +13,9 @@ import numpy as np
 from dp_accounting import NeighboringRelation
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._compose import Composition, compositions
+from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, normalize_for_group
 from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.relations import Relation, parse_relation
@@ -66,11 +68,13 @@ class PrivacyLoss:
         return np.clip(np.max(deltas, axis=0) + self.overflow, 0.0, 1.0)
 
 
+@answer_foreign_names
 def epsilon(
     *,
     sampler: Sampler,
     noise_multiplier: ScalarOrSchedule,
-    num_steps: int,
+    num_steps: int | None = None,
+    epochs: float | None = None,
     delta: float,
     relation: Relation | None = None,
     group_size: int = 1,
@@ -81,7 +85,8 @@ def epsilon(
         sampler: the sampler that ran.
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound; a
             number, or a `dpoptax.schedules.Schedule`. Zero costs `math.inf`.
-        num_steps: how many sums were released. Zero costs nothing.
+        num_steps: how many sums were released, where zero costs nothing; or
+        epochs: how often each example took part on average. Give one of the two.
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         relation: which data sets are neighbours, see `dpoptax.relations`; None for the sampler's
             own relation, which is `replace_special` for `Shuffled` and `CyclicPoisson`.
@@ -91,7 +96,8 @@ def epsilon(
         Epsilon, an upper bound.
 
     Raises:
-        TypeError: a count is not whole, or a number is not real.
+        TypeError: a count is not whole, or a number is not real; or both or none of num_steps and
+            epochs are given.
         ValueError: a number is out of range, or the relation is unknown.
 
     Warns:
@@ -110,6 +116,7 @@ def epsilon(
     delta = _validate.open_unit("delta", delta)
     _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
     relation = resolve_relation(relation, sampler.relation)
+    num_steps = num_steps_of(sampler, epochs, num_steps, at_least=0)
     event = run_event(sampler, noise_multiplier, num_steps, relation)
     return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)
 

@@ -12,7 +12,7 @@ import scipy.special
 from dpoptax import _validate
 from dpoptax.accounting._epsilon import PrivacyLoss
 
-__all__ = ["advantage", "dominating_mu", "posterior_belief", "true_positive_rates"]
+__all__ = ["advantage", "posterior_belief", "true_positive_rates"]
 
 # The curve of delta over epsilon is evaluated at this many points. Each point gives a valid bound,
 # so that more points only make the bounds tighter.

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
+from dpoptax.clipping._check_rule import check_rule
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
@@ -13,6 +14,7 @@ from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 # Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
 # margin keeps the terms of a norm at the bound well above that.
 SMALLEST_CLIP = 1e-12
+_INTERFACE = ("l2_clip", "weights", "sensitivity")
 
 
 def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
@@ -31,7 +33,7 @@ def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
     return bound
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class FlatClip:
     """Clips the gradient of each example, all parameters together, to norm `l2_clip`.
 
@@ -62,7 +64,11 @@ class FlatClip:
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
 
-    l2_clip: ScalarOrSchedule = attrs.field(converter=_bound)
+    l2_clip: ScalarOrSchedule
+
+    # Not a converter: type checkers would no longer take the field for a number.
+    def __init__(self, l2_clip: ScalarOrSchedule) -> None:
+        self.__attrs_init__(_bound(l2_clip))
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
@@ -84,15 +90,32 @@ def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
     """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
-        ValueError: one example moves the sum by more than the `l2_clip` of the rule.
+        TypeError: clip is neither, for example a rule without one of the three methods.
+        ValueError: one example moves the sum by more than the `l2_clip` of the rule, or a weight
+            breaks a law of clip rules.
     """
+    # A class has the attributes of the interface too.
+    if isinstance(clip, type):
+        raise TypeError(
+            f"clip must be a number or a clip rule; got the class {clip.__name__}. Make a value of "
+            f"it, such as {clip.__name__}(1.0)."
+        )
     if not isinstance(clip, ClipRule):
+        missing = [name for name in _INTERFACE if not hasattr(clip, name)]
+        if 0 < len(missing) < len(_INTERFACE):
+            raise TypeError(
+                "a clip rule needs l2_clip, weights and sensitivity; got "
+                f"{type(clip).__name__} without {' and '.join(missing)}. Add what is missing."
+            )
         return FlatClip(clip)
     largest = as_schedule(clip.l2_clip).max
     moves = clip.sensitivity("add_or_remove_one")
-    if moves > largest:
+    # Not `moves > largest`, which is False for NaN.
+    if not moves <= largest:
         raise ValueError(
             f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "
             f"more moves the sum by {moves}: make l2_clip as large as that."
         )
+    if type(clip) is not FlatClip:
+        check_rule(clip)
     return clip

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, select
@@ -177,4 +178,4 @@ def value_and_per_example_grads(
         aux = aux_of_batch(trace, params, inputs, microbatch_size)
         return (losses, jax.tree.map(functools.partial(select, rows), aux)), grads
 
-    return grads_fn
+    return by_example(grads_fn)

@@ -1,8 +1,8 @@
 """Per-example gradients of a batch: the interface that clipping needs, for every form."""
 
 import abc
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ class PerExampleGrads(abc.ABC):
     """
 
     mask: Array
+
+    if TYPE_CHECKING:
+        # Optax's type of updates is nested iterables of arrays. So a type checker must take this
+        # for one; at run time nobody iterates over it.
+        def __iter__(self) -> Iterator[Array]: ...
 
     def __contains__(self, name: object) -> bool:
         """Returns False: Flax's `TrainState` checks whether gradients contain a collection."""

@@ -1,6 +1,5 @@
 """PRNG keys: secret ones, and one key per purpose."""
 
-from dpoptax.random._chacha20 import CHACHA20
 from dpoptax.random._derive import derive_key, split_by_purpose
 from dpoptax.random._keys import insecure_key, secure_key
 
@@ -9,5 +8,4 @@ __all__ = [
     "insecure_key",
     "split_by_purpose",
     "derive_key",
-    "CHACHA20",
 ]

@@ -46,6 +46,7 @@ class Report(ReportValues):
         released: what left the program.
         sampler: class and settings of the sampler.
         clip: class and settings of the clip rule.
+        mechanism: class and settings of the mechanism.
         noise_multiplier: a number or a schedule.
         steps_planned: how many steps the plan has.
         steps_done: how many of them were done.
@@ -140,6 +141,7 @@ class Report(ReportValues):
             released=_text.RELEASED,
             sampler=_serialize.encode_or_describe(sampler),
             clip=_serialize.encode_or_describe(ledger.clip),
+            mechanism=_serialize.encode_or_describe(mechanism),
             noise_multiplier=noise_multiplier,
             steps_planned=steps_planned,
             steps_done=steps_done,

@@ -5,6 +5,7 @@ are rounded up.
 """
 
 import math
+import re
 import textwrap
 from typing import Any
 
@@ -119,6 +120,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         "Sampling": _settings(values.sampler),
         "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
         "a step",
+        "Noise": _settings(values.mechanism),
         "Noise multiplier": f"{_short(_serialize.encode(values.noise_multiplier))}: the standard "
         "deviation of the noise, divided by that bound",
         "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
@@ -177,18 +179,28 @@ def _attacker(values: ReportValues) -> dict[str, str]:
 
 
 def _settings(record: dict[str, Any]) -> str:
-    """The class of a sampler or clip rule, and its settings."""
+    """The class of a sampler, clip rule or mechanism, and its settings."""
     settings = [f"{name} {_short(value)}" for name, value in record.items() if name != "kind"]
-    return f"{record['kind']} ({', '.join(settings)})"
+    # A class of the user's own is written as "module:Outer.Class".
+    name = re.split("[:.]", record["kind"])[-1]
+    return f"{name} ({', '.join(settings)})" if settings else name
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict) and "values" in value:
+    if isinstance(value, dict) and value["kind"] == "Schedule":
         levels = value["values"]
         return f"{levels[0]:.4g} at first to {levels[-1]:.4g} at last, in {len(levels)} stages"
+    if isinstance(value, dict) and value["kind"] == "dict":
+        return ", ".join(f"{name}: {_short(item)}" for name, item in value["items"])
+    if isinstance(value, dict):
+        return _settings(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    # A bool is an int too, but has no thousands.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if whole else str(value)
 
 
 def _as_sentence(text: str) -> str:

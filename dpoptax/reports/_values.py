@@ -4,7 +4,7 @@ from typing import Any
 
 import attrs
 
-from dpoptax.accounting import PrivacyLoss
+from dpoptax.accounting._epsilon import PrivacyLoss
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -18,6 +18,7 @@ class ReportValues:
     released: str
     sampler: dict[str, Any]
     clip: dict[str, Any]
+    mechanism: dict[str, Any]
     noise_multiplier: ScalarOrSchedule
     steps_planned: int
     steps_done: int

@@ -4,7 +4,7 @@ from dpoptax import _serialize
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
-from dpoptax.samplers._base import Batch, Sampler, SamplerState
+from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
 from dpoptax.samplers._fixed_size import FixedSize
 from dpoptax.samplers._iterate import iterate_batches
@@ -14,13 +14,19 @@ from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
 from dpoptax.samplers._user_poisson import UserPoisson
 
-# What JSON can hold. A new sampler joins by one line; `UserPoisson` holds data, so it does not.
+# What JSON can hold. A new sampler joins by one line.
 _serialize.register(Poisson)
 _serialize.register(PoissonSchedule)
 _serialize.register(CyclicPoisson)
 _serialize.register(FixedSize)
 _serialize.register(Shuffled)
 _serialize.register(BallsInBins)
+# Its number of users is public; the user of every example is not, and stays out of JSON.
+_serialize.register(
+    UserPoisson,
+    names=("num_examples", "expected_batch_size", "max_examples_per_user", "max_batch_size"),
+    make=UserPoisson._from_record,
+)
 _serialize.register_interface(
     Sampler, describe_by=("unit", "num_examples", "expected_batch_size", "max_batch_size")
 )
@@ -35,7 +41,6 @@ __all__ = [
     "FixedSize",
     "Shuffled",
     "Sampler",
-    "SamplerState",
     "Batch",
     "MaskedExamples",
     "take",

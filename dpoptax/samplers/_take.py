@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import automatic_sharding, replicated_results, sharded_results
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers._base import Batch
 
 
+@replicated_results
 def take(data: PyTree[Shaped[Any, "num_examples ..."]], batch: Batch) -> MaskedExamples:
     """Gathers the examples of `batch` from every array of `data`, together with their mask.
 
@@ -75,8 +77,8 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], M
 
     Args:
         sharding: of the leading axis of a batch, such as
-            `NamedSharding(mesh, PartitionSpec("data"))`. The mesh must have automatic axes, as
-            `jax.sharding.Mesh(devices, names)` makes them.
+            `NamedSharding(mesh, PartitionSpec("data"))`. The axes of the mesh may be automatic or
+            explicit.
 
     Returns:
         A function like `take`, for `dpoptax.training`.
@@ -107,7 +109,9 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], M
                     f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
                     f"sampler of the plan with a max_batch_size (or batch_size) of {fits}, say."
                 ) from None
-        sharded: MaskedExamples = jax.lax.with_sharding_constraint(examples, sharding)
+        sharded: MaskedExamples = jax.lax.with_sharding_constraint(
+            examples, automatic_sharding(sharding)
+        )
         return sharded
 
-    return take_and_shard
+    return sharded_results(take_and_shard, sharding)

@@ -51,7 +51,7 @@ class UserPoisson(Sampler):
     Reference: McMahan et al. 2018, arXiv:1710.06963.
     """
 
-    user_ids: Any
+    user_ids: Any = attrs.field(repr=False)
     expected_batch_size: float
     max_examples_per_user: int
     max_batch_size: int
@@ -91,6 +91,30 @@ class UserPoisson(Sampler):
             poisson,
         )
 
+    @classmethod
+    def _from_record(
+        cls,
+        num_examples: int,
+        expected_batch_size: float,
+        max_examples_per_user: int,
+        max_batch_size: int,
+    ) -> "UserPoisson":
+        """Returns a sampler that was read from JSON: it draws users, but cannot arrange data."""
+        poisson = Poisson(num_examples, expected_batch_size, max_batch_size)
+        most = _validate.count("max_examples_per_user", max_examples_per_user)
+        self = cls.__new__(cls)
+        no_rows = np.zeros((0, most), np.int64)
+        self.__attrs_init__(
+            None,
+            poisson.expected_batch_size,
+            most,
+            poisson.max_batch_size,
+            no_rows,
+            no_rows.astype(bool),
+            poisson,
+        )
+        return self
+
     @property
     def num_examples(self) -> int:
         """How many users there are: the units that are sampled."""
@@ -114,8 +138,15 @@ class UserPoisson(Sampler):
             where a user has an example. All other entries are zero.
 
         Raises:
-            ValueError: data has another length.
+            ValueError: data has another length, or this sampler was read from JSON, which does not
+                hold the user of every example.
         """
+        if self.user_ids is None:
+            raise ValueError(
+                "arrange needs the user of every example; got a sampler that was read from JSON, "
+                "which holds public numbers only. Make the sampler again, UserPoisson(user_ids, "
+                "...), and call its arrange."
+            )
         num_rows = _validate.leading_axis_size("data", data)
         if num_rows != len(self.user_ids):
             raise ValueError(

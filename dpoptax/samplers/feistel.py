@@ -26,7 +26,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 from dpoptax import _validate
 from dpoptax.random._allowed_keys import allowed_key
 
-__all__ = ["invert", "permute"]
+__all__ = ["permute"]
 
 # NIST SP 800-38G asks for ten rounds with halves as small as ours. More rounds only cost time.
 NUM_ROUNDS = 12

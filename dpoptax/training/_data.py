@@ -1,7 +1,7 @@
 """Training data for `fit`, on the device or on the host, and how a batch is gathered from it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax.samplers import Batch, take
+from dpoptax.training._columns import as_columns, is_source, refuse_stream
+from dpoptax.training._examples import as_example, stack_examples
 
 # Gathers the examples of a batch from the data.
 Take: TypeAlias = Callable[[PyTree, Batch], PyTree]
@@ -19,22 +21,39 @@ Take: TypeAlias = Callable[[PyTree, Batch], PyTree]
 class DeviceData:
     """Data that `fit` moves to the device before the first step.
 
-    A plain tree of arrays means the same with the default `take`.
+    Plain data mean the same with the default `take`.
 
     Attributes:
-        arrays: a tree of arrays with a leading axis of num_examples. Their sharding is kept.
+        arrays: a tree of arrays with a leading axis of num_examples; their sharding is kept. Or a
+            table with named columns, such as a pandas frame, whose rows are dicts; or a list with
+            one entry per example. Both are turned into arrays.
         take: `take(arrays, batch)` returns the examples of a batch, with a leading axis of
             max_batch_size: `MaskedExamples`, or plain arrays. `dpoptax.samplers.sharded_take`
             spreads them over several devices.
+
+    Raises:
+        TypeError: a column is not numeric, or the data can only be iterated over.
+        ValueError: columns have different lengths, or rows different shapes.
 
     Example:
         >>> import jax.numpy as jnp
         >>> len(DeviceData({"x": jnp.zeros((5, 3))}))
         5
+        >>> DeviceData([{"x": 1.0, "y": 0}, {"x": 2.0, "y": 1}]).arrays["x"]
+        array([1., 2.])
     """
 
     arrays: PyTree
     take: Take = take
+
+    def __post_init__(self) -> None:
+        if is_source(self.arrays):
+            raise TypeError(
+                f"DeviceData needs arrays; got a {type(self.arrays).__name__}, which reads single "
+                "examples. Pass HostData(source)."
+            )
+        object.__setattr__(self, "arrays", as_columns(self.arrays))
+        _validate.leading_axis_size("data", self.arrays)
 
     def __len__(self) -> int:
         return _validate.leading_axis_size("data", self.arrays)
@@ -60,32 +79,31 @@ class HostData:
         """Stores the data without reading them.
 
         Args:
-            data: a tree of NumPy arrays or memory maps with a leading axis of num_examples; or an
-                object with `len(data)` and `data[index]` for one example, such as a list, or a data
-                source of Grain or TensorFlow Datasets.
+            data: a tree of NumPy arrays or memory maps with a leading axis of num_examples; a table
+                with named columns; or an object with `len(data)` and `data[index]` for one example,
+                such as a list, or a data set of PyTorch, Grain, Hugging Face or TensorFlow
+                Datasets. Where it has `__getitems__(indices)`, a batch is one call.
             take: `take(rows, batch)` places the rows of one batch on the device. It is called with
                 these rows only, in order; padded rows are zeros. `dpoptax.samplers.sharded_take`
                 spreads them over several devices.
 
         Raises:
-            TypeError: data is neither of these.
+            TypeError: data is neither of these, or a column is not numeric.
             ValueError: the arrays have different lengths.
         """
         self.take = take
-        self._data = data
-        leaves = jax.tree.leaves(data)
-        arrays = bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+        refuse_stream(data)
         # A list of arrays is a source of single examples, not a tree with one array per field.
-        self._is_tree = arrays and not isinstance(data, list)
-        if self._is_tree:
-            self._length = _validate.leading_axis_size("data", data)
-        elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        self._is_source = isinstance(data, list) or is_source(data)
+        self._data = data if self._is_source else as_columns(data)
+        if self._is_source:
             self._length = len(data)
         else:
-            raise TypeError(
-                "HostData needs a tree of arrays, or an object with len(data) and data[index]; got "
-                f"{type(data).__name__}."
-            )
+            self._length = _validate.leading_axis_size("data", self._data)
+        if self._length == 0:
+            raise ValueError("data must have at least one example; got none.")
+        # All rows must have its fields, shapes and types: a program is compiled for them.
+        self._like: PyTree = as_example(self._read([0])[0]) if self._is_source else None
 
     def __len__(self) -> int:
         return self._length
@@ -99,16 +117,37 @@ class HostData:
         Returns:
             A tree of arrays with a leading axis of `count`.
         """
-        if self._is_tree:
-            return jax.tree.map(lambda leaf: np.asarray(leaf[indices]), self._data)
-        examples = [self._data[int(index)] for index in indices]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+        if not self._is_source:
+            return jax.tree.map(lambda leaf: _gather(leaf, indices), self._data)
+        examples = [as_example(row) for row in self._read(indices.tolist())]
+        return stack_examples(examples, like=self._like)
 
     def first_example(self) -> PyTree:
         """Returns the first example, with a leading axis of one."""
         return self.rows(np.zeros(1, np.int64))
 
+    def _read(self, indices: list[int]) -> Sequence[Any]:
+        if not hasattr(self._data, "__getitems__"):
+            return [self._data[index] for index in indices]
+        rows = self._data.__getitems__(indices)
+        if not isinstance(rows, list | tuple) or len(rows) != len(indices):
+            raise TypeError(
+                "__getitems__ must return a list with one example per index; got "
+                f"{type(rows).__name__}. Check the data source."
+            )
+        return rows
+
 
 def as_training_data(data: PyTree | DeviceData | HostData) -> DeviceData | HostData:
-    """Wraps a plain tree of arrays in `DeviceData`."""
-    return data if isinstance(data, DeviceData | HostData) else DeviceData(data)
+    """Wraps a source of single examples in `HostData`, and other plain data in `DeviceData`."""
+    if isinstance(data, DeviceData | HostData):
+        return data
+    return HostData(data) if is_source(data) else DeviceData(data)
+
+
+def _gather(leaf: Any, indices: np.ndarray) -> np.ndarray:
+    if isinstance(leaf, np.ndarray | jax.Array):
+        return np.asarray(leaf[indices])
+    # Files such as HDF5 read rows in rising order, each of them once.
+    distinct, order = np.unique(indices, return_inverse=True)
+    return np.asarray(leaf[distinct])[order]

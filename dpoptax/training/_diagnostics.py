@@ -5,6 +5,7 @@ import warnings
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dpoptax._explicit_axes import replicated_results
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import global_squared_norms
@@ -13,6 +14,7 @@ from dpoptax.per_example._base import global_squared_norms
 MANY, AT_LEAST = 0.05, 10
 
 
+@replicated_results
 def nonprivate_norms(
     grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -10,11 +10,13 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
+from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._diagnostics import warn_if_many
@@ -29,6 +31,8 @@ from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState, init_state, make_train_step
 
 
+@answer_foreign_names
+@with_automatic_axes
 def fit(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     params: PyTree,

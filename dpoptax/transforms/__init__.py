@@ -1,6 +1,6 @@
 """Optax gradient transformations that make per-example gradients private."""
 
 from dpoptax.transforms._aliases import dp_adam, dp_sgd
-from dpoptax.transforms._privatize import PrivatizeState, privatize
+from dpoptax.transforms._privatize import privatize
 
-__all__ = ["PrivatizeState", "privatize", "dp_sgd", "dp_adam"]
+__all__ = ["privatize", "dp_sgd", "dp_adam"]

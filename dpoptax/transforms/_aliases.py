@@ -3,11 +3,13 @@
 import optax
 from jaxtyping import PRNGKeyArray
 
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.transforms._privatize import privatize
 
 
+@answer_foreign_names
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
     clip: ClipRule | ScalarOrSchedule,
@@ -56,6 +58,7 @@ def dp_sgd(
     )
 
 
+@answer_foreign_names
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
     clip: ClipRule | ScalarOrSchedule,

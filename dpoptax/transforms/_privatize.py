@@ -14,6 +14,8 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import run_with_automatic_axes, sharded_like
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
@@ -44,6 +46,7 @@ class PrivatizeState(NamedTuple):
     key: PRNGKeyArray
 
 
+@answer_foreign_names
 def privatize(
     clip: ClipRule | ScalarOrSchedule,
     noise_multiplier: ScalarOrSchedule | optax.Schedule,
@@ -137,7 +140,11 @@ def privatize(
         # noise: the difference of two releases with the same noise would have none.
         release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(shapes)}")
         release_key = jax.random.fold_in(release_key, state.step)
-        noisy = mechanism.release(release_key, grads, rule, noise, state.step)
+        noisy = run_with_automatic_axes(
+            lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
+            *(release_key, grads, state.step),
+            specs_of=sharded_like(params),
+        )
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = jax.tree.map(

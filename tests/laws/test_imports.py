@@ -14,6 +14,8 @@ ROOT = pathlib.Path(dpoptax.__file__).parent
 # From the bottom to the top: each part may import what stands before it.
 ORDER = [
     "_jax_compat",
+    "_explicit_axes",
+    "_foreign_names",
     "_validate",
     "_masked_examples",
     "_precision",
@@ -28,6 +30,7 @@ ORDER = [
     "mechanisms",
     "transforms",
     "accounting",
+    "_plan_arguments",
     "_plan",
     "reports",
     "training",

@@ -21,7 +21,7 @@ PUBLIC_MODULES = [
 MOST_PUBLIC_NAMES = 100
 # Interfaces, and values that the library returns: the example is at the function that returns one.
 NO_EXAMPLE = {
-    *("PerExampleGrads", "SamplerState", "Batch", "BudgetSpentError", "Report", "Objective"),
+    *("PerExampleGrads", "Batch", "BudgetSpentError", "Report", "Objective"),
     *("FitResult", "StepInfo", "TrainState", "Progress"),
     *("DenseVAE", "ConvVAE"),  # example models
 }

@@ -11,8 +11,7 @@ import scipy.stats
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 import dpoptax
-from dpoptax.random import CHACHA20
-from dpoptax.random._chacha20 import CPU_CHUNK, blocks, quarter_round
+from dpoptax.random._chacha20 import CHACHA20, CPU_CHUNK, blocks, quarter_round
 
 COUNTING = np.arange(32, dtype=np.uint8).view(np.uint32)
 

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from dpoptax import _validate
-from dpoptax.random import CHACHA20
-from dpoptax.random._chacha20 import CHACHA20_TAG
+from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
 
 # Shape, dtype and PRNG implementation of a leaf, as JSON.
 Description = list[Any]

@@ -30,6 +30,6 @@ def _encode_plan(plan: Plan) -> dict[str, Any]:
         "sampler": _serialize.encode_or_describe(plan.sampler),
         "clip": _serialize.encode_or_describe(plan.clip),
         "noise multiplier": _serialize.encode_or_describe(plan.noise_multiplier),
-        "mechanism": repr(plan.mechanism),
+        "mechanism": _serialize.encode_or_describe(plan.mechanism),
         "delta": plan.delta,
     }

@@ -193,7 +193,7 @@ class ResumableRun:
             f"{CHANGED.format(f' of step {done}')}: training continues with other noise, and "
             f"{lost} steps that ran after it stay charged.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
 
 

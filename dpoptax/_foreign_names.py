@@ -1,0 +1,117 @@
+"""Argument names of other libraries: an error that says what they are called here."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OPACUS, TF_PRIVACY, OTHERS = "Opacus", "TensorFlow Privacy", "other libraries"
+JAX_PRIVACY, OPTAX = "JAX Privacy", "Optax"
+
+# Name, its library, and what stands for it here. The first one that the function takes is named.
+_NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "max_grad_norm": (OPACUS, ("clip",)),
+    "l2_norm_clip": (f"{TF_PRIVACY} and {OPTAX}", ("clip",)),
+    "l2_clip_norm": (JAX_PRIVACY, ("clip",)),
+    "clip_norm": (JAX_PRIVACY, ("clip",)),
+    "clipping_norm": (JAX_PRIVACY, ("clip",)),
+    "max_norm": (OTHERS, ("clip",)),
+    "l2_clip": ("dpoptax.clipping.FlatClip", ("clip",)),
+    "target_epsilon": (OPACUS, ("epsilon",)),
+    "target_delta": (OPACUS, ("delta",)),
+    "target_eps": (TF_PRIVACY, ("epsilon",)),
+    "eps": (OTHERS, ("epsilon",)),
+    "noise_scale": (OTHERS, ("noise_multiplier",)),
+    "noise_std": (OTHERS, ("noise_multiplier",)),
+    "sigma": (OTHERS, ("noise_multiplier",)),
+    "sample_rate": (OPACUS, ("expected_batch_size", "sampler")),
+    "sampling_probability": (TF_PRIVACY, ("expected_batch_size", "sampler")),
+    "sampling_prob": (JAX_PRIVACY, ("expected_batch_size", "sampler")),
+    "sampling_rate": (OTHERS, ("expected_batch_size", "sampler")),
+    "q": (OTHERS, ("expected_batch_size", "sampler")),
+    "batch_size": (OTHERS, ("expected_batch_size", "sampler")),
+    "normalize_by": (JAX_PRIVACY, ("expected_batch_size",)),
+    "poisson_sampling": (OPACUS, ("sampler",)),
+    "max_physical_batch_size": (OPACUS, ("microbatch_size",)),
+    "num_microbatches": (TF_PRIVACY, ("microbatch_size",)),
+    "sample_size": (OPACUS, ("num_examples", "sampler")),
+    "number_of_examples": (TF_PRIVACY, ("num_examples", "sampler")),
+    "num_samples": (JAX_PRIVACY, ("num_examples", "sampler")),
+    "dataset_size": (OTHERS, ("num_examples", "sampler")),
+    "n": (OTHERS, ("num_examples", "sampler")),
+    "num_epochs": (TF_PRIVACY, ("epochs",)),
+    "steps": (OPACUS, ("num_steps",)),
+    "num_iterations": (OTHERS, ("num_steps",)),
+    "num_updates": (JAX_PRIVACY, ("num_steps",)),
+    "seed": (OPTAX, ("key",)),
+    "rng": (OTHERS, ("key",)),
+    "rng_key": (OTHERS, ("key",)),
+    "prng_key": (JAX_PRIVACY, ("key",)),
+    "secure_mode": (OPACUS, ("key",)),
+    "noise_generator": (OPACUS, ("key",)),
+    "lr": (OTHERS, ("learning_rate",)),
+    "module": (OPACUS, ("params",)),
+    "model": (OTHERS, ("params",)),
+    "data_loader": (OPACUS, ("data",)),
+    "dataset": (OTHERS, ("data",)),
+    "criterion": (OPACUS, ("loss_fn",)),
+    "loss": (OTHERS, ("loss_fn",)),
+    "tx": (OTHERS, ("optimizer",)),
+    "callback": (OTHERS, ("progress",)),
+}
+# What to write, where more than the name differs.
+_RATE = "expected_batch_size=rate * num_examples, a number of examples"
+_REMEDIES = {
+    "clip": "clip=bound, the bound on the norm of one example's gradient",
+    "noise_multiplier": (
+        "noise_multiplier=, the standard deviation of the noise on the sum divided by clip"
+    ),
+    "sampler": "sampler=dpoptax.samplers.Poisson(num_examples, expected_batch_size)",
+    "key": "key=jax.random.key(seed), or dpoptax.random.secure_key() for secret noise",
+    "data": "data= arrays, or HostData(source) with random access",
+    "params": "params=, a tree of arrays, and a loss of one example",
+}
+# Arguments of a plan, for functions that take the plan.
+_OF_A_PLAN = {
+    *("sampler", "clip", "noise_multiplier", "num_steps", "epochs", "epsilon", "delta"),
+    *("expected_batch_size", "num_examples", "mechanism"),
+}
+
+
+def answer_foreign_names(function: Function) -> Function:
+    """Makes a function answer an unknown argument with what it is called here.
+
+    The signature stays as it is, for editors and type checkers.
+    """
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(_answer(function.__qualname__, name, known))
+        return function(*args, **kwargs)
+
+    return cast(Function, checked)
+
+
+def _answer(function: str, name: str, known: Iterable[str]) -> str:
+    names = [other for other in known if other not in ("self", "cls")]
+    called = function.removesuffix(".__init__")
+    library, candidates = _NAMES.get(name, ("", (name,)))
+    expected = f"{called} has no argument {name!r}{f', a name in {library}' if library else ''}."
+    for ours in candidates:
+        if ours in names:
+            is_rate = ours == "expected_batch_size" and name != "batch_size"
+            return f"{expected} Pass {_RATE if is_rate else _REMEDIES.get(ours, f'{ours}=')}."
+    # A budget belongs to a calibration, which returns the plan that keeps it.
+    if called == "Plan" and "epsilon" in candidates:
+        return f"{expected} For a budget, call dpoptax.Plan.calibrate(epsilon=..., delta=..., ...)."
+    if "plan" in names and not _OF_A_PLAN.isdisjoint(candidates):
+        return f"{expected} It belongs to the plan: pass plan=dpoptax.Plan(...)."
+    close = difflib.get_close_matches(name, names, 1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return f"{expected}{meant} It takes {', '.join(names)}."

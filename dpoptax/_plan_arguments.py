@@ -1,0 +1,58 @@
+"""Arguments of a plan: what is accepted, and what is meant by the short forms."""
+
+from typing import Any
+
+from dpoptax.clipping import ClipRule
+from dpoptax.mechanisms import Mechanism
+from dpoptax.samplers import Poisson, Sampler
+from dpoptax.schedules import tabulate
+
+
+def check_sampler(sampler: Any) -> None:
+    """Raises unless this is a sampler."""
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            "sampler must be one of dpoptax.samplers, or derive from dpoptax.samplers.Sampler; "
+            f"got {sampler!r}."
+        )
+
+
+def check_mechanism(mechanism: Any) -> None:
+    """Raises unless this is a mechanism."""
+    # A class has the attributes of the interface too.
+    if not isinstance(mechanism, Mechanism) or isinstance(mechanism, type):
+        raise TypeError(
+            "mechanism must be one of dpoptax.mechanisms, such as Gaussian(), or have release, "
+            f"check and caveat; got {mechanism!r}."
+        )
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Raises if the steps cannot be counted."""
+    if num_steps >= 2**31:
+        raise ValueError(
+            f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
+        )
+
+
+def one_sampler(
+    sampler: Sampler | None, num_examples: int | None, expected_batch_size: float | None
+) -> Sampler:
+    """Returns the sampler, or the Poisson sampler of the two numbers."""
+    if sampler is not None and num_examples is None and expected_batch_size is None:
+        check_sampler(sampler)
+        return sampler
+    if sampler is None and num_examples is not None and expected_batch_size is not None:
+        return Poisson(num_examples, expected_batch_size)
+    raise TypeError(
+        "give either sampler, or num_examples and expected_batch_size for Poisson sampling; got "
+        f"sampler={sampler!r}, num_examples={num_examples}, "
+        f"expected_batch_size={expected_batch_size}."
+    )
+
+
+def tabulated(value: Any, num_steps: int) -> Any:
+    """Evaluates an Optax schedule at each step; returns anything else as it is."""
+    if isinstance(value, ClipRule | type) or not callable(value):
+        return value
+    return tabulate(value, max(num_steps, 1))

@@ -1,0 +1,31 @@
+"""Steps of a run whose length is given in epochs: passes over the data on average."""
+
+import math
+
+from dpoptax import _validate
+from dpoptax.samplers import Sampler
+from dpoptax.schedules import as_schedule
+
+
+def num_steps_of(
+    sampler: Sampler, epochs: float | None, num_steps: int | None, *, at_least: int = 1
+) -> int:
+    """Returns the number of steps, or that of the epochs, rounded up.
+
+    Raises:
+        TypeError: both or none of the two are given.
+    """
+    _validate.epochs_or_steps(epochs, num_steps)
+    if epochs is None:
+        return _validate.count("num_steps", num_steps, at_least=at_least)
+    sizes = as_schedule(sampler.expected_batch_size)
+    passes = _validate.positive("epochs", epochs)
+    # A schedule's last size holds until the run ends, so all sizes before it are used first.
+    steps, examples = 0, passes * sampler.num_examples
+    for size, length in zip(sizes.values[:-1], sizes.lengths[:-1], strict=True):
+        if examples <= size * length:
+            return steps + math.ceil(examples / size)
+        steps, examples = steps + length, examples - size * length
+    if steps == 0:
+        return _validate.steps_of_epochs(epochs, sampler.num_examples, sizes.values[-1])
+    return steps + math.ceil(examples / sizes.values[-1])

@@ -1,0 +1,106 @@
+"""A mesh with explicit axes, which `jax.make_mesh` returns, trains what automatic axes train."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np, optax, dpoptax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dpoptax.training import DeviceData, HostData, fit, init_state, make_train_step
+
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+take = dpoptax.samplers.sharded_take(spread)
+x = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
+start = {"a": np.full((16, 32), 0.1, np.float32), "b": np.full((32,), 0.1, np.float32)}
+plan = dpoptax.Plan(
+    sampler=dpoptax.samplers.Poisson(512, 64, max_batch_size=128),
+    clip=1.0, noise_multiplier=1.0, num_steps=3, delta=1e-4)
+
+def loss_fn(params, row):
+    return jnp.vdot(jnp.tanh(row @ params["a"]), params["b"]) ** 2
+
+def train(params, data, **options):
+    return fit(loss_fn, params, data, plan=plan, optimizer=optax.sgd(0.5),
+               key=jax.random.key(0), progress=False, **options).params
+
+def loop(params, data):
+    keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+    run = {"tx": optax.chain(plan.privatize(keys.noise_key), optax.sgd(0.5)),
+           "sampler": plan.sampler}
+    state = init_state(params, sampling_key=keys[0], model_key=keys[2], **run)
+    step = jax.jit(make_train_step(loss_fn, take=take, diagnostics=1.0, **run))
+    for _ in range(plan.num_steps):
+        state, info = step(state, data)
+    assert 0 <= float(info.nonprivate_clip_fraction) <= 1
+    return state.params
+
+def own_loop(params, data):
+    keys = dpoptax.random.split_by_purpose(jax.random.key(0))
+    tx = optax.chain(plan.privatize(keys.noise_key), optax.sgd(0.5))
+
+    @jax.jit
+    def step(params, state, sampler_state, data):
+        sampler_state, batch = plan.sampler.sample(sampler_state)
+        examples = take(data, batch)
+        assert jax.typeof(jax.tree.leaves(examples)[0]).sharding.spec[0] == "data"
+        grads = dpoptax.per_example_grads(loss_fn)(params, examples, mask=batch.mask)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, sampler_state
+
+    carry = params, tx.init(params), plan.sampler.init(keys.sampling_key)
+    for _ in range(plan.num_steps):
+        carry = step(*carry, data)
+    return carry[0]
+
+one = train(start, x)
+same = jax.device_put(start, everywhere)
+spread_x, whole_x = jax.device_put(x, spread), jax.device_put(x, everywhere)
+columns = jax.device_put(start, {"a": NamedSharding(mesh, P(None, "data")), "b": spread})
+
+def check(name, params, before=same):
+    for a, b, c in zip(*map(jax.tree.leaves, (one, params, before))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+        # The result is on the mesh of the caller, with its axes and its sharding.
+        assert b.sharding.mesh.axis_types == (AxisType.Explicit,), name
+        assert b.sharding.is_equivalent_to(c.sharding, c.ndim), (name, b.sharding)
+
+check("whole data", train(same, DeviceData(whole_x, take)))
+check("sharded data", train(same, DeviceData(spread_x, take)))
+check("plain take", train(same, spread_x))
+check("host", train(same, HostData(x, take=take)))
+check("microbatches", train(same, DeviceData(spread_x, take), microbatch_size=64))
+check("sharded parameters", train(columns, DeviceData(whole_x, take)), columns)
+check("train step", loop(same, spread_x))
+check("own loop", own_loop(same, spread_x))
+with jax.set_mesh(mesh):
+    check("fit in the context of the mesh", train(same, DeviceData(spread_x, take)))
+    check("own loop in the context of the mesh", own_loop(same, spread_x))
+try:
+    take(spread_x, dpoptax.samplers.Batch(jnp.zeros(12, jnp.int32), jnp.ones(12, bool)))
+except ValueError as error:
+    assert "a batch must divide evenly over 8 devices; got 12 rows" in str(error)
+else:
+    raise AssertionError("a batch that does not divide was taken")
+print("explicit as automatic")
+"""
+
+
+@pytest.mark.e2e
+def test_explicit_axes_train_what_automatic_ones_train():
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, check=False,
+        env=os.environ | settings, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "explicit as automatic" in done.stdout
