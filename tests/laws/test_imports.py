@@ -16,6 +16,7 @@ ORDER = [
     "_jax_compat",
     "_validate",
     "_precision",
+    "_call_stack",
     "relations",
     "schedules",
     "_serialize",
