@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 import dpoptax
 
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}
-X = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.0, 3.0]])
+X = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.0, 3.0], [2.0, 2.0]])  # more than one microbatch
 STACKED = {"w": jnp.ones((3, 2, 2)), "b": jnp.full((3, 2), 2.0)}
 FIRST = "privatize must come first"
 
@@ -145,7 +145,7 @@ def test_leaves_of_gradients_are_for_privatize_only(form):
 def test_gradients_cross_the_transformations_of_jax(form):
     """As arguments, results, carries and in branches; with the same sums."""
     grads = GRADS[form]
-    ones = jnp.ones(3)
+    ones = jnp.ones(len(X))
     expected = grads.weighted_sum(ones)
 
     @jax.jit
@@ -156,7 +156,7 @@ def test_gradients_cross_the_transformations_of_jax(form):
     placed = jax.device_put(jax.block_until_ready(cross(grads)))
     assert registry.distance(placed.weighted_sum(ones), expected) == 0
     assert jax.tree.structure(placed) == jax.tree.structure(grads)
-    assert jax.eval_shape(cross, grads).mask.shape == (3,)
+    assert jax.eval_shape(cross, grads).mask.shape == (len(X),)
 
 
 def test_no_message_shows_a_gradient():
