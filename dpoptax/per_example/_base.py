@@ -126,8 +126,11 @@ def register_form(cls: Form) -> Form:
         return keyed, structure_of(grads)
 
     def unflatten(structure: Any, values: Any) -> Any:
-        fields = zip((*children, *static), (*values, *structure), strict=True)
-        return cls(**dict(fields))
+        # Without `__init__`: JAX also fills a structure with what is no array.
+        grads = object.__new__(cls)
+        for name, value in zip((*children, *static), (*values, *structure), strict=True):
+            object.__setattr__(grads, name, value)
+        return grads
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls

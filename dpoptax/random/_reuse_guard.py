@@ -7,7 +7,7 @@ changes a number: `init` stays a pure function.
 
 import weakref
 import zlib
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +21,6 @@ REMEDY = (
 _guards_by_key: "weakref.WeakValueDictionary[bytes, weakref.WeakSet[KeyReuseGuard]]" = (
     weakref.WeakValueDictionary()
 )
-
-
-class State(Protocol):
-    """The state of a transformation that draws noise."""
-
-    @property
-    def step(self) -> Array:
-        """The number of the next release."""
-
-    @property
-    def key(self) -> PRNGKeyArray:
-        """The key of the noise of the run."""
 
 
 class KeyReuseGuard:
@@ -85,10 +73,10 @@ class KeyReuseGuard:
         self._num_inits += 1
         self._earlier = self._used_others()
 
-    def on_update(self, state: State, next_state: State, grads: PyTree) -> None:
+    def on_update(self, state: Any, next_state: Any, grads: PyTree) -> None:
         """Marks a draw of noise; raises if another run may draw the same noise.
 
-        The steps of the states show whether the draw is made now or only compiled.
+        A state has a step and a key. The steps show whether the draw is made now or only compiled.
 
         Raises:
             ValueError: `init` was called more than once, a transformation with the same key was

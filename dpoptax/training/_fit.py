@@ -25,6 +25,7 @@ from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState, init_state, make_train_step
+from dpoptax.training._validate_optimizer import check_optimizer
 
 
 def fit(
@@ -55,7 +56,7 @@ def fit(
             to the device. `HostData(...)` stays on the host. `DeviceData(arrays, take=...)` says
             how to gather a batch, for example over several devices.
         plan: sampler, clip, noise, number of steps and delta.
-        optimizer: any Optax optimizer. It sees private gradients only.
+        optimizer: any Optax optimizer, without `privatize`. It sees private gradients only.
         key: the root key; all other keys are derived from it. By default a new key with entropy
             of the operating system. The guarantee needs a secret key: pass one of a small seed
             only in examples and tests.
@@ -96,6 +97,7 @@ def fit(
     data = as_training_data(data)
     _check_size(data, plan)
     check_params(params)
+    check_optimizer(optimizer, params)
     tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
     _check_loss(loss_fn, state, example)

@@ -17,6 +17,7 @@ from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_norms
 from dpoptax.training._objective import Objective
+from dpoptax.training._validate_optimizer import check_transformation
 
 
 class TrainState(NamedTuple):
@@ -93,6 +94,7 @@ def init_state(
         >>> int(state.step)
         0
     """
+    check_transformation("tx", tx)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -144,6 +146,7 @@ def make_train_step(
         >>> int(state.step)
         1
     """
+    check_transformation("tx", tx)
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
