@@ -1,9 +1,9 @@
 """Where Optax calls us from, read from the call stack.
 
-A transformation of Optax is a pair of functions that knows nothing about its neighbours. But whether
-a release is private depends on them: what another transformation does to per-example gradients is
-done before the clip. The call stack is the only place that shows it, at the time of tracing and
-before anything is computed.
+A transformation of Optax is a pair of functions that knows nothing about its neighbours. But they
+decide whether a release is private: what another transformation does to per-example gradients is
+done before the clip. Only the call stack shows this. It does so at the time of tracing, before
+anything is computed.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def optax_caller() -> str | None:
 
 
 def maps_over_leaves() -> bool:
-    """Whether a caller outside of JAX called `jax.tree.map`, and not `jax.jit` or another function."""
+    """Whether code outside of JAX called `jax.tree.map`, and not for example `jax.jit`."""
     called = None
     for frame in _frames():
         package = _package(frame)

@@ -16,9 +16,9 @@ def check_transformation(name: str, value: Any) -> None:
         TypeError: it is something else, for example `optax.adam` without a call.
     """
     is_class = isinstance(value, type)
-    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
-        if not is_class:
-            return
+    has_both = all(callable(getattr(value, name, None)) for name in ("init", "update"))
+    if has_both and not is_class:
+        return
     given = f"an object of type {type(value).__name__}"
     remedy = "Pass for example optax.adam(1e-3)."
     if is_class or callable(value):
@@ -41,8 +41,8 @@ def check_optimizer(optimizer: Any, params: PyTree) -> None:
     if any(isinstance(leaf, PrivatizeState) for leaf in leaves):
         raise ValueError(
             "optimizer must be a plain transformation of Optax, because the private gradient comes "
-            "from the clip and the noise of the plan; got one with privatize, as dp_sgd and dp_adam "
-            "return. Pass for example optax.sgd(0.1) in place of dpoptax.dp_sgd(0.1, ...)."
+            "from the clip and the noise of the plan; got one with privatize, as dp_sgd returns. "
+            "Pass for example optax.sgd(0.1) in place of dpoptax.dp_sgd(0.1, ...)."
         )
 
 

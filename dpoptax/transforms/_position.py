@@ -1,4 +1,4 @@
-"""Where `privatize` may stand: first and outermost, and outside of functions mapped over devices."""
+"""Where `privatize` may stand: first, outermost, and outside of functions mapped over devices."""
 
 from typing import Any
 

@@ -42,7 +42,7 @@ def test_each_leaf_must_have_an_example_axis():
     per_example = jax.tree.map(lambda leaf: jnp.ones((8, *leaf.shape)), PARAMS)
     updated(per_example, PARAMS)
     for name, leaf in PARAMS.items():
-        with pytest.raises(ValueError, match="leading batch axis|must have shape"):
+        with pytest.raises(ValueError, match=r"leading batch axis|must have shape"):
             updated(per_example | {name: leaf}, PARAMS)
     with pytest.raises(ValueError, match="same tree structure"):
         updated(per_example["w"], PARAMS)

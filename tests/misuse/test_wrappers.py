@@ -85,7 +85,9 @@ def test_a_transformation_around_privatize_is_refused_at_an_update_too():
 
 def test_a_tree_with_masked_leaves_is_refused_whoever_masked_it():
     masked = PARAMS | {"b": optax.MaskedNode()}
-    with pytest.raises(ValueError, match="see the whole tree; got a tree with an optax.MaskedNode"):
+    with pytest.raises(
+        ValueError, match=r"see the whole tree; got a tree with an optax.MaskedNode"
+    ):
         private().init(masked)
     with pytest.raises(ValueError, match=r"got a tree with an optax.MaskedNode"):
         private().update({"w": STACKED["w"], "b": masked["b"]}, private().init(PARAMS), masked)
@@ -169,7 +171,7 @@ def test_no_message_shows_a_gradient():
 
 def test_one_privatize_after_another_is_refused():
     tx = optax.chain(private(0), private(1))
-    with pytest.raises(ValueError, match="shapes of the parameters.*private already"):
+    with pytest.raises(ValueError, match=r"shapes of the parameters.*private already"):
         jax.eval_shape(tx.update, STACKED, tx.init(PARAMS), PARAMS)
 
 
@@ -202,9 +204,7 @@ def test_what_follows_privatize_may_be_any_transformation(name):
     rest = {"value": 1.0} if name == "reduce_on_plateau" else {}
     for _ in range(2):
         updates, state = tx.update(STACKED, state, PARAMS, **rest)
-        expected, plain = optax.with_extra_args_support(follows).update(
-            mean, plain, PARAMS, **rest
-        )
+        expected, plain = optax.with_extra_args_support(follows).update(mean, plain, PARAMS, **rest)
         assert registry.distance(updates, expected) < 1e-6
 
 
@@ -241,14 +241,16 @@ def test_fit_takes_an_optimizer_that_is_plain_and_called():
             fit(uncalled)
     with pytest.raises(TypeError, match=r"got an object of type float.*optax.adam\(1e-3\)"):
         fit(0.1)
-    with pytest.raises(TypeError, match="tx must be a transformation.*sgd, which is not called"):
+    with pytest.raises(TypeError, match=r"tx must be a transformation.*sgd, which is not called"):
         inspect.unwrap(dpoptax.training.make_train_step)(loss, tx=optax.sgd, sampler=None)
 
 
 def test_numbers_from_inject_hyperparams_are_refused_by_name():
     for options in ({"clip": jnp.ones(())}, {"noise_multiplier": jnp.ones(())},
                     {"size": jnp.ones(())}):  # fmt: skip
-        with pytest.raises(TypeError, match=r"must be a Python or NumPy number.*inject_hyperparams"):
+        with pytest.raises(
+            TypeError, match=r"must be a Python or NumPy number.*inject_hyperparams"
+        ):
             private(**options)
     with pytest.raises(TypeError, match="inject_hyperparams"):
         jax.jit(lambda noise: private(noise_multiplier=noise).init(PARAMS))(1.0)
