@@ -36,6 +36,18 @@ def optax_wrapper() -> str | None:
     return next((name for name in reversed(names) if name not in _TRANSPARENT), None)
 
 
+def follows_in_chain() -> bool:
+    """Whether the running transformation is in an `optax.chain`, and not the first of it."""
+    for frame in _frames():
+        if _package(frame) == "optax" and _name(frame) in ("chain", "named_chain"):
+            # The states of the transformations that have run already. A version of Optax with
+            # another name for it only costs this check.
+            before = frame.f_locals.get("new_state")
+            if isinstance(before, list | dict) and before:
+                return True
+    return False
+
+
 def optax_caller() -> str | None:
     """Returns the function of Optax that called JAX, if Optax did; else None."""
     name = None

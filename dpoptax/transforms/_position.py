@@ -35,6 +35,16 @@ def refuse_wrapper() -> None:
         )
 
 
+def refuse_follower() -> None:
+    """Raises if `optax.chain` has called another transformation before the running one."""
+    if _call_stack.follows_in_chain():
+        raise ValueError(
+            "privatize must come first and outermost; got another transformation before it in "
+            "optax.chain, which computes with per-example gradients before they are clipped. Use "
+            "optax.chain(privatize(...), other_transformations)."
+        )
+
+
 def refuse_masked(tree: PyTree) -> None:
     """Raises if Optax took leaves out of a tree, as `optax.masked` and `optax.partition` do."""
     leaves = jax.tree.leaves(tree, is_leaf=_is_masked)

@@ -138,6 +138,7 @@ def privatize(
         updates: PyTree, state: PrivatizeState, params: PyTree | None = None
     ) -> tuple[PyTree, PrivatizeState]:
         _position.refuse_wrapper()
+        _position.refuse_follower()
         _position.refuse_masked((updates, params))
         _position.refuse_mapped_axes()
         grads = as_per_example_grads(updates, _required(params))

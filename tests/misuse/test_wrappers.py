@@ -170,9 +170,29 @@ def test_no_message_shows_a_gradient():
 
 
 def test_one_privatize_after_another_is_refused():
-    tx = optax.chain(private(0), private(1))
+    one, other = private(0), private(1)
+    tx = optax.chain(one, other)
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"first and outermost; got another transformation before"):
+        jax.eval_shape(tx.update, STACKED, state, PARAMS)
+    # Also without `optax.chain`, which shows the order.
     with pytest.raises(ValueError, match=r"shapes of the parameters.*private already"):
-        jax.eval_shape(tx.update, STACKED, tx.init(PARAMS), PARAMS)
+        jax.eval_shape(other.update, PARAMS, state[1], PARAMS)
+
+
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("compile", [lambda update: update, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", sorted(BEFORE.keys() - {"MultiSteps"}))  # JAX refuses its shapes
+def test_a_transformation_before_privatize_is_refused_for_plain_trees_too(name, compile):
+    """Nothing in plain arrays shows what was done to them, but `optax.chain` shows the order."""
+    first = BEFORE[name]
+    for tx in (
+        optax.chain(first, private()),
+        optax.named_chain(("first", first), ("private", private())),
+        optax.chain(first, optax.chain(private(), optax.sgd(0.1))),
+    ):
+        with pytest.raises(ValueError, match=r"first and outermost|shapes of the parameters"):
+            compile(tx.update)(STACKED, tx.init(PARAMS), PARAMS)
 
 
 AFTER = {
