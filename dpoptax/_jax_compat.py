@@ -6,6 +6,7 @@ A jaxpr is JAX's record of a traced function: a list of equations, each of one p
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core as jex
 from jax.extend.core import primitives
 from jax.extend.random import define_prng_impl as define_prng_impl
@@ -20,6 +21,17 @@ _CALLS = {
 # neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
+
+
+def mapped_axes() -> tuple[str, ...]:
+    """Returns the names of the axes that the running function is mapped over.
+
+    These are the axes of `jax.shard_map` and `jax.pmap`, and named axes of `jax.vmap`.
+    """
+    names = [str(name) for name in jax.sharding.get_abstract_mesh().manual_axes]
+    # Only the axis names of `vmap` need this function, which JAX may remove.
+    named = getattr(jex, "unsafe_get_axis_names_DO_NOT_USE", list)
+    return tuple(dict.fromkeys([*names, *map(str, named())]))
 
 
 def split_constants(closed: Any) -> tuple[Any, list[Any]]:

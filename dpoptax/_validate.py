@@ -31,11 +31,22 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, bool) or not (
         isinstance(value, numbers.Real) or (hasattr(value, "ndim") and value.ndim == 0)
     ):
-        raise TypeError(f"{name} must be a real number; got {value!r}. Pass one Python number.")
+        raise TypeError(
+            f"{name} must be a real number; got {described(value)}. Pass one Python number."
+        )
     result = float(value)
     if math.isnan(result):
         raise ValueError(f"{name} must be a number; got nan. Check how it was computed.")
     return result
+
+
+def described(value: Any) -> str:
+    """Returns a number, or else the type of a value only: it may be data, a key or a gradient."""
+    if value is None or isinstance(value, (bool, numbers.Number)):
+        return str(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array of {value.dtype} with shape {value.shape}"
+    return f"a value of type {type(value).__name__}"
 
 
 def positive(name: str, value: Any) -> float:
@@ -63,9 +74,11 @@ def count(name: str, value: Any, *, at_least: int = 1) -> int:
     try:
         result = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.") from None
+        raise TypeError(
+            f"{name} must be a whole number; got {described(value)}. Pass an int."
+        ) from None
     if isinstance(value, bool):  # a bool has an index, but as a count it is a mistake
-        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.")
+        raise TypeError(f"{name} must be a whole number; got {described(value)}. Pass an int.")
     if result < at_least:
         raise ValueError(
             f"{name} must be at least {at_least}; got {result}. Pass {at_least} or more."

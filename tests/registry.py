@@ -75,6 +75,33 @@ def examples(batch, key=None):
     return sizes * jax.random.normal(x_key, (batch, 5)), jax.random.normal(y_key, (batch, 3))
 
 
+def wide_loss(params, example):
+    """A model whose large leaves are kept as factors: they have more numbers than the factors."""
+    tokens, x = example
+    embedded = params["table"][tokens]
+    hidden = jnp.tanh(embedded @ params["sequence"] + x @ params["outer"])
+    return jnp.sum(hidden**2) + jnp.sum(params["bias"] * hidden)
+
+
+def wide_params():
+    """Parameters of `wide_loss`."""
+    keys = jax.random.split(jax.random.key(21), 3)
+    return {
+        "table": jax.random.normal(keys[0], (50, 40)),
+        "sequence": 0.2 * jax.random.normal(keys[1], (40, 30)),
+        "outer": 0.2 * jax.random.normal(keys[2], (40, 30)),
+        "bias": jnp.linspace(-1.0, 1.0, 30),
+    }
+
+
+def wide_examples(batch, key):
+    """A batch for `wide_loss`: three tokens, of which some are equal, and a vector."""
+    token_key, x_key = jax.random.split(key)
+    tokens = jax.random.randint(token_key, (batch, 3), 0, 4)
+    sizes = jnp.geomspace(0.01, 10.0, batch)[:, None]
+    return tokens, sizes * jax.random.normal(x_key, (batch, 40))
+
+
 def global_norm(tree):
     """The L2 norm of all leaves together."""
     return float(jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))))

@@ -210,7 +210,7 @@ WRONG_CALLS = {
             dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
             {"w": jnp.ones((3, 2)), "b": jnp.ones(2)},
         ),
-        "share one leading batch axis",
+        "got the shapes of the parameters: these look like gradients that are averaged",
     ),
     "averaged gradient of one leaf": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(
@@ -218,7 +218,7 @@ WRONG_CALLS = {
             dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).init(None),
             jnp.ones((3, 2)),
         ),
-        r"shape \(batch, \*\(3, 2\)\).*already cannot be clipped per example",
+        "got the shapes of the parameters.*cannot be clipped per example",
     ),
     "gradients of another structure": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=KEY).update(

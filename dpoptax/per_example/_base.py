@@ -1,12 +1,15 @@
 """Per-example gradients of a batch: the interface that clipping needs, for every form."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
+
+from dpoptax import _call_stack
 
 # From squared norms, `(batch,)` per leaf, to the weight of every example.
 WeightsOf: TypeAlias = Callable[[PyTree[Array]], Array]
@@ -18,6 +21,10 @@ class PerExampleGrads(abc.ABC):
     A form may hold one array per parameter with a leading example axis, or factors that give norms
     and sums without `batch x params` numbers in memory. Not private: nothing in here is clipped or
     noised.
+
+    It is a pytree, so that it can be an argument or a result of a compiled function. Its leaves are
+    not gradients: functions of Optax and `jax.tree.map` refuse them. For arrays to compute with,
+    call `stacked()`.
 
     Attributes:
         mask: bool `(batch,)`; True marks a real example, False a padded row.
@@ -33,6 +40,10 @@ class PerExampleGrads(abc.ABC):
     def __contains__(self, name: object) -> bool:
         """Returns False: Flax's `TrainState` checks whether gradients contain a collection."""
         return False
+
+    def __repr__(self) -> str:
+        """Names the form only. Errors of JAX print what they got, and the gradients are private."""
+        return f"<{type(self).__name__}: per-example gradients, not private>"
 
     @abc.abstractmethod
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
@@ -91,3 +102,57 @@ def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Arra
     # Not a product: zero times NaN is NaN.
     rows = kept.reshape(-1, *[1] * (leaf.ndim - 1))
     return jnp.where(rows, leaf, jnp.asarray(other, leaf.dtype))
+
+
+Form = TypeVar("Form", bound=type)
+
+
+def register_form(cls: Form) -> Form:
+    """Registers a dataclass of per-example gradients as a pytree that nobody computes with.
+
+    A field with `metadata={"static": True}` belongs to the structure.
+
+    The pytree refuses to be taken apart by Optax or by `jax.tree.map`. Both would change factors,
+    and not gradients, and whatever Optax computes here is computed before the clip.
+    """
+    fields = dataclasses.fields(cls)
+    static = tuple(field.name for field in fields if field.metadata.get("static"))
+    children = tuple(field.name for field in fields if not field.metadata.get("static"))
+
+    def structure_of(grads: Any) -> tuple[Any, ...]:
+        _refuse_computing_with_leaves()
+        return tuple(getattr(grads, name) for name in static)
+
+    def flatten(grads: Any) -> tuple[Any, Any]:
+        return tuple(getattr(grads, name) for name in children), structure_of(grads)
+
+    def flatten_with_keys(grads: Any) -> tuple[Any, Any]:
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(grads, name)) for name in children]
+        return keyed, structure_of(grads)
+
+    def unflatten(structure: Any, values: Any) -> Any:
+        # Without `__init__`: JAX also fills a structure with what is no array.
+        grads = object.__new__(cls)
+        for name, value in zip((*children, *static), (*values, *structure), strict=True):
+            object.__setattr__(grads, name, value)
+        return grads
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def _refuse_computing_with_leaves() -> None:
+    caller = _call_stack.optax_caller()
+    if caller is not None:
+        raise ValueError(
+            f"privatize must come first and outermost; got optax.{caller}, which computes with "
+            "per-example gradients before they are clipped. Use "
+            "optax.chain(privatize(...), other_transformations)."
+        )
+    if _call_stack.maps_over_leaves():
+        raise ValueError(
+            "privatize must come first; got jax.tree.map over per-example gradients, whose leaves "
+            "are factors of gradients. Pass them to privatize as they are, and compute with what "
+            "it releases. For a larger batch in parts, use per_example_grads(microbatch_size=...). "
+            "For arrays of shape (batch, ...), call grads.stacked()."
+        )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax._precision import widen
-from dpoptax.per_example._base import PerExampleGrads, select
+from dpoptax.per_example._base import PerExampleGrads, register_form, select
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, is_materialized
 from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
@@ -67,8 +67,8 @@ class Layout:
         return hash(self._signature)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@register_form
+@dataclasses.dataclass(frozen=True, repr=False)
 class FactoredGrads(PerExampleGrads):
     """Per-example gradients as factors, or as arrays for leaves where factors do not pay.
 

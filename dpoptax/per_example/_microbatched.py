@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax.per_example._base import PerExampleGrads
+from dpoptax.per_example._base import PerExampleGrads, register_form
 from dpoptax.per_example._loss_trace import LossTrace
 
 # `(trace, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
 FormOf: TypeAlias = Callable[..., tuple[Array, PerExampleGrads]]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@register_form
+@dataclasses.dataclass(frozen=True, repr=False)
 class MicrobatchedGrads(PerExampleGrads):
     """Per-example gradients that are computed when needed, `microbatch_size` examples at a time.
 

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
 from dpoptax._precision import widen
-from dpoptax.per_example._base import PerExampleGrads, select
+from dpoptax.per_example._base import PerExampleGrads, register_form, select
 from dpoptax.per_example._loss_trace import LossTrace
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@register_form
+@dataclasses.dataclass(frozen=True, repr=False)
 class StackedGrads(PerExampleGrads):
     """Per-example gradients as `jax.vmap(jax.grad(loss))` gives them.
 
@@ -114,10 +114,39 @@ def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:
         >>> as_per_example_grads({"w": jnp.ones((8, 3))}).parameter_specs()
         {'w': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
-    grads = updates if isinstance(updates, PerExampleGrads) else _stack(updates)
+    if isinstance(updates, PerExampleGrads):
+        _refuse_changed(updates)
+        grads = updates
+    else:
+        if params is not None:
+            _refuse_averaged(updates, params)
+        grads = _stack(updates)
     if params is not None:
         _refuse_mismatch(grads.parameter_specs(), params)
     return grads
+
+
+def _refuse_changed(grads: PerExampleGrads) -> None:
+    """Refuses gradients whose leaves went through arithmetic: it turns a mask into numbers."""
+    if grads.mask.dtype != bool or grads.mask.ndim != 1:
+        raise ValueError(
+            "per-example gradients must be passed on as per_example_grads returns them; got a mask "
+            f"of {grads.mask.dtype} with shape {grads.mask.shape}, so their leaves were changed. "
+            "privatize must come first: compute with what it releases."
+        )
+
+
+def _refuse_averaged(updates: PyTree, params: PyTree) -> None:
+    """Refuses gradients with the shapes of the parameters, which have no example axis."""
+    leaves, expected = jax.tree.leaves(updates), jax.tree.leaves(params)
+    same_structure = jax.tree.structure(updates) == jax.tree.structure(params)
+    if leaves and same_structure and list(map(jnp.shape, leaves)) == list(map(jnp.shape, expected)):
+        raise ValueError(
+            "expected per-example gradients with a leading axis for the examples, (batch, *shape); "
+            "got the shapes of the parameters: these look like gradients that are averaged, "
+            "summed, or private already. They cannot be clipped per example. Compute them by "
+            "dpoptax.per_example_grads(loss_fn)(params, examples, mask=mask)."
+        )
 
 
 def _stack(gradients: PyTree) -> StackedGrads:

@@ -143,5 +143,6 @@ def _fields(value: Any) -> Mapping[str, Any]:
     raise TypeError(
         "a clip rule or mechanism must consist of numbers, strings, tuples, lists, dicts and "
         "frozen classes of these, because the noise keys are derived from its fields; got "
-        f"{value!r}. Pass an array as tuple(array.tolist()), and a function as a class with fields."
+        f"a value of type {type(value).__name__}. Pass an array as tuple(array.tolist()), and a "
+        "function as a class with fields."
     )

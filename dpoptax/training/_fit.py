@@ -29,6 +29,7 @@ from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._train_step import TrainState, init_state, make_train_step
+from dpoptax.training._validate_optimizer import check_optimizer
 
 
 @answer_foreign_names
@@ -61,7 +62,7 @@ def fit(
             to the device. `HostData(...)` stays on the host. `DeviceData(arrays, take=...)` says
             how to gather a batch, for example over several devices.
         plan: sampler, clip, noise, number of steps and delta.
-        optimizer: any Optax optimizer. It sees private gradients only.
+        optimizer: any Optax optimizer, without `privatize`. It sees private gradients only.
         key: the root key; all other keys are derived from it. By default a new key with entropy
             of the operating system. The guarantee needs a secret key: pass one of a small seed
             only in examples and tests.
@@ -105,6 +106,7 @@ def fit(
     data = as_training_data(data)
     check_size(len(data), plan.sampler)
     check_params(params)
+    check_optimizer(optimizer, params)
     tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
     has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)

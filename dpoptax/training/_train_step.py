@@ -20,6 +20,7 @@ from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._objective import Objective
+from dpoptax.training._validate_optimizer import check_transformation
 
 
 class TrainState(NamedTuple):
@@ -103,6 +104,7 @@ def init_state(
         >>> int(state.step)
         0
     """
+    check_transformation("tx", tx)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -158,6 +160,7 @@ def make_train_step(
         >>> int(state.step)
         1
     """
+    check_transformation("tx", tx)
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     # Another part of an objective may train a parameter that its loss leaves out.

@@ -23,9 +23,10 @@ from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.random import derive_key
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._derive import fingerprint
-from dpoptax.random._reuse_guard import KeyReuseGuard
+from dpoptax.random._reuse_guard import KeyReuseGuard, is_placeholder
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
+from dpoptax.transforms import _position
 
 
 class PrivatizeState(NamedTuple):
@@ -45,6 +46,10 @@ class PrivatizeState(NamedTuple):
     step: Int[Array, ""]
     key: PRNGKeyArray
 
+    def __repr__(self) -> str:
+        """Leaves out the key, which must not appear in logs and error messages."""
+        return f"PrivatizeState(step={self.step}, key=<not shown>)"
+
 
 @answer_foreign_names
 def privatize(
@@ -57,11 +62,14 @@ def privatize(
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
 
-    Put it first in `optax.chain`. The transformations after it see a private gradient of the mean
+    Put it first in `optax.chain`, and do not wrap it in another transformation: what is computed
+    before the clip is not private. The transformations after it see a private gradient of the mean
     loss, with the shapes and types of the parameters. The updates are `PerExampleGrads`, or a tree
-    of arrays with a leading example axis.
+    of arrays with a leading example axis. `update` needs the parameters too, to check that.
 
     **One transformation is one run. For a second run, call `privatize` again with another key.**
+    Each step takes the state that the step before returned. Two different releases from one state
+    would share their noise.
 
     `init` is a pure function: its state holds a key derived from `key`. The noise of a step is
     derived from that key, from what is released (clip, noise, size, mechanism and the shapes of the
@@ -69,7 +77,7 @@ def privatize(
     other noise if you restore it into a changed transformation. An `init` inside
     `jax.jit`, `jax.lax.scan` or `jax.vmap` cannot be counted, so each call of such a function is
     the same run: make the transformation inside that function, from a key that is an argument.
-    `docs/randomness.md` lists all ways to reuse noise that the library cannot see.
+    `docs/safety.md` lists the mistakes that the library cannot see.
 
     Args:
         clip: a clip rule such as `dpoptax.clipping.FlatClip(1.0)`, or a number as its short form.
@@ -90,7 +98,9 @@ def privatize(
             ChaCha20 key.
         ValueError: the bound is not positive, the noise is negative, or there is noise without a
             finite bound. From `init` or `update`: a second run of this transformation in this
-            process, or another transformation with the same key in the same chain.
+            process, another transformation with the same key in the same chain, another release
+            from the same state, a transformation of Optax around or before this one, a function
+            that is mapped over devices, no parameters, or gradients that are not per example.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -106,6 +116,10 @@ def privatize(
 
     Reference: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
+    _position.refuse_wrapper()
+    _position.refuse_array("clip", clip)
+    _position.refuse_array("noise_multiplier", noise_multiplier)
+    _position.refuse_array("expected_batch_size", expected_batch_size)
     rule = as_clip_rule(clip)
     noise = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
     mechanism.check(rule, noise)
@@ -117,6 +131,9 @@ def privatize(
     released = fingerprint(rule, rule.l2_clip, noise, size, mechanism)
 
     def init(params: PyTree) -> PrivatizeState:
+        if not is_placeholder(params):
+            _position.refuse_wrapper()
+            _position.refuse_masked(params)
         state = PrivatizeState(jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0))
         if guard is not None:
             guard.on_init(state.key, params)
@@ -125,13 +142,17 @@ def privatize(
     def update(
         updates: PyTree, state: PrivatizeState, params: PyTree | None = None
     ) -> tuple[PyTree, PrivatizeState]:
-        grads = as_per_example_grads(updates, params)
+        _position.refuse_wrapper()
+        _position.refuse_follower()
+        _position.refuse_masked((updates, params))
+        _position.refuse_mapped_axes()
+        grads = as_per_example_grads(updates, _required(params))
         specs = grads.parameter_specs()
         next_state = PrivatizeState(step=state.step + 1, key=state.key)
         if not jax.tree.leaves(specs):
             return specs, next_state
         if guard is not None:
-            guard.on_update(state.step)
+            guard.on_update(state, next_state, grads)
         shapes = [
             (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
             for path, spec in jax.tree_util.tree_leaves_with_path(specs)
@@ -152,6 +173,17 @@ def privatize(
             noisy,
             specs,
         )
+        if guard is not None:
+            guard.on_release(release_key, release)
         return release, next_state
 
     return optax.GradientTransformation(init, update)
+
+
+def _required(params: PyTree | None) -> PyTree:
+    if params is None:
+        raise ValueError(
+            "expected the parameters, to check that the gradients are per example; got None. Call "
+            "tx.update(grads, state, params)."
+        )
+    return params

@@ -51,14 +51,14 @@ def test_a_sampler_trains_and_is_accounted(page):
 
 
 def test_a_clip_rule_keeps_its_sensitivity(page):
-    rule = page["SmoothClip"](0.7)
+    rule, params = page["SmoothClip"](0.7), {"w": jnp.zeros(3)}
     for size in np.geomspace(1e-6, 1e12, 40):
         grads = {"w": jnp.full((1, 3), size / np.sqrt(3), jnp.float32)}
         tx = dpoptax.privatize(rule, 0.0, expected_batch_size=1, key=jax.random.key(0))
-        update, _ = tx.update(grads, tx.init(grads))
+        update, _ = tx.update(grads, tx.init(params), params)
         assert registry.global_norm(update) <= 0.7 * (1 + 1e-5)
     tx = dpoptax.privatize(rule, 1.0, expected_batch_size=1, key=jax.random.key(0))
-    update, _ = tx.update({"w": jnp.full((1, 3), jnp.nan)}, tx.init(None))
+    update, _ = tx.update({"w": jnp.full((1, 3), jnp.nan)}, tx.init(params), params)
     assert bool(jnp.isfinite(update["w"]).all())
 
 
@@ -68,7 +68,7 @@ def test_a_mechanism_adds_the_noise_that_it_states(page):
     tx = dpoptax.privatize(
         2.0, 1.5, expected_batch_size=1, key=jax.random.key(0), mechanism=mechanism
     )
-    update, _ = tx.update(jnp.zeros((1, n)), tx.init(None))
+    update, _ = tx.update(jnp.zeros((1, n)), tx.init(jnp.zeros(n)), jnp.zeros(n))
     # The standard deviation of n draws has a relative error of 1 / sqrt(2 n).
     assert abs(float(jnp.std(update)) / 9 - 1) < 5 / np.sqrt(2 * n)
 

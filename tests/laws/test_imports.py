@@ -19,6 +19,7 @@ ORDER = [
     "_validate",
     "_masked_examples",
     "_precision",
+    "_call_stack",
     "relations",
     "schedules",
     "_serialize",

@@ -151,9 +151,20 @@ def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism, tm
 
 
 def combined(first, second):
-    return optax.partition(
-        {"first": first, "second": second}, {"a": "first", "b": "second", "c": "second"}
-    )
+    """A hand-made transformation: one part for leaf a, the other for the rest."""
+
+    def parts(tree):
+        return {"a": tree["a"]}, {name: leaf for name, leaf in tree.items() if name != "a"}
+
+    def init(params):
+        return tuple(tx.init(part) for tx, part in zip((first, second), parts(params), strict=True))
+
+    def update(grads, state, params):
+        both = zip((first, second), parts(grads), state, parts(params), strict=True)
+        (one, first_state), (other, second_state) = [tx.update(*rest) for tx, *rest in both]
+        return one | other, (first_state, second_state)
+
+    return optax.GradientTransformation(init, update)
 
 
 @pytest.mark.slow
@@ -304,10 +315,16 @@ def wrappers():
     return {
         "chain": lambda key: optax.chain(private(key), optax.scale(1.0)),
         "named chain": lambda key: optax.named_chain(("private", private(key))),
-        "multi_transform": lambda key: optax.multi_transform(
-            {"all": private(key)}, {"a": "all", "b": "all", "c": "all"}
+        "multi_transform": lambda key: optax.chain(
+            private(key),
+            optax.multi_transform(
+                {"slow": optax.scale(0.1), "fast": optax.scale(1.0)},
+                {"a": "slow", "b": "fast", "c": "fast"},
+            ),
         ),
-        "masked": lambda key: optax.masked(private(key), {"a": True, "b": True, "c": True}),
+        "masked": lambda key: optax.chain(
+            private(key), optax.masked(optax.scale(1.0), {"a": True, "b": False, "c": True})
+        ),
         "MultiSteps": lambda key: optax.chain(
             private(key), optax.MultiSteps(optax.scale(1.0), 2).gradient_transformation()
         ),
@@ -333,7 +350,7 @@ def test_wrappers_of_optax_start_one_run_and_no_second(wrap):
         tx.init(PARAMS)
 
 
-def test_one_transformation_under_two_labels_is_refused():
+def test_one_transformation_for_two_parts_is_refused():
     tx = transformation(jax.random.key(0))
     both = combined(tx, tx)
     with pytest.raises(ValueError, match=TWO_STATES):

@@ -29,7 +29,7 @@ def release(grads, *args, **options):
     tx = transformation(*args, **options)
     params = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), grads)
     params = jax.tree.map(lambda leaf: leaf[0], params)
-    return jax.jit(lambda grads: tx.update(grads, tx.init(params))[0])(grads)
+    return jax.jit(lambda grads: tx.update(grads, tx.init(params), params)[0])(grads)
 
 
 MECHANISMS = {
@@ -168,12 +168,13 @@ def test_every_gradient_form_gives_the_same_release(mechanism):
     tx = transformation(mechanism)
 
     @jax.jit
-    def run(grads):
+    def run(grads, state):
         return tx.update(grads, state, params)[0]
 
     state = tx.init(params)
     mask = jnp.arange(10) < 8
-    found = [run(form(registry.loss)(params, batch, mask=mask)) for form in registry.FORMS.values()]
+    forms = registry.FORMS.values()
+    found = [run(form(registry.loss)(params, batch, mask=mask), state) for form in forms]
     for other in found[1:]:
         # A coordinate that lies between two grid steps may go to either.
         assert registry.distance(found[0], other) < 8 / 2**10
@@ -196,7 +197,7 @@ def test_schedules_of_clip_and_noise_set_the_grid_of_their_step():
     state = tx.init(params)
     update = jax.jit(tx.update)
     for stddev in (1.0, 40.0):
-        noisy, state = update(grads, state)
+        noisy, state = update(grads, state, params)
         assert abs(float(noisy.std()) / stddev - 1) < 4.5 / math.sqrt(2 * 20_000)
 
 
@@ -250,6 +251,6 @@ def test_an_empty_batch_releases_noise():
         key=jax.random.key(0),
         mechanism=dpoptax.mechanisms.DiscreteGaussian(),
     )
-    release, _ = tx.update({"w": jnp.zeros((0, 3))}, tx.init(None))
+    release, _ = tx.update({"w": jnp.zeros((0, 3))}, tx.init(None), {"w": jnp.zeros(3)})
     assert np.all(np.isfinite(release["w"]))
     assert np.linalg.norm(release["w"]) > 0
