@@ -17,6 +17,7 @@ from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
 from dpoptax.training._multihost import from_first_process
+from dpoptax.training._program_cache import known_program
 from dpoptax.training._resume.fingerprint import fingerprint
 from dpoptax.training._train_step import StepInfo, TrainState, TrainStep
 
@@ -177,17 +178,20 @@ class _Steps:
 
         self._several = jax.jit(several)
         self._loops: bool | None = None
+        self._known: Callable[..., _Advanced] | None = None
 
     def run(self, state: TrainState, data: PyTree, num_steps: int) -> _Advanced:
         """Runs the steps and waits for them."""
         info = None
-        if self._loops is None:
+        if self._known is None:
             self._loops = self._is_fast_in_loop(state, data)
+            chosen = self._several if self._loops else self._one
+            self._known = known_program(chosen, state, data, jnp.asarray(0))
         if self._loops:
-            state, info = self._several(state, data, jnp.asarray(num_steps))
+            state, info = self._known(state, data, jnp.asarray(num_steps))
         else:
             for index in range(num_steps):
-                state, info = self._one(state, data, jnp.asarray(index))
+                state, info = self._known(state, data, jnp.asarray(index))
         return jax.block_until_ready((state, info))
 
     def program(self, state: TrainState, data: PyTree) -> str:

@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
-from dpoptax.random import derive_key, split_by_purpose
-from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._dispatch import make_stepper
@@ -24,7 +22,8 @@ from dpoptax.training._progress import Show
 from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
-from dpoptax.training._train_step import TrainState, init_state, make_train_step
+from dpoptax.training._start import start_run
+from dpoptax.training._train_step import TrainState, build_train_step
 
 
 def fit(
@@ -92,19 +91,20 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    keys = split_by_purpose(root_key(key))
+    root = root_key(key)
     data = as_training_data(data)
     _check_size(data, plan)
     check_params(params)
-    tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
+    tx, state, program = start_run(loss_fn, params, example, plan, optimizer, root)
     _check_loss(loss_fn, state, example)
     if microbatch_size == "auto":
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
     # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     make_step = functools.partial(
-        make_train_step,
+        build_train_step,
         loss_fn,
+        program,
         tx=tx,
         sampler=plan.sampler,
         microbatch_size=microbatch_size,
@@ -122,29 +122,6 @@ def fit(
             state = run.begin(state, stepper.fingerprint, plan)
             state, stopped = run_steps(state, stepper, run, plan, progress)
         return make_result(state, plan, run, stopped)
-
-
-def _initialize(
-    loss_fn: Callable[..., Any] | Objective,
-    params: PyTree,
-    plan: Plan,
-    optimizer: optax.GradientTransformation,
-    keys: Keys,
-) -> tuple[optax.GradientTransformation, TrainState]:
-    """Returns the whole transformation, and the state before the first step."""
-    private = plan.privatize(keys.noise_key)
-    if isinstance(loss_fn, Objective):
-        # After the noise, and before the optimizer: what an objective adds needs no privacy.
-        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
-    tx = optax.chain(private, optimizer)
-    state = init_state(
-        params,
-        tx=tx,
-        sampler=plan.sampler,
-        sampling_key=keys.sampling_key,
-        model_key=keys.model_key,
-    )
-    return tx, state
 
 
 def _check_size(data: DeviceData | HostData, plan: Plan) -> None:

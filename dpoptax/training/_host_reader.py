@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from dpoptax.samplers import Batch, Sampler
 from dpoptax.training._data import HostData
+from dpoptax.training._program_cache import known_program
 
 # Rows of several batches go to the device in one transfer. More bytes per transfer hide its fixed
 # cost, and take more memory: two transfers are held at a time, one in use and one read ahead.
@@ -42,8 +43,10 @@ class HostReader:
         def sample(state: Any, _: None) -> tuple[Any, Batch]:
             return sampler.sample(state)
 
+        # Not `self` inside: compiled functions are remembered, and must not keep the data alive.
+        batches = self.batches
         self._draw: Callable[[Any], tuple[Any, Batch]] = jax.jit(
-            lambda state: jax.lax.scan(sample, state, length=self.batches)
+            lambda state: jax.lax.scan(sample, state, length=batches)
         )
         self._sampler_state: Any = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "dpoptax reader")
@@ -53,6 +56,7 @@ class HostReader:
         """Starts to read the batches that follow `sampler_state`; later calls do nothing."""
         if self._sampler_state is None:
             self._sampler_state = sampler_state
+            self._draw = known_program(self._draw, sampler_state)
             self._request()
 
     def next(self) -> PyTree:

@@ -16,7 +16,9 @@ from dpoptax.samplers import Sampler, take
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_norms
+from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective
+from dpoptax.training._program_digest import ProgramDigest
 
 
 class TrainState(NamedTuple):
@@ -93,10 +95,11 @@ def init_state(
         >>> int(state.step)
         0
     """
+    opt_state = tx.init(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=bind_noise(opt_state, (params, opt_state), program="the initial state"),
         sampler_state=sampler.init(sampling_key),
         model_key=model_key,
     )
@@ -144,6 +147,28 @@ def make_train_step(
         >>> int(state.step)
         1
     """
+    return build_train_step(
+        loss_fn,
+        ProgramDigest(loss_fn, tx),
+        tx=tx,
+        sampler=sampler,
+        take=take,
+        microbatch_size=microbatch_size,
+        diagnostics=diagnostics,
+    )
+
+
+def build_train_step(
+    loss_fn: Callable[..., Float[Array, ""]] | Objective,
+    program_digest: ProgramDigest,
+    *,
+    tx: optax.GradientTransformation,
+    sampler: Sampler,
+    take: Take = take,
+    microbatch_size: int | None = None,
+    diagnostics: ClipRule | ScalarOrSchedule | None = None,
+) -> TrainStep:
+    """As `make_train_step`, with a digest that may be computed already."""
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
@@ -158,8 +183,15 @@ def make_train_step(
         point = state.params
         if objective is not None:
             point = objective.gradient_point(state.params, state.opt_state)
-        losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        examples = take(data, batch)
+        losses, grads = grads_fn(point, examples, mask=batch.mask, key=key)
+        program, captured = program_digest(point, examples, key, state.params, state.opt_state)
+        opt_state = bind_noise(
+            state.opt_state, (batch.indices, examples), program=program, mask=batch.mask
+        )
+        if captured:
+            opt_state = bind_noise(opt_state, captured, program="captured")
+        updates, opt_state = tx.update(grads, opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
         clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
         if clip is not None:
