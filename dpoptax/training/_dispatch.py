@@ -53,10 +53,15 @@ def make_stepper(
     *,
     sampler: Sampler,
     diagnostics: bool,
+    max_batches: int | None = None,
 ) -> Stepper:
-    """Returns the stepper for these data; `make_step(take=take)` returns the train step."""
+    """Returns the stepper for these data; `make_step(take=take)` returns the train step.
+
+    `max_batches` limits how many batches are read from the host at a time.
+    """
     if isinstance(data, HostData):
-        return HostStream(make_step, data, sampler=sampler, diagnostics=diagnostics)
+        reader = HostReader(data, sampler, max_batches=max_batches)
+        return HostStream(make_step, data, reader, diagnostics=diagnostics)
     return DeviceLoop(make_step, data, diagnostics=diagnostics)
 
 
@@ -90,18 +95,20 @@ class HostStream:
         self,
         make_step: Callable[..., TrainStep],
         data: HostData,
+        reader: HostReader,
         *,
-        sampler: Sampler,
         diagnostics: bool,
     ) -> None:
+        place = data.take
+
         def take_rows(rows: PyTree, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
             all_rows = Batch(order, jnp.ones(len(batch.mask), bool))
-            return rows if data.take is take else data.take(rows, all_rows)
+            return rows if place is take else place(rows, all_rows)
 
         self._data = data
-        self._reader = HostReader(data, sampler)
+        self._reader = reader
         self.steps_per_dispatch: int | None = self._reader.batches
         self._steps = _Steps(
             make_step(take=take_rows),
@@ -114,7 +121,12 @@ class HostStream:
         # Not before the first step: a resumed run may have got new keys since it was restored, and
         # rows read with the old keys belong to other people than those that are accounted.
         self._reader.begin(state.sampler_state)
-        return self._steps.run(state, self._reader.next(), num_steps)
+        try:
+            return self._steps.run(state, self._reader.next(), num_steps)
+        except BaseException:
+            # The next try makes the same steps, so it must get the same rows.
+            self._reader.restart()
+            raise
 
     def fingerprint(self, state: TrainState) -> str:
         """See `Stepper.fingerprint`."""

@@ -23,7 +23,7 @@ from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._start import start_run
-from dpoptax.training._train_step import TrainState, build_train_step
+from dpoptax.training._train_step import TrainState, make_train_step
 
 
 def fit(
@@ -96,15 +96,14 @@ def fit(
     _check_size(data, plan)
     check_params(params)
     example = data.first_example()
-    tx, state, program = start_run(loss_fn, params, example, plan, optimizer, root)
+    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
     _check_loss(loss_fn, state, example)
     if microbatch_size == "auto":
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
     # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     make_step = functools.partial(
-        build_train_step,
+        make_train_step,
         loss_fn,
-        program,
         tx=tx,
         sampler=plan.sampler,
         microbatch_size=microbatch_size,

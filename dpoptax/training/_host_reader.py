@@ -29,10 +29,11 @@ MAX_BATCHES_PER_READ = 32
 class HostReader:
     """Reads the examples of the coming batches, several batches at a time."""
 
-    def __init__(self, data: HostData, sampler: Sampler) -> None:
+    def __init__(self, data: HostData, sampler: Sampler, *, max_batches: int | None = None) -> None:
         row = jax.tree.map(jnp.asarray, data.first_example())
         batch_bytes = sampler.max_batch_size * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
-        self.batches = max(1, min(MAX_BATCHES_PER_READ, BYTES_PER_READ // max(batch_bytes, 1)))
+        limit = MAX_BATCHES_PER_READ if max_batches is None else max_batches
+        self.batches = max(1, min(limit, BYTES_PER_READ // max(batch_bytes, 1)))
         lead = (self.batches, sampler.max_batch_size)
         # Shapes and dtypes of what `next` returns, to compile the step before anything is read.
         self.shapes = jax.tree.map(
@@ -58,6 +59,11 @@ class HostReader:
             self._sampler_state = sampler_state
             self._draw = known_program(self._draw, sampler_state)
             self._request()
+
+    def restart(self) -> None:
+        """Forgets what was read ahead; `begin` starts again from its sampler state."""
+        self._sampler_state = None
+        self._pending = queue.SimpleQueue()
 
     def next(self) -> PyTree:
         """Returns the examples of the next batches, shaped `(batches, max_batch_size, ...)`."""

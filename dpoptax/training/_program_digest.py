@@ -4,6 +4,7 @@ The lowered program contains every constant that a loss or an optimizer captured
 rate. It is lowered for one example on one device, so microbatches and devices do not change it.
 """
 
+import collections
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -28,8 +29,8 @@ class ProgramDigest:
     def __init__(
         self, loss_fn: Callable[..., Any] | Objective | None, tx: optax.GradientTransformation
     ) -> None:
-        self._loss_fn = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
-        self._tx = tx
+        self.loss_fn = loss_fn
+        self.tx = tx
         self._known: dict[Any, str] = {}
 
     def __call__(
@@ -67,15 +68,42 @@ class ProgramDigest:
         keys = () if key is None else (key,)
         one = jax.tree.map(lambda spec: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), point)
         grads = StackedGrads(one, jax.ShapeDtypeStruct((1,), jnp.bool_))
-        parts = [(self._tx.update, (grads, opt_state, params))]
-        if self._loss_fn is not None:
-            parts.append((_gradient_of(self._loss_fn), (point, example, *keys)))
+        parts = [(self.tx.update, (grads, opt_state, params))]
+        loss_of = self.loss_fn.loss if isinstance(self.loss_fn, Objective) else self.loss_fn
+        if loss_of is not None:
+            parts.append((_gradient_of(loss_of), (point, example, *keys)))
         found = [_lower(function, specs) for function, specs in parts]
         texts = "".join(text for text, _ in found)
         return (
             hashlib.sha256(texts.encode()).hexdigest(),
             [array for _, arrays in found for array in arrays],
         )
+
+
+# `fit` needs a digest before it has a step, and the step needs it again.
+_started: collections.deque[ProgramDigest] = collections.deque(maxlen=4)
+
+
+def start_digest(
+    loss_fn: Callable[..., Any] | Objective | None, tx: optax.GradientTransformation
+) -> ProgramDigest:
+    """Returns new digests, which the next step of this loss and this transformation takes over."""
+    _started.append(ProgramDigest(loss_fn, tx))
+    return _started[-1]
+
+
+def take_over_digest(
+    loss_fn: Callable[..., Any] | Objective | None, tx: optax.GradientTransformation
+) -> ProgramDigest:
+    """Returns the digests that were started for a loss and a transformation, or else new ones.
+
+    Only once: by the time of another step, what the loss captured may have changed.
+    """
+    for known in _started:
+        if known.loss_fn is loss_fn and known.tx is tx:
+            _started.remove(known)
+            return known
+    return ProgramDigest(loss_fn, tx)
 
 
 def _gradient_of(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
@@ -88,26 +116,27 @@ def _gradient_of(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
 
 def _lower(function: Callable[..., Any], specs: tuple[Any, ...]) -> tuple[str, list[Array]]:
     """Returns a digest of a lowered function and its known constants, and the traced constants."""
-    closed = jax.make_jaxpr(function)(*specs)
-    jaxpr, constants = split_constants(closed)
-    known = hashlib.sha256()
-    traced = [array for array in constants if isinstance(array, jax.core.Tracer)]
-    for array in constants:
-        if not isinstance(array, jax.core.Tracer):
-            for part in local_arrays(array):
-                known.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     try:
+        jaxpr, constants = split_constants(jax.make_jaxpr(function)(*specs))
         lowered = jax.jit(lambda constants, values: run_jaxpr(jaxpr, constants, values)).lower(
-            [_spec(array) for array in constants], list(map(_spec, jax.tree.leaves(specs)))
+            list(map(_spec, constants)), list(map(_spec, jax.tree.leaves(specs)))
         )
         text = lowered.as_text()
-    except Exception:  # there are as many reasons as there are kinds of primitives
-        text = ""
-    if not text or not _is_complete(jaxpr):
+        complete = _is_complete(jaxpr)
+    except Exception:  # as many reasons as there are primitives; a fault of the loss shows later
+        text, constants, complete = "", [], False
+    if not complete:
         # A random part: such a run never repeats the noise of another.
         text += str(from_first_process(secrets.randbits(31)))
-    known.update(text.encode())
-    return known.hexdigest(), traced
+    digest = hashlib.sha256(text.encode())
+    traced = []
+    for array in constants:
+        if isinstance(array, jax.core.Tracer):
+            traced.append(array)
+            continue
+        for part in local_arrays(array):
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest(), traced
 
 
 def _is_complete(jaxpr: Any) -> bool:

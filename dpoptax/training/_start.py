@@ -12,7 +12,7 @@ from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.training._noise_binding import bind_key
 from dpoptax.training._objective import Objective
-from dpoptax.training._program_digest import ProgramDigest
+from dpoptax.training._program_digest import start_digest
 from dpoptax.training._train_step import TrainState, init_state
 
 
@@ -23,8 +23,8 @@ def start_run(
     plan: Plan,
     optimizer: optax.GradientTransformation,
     root: PRNGKeyArray,
-) -> tuple[optax.GradientTransformation, TrainState, ProgramDigest]:
-    """Returns the whole transformation, the state before the first step, and the program.
+) -> tuple[optax.GradientTransformation, TrainState]:
+    """Returns the whole transformation and the state before the first step.
 
     Args:
         loss_fn: of one example, or an `Objective`; None if the caller computes the gradients.
@@ -40,7 +40,7 @@ def start_run(
         # After the noise, and before the optimizer: what an objective adds needs no privacy.
         private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
     tx = optax.chain(private, optimizer)
-    program = ProgramDigest(loss_fn, tx)
+    program = start_digest(loss_fn, tx)
     opt_state = jax.eval_shape(tx.init, params)
     point, loss_key = params, None
     if isinstance(loss_fn, Objective):
@@ -55,4 +55,4 @@ def start_run(
     state = init_state(
         params, tx=tx, sampler=plan.sampler, sampling_key=sampling_key, model_key=keys.model_key
     )
-    return tx, state, program
+    return tx, state

@@ -18,7 +18,7 @@ from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_norms
 from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective
-from dpoptax.training._program_digest import ProgramDigest
+from dpoptax.training._program_digest import take_over_digest
 
 
 class TrainState(NamedTuple):
@@ -147,33 +147,13 @@ def make_train_step(
         >>> int(state.step)
         1
     """
-    return build_train_step(
-        loss_fn,
-        ProgramDigest(loss_fn, tx),
-        tx=tx,
-        sampler=sampler,
-        take=take,
-        microbatch_size=microbatch_size,
-        diagnostics=diagnostics,
-    )
-
-
-def build_train_step(
-    loss_fn: Callable[..., Float[Array, ""]] | Objective,
-    program_digest: ProgramDigest,
-    *,
-    tx: optax.GradientTransformation,
-    sampler: Sampler,
-    take: Take = take,
-    microbatch_size: int | None = None,
-    diagnostics: ClipRule | ScalarOrSchedule | None = None,
-) -> TrainStep:
-    """As `make_train_step`, with a digest that may be computed already."""
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
+
+    program_digest = take_over_digest(loss_fn, tx)
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         sampler_state, batch = sampler.sample(state.sampler_state)
