@@ -23,7 +23,7 @@ from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._start import start_run
-from dpoptax.training._train_step import TrainState, make_train_step
+from dpoptax.training._train_step import TrainState, TrainStep, make_train_step
 
 
 def fit(
@@ -91,23 +91,16 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    root = root_key(key)
     data = as_training_data(data)
-    _check_size(data, plan)
-    check_params(params)
-    example = data.first_example()
-    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
-    _check_loss(loss_fn, state, example)
-    if microbatch_size == "auto":
-        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
-    # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
-    make_step = functools.partial(
-        make_train_step,
+    state, make_step = prepare(
         loss_fn,
-        tx=tx,
-        sampler=plan.sampler,
+        params,
+        data,
+        plan=plan,
+        optimizer=optimizer,
+        root=root_key(key),
         microbatch_size=microbatch_size,
-        diagnostics=plan.clip if diagnostics else None,
+        diagnostics=diagnostics,
     )
     stopped: StopReason = "plan"
     with contextlib.ExitStack() as stack:
@@ -121,6 +114,44 @@ def fit(
             state = run.begin(state, stepper.fingerprint, plan)
             state, stopped = run_steps(state, stepper, run, plan, progress)
         return make_result(state, plan, run, stopped)
+
+
+def prepare(
+    loss_fn: Callable[..., Float[Array, ""]] | Objective,
+    params: PyTree,
+    data: DeviceData | HostData,
+    *,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    root: PRNGKeyArray,
+    microbatch_size: int | Literal["auto"] | None,
+    diagnostics: bool,
+) -> tuple[TrainState, Callable[..., TrainStep]]:
+    """Checks the arguments of a run; returns its first state, and what makes its step.
+
+    The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
+    """
+    check_data(data, params, plan)
+    example = data.first_example()
+    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
+    _check_loss(loss_fn, state, example)
+    if microbatch_size == "auto":
+        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
+    make_step = functools.partial(
+        make_train_step,
+        loss_fn,
+        tx=tx,
+        sampler=plan.sampler,
+        microbatch_size=microbatch_size,
+        diagnostics=plan.clip if diagnostics else None,
+    )
+    return state, make_step
+
+
+def check_data(data: DeviceData | HostData, params: PyTree, plan: Plan) -> None:
+    """Refuses data that do not fit the plan, and parameters that cannot be trained."""
+    _check_size(data, plan)
+    check_params(params)
 
 
 def _check_size(data: DeviceData | HostData, plan: Plan) -> None:
