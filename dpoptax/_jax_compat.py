@@ -3,12 +3,14 @@
 A jaxpr is JAX's record of a traced function: a list of equations, each of one primitive.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend import core as jex
 from jax.extend.core import primitives
 from jax.extend.random import define_prng_impl as define_prng_impl
+from jax.extend.random import threefry_prng_impl
 
 # Equations that only run another jaxpr, and the param that holds it.
 _CALLS = {
@@ -20,6 +22,20 @@ _CALLS = {
 # neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
+
+
+def register_prng_impl(spec: Any) -> None:
+    """Makes a key type known by its name, for libraries that restore keys from files.
+
+    Orbax stores a key with the name of its type, and asks JAX for the type of this name. JAX has
+    no public function to register one. Where its registry cannot be found, nothing happens, and
+    `dpoptax.random.key_data` remains.
+    """
+    module = sys.modules.get(type(threefry_prng_impl).__module__)
+    register, known = getattr(module, "register_prng", None), getattr(module, "prngs", None)
+    impl = getattr(spec, "_impl", None)
+    if register is not None and known is not None and impl is not None and impl.name not in known:
+        register(impl)
 
 
 def split_constants(closed: Any) -> tuple[Any, list[Any]]:

@@ -2,6 +2,7 @@
 
 from dpoptax.random._chacha20 import CHACHA20
 from dpoptax.random._derive import derive_key, split_by_purpose
+from dpoptax.random._key_data import key_data, wrap_key_data
 from dpoptax.random._keys import insecure_key, secure_key
 
 __all__ = [
@@ -9,5 +10,7 @@ __all__ = [
     "insecure_key",
     "split_by_purpose",
     "derive_key",
+    "key_data",
+    "wrap_key_data",
     "CHACHA20",
 ]

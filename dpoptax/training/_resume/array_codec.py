@@ -15,6 +15,8 @@ from dpoptax import _validate
 from dpoptax.random import CHACHA20
 from dpoptax.random._chacha20 import CHACHA20_TAG
 
+# Folders of earlier versions have the second name.
+CHACHA20_NAMES = (CHACHA20_TAG, "cc20")
 # Shape, dtype and PRNG implementation of a leaf, as JSON.
 Description = list[Any]
 
@@ -92,4 +94,4 @@ def _uncommitted(array: Array) -> Array:
 def _key(data: Array, impl: str | None) -> Array:
     if impl is None:
         return data
-    return jax.random.wrap_key_data(data, impl=CHACHA20 if impl == CHACHA20_TAG else impl)
+    return jax.random.wrap_key_data(data, impl=CHACHA20 if impl in CHACHA20_NAMES else impl)
