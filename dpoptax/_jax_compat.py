@@ -3,6 +3,7 @@
 A jaxpr is JAX's record of a traced function: a list of equations, each of one primitive.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 from jax.extend import core as jex
 from jax.extend.core import primitives
 from jax.extend.random import define_prng_impl as define_prng_impl
+from jax.extend.random import threefry_prng_impl
 
 # Equations that only run another jaxpr, and the param that holds it.
 _CALLS = {
@@ -32,6 +34,20 @@ def mapped_axes() -> tuple[str, ...]:
     # Only the axis names of `vmap` need this function, which JAX may remove.
     named = getattr(jex, "unsafe_get_axis_names_DO_NOT_USE", list)
     return tuple(dict.fromkeys([*names, *map(str, named())]))
+
+
+def register_prng_impl(spec: Any) -> None:
+    """Makes a key type known by its name, for libraries that restore keys from files.
+
+    Orbax stores a key with the name of its type, and asks JAX for the type of this name. JAX has
+    no public function to register one. Where its registry cannot be found, nothing happens, and
+    `dpoptax.random.key_data` remains.
+    """
+    module = sys.modules.get(type(threefry_prng_impl).__module__)
+    register, known = getattr(module, "register_prng", None), getattr(module, "prngs", None)
+    impl = getattr(spec, "_impl", None)
+    if register is not None and known is not None and impl is not None and impl.name not in known:
+        register(impl)
 
 
 def split_constants(closed: Any) -> tuple[Any, list[Any]]:

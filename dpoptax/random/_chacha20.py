@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from dpoptax._jax_compat import define_prng_impl
+from dpoptax._jax_compat import define_prng_impl, register_prng_impl
 
 # "expand 32-byte k" as four little-endian words (RFC 8439, section 2.3).
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 BITS, SPLIT, FOLD_IN, SEED = (0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)
 MAX_BLOCKS = 2**32
-# The name of the key type in `str(jax.random.key_impl(key))`.
-CHACHA20_TAG = "cc20"
+# The name of the key type in `str(jax.random.key_impl(key))`, whether JAX knows it or not.
+CHACHA20_TAG = "chacha20"
 # The states of 2**16 blocks take 4 MiB. More blocks at a time fall out of a CPU's cache and run
 # slower; fewer pay the overhead of the loop more often.
 CPU_CHUNK = 2**16
@@ -154,6 +154,7 @@ CHACHA20 = define_prng_impl(
     split=_split,
     random_bits=_random_bits,
     fold_in=_fold_in,
-    name="chacha20",
+    name=CHACHA20_TAG,
     tag=CHACHA20_TAG,
 )
+register_prng_impl(CHACHA20)

@@ -4,6 +4,7 @@ from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._fit import fit
 from dpoptax.training._memory import choose_microbatch_size
 from dpoptax.training._objective import Objective
+from dpoptax.training._private_run import PrivateRun
 from dpoptax.training._progress import Every, Progress
 from dpoptax.training._result import FitResult
 from dpoptax.training._resume.settings import Checkpoints
@@ -13,6 +14,7 @@ from dpoptax.training._train_step import StepInfo, TrainState, init_state, make_
 __all__ = [
     "fit",
     "FitResult",
+    "PrivateRun",
     "DeviceData",
     "HostData",
     "Checkpoints",

@@ -5,12 +5,25 @@ from collections.abc import Iterable
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.schedules import as_schedule
+from dpoptax.training._resume.run import NoResume, ResumableRun
 
 
 def charge_steps(ledger: Ledger, plan: Plan, first: int, end: int) -> None:
     """Charges the steps from `first` up to `end`, with the noise that the plan has for them."""
     if first < end:
         ledger.charge(as_schedule(plan.noise_multiplier).slice(first, end), end - first)
+
+
+def charge_and_authorize(
+    ledger: Ledger, plan: Plan, run: ResumableRun | NoResume, charged: int, end: int
+) -> int:
+    """Charges the steps up to `end`, in memory and on disk; returns how many are charged.
+
+    Call it before these steps run: a step that runs is then never missing in the count.
+    """
+    charge_steps(ledger, plan, charged, end)
+    run.authorize(end)
+    return max(charged, end)
 
 
 def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, int]]) -> Ledger:

@@ -18,6 +18,7 @@ from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._host_reader import HostReader
 from dpoptax.training._multihost import from_first_process
+from dpoptax.training._program_cache import known_program
 from dpoptax.training._resume.fingerprint import fingerprint
 from dpoptax.training._train_step import StepInfo, TrainState, TrainStep
 
@@ -60,14 +61,17 @@ def make_stepper(
     sampler: Sampler,
     diagnostics: bool,
     count_nonfinite: bool = True,
+    max_batches: int | None = None,
 ) -> Stepper:
     """Returns the stepper for these data; `make_step(take=take)` returns the train step.
 
-    With `count_nonfinite` it counts examples whose loss is not finite.
+    With `count_nonfinite` it counts examples whose loss is not finite. `max_batches` limits how
+    many batches are read from the host at a time.
     """
     readings = {"diagnostics": diagnostics, "count_nonfinite": count_nonfinite}
     if isinstance(data, HostData):
-        return HostStream(make_step, data, sampler=sampler, **readings)
+        reader = HostReader(data, sampler, max_batches=max_batches)
+        return HostStream(make_step, data, reader, **readings)
     return DeviceLoop(make_step, data, **readings)
 
 
@@ -105,8 +109,7 @@ class HostStream:
         self,
         make_step: Callable[..., TrainStep],
         data: HostData,
-        *,
-        sampler: Sampler,
+        reader: HostReader,
         **readings: bool,
     ) -> None:
         def take_rows(rows: MaskedExamples, batch: Batch) -> PyTree:
@@ -116,7 +119,7 @@ class HostStream:
             return data.take(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
         self._data = data
-        self._reader = HostReader(data, sampler)
+        self._reader = reader
         # The batches of the last read, and how many of them were not used yet.
         self._rows: PyTree = None
         self._unused = 0
@@ -136,11 +139,17 @@ class HostStream:
         # Not before the first step: a resumed run may have got new keys since it was restored, and
         # rows read with the old keys belong to other people than those that are accounted.
         self._reader.begin(state.sampler_state)
-        if not self._unused:
-            self._rows, self._unused = self._reader.next(), self._reader.batches
-        first = self._reader.batches - self._unused
-        self._unused -= num_steps
-        return self._steps.run(state, self._rows, num_steps, first)
+        try:
+            if not self._unused:
+                self._rows, self._unused = self._reader.next(), self._reader.batches
+            first = self._reader.batches - self._unused
+            self._unused -= num_steps
+            return self._steps.run(state, self._rows, num_steps, first)
+        except BaseException:
+            # The next try makes the same steps, so it must get the same rows.
+            self._reader.restart()
+            self._unused = 0
+            raise
 
     def nonprivate_nonfinite(self) -> tuple[int, int] | None:
         """See `Stepper.nonprivate_nonfinite`."""
@@ -196,8 +205,10 @@ class _Steps:
         # `data_of(data, index)` returns the data for step number `index` of a read.
         def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> _Counted:
             state, info = step(state, data_of(data, index))
-            counts = (info.nonprivate_nonfinite_count, info.nonprivate_batch_size)
-            return state, info if diagnostics else None, counts if count_nonfinite else None
+            counts = None
+            if count_nonfinite:
+                counts = info.nonprivate_nonfinite_count, info.nonprivate_batch_size
+            return state, info if diagnostics else None, counts
 
         self._one = jax.jit(one)
 
@@ -214,23 +225,30 @@ class _Steps:
 
         self._several = jax.jit(several)
         self._loops: bool | None = None
+        self._known: Callable[..., _Counted] | None = None
         # Examples that were not finite, and all that were drawn.
         self.nonfinite: tuple[int, int] | None = (0, 0) if count_nonfinite else None
 
     def run(self, state: TrainState, data: PyTree, num_steps: int, first: int = 0) -> _Advanced:
         """Runs the steps of a read from number `first` on, and waits for them."""
         info = None
-        if self._loops is None:
+        if self._known is None:
             self._loops = self._is_fast_in_loop(state, data)
+            zero = jnp.asarray(0)
+            self._known = (
+                known_program(self._several, state, data, zero, zero)
+                if self._loops
+                else known_program(self._one, state, data, zero)
+            )
         if self._loops:
-            state, info, counts = self._several(
+            state, info, counts = self._known(
                 state, data, jnp.asarray(first), jnp.asarray(num_steps)
             )
             self._count([counts])
         else:
             counted = []
             for index in range(first, first + num_steps):
-                state, info, counts = self._one(state, data, jnp.asarray(index))
+                state, info, counts = self._known(state, data, jnp.asarray(index))
                 counted.append(counts)
             self._count(counted)
         return jax.block_until_ready((state, info))

@@ -13,8 +13,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
-from dpoptax.random import derive_key, split_by_purpose
-from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._check_size import check_size
@@ -28,7 +26,8 @@ from dpoptax.training._progress import Listener
 from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
-from dpoptax.training._train_step import TrainState, init_state, make_train_step
+from dpoptax.training._start import start_run
+from dpoptax.training._train_step import TrainState, TrainStep, make_train_step
 from dpoptax.training._validate_optimizer import check_optimizer
 
 
@@ -102,25 +101,16 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    keys = split_by_purpose(root_key(key))
     data = as_training_data(data)
-    check_size(len(data), plan.sampler)
-    check_params(params)
-    check_optimizer(optimizer, params)
-    tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
-    example = data.first_example()
-    has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
-    if microbatch_size == "auto":
-        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
-    # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
-    make_step = functools.partial(
-        make_train_step,
+    state, make_step = prepare(
         loss_fn,
-        tx=tx,
-        sampler=plan.sampler,
+        params,
+        data,
+        plan=plan,
+        optimizer=optimizer,
+        root=root_key(key),
         microbatch_size=microbatch_size,
-        diagnostics=plan.clip if diagnostics else None,
-        has_aux=has_aux,
+        diagnostics=diagnostics,
     )
     stopped: StopReason = "plan"
     nonfinite = None
@@ -145,27 +135,49 @@ def fit(
         return make_result(state, plan, run, stopped, nonfinite)
 
 
-def _initialize(
-    loss_fn: Callable[..., Any] | Objective,
+def prepare(
+    loss_fn: Callable[..., Float[Array, ""]] | Objective,
+    params: PyTree,
+    data: DeviceData | HostData,
+    *,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    root: PRNGKeyArray,
+    microbatch_size: int | Literal["auto"] | None,
+    diagnostics: bool,
+) -> tuple[TrainState, Callable[..., TrainStep]]:
+    """Checks the arguments of a run; returns its first state, and what makes its step.
+
+    The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
+    """
+    check_arguments(data, params, plan, optimizer)
+    example = data.first_example()
+    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
+    has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
+    if microbatch_size == "auto":
+        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
+    make_step = functools.partial(
+        make_train_step,
+        loss_fn,
+        tx=tx,
+        sampler=plan.sampler,
+        microbatch_size=microbatch_size,
+        diagnostics=plan.clip if diagnostics else None,
+        has_aux=has_aux,
+    )
+    return state, make_step
+
+
+def check_arguments(
+    data: DeviceData | HostData,
     params: PyTree,
     plan: Plan,
     optimizer: optax.GradientTransformation,
-    keys: Keys,
-) -> tuple[optax.GradientTransformation, TrainState]:
-    """Returns the whole transformation, and the state before the first step."""
-    private = plan.privatize(keys.noise_key)
-    if isinstance(loss_fn, Objective):
-        # After the noise, and before the optimizer: what an objective adds needs no privacy.
-        private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
-    tx = optax.chain(private, optimizer)
-    state = init_state(
-        params,
-        tx=tx,
-        sampler=plan.sampler,
-        sampling_key=keys.sampling_key,
-        model_key=keys.model_key,
-    )
-    return tx, state
+) -> None:
+    """Refuses data that do not fit the plan, and parameters that cannot be trained."""
+    check_size(len(data), plan.sampler)
+    check_params(params)
+    check_optimizer(optimizer, params)
 
 
 def _check_loss(

@@ -16,6 +16,7 @@ import numpy as np
 from dpoptax.samplers import Batch, MaskedExamples, Sampler
 from dpoptax.samplers._take import fill_rows
 from dpoptax.training._data import HostData
+from dpoptax.training._program_cache import known_program
 
 # Rows of several batches go to the device in one transfer. More bytes per transfer hide its fixed
 # cost, and take more memory: two transfers are held at a time, one in use and one read ahead.
@@ -28,10 +29,11 @@ MAX_BATCHES_PER_READ = 32
 class HostReader:
     """Reads the examples of the coming batches, several batches at a time."""
 
-    def __init__(self, data: HostData, sampler: Sampler) -> None:
+    def __init__(self, data: HostData, sampler: Sampler, *, max_batches: int | None = None) -> None:
         row = jax.tree.map(jnp.asarray, data.first_example())
         batch_bytes = sampler.max_batch_size * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
-        self.batches = max(1, min(MAX_BATCHES_PER_READ, BYTES_PER_READ // max(batch_bytes, 1)))
+        limit = MAX_BATCHES_PER_READ if max_batches is None else max_batches
+        self.batches = max(1, min(limit, BYTES_PER_READ // max(batch_bytes, 1)))
         lead = (self.batches, sampler.max_batch_size)
         # Shapes and dtypes of what `next` returns, to compile the step before anything is read.
         self.shapes = MaskedExamples(
@@ -45,8 +47,10 @@ class HostReader:
         def sample(state: Any, _: None) -> tuple[Any, Batch]:
             return sampler.sample(state)
 
+        # Not `self` inside: compiled functions are remembered, and must not keep the data alive.
+        batches = self.batches
         self._draw: Callable[[Any], tuple[Any, Batch]] = jax.jit(
-            lambda state: jax.lax.scan(sample, state, length=self.batches)
+            lambda state: jax.lax.scan(sample, state, length=batches)
         )
         self._sampler_state: Any = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "dpoptax reader")
@@ -58,7 +62,13 @@ class HostReader:
         """Starts to read the batches that follow `sampler_state`; later calls do nothing."""
         if self._sampler_state is None:
             self._sampler_state = sampler_state
+            self._draw = known_program(self._draw, sampler_state)
             self._request()
+
+    def restart(self) -> None:
+        """Forgets what was read ahead; `begin` starts again from its sampler state."""
+        self._sampler_state = None
+        self._pending = queue.SimpleQueue()
 
     def next(self) -> MaskedExamples:
         """Returns the examples of the next batches, shaped `(batches, max_batch_size, ...)`."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from dpoptax._plan import Plan
-from dpoptax.training._charges import charge_steps, ledger_of_run
+from dpoptax.training._charges import charge_and_authorize, ledger_of_run
 from dpoptax.training._dispatch import DispatchSize, Stepper
 from dpoptax.training._multihost import any_process
 from dpoptax.training._progress import Listener, ProgressReporter
@@ -37,9 +37,7 @@ def run_steps(
             limit = int(min(plan.num_steps - done, reporter.steps_to_next_call(done)))
             end = done + size.next(limit, stepper.steps_per_dispatch)
             # Charge in memory and on disk first: a step that runs is never missing in the count.
-            charge_steps(ledger, plan, charged, end)
-            charged = max(charged, end)
-            run.authorize(end)
+            charged = charge_and_authorize(ledger, plan, run, charged, end)
             started = time.monotonic()
             state, info = stepper.advance(state, end - done)
             size.adapt(time.monotonic() - started, interrupts.seconds_left)

@@ -3,6 +3,7 @@
 The compiler reports how much memory a program needs, so nothing runs. Only public shapes are used.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from dpoptax.training._train_step import TrainState
 # The fraction of the device's memory for the temporaries of a step. The rest is for parameters,
 # optimizer state and data, which the compiler's number leaves out.
 MEMORY_FRACTION = 0.5
+_known_bytes: dict[bytes, int] = {}
 
 
 def choose_microbatch_size(
@@ -130,8 +132,12 @@ def _largest_microbatch(
             return release(grads_fn(params, examples, key=key)[1])
 
         lowered = jax.jit(step).lower(shapes(params), shapes(example, size))
-        analysis = lowered.compile().memory_analysis()
-        return 0 if analysis is None else int(analysis.temp_size_in_bytes)
+        # Equal programs need equal memory, so a second run of one need not compile it.
+        program = hashlib.sha256(lowered.as_text().encode()).digest()
+        if program not in _known_bytes:
+            analysis = lowered.compile().memory_analysis()
+            _known_bytes[program] = 0 if analysis is None else int(analysis.temp_size_in_bytes)
+        return _known_bytes[program]
 
     needed = bytes_needed(None)
     if needed <= limit:

@@ -1,5 +1,6 @@
 """One private training step, a pure function that can be jitted."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._masked_examples import unmasked
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
@@ -19,7 +21,9 @@ from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
+from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective
+from dpoptax.training._program_digest import take_over_digest
 from dpoptax.training._validate_optimizer import check_transformation
 
 
@@ -105,10 +109,11 @@ def init_state(
         0
     """
     check_transformation("tx", tx)
+    opt_state = tx.init(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=bind_noise(opt_state, (params, opt_state), program="the initial state"),
         sampler_state=sampler.init(sampling_key),
         model_key=model_key,
     )
@@ -173,6 +178,8 @@ def make_train_step(
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
 
+    program_digest = take_over_digest(loss_fn, tx)
+
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         if take is gather:  # another `take` may get the rows of one batch, or any structure
             check_size(_validate.leading_axis_size("data", data), sampler)
@@ -183,9 +190,18 @@ def make_train_step(
         point = state.params
         if objective is not None:
             point = objective.gradient_point(state.params, state.opt_state)
-        values, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        # A `take` of the user may return plain arrays, so the mask is applied in any case.
+        examples, masks = unmasked(take(data, batch))
+        real = functools.reduce(jnp.logical_and, masks, batch.mask)
+        values, grads = grads_fn(point, examples, mask=real, key=key)
         losses, aux = values if has_aux else (values, None)
+        program, captured = program_digest(point, examples, key, state.params, state.opt_state)
+        opt_state = bind_noise(
+            state.opt_state, (batch.indices, examples), program=program, mask=batch.mask
+        )
+        if captured:
+            opt_state = bind_noise(opt_state, captured, program="captured")
+        updates, opt_state = tx.update(grads, opt_state, state.params)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
         clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
         if clip is not None:

@@ -11,7 +11,8 @@ import scipy.stats
 from dp_accounting import gaussian_mechanism
 
 import dpoptax
-from dpoptax.accounting import epsilon, event_epsilon
+from dpoptax.accounting import epsilon, event_epsilon, event_privacy_loss
+from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION
 from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
 
 TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
@@ -172,6 +173,44 @@ def test_the_shortcut_for_rare_overflow_bounds_the_exact_distribution(relation, 
     exact = epsilon(**run)
     assert untruncated <= shortcut <= untruncated * (1 + 1e-4)
     assert exact == pytest.approx(shortcut, rel=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_rare_overflow_is_paid_from_delta(group_size):
+    """The probability that the other examples fill a batch at some step, from the binomial law."""
+    size, expected, capacity, steps = 1000, 20, 40, 50
+    others = scipy.stats.binom(size - group_size, expected / size)
+    overflow = steps * others.sf(capacity - group_size)
+    # As large a share of delta as is paid this way, so that it shows.
+    delta = 1.01 * overflow / OVERFLOW_FRACTION
+    run = {"noise_multiplier": 1.0, "num_steps": steps, "group_size": group_size}
+    paid = epsilon(sampler=Poisson(size, expected, capacity), delta=delta, **run)
+    never_full = Poisson(size, expected, size)
+    assert paid == pytest.approx(epsilon(sampler=never_full, delta=delta - overflow, **run), 1e-9)
+    assert paid > epsilon(sampler=never_full, delta=delta, **run) * (1 + 1e-3)
+
+
+def test_every_reading_of_a_privacy_loss_pays_for_overflow():
+    """Also the probabilities that a report derives from it."""
+    size, expected, capacity, steps = 1000, 20, 40, 50
+    overflow = steps * scipy.stats.binom(size - 1, expected / size).sf(capacity - 1)
+    delta = 1.01 * overflow / OVERFLOW_FRACTION
+
+    def loss(capacity):
+        event = Poisson(size, expected, capacity).event(1.0, steps)
+        return event_privacy_loss(event, delta=delta)
+
+    paid, free = loss(capacity), loss(size)
+    assert paid.overflow == pytest.approx(overflow)
+    assert paid.epsilon(delta) == free.epsilon(delta - overflow)
+    assert paid.epsilon(overflow / 2) == math.inf
+    rates = [1e-3, 0.1]
+    for few, more in zip(
+        dpoptax.accounting.trade_off.true_positive_rates(free, rates),
+        dpoptax.accounting.trade_off.true_positive_rates(paid, rates),
+        strict=True,
+    ):
+        assert more > few
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.7, 1.0, 4.0])

@@ -1,5 +1,8 @@
 """Loops that people have become private by the lines that the page on moving over names."""
 
+import pathlib
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,3 +78,60 @@ def test_an_optimizer_of_nnx(drawn):
     noisy, state = transformation.update(grads, state, params)
     optimizer.update(model, noisy)
     np.testing.assert_allclose(model.kernel[...], before - 0.1 * slope, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_of_linen_and_of_nnx_makes_the_steps_of_the_loop():
+    """Without clip and noise, a step over all examples is that of the mean gradient."""
+    plan = dpoptax.Plan(
+        sampler=dpoptax.samplers.FixedSize(200, 200), clip=float("inf"), noise_multiplier=0.0,
+        num_steps=1, delta=1e-3,
+    )  # fmt: skip
+    linen, model = nn.Dense(3), nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    graph, split = nnx.split(model, nnx.Param)
+    starts = (linen.init(jax.random.key(0), DATA[0][0])["params"], split)
+    applies = (
+        lambda params, x: linen.apply({"params": params}, x),
+        lambda params, x: nnx.merge(graph, params)(x),
+    )
+    for params, apply in zip(starts, applies, strict=True):
+
+        def loss_fn(params, example, apply=apply):
+            return cross_entropy(apply(params, example[0]), example[1])
+
+        def mean_loss(params, loss_fn=loss_fn):
+            return jax.vmap(loss_fn, (None, 0))(params, DATA).mean()
+
+        run = dpoptax.training.PrivateRun(
+            loss_fn, params, DATA, plan=plan, optimizer=optax.sgd(0.1)
+        )
+        assert len(list(run)) == 1
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(mean_loss)(params))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), run.params, expected)
+    nnx.update(model, run.params)
+    np.testing.assert_array_equal(model.kernel[...], run.params.kernel[...])
+
+
+def programs(heading):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "adoption.md").read_text()
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+
+
+@jax.numpy_dtype_promotion("standard")  # Adam
+@pytest.mark.parametrize("heading", ["Gradients of your own", "A loop from single parts"])
+def test_the_programs_of_the_page_run_as_they_are(heading, capsys):
+    names = {
+        "dpoptax": dpoptax, "jax": jax, "optax": optax, "data": DATA[0], "params": jnp.zeros(4),
+        "loss_fn": lambda params, example: jnp.sum((params - example) ** 2),
+        "plan": dpoptax.Plan(
+            sampler=dpoptax.samplers.Poisson(200, 50), clip=1.0, noise_multiplier=1.0, num_steps=2,
+            delta=1e-3,
+        ),
+    }  # fmt: skip
+    (program,) = programs(heading)
+    exec(program, names)
+    epsilon = names["plan"].epsilon()
+    if "run" in names:
+        assert names["run"].epsilon() == epsilon
+    else:
+        assert float(capsys.readouterr().out) == epsilon

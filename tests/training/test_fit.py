@@ -180,12 +180,13 @@ def test_a_convolution_is_stepped_as_any_other_model():
     result = fit(
         conv_loss, initial, images, plan=plan, optimizer=optax.sgd(0.1), key=key, progress=False
     )
-    keys = dpoptax.random.split_by_purpose(key)
-    tx = optax.chain(plan.privatize(keys.noise_key), optax.sgd(0.1))
+    # The state before the first step, with the keys that `fit` derives from the program.
+    state = fit(
+        conv_loss, initial, images, plan=plan.replace(num_steps=0), optimizer=optax.sgd(0.1),
+        key=key, progress=False,
+    ).state  # fmt: skip
+    tx = optax.chain(plan.privatize(jax.random.key(1)), optax.sgd(0.1))
     step = jax.jit(make_train_step(conv_loss, tx=tx, sampler=SAMPLER))
-    state = init_state(
-        initial, tx=tx, sampler=SAMPLER, sampling_key=keys.sampling_key, model_key=keys.model_key
-    )
     for _ in range(5):
         state, _ = step(state, images)
     np.testing.assert_allclose(result.params, state.params, rtol=1e-5)

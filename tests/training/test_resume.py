@@ -24,7 +24,8 @@ import pytest
 from array_record.python import array_record_module
 
 import dpoptax
-from dpoptax.training import Checkpoints, HostData, fit, time_limit
+from dpoptax.training import Checkpoints, DeviceData, HostData, fit, time_limit
+from dpoptax.training._dispatch import _Steps
 from dpoptax.training._progress import ProgressReporter
 from dpoptax.training._resume.write_ahead_log import WriteAheadLog
 
@@ -159,6 +160,39 @@ def test_a_changed_run_draws_other_noise_and_what_was_lost_stays_charged(tmp_pat
     again = run(folder, rate=0.2)
     assert again.epsilon() == result.epsilon()
     assert same(again, result)
+
+
+class CrashError(Exception):
+    """The process ends."""
+
+
+@pytest.mark.parametrize("wrap", [DeviceData, HostData])
+def test_a_dispatch_that_a_crash_ends_is_on_disk_before_it_runs(tmp_path, monkeypatch, wrap):
+    """The steps are made, and nothing after them: they may be known, so they stay charged."""
+    folder = tmp_path / "run"
+    dispatches = []
+    run_steps = _Steps.run
+
+    def crash(self, state, data, num_steps):
+        on_disk = WriteAheadLog(folder / "write_ahead_log").segments[-1].end
+        dispatches.append((int(state.step), num_steps, on_disk))
+        done = run_steps(self, state, data, num_steps)
+        if int(state.step) >= 1:
+            raise CrashError
+        return done
+
+    monkeypatch.setattr(_Steps, "run", crash)
+    monkeypatch.setattr("dpoptax.training._host_reader.MAX_BATCHES_PER_READ", 4)
+    with pytest.raises(CrashError):
+        run(folder, data=wrap(DATA))
+    monkeypatch.undo()
+    assert all(on_disk == first + count for first, count, on_disk in dispatches)
+    first, lost, _ = dispatches[-1]
+    with pytest.warns(RuntimeWarning, match=f"other noise, and {lost} steps that ran after it"):
+        result = run(folder, data=wrap(DATA), rate=0.2)
+    assert first >= 1
+    assert result.ledger.num_steps == STEPS + lost
+    assert result.epsilon() == plan().epsilon(STEPS + lost)
 
 
 @pytest.mark.slow

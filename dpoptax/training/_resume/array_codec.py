@@ -14,6 +14,8 @@ from jaxtyping import Array, PyTree
 from dpoptax import _validate
 from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
 
+# Folders of earlier versions have the second name.
+CHACHA20_NAMES = (CHACHA20_TAG, "cc20")
 # Shape, dtype and PRNG implementation of a leaf, as JSON.
 Description = list[Any]
 
@@ -91,4 +93,4 @@ def _uncommitted(array: Array) -> Array:
 def _key(data: Array, impl: str | None) -> Array:
     if impl is None:
         return data
-    return jax.random.wrap_key_data(data, impl=CHACHA20 if impl == CHACHA20_TAG else impl)
+    return jax.random.wrap_key_data(data, impl=CHACHA20 if impl in CHACHA20_NAMES else impl)

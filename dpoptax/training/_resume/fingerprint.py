@@ -38,24 +38,29 @@ def fingerprint(program: str, data: Iterable[PyTree]) -> str:
         digest.update(str(from_first_process(secrets.randbits(31))).encode())
     for tree in data:
         for leaf in jax.tree.leaves(tree):
-            for array in _local_arrays(leaf):
+            for array in local_arrays(leaf):
                 digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return combine_digests(digest.hexdigest())
 
 
-def is_reproducible(program: str, backend: str, flags: str) -> bool:
-    """Whether a lowered program gives the same bits again on the same machine."""
+def says_all(program: str) -> bool:
+    """Whether equal texts of lowered programs mean equal programs."""
     # The program does not contain the Python function behind a callback.
     has_callback = "callback" in program
     # With this setting the program does not contain its constants.
     hides_constants = getattr(jax.config, "jax_use_simplified_jaxpr_constants", False)
+    return not has_callback and not hides_constants
+
+
+def is_reproducible(program: str, backend: str, flags: str) -> bool:
+    """Whether a lowered program gives the same bits again on the same machine."""
     # By default a GPU sums in whatever order its threads finish. The last flag given counts.
     given = [flag for flag in flags.split() if flag.startswith(f"{DETERMINISTIC_FLAG}=")]
     deterministic = backend != "gpu" or given[-1:] in (
         [f"{DETERMINISTIC_FLAG}=true"],
         [f"{DETERMINISTIC_FLAG}=1"],
     )
-    return not has_callback and not hides_constants and deterministic
+    return says_all(program) and deterministic
 
 
 def _processor() -> str:
@@ -71,7 +76,7 @@ def _processor() -> str:
     return repr((sorted(kinds), platform.processor(), count, os.environ.get("NPROC")))
 
 
-def _local_arrays(leaf: Any) -> Iterator[np.ndarray]:
+def local_arrays(leaf: Any) -> Iterator[np.ndarray]:
     """Yields the parts of a leaf that this process holds."""
     if _validate.is_key(leaf):
         leaf = jax.random.key_data(leaf)
