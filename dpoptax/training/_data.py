@@ -92,6 +92,11 @@ class HostData:
             ValueError: the arrays have different lengths.
         """
         self.take = take
+        if isinstance(data, bool | int | float):
+            raise TypeError(
+                "HostData needs a tree of arrays, or an object with len(data) and data[index]; got "
+                f"{type(data).__name__}."
+            )
         refuse_stream(data)
         # A list of arrays is a source of single examples, not a tree with one array per field.
         self._is_source = isinstance(data, list) or is_source(data)

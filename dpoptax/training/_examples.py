@@ -22,6 +22,9 @@ def as_example(row: Any, name: str = "data") -> PyTree:
             f"{name} must have an example at every index; got None. Remove the rows that are "
             "filtered out, and make the sampler with the number of those that remain."
         )
+    # Rows that are arrays already are the usual case, and this runs once per row.
+    if type(row) in (np.ndarray, tuple, dict) and all(map(_is_numeric, jax.tree.leaves(row))):
+        return row
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _field(name + jax.tree_util.keystr(path), leaf),
         dict(row) if isinstance(row, Mapping) else row,
@@ -30,6 +33,10 @@ def as_example(row: Any, name: str = "data") -> PyTree:
             or (isinstance(node, list) and not any(map(_is_field, node)))
         ),
     )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return type(leaf) is np.ndarray and leaf.dtype.kind in "biufc"
 
 
 def _is_field(entry: Any) -> bool:

@@ -190,6 +190,7 @@ def test_a_tuple_has_columns_and_a_list_has_rows():
         np.testing.assert_array_equal(data.arrays[0], X)
         np.testing.assert_array_equal(data.arrays[1], Y)
     assert len(as_training_data([1.0, 2.5])) == 2
+    assert as_training_data([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).arrays.shape == (2, 3)
     assert len(as_training_data([X[0], X[1], X[2]])) == 3
     # One column as long as the other: they are no rows of one shape.
     with pytest.raises(ValueError, match="data must have one shape in every example"):
