@@ -168,7 +168,13 @@ def factored_grads(
     # Sorted, so that equal layouts give equal programs.
     for leaf in sorted(layout.materialized):
         of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
-        gradients[leaf] = layout.rules[leaf].gradients(of_leaf)
+        rule = layout.rules[leaf]
+        gradients[leaf] = rule.gradients(rule.prepare(of_leaf))
+    for leaf, rule in layout.rules.items():
+        if leaf not in layout.materialized:
+            paths = [site.path for site in layout.sites_of(leaf)]
+            prepared = rule.prepare([factors[path] for path in paths])
+            factors |= dict(zip(paths, prepared, strict=True))
     return losses, FactoredGrads(factors, gradients, mask, layout)
 
 

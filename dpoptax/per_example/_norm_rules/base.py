@@ -17,8 +17,8 @@ class NormRule(abc.ABC):
 
     To add a rule, write one subclass in one file and add it to `RULES` in `select.py`.
 
-    Every rule obeys these laws. `factors` has one entry per site, in the order of `sites`, and each
-    of its arrays has a leading axis of examples.
+    Every rule obeys these laws. `prepare` takes one `Factors` per site, in the order of `sites`. All
+    other methods take what it returns. Each array has a leading axis of examples.
 
     1. `squared_norms(factors)[i]` is at least the squared norm of `gradients(factors)[i]`, whatever
        was lost by rounding (see `rounding.py`), and equal to it up to rounding where the terms of
@@ -58,6 +58,10 @@ class NormRule(abc.ABC):
         It is an estimate from static shapes. Work that is slower than a large matrix product counts
         more, by the factors in `cost_model.py`.
         """
+
+    def prepare(self, factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Returns what the other methods take: by default the factors as they are."""
+        return factors
 
     @abc.abstractmethod
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:

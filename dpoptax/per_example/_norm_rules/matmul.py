@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks
+from dpoptax.per_example._norm_rules.chunking import map_chunks, sum_examples
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul_layout import (
     Pair,
     Sizes,
-    as_pair,
     join_pairs,
     orientation,
     product_to_leaf,
@@ -66,24 +65,29 @@ class MatmulRule(NormRule):
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        return self.pair_norms(join_pairs(self.sites, factors))
+        return self.pair_norms(join_pairs(self.sites, factors, self.spec))
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
-        products = multiply(join_pairs(self.sites, factors))
+        products = multiply(join_pairs(self.sites, factors, self.spec))
         return jax.vmap(lambda product: product_to_leaf(self.sites[0], product, self.spec))(
             products
         )
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
-        """See `NormRule.weighted_sum`: per site one product over the batch."""
-        products = []
-        for site, factor in zip(self.sites, factors, strict=True):
+        """See `NormRule.weighted_sum`: one product over the batch, or over chunks of it."""
+
+        def of_chunk(pair: Pair) -> Array:
             # The batch becomes a part of T: (1, H, batch * T, K) by (1, H, batch * T, N).
-            a, g = (leaf.swapaxes(0, 1) for leaf in as_pair(site, factor))
-            joined = Pair(*(leaf.reshape(1, len(leaf), -1, leaf.shape[-1]) for leaf in (a, g)))
-            products.append(multiply(joined)[0])
-        return product_to_leaf(self.sites[0], sum(products[1:], products[0]), self.spec)
+            a, g = (leaf.swapaxes(0, 1) for leaf in pair)
+            return multiply(
+                Pair(*(leaf.reshape(1, h, leaf.shape[1] * t, leaf.shape[-1]) for leaf in (a, g)))
+            )[0]
+
+        h, t, k, n = self.sizes
+        pair = join_pairs(self.sites, factors, self.spec)
+        product = sum_examples(of_chunk, pair, t, h * (k * n + t * (k + n)))
+        return product_to_leaf(self.sites[0], product, self.spec)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,8 @@ With S the sum of the squared norms of the terms, T their number, and eps the ma
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax.per_example._batch_sum import MAX_CANCELLATION, examples_per_chunk
+
 # Error of a computed squared norm in units of eps * S. The largest that was observed is about 1.
 ROUNDING = 2.0
 # Error of a partial sum per term, in units of eps. With 4, sums of up to 2**16 terms that cancel
@@ -35,7 +37,10 @@ def round_up(
 ) -> Float[Array, "*batch"]:
     """Returns the bound above, for squared norms `sums` and with `sizes` at least S."""
     eps = float(jnp.finfo(sums.dtype).eps)
-    return jnp.maximum(sums, 0.0) + (ROUNDING * eps + (SPREAD * eps * num_terms) ** 2) * sizes
+    bound = jnp.maximum(sums, 0.0) + (ROUNDING * eps + (SPREAD * eps * num_terms) ** 2) * sizes
+    if examples_per_chunk(num_terms) == 1:
+        return bound
+    return jnp.maximum(bound, sizes / MAX_CANCELLATION**2)
 
 
 def sum_of_squares(leaf: Array, axes: tuple[int, ...]) -> Array:

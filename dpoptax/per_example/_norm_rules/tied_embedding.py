@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
-from dpoptax.per_example._norm_rules.materialize import materialize
+from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
+from dpoptax.per_example._norm_rules.materialize import materialize, sum_by_transpose
 from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
@@ -71,7 +71,7 @@ class TiedEmbedding(NormRule):
         product = self.product.squared_norms([of_head])
         # The head multiplies by the table or by its transpose: the shapes say which factor has one
         # number per row of the table, and which has one per column.
-        pair = as_pair(head, of_head)
+        pair = as_pair(head, of_head, self.spec)
         by_row, by_column = (pair.g, pair.a) if pair.a.shape[-1] == width else pair
         looked_up = jnp.take_along_axis(by_row[:, 0], ids[:, None, :], axis=2)
         inner = jnp.einsum("btw,bsw->bst", cotangents, by_column[:, 0], precision=HIGHEST)
@@ -87,7 +87,7 @@ class TiedEmbedding(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        return leaf_gradient(self.sites, factors, self.spec)
+        return sum_by_transpose(self.sites, factors, self.spec)
 
     @property
     def _tokens(self) -> int:
