@@ -7,6 +7,7 @@ double-word arithmetic: as an unevaluated sum of two floats, with about 48 bits.
 states what this proves, and how the constants below enter.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,31 +15,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-# How many examples are added in float32 at a time, if each adds one term per number: with a batch
-# of this size the rounding errors are at most 1/64 of the clip bound. Larger chunks are faster, and
-# the bound grows with their square.
+# How many examples are added in float32 at a time, if each adds one term to a number. The rounding
+# errors of such chunks move the sum by at most 1/64 of the clip bound, and grow with their square.
 CHUNK = 256
 
-# So many chunk totals are added in plain float32 before the result joins the double-word total.
-# This adds at most 1/256 of the clip bound.
-RUN = 8
+# So many chunk totals are added in float32 before their sum joins the double-word total.
+RUN = 4
 
-# A leaf whose terms cancel within an example has a large norm by definition once its terms are
-# this many times as large as the gradient: see `rounding.py`.
+# Limits the errors of the additions in such a run, see `_float32_additions`.
+MAX_FLOAT32_ADDITIONS = RUN * (RUN - 1) * CHUNK
+
+# The terms of an example whose gradient is clipped may be this many clip bounds large. This limits
+# examples that add several terms to a number, if more than one of them is in a chunk.
 MAX_CANCELLATION = 256.0
 
 
 def examples_per_chunk(num_terms: int) -> int:
     """How many examples may be added at a time, if each adds `num_terms` terms per number.
 
-    The bound on the error of a chunk is 4 u m^2 T^(3/2) MAX_CANCELLATION clip bounds, for m
-    examples of T terms: this is the largest power of two that keeps it below 1/64. One example at a
-    time has no such error, because its gradient depends on no other example.
+    The errors of chunks of m examples with T terms are at most 4 u m^2 T^(3/2) MAX_CANCELLATION
+    clip bounds. This is the largest power of two that keeps them below 1/256. One example at a time
+    has no such error, because its gradient does not depend on other examples.
     """
     if num_terms <= 1:
         return CHUNK
     size = CHUNK
-    while size > 1 and size**2 * num_terms**1.5 * MAX_CANCELLATION > CHUNK**2:
+    while size > 1 and size**2 * num_terms**1.5 * MAX_CANCELLATION > CHUNK**2 / 4:
         size //= 2
     return size
 
@@ -55,9 +57,9 @@ def sum_in_chunks(
     if batch <= size:
         return function(examples)
     lanes = _num_lanes(batch)
+    size = _balanced(batch // lanes, size)
     at_once = max(1, min(at_once, batch // (lanes * size)))
-    # The sums of chunk totals in plain float32 must keep to their part of the bound, see RUN.
-    while at_once > 1 and (at_once + RUN - 2) * RUN * at_once * size > RUN**2 * CHUNK:
+    while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
         at_once //= 2
     steps = jax.tree.map(lambda leaf: _split(leaf, lanes, at_once, size), examples)
 
@@ -68,34 +70,39 @@ def sum_in_chunks(
         return jnp.sum(jax.vmap(function)(step), axis=0)
 
     if lanes == 1:
-        return fold(add_examples, jax.tree.map(lambda leaf: leaf[:, 0], steps))
-    return jnp.sum(fold(jax.vmap(add_examples), steps), axis=0)
+        return fold(add_examples, jax.tree.map(lambda leaf: leaf[:, 0], steps), at_once * size)
+    return jnp.sum(fold(jax.vmap(add_examples), steps, at_once * size), axis=0)
 
 
-def fold(function: Callable[[Any], PyTree], steps: Any) -> PyTree:
-    """Sums `function(step)` over the leading axis of `steps`, in double words if they are many."""
+def fold(function: Callable[[Any], PyTree], steps: Any, num_examples: int) -> PyTree:
+    """Sums `function(step)` over the leading axis of `steps`, in double words if they are many.
+
+    Each step holds `num_examples` examples.
+    """
+    run, count = RUN, jax.tree.leaves(steps)[0].shape[0]
+    while run > 1 and _float32_additions(run, 1, num_examples) > MAX_FLOAT32_ADDITIONS:
+        run -= 1
     one = jax.tree.map(lambda leaf: leaf[0], steps)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, one)
-    )
+    shapes = jax.eval_shape(function, one)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add_run(run: Any) -> PyTree:
-        return jax.lax.scan(
-            lambda total, step: (jax.tree.map(jnp.add, total, function(step)), None), zeros, run
-        )[0]
+    def add_run(steps: Any) -> PyTree:
+        def add(total: PyTree, step: Any) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, function(step)), None
 
-    count = jax.tree.leaves(steps)[0].shape[0]
-    if count <= RUN:
+        return jax.lax.scan(add, zeros, steps)[0]
+
+    if count <= run:
         return add_run(steps)
 
-    def split(leaf: Array) -> Array:
-        filled = jnp.pad(leaf, [(0, -count % RUN), *[(0, 0)] * (leaf.ndim - 1)])
-        return filled.reshape(-1, RUN, *leaf.shape[1:])
+    # Runs of one length need no padding, which would copy all steps.
+    run = max(length for length in range(1, run + 1) if count % length == 0)
 
     def add_to_total(total: tuple[PyTree, PyTree], run: Any) -> tuple[tuple[PyTree, PyTree], None]:
         return add_double_word(total, add_run(run)), None
 
-    (high, low), _ = jax.lax.scan(add_to_total, (zeros, zeros), jax.tree.map(split, steps))
+    runs = jax.tree.map(lambda leaf: leaf.reshape(-1, run, *leaf.shape[1:]), steps)
+    (high, low), _ = jax.lax.scan(add_to_total, (zeros, zeros), runs)
     return jax.tree.map(jnp.add, high, low)
 
 
@@ -128,21 +135,23 @@ def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]
     batch, lanes = len(rows), _num_lanes(len(rows))
     if batch <= CHUNK:
         return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
-    per_lane = batch // lanes
-    chunks = -(-per_lane // CHUNK)
-    size = -(-per_lane // chunks)
+    size = _balanced(batch // lanes, CHUNK)
+    flat = rows.reshape(batch, math.prod(rows.shape[1:]))
+    # (chunks, lanes, size), and the same with an axis of numbers.
+    scales, leaves = (_split(leaf, lanes, 1, size)[:, :, 0] for leaf in (weights, flat))
+    parts = jnp.einsum("clb,clbp->clp", scales, leaves, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(fold(lambda part: part, parts, size), axis=0).reshape(rows.shape[1:])
 
-    def split(leaf: Array) -> Array:
-        leaf = leaf.reshape(lanes, per_lane, *leaf.shape[1:])
-        padding = (0, chunks * size - per_lane)
-        filled = jnp.pad(leaf, [(0, 0), padding, *[(0, 0)] * (leaf.ndim - 2)])
-        return filled.reshape(lanes, chunks, size, *leaf.shape[2:])
 
-    flat = rows.reshape(batch, -1)
-    parts = jnp.einsum(
-        "lcb,lcbp->clp", split(weights), split(flat), precision=jax.lax.Precision.HIGHEST
-    )
-    return jnp.sum(fold(lambda part: part, parts), axis=0).reshape(rows.shape[1:])
+def _float32_additions(run: int, at_once: int, num_examples: int) -> int:
+    """Additions of chunk totals in one run, times the examples in it."""
+    return (at_once + run - 2) * run * at_once * num_examples
+
+
+def _balanced(rows: int, size: int) -> int:
+    """The size of chunks of nearly equal sizes, at most `size`."""
+    chunks = -(-rows // size)
+    return -(-rows // chunks)
 
 
 def _num_lanes(batch: int) -> int:

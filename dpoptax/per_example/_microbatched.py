@@ -90,7 +90,7 @@ class MicrobatchedGrads(PerExampleGrads):
         parts = self._split((self.inputs, self.mask, weights))
         one, _ = _unless_empty(whole, parts)
         # A scan holds one running sum; a map would hold one sum per microbatch.
-        return fold(one, parts)
+        return fold(one, parts, self.microbatch_size)
 
     def _split(self, tree: PyTree) -> PyTree:
         """Cuts rows into microbatches; masked copies of the last row fill the last one."""

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from dpoptax.per_example._norm_rules import convolution_layout as layout
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks, sum_examples
+from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul import gram_squared_norms
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
@@ -70,15 +70,14 @@ class ConvolutionRule(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        (site,) = self.sites
+        (site,), (factor,) = self.sites, factors
+        pair = layout.patches(site, factor), layout.cotangents(site, factor)
+        return layout.product_to_leaf(site, _contract("bgkt,btgn->gkn", *pair), self.spec)
 
-        def of_chunk(chunk: Factors) -> Array:
-            return _contract(
-                "bgkt,btgn->gkn", layout.patches(site, chunk), layout.cotangents(site, chunk)
-            )
-
-        product = sum_examples(of_chunk, factors[0], self.sizes.outputs, self.sizes.num_floats)
-        return layout.product_to_leaf(site, product, self.spec)
+    @property
+    def num_floats(self) -> int:
+        """See `NormRule.num_floats`."""
+        return self.sizes.num_floats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks, on_cpu, sum_examples
+from dpoptax.per_example._norm_rules.chunking import map_chunks, on_cpu
 from dpoptax.per_example._norm_rules.factors import Factors
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
@@ -59,10 +59,12 @@ class EmbeddingLookup(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        size = math.prod(self.spec.shape)
-        return sum_examples(
-            self._sum_of_rows, (factors[0].operands[0], factors[0].cotangent), 1, size
-        )
+        return self._sum_of_rows((factors[0].operands[0], factors[0].cotangent))
+
+    @property
+    def num_terms(self) -> int:
+        """See `NormRule.num_terms`: after `prepare`, one token of an example has all of a row."""
+        return 1
 
     def _sum_of_rows(self, chunk: tuple[Array, Array]) -> Float[Array, "..."]:
         ids, rows = chunk

@@ -49,6 +49,14 @@ def num_repeats(site: Site, spec: jax.ShapeDtypeStruct) -> int:
     return max(1, repeats)
 
 
+def num_terms(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> int:
+    """How many terms an example adds to one number of its gradient at most."""
+    return sum(
+        site.num_runs * primitive_of(site).num_terms(site) * num_repeats(site, spec)
+        for site in sites
+    )
+
+
 def leaf_gradient(
     sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
 ) -> Array:

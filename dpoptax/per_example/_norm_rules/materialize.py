@@ -18,11 +18,10 @@ from jaxtyping import Array, Float
 from dpoptax.per_example._base import select
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks, sum_examples
+from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import (
     Factors,
     leaf_gradient,
-    num_repeats,
     primitive_of,
 )
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
@@ -47,7 +46,6 @@ class Materialize(NormRule):
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        num_terms = _num_terms(self.sites, self.spec)
 
         def norms(chunk: Sequence[Factors]) -> Array:
             squares = jnp.square(_materialize_chunk(self.sites, chunk, self.spec))
@@ -58,9 +56,16 @@ class Materialize(NormRule):
                 ]
             ).sum(axis=0)
             sums = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
-            return round_up(sums, sizes, num_terms)
+            return round_up(sums, sizes, self.num_terms)
 
         return map_chunks(norms, list(factors), math.prod(self.spec.shape))
+
+    @property
+    def num_floats(self) -> int:
+        """See `NormRule.num_floats`."""
+        # Under `vmap` the gradient of a kernel is slow, so examples are worked on one by one.
+        slow = any(primitive_of(site).spreads_nan for site in self.sites)
+        return sys.maxsize if slow else super().num_floats
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
@@ -68,7 +73,7 @@ class Materialize(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        return sum_by_transpose(self.sites, factors, self.spec)
+        return leaf_gradient(self.sites, factors, self.spec)
 
 
 def materialization_cost(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
@@ -84,30 +89,6 @@ def materialize(
     num_floats = math.prod(spec.shape) + sum(site.num_floats for site in sites)
     return map_chunks(
         lambda chunk: _materialize_chunk(sites, chunk, spec), list(factors), num_floats
-    )
-
-
-def sum_by_transpose(
-    sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
-) -> Float[Array, "..."]:
-    """Returns the sum of the gradients, for sites of any kind."""
-    num_floats = math.prod(spec.shape) + sum(site.num_floats for site in sites)
-    # Under `vmap` the gradient of a kernel is slow, so such chunks are worked on one by one.
-    if any(primitive_of(site).spreads_nan for site in sites):
-        num_floats = sys.maxsize
-    return sum_examples(
-        lambda chunk: leaf_gradient(sites, chunk, spec),
-        list(factors),
-        _num_terms(sites, spec),
-        num_floats,
-    )
-
-
-def _num_terms(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> int:
-    """How many terms an example adds to one number of its gradient at most."""
-    return sum(
-        site.num_runs * primitive_of(site).num_terms(site) * num_repeats(site, spec)
-        for site in sites
     )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks, sum_examples
+from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul_layout import (
     Pair,
@@ -54,6 +54,11 @@ class MatmulRule(NormRule):
         sizes = sizes_of(sites[0])._replace(t=sum(sizes_of(site).t for site in sites))
         return cls(tuple(sites), spec, sizes) if cls.applies(sizes) else None
 
+    @property
+    def num_terms(self) -> int:
+        """See `NormRule.num_terms`."""
+        return self.sizes.t
+
     @staticmethod
     @abc.abstractmethod
     def applies(sizes: Sizes) -> bool:
@@ -75,19 +80,11 @@ class MatmulRule(NormRule):
         )
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
-        """See `NormRule.weighted_sum`: one product over the batch, or over chunks of it."""
-
-        def of_chunk(pair: Pair) -> Array:
-            # The batch becomes a part of T: (1, H, batch * T, K) by (1, H, batch * T, N).
-            a, g = (leaf.swapaxes(0, 1) for leaf in pair)
-            return multiply(
-                Pair(*(leaf.reshape(1, h, leaf.shape[1] * t, leaf.shape[-1]) for leaf in (a, g)))
-            )[0]
-
-        h, t, k, n = self.sizes
-        pair = join_pairs(self.sites, factors, self.spec)
-        product = sum_examples(of_chunk, pair, t, h * (k * n + t * (k + n)))
-        return product_to_leaf(self.sites[0], product, self.spec)
+        """See `NormRule.weighted_sum`."""
+        # The batch becomes a part of T: (1, H, batch * T, K) by (1, H, batch * T, N).
+        a, g = (leaf.swapaxes(0, 1) for leaf in join_pairs(self.sites, factors, self.spec))
+        joined = Pair(*(leaf.reshape(1, len(leaf), -1, leaf.shape[-1]) for leaf in (a, g)))
+        return product_to_leaf(self.sites[0], multiply(joined)[0], self.spec)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
-from dpoptax.per_example._norm_rules.materialize import materialize, sum_by_transpose
+from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
+from dpoptax.per_example._norm_rules.materialize import materialize
 from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
@@ -78,6 +78,9 @@ class TiedEmbedding(NormRule):
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
         # The cross term may be negative and cancel the others, so its own size counts as well.
         terms = _norm(looked_up) * _norm(cotangents) * _norm(by_column)
+        # So may the terms within each part.
+        products = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
+        terms += sum_of_squares(cotangents, (1, 2)) + jnp.sum(products, axis=(1, 2))
         sizes = lookup + product + terms
         return round_up(lookup + product + cross, sizes, self._tokens + self._outputs)
 
@@ -87,7 +90,7 @@ class TiedEmbedding(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        return sum_by_transpose(self.sites, factors, self.spec)
+        return leaf_gradient(self.sites, factors, self.spec)
 
     @property
     def _tokens(self) -> int:
