@@ -12,7 +12,7 @@ import pytest
 
 import dpoptax
 from dpoptax.per_example import _batch_sum
-from dpoptax.per_example._norm_rules import chunking
+from dpoptax.per_example._norm_rules import chunking, rounding
 
 WIDTH = 4
 ALLOWED = 0.03
@@ -105,13 +105,16 @@ def cancelling(batch, size, signs, seed):
 
 
 def at_a_power_of_two(batch, divisor):
-    """The first half adds up to 2**k, and the second half takes away less than float32 shows."""
+    """Sums just above 2**k, or below without the first example, and then less than they resolve.
+
+    Above 2**k the rest is rounded away. Below it, float32 numbers are twice as dense.
+    """
     half = 2 ** int(np.log2(batch // 2))
     x = np.ones((batch, WIDTH))
     b = np.zeros((batch, WIDTH))
     b[:half, 0] = 0.5
-    # The distance of the numbers above 2**k, halved.
-    b[half:, 0] = -0.5 * half * 2.0**-24 * 0.999 / divisor
+    b[half, 0] = 0.25
+    b[half + 1 :, 0] = -0.5 * half * 2.0**-24 * 0.999 / divisor
     return 0 * b, x, b, x
 
 
@@ -121,7 +124,7 @@ def candidates(batch):
     for size in (5.0, 90.0, 250.0, 900.0):
         for signs in ("equal", "random", "halves"):
             yield cancelling(batch, size, signs, seed=batch), last, 0.0
-    for divisor in (1, 16, 256):
+    for divisor in (1, 8, 16, 256):
         yield at_a_power_of_two(batch, divisor), np.arange(batch) != 0, 1.0
 
 
@@ -131,6 +134,8 @@ def worst(name, batch, monkeypatch):
     everyone = np.ones(batch, bool)
     found = 0.0
     for examples, mask, allowed in candidates(batch):
+        # With one use of the parameter nothing cancels, and every gradient is clipped.
+        allowed = 1.0 if name == "product" else allowed
         examples = tuple(np.asarray(leaf, np.float32) for leaf in examples)
         total = run(examples, everyone)
         # Removed in place, and with the last example in its place, as samplers draw batches.
@@ -142,6 +147,15 @@ def worst(name, batch, monkeypatch):
         moved.append(total - run(shifted, np.arange(batch) < batch - 1))
         found = max(found, *(np.linalg.norm(each) - allowed for each in moved))
     return found
+
+
+def sum_the_whole_batch(monkeypatch):
+    """Plain float32 sums, each over all examples, and no limit on terms that cancel."""
+    monkeypatch.setattr(chunking, "examples_per_chunk", lambda _: 2**30)
+    monkeypatch.setattr(rounding, "examples_per_chunk", lambda _: 1)
+    monkeypatch.setattr(_batch_sum, "CHUNK", 2**30)
+    monkeypatch.setattr(_batch_sum, "RUN", 2**30)
+    monkeypatch.setattr(_batch_sum, "MAX_FLOAT32_ADDITIONS", 2**90)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -159,15 +173,13 @@ def test_one_example_moves_a_batch_of_any_size_by_its_gradient(name, batch, monk
 @pytest.mark.parametrize("name", ["transposed", "tied"])
 def test_the_search_finds_what_a_sum_over_the_whole_batch_loses(name, monkeypatch):
     """Power: the sites are summed one after the other, each over all examples."""
-    monkeypatch.setattr(chunking, "examples_per_chunk", lambda _: 2**30)
+    sum_the_whole_batch(monkeypatch)
     assert worst(name, 1024, monkeypatch) > ALLOWED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["transposed", "tied", "bias", "microbatched"])
+@pytest.mark.parametrize("name", ["transposed", "tied", "bias", "stacked", "microbatched"])
 def test_the_search_finds_much_more_in_large_batches(name, monkeypatch):
     """Power, where plain sums are off by several clip bounds."""
-    monkeypatch.setattr(chunking, "examples_per_chunk", lambda _: 2**30)
-    monkeypatch.setattr(_batch_sum, "MAX_FLOAT32_ADDITIONS", 2**62)
-    monkeypatch.setattr(_batch_sum, "RUN", 2**30)
+    sum_the_whole_batch(monkeypatch)
     assert worst(name, 2**15, monkeypatch) > ALLOWED
