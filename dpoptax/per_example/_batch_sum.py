@@ -58,7 +58,7 @@ def sum_in_chunks(
         return function(examples)
     lanes = _num_lanes(batch)
     size = _balanced(batch // lanes, size)
-    at_once = max(1, min(at_once, batch // (lanes * size)))
+    at_once = 2 ** (max(1, min(at_once, batch // (lanes * size))).bit_length() - 1)
     while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
         at_once //= 2
     steps = jax.tree.map(lambda leaf: _split(leaf, lanes, at_once, size), examples)
@@ -101,7 +101,7 @@ def fold(function: Callable[[Any], PyTree], steps: Any, num_examples: int) -> Py
     def add_to_total(total: tuple[PyTree, PyTree], run: Any) -> tuple[tuple[PyTree, PyTree], None]:
         return add_double_word(total, add_run(run)), None
 
-    runs = jax.tree.map(lambda leaf: leaf.reshape(-1, run, *leaf.shape[1:]), steps)
+    runs = jax.tree.map(lambda leaf: leaf.reshape(count // run, run, *leaf.shape[1:]), steps)
     (high, low), _ = jax.lax.scan(add_to_total, (zeros, zeros), runs)
     return jax.tree.map(jnp.add, high, low)
 
@@ -167,5 +167,6 @@ def _split(leaf: Array, lanes: int, at_once: int, size: int) -> Array:
     leaf = leaf.reshape(lanes, per_lane, *leaf.shape[1:])
     padding = (0, -per_lane % (at_once * size))
     filled = jnp.pad(leaf, [(0, 0), padding, *[(0, 0)] * (leaf.ndim - 2)])
-    steps = filled.reshape(lanes, -1, at_once, size, *leaf.shape[2:])
+    num_steps = filled.shape[1] // (at_once * size)
+    steps = filled.reshape(lanes, num_steps, at_once, size, *leaf.shape[2:])
     return jnp.moveaxis(steps, 1, 0)
