@@ -61,7 +61,7 @@ class Gaussian:
             drawn = f"a sum of {self.num_draws} floating-point Gaussians"
         return (
             f"noise is {drawn}, treated as an exact Gaussian; through rounding, one example may "
-            "move the sum 3 % beyond the clip bound"
+            "move the sum 3 % beyond the clip bound, in batches of up to 65,536 (docs/numerics.md)"
         )
 
     def release(

@@ -94,7 +94,10 @@ def global_squared_norms(
     squared_norms: PyTree[Float[Array, " batch"]],
 ) -> Float[Array, " batch"]:
     """Sums squared norms over the leaves. Sensitivity depends on it: no leaf may be left out."""
-    return jnp.stack(jax.tree.leaves(squared_norms)).sum(axis=0)
+    leaves = jax.tree.leaves(squared_norms)
+    # The norms of float32 leaves and those of float64 leaves may come together.
+    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    return jnp.stack([leaf.astype(jnp.float64) if wide else leaf for leaf in leaves]).sum(axis=0)
 
 
 def select(kept: Bool[Array, " batch"], leaf: Array, other: float = 0.0) -> Array:

@@ -18,6 +18,7 @@ from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, register_form, select
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, is_materialized
+from dpoptax.per_example._norm_rules.chunking import sum_examples
 from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
@@ -97,16 +98,12 @@ class FactoredGrads(PerExampleGrads):
         kept = self.mask & (weights != 0)
         sums = StackedGrads(self.materialized, self.mask).weighted_sum(weights)
         for leaf, rule, factors in self._factored_leaves():
-            # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient.
-            # Operands are selected too: NaN in one would survive a cotangent of zero.
-            scaled = [
-                Factors(
-                    tuple(select(kept, operand) for operand in operands),
-                    select(kept, _scale(cotangent, weights)),
-                )
-                for operands, cotangent in factors
-            ]
-            sums[leaf] = rule.weighted_sum(scaled)
+
+            def of_chunk(chunk: Any, rule: NormRule = rule) -> Array:
+                return rule.weighted_sum([_scale(*chunk[1:], factor) for factor in chunk[0]])
+
+            examples = (factors, kept, weights)
+            sums[leaf] = sum_examples(of_chunk, examples, rule.num_terms, rule.num_floats)
         return self._tree(sums)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
@@ -168,10 +165,21 @@ def factored_grads(
     # Sorted, so that equal layouts give equal programs.
     for leaf in sorted(layout.materialized):
         of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
-        gradients[leaf] = layout.rules[leaf].gradients(of_leaf)
+        rule = layout.rules[leaf]
+        gradients[leaf] = rule.gradients(rule.prepare(of_leaf))
+    for leaf, rule in layout.rules.items():
+        if leaf not in layout.materialized:
+            paths = [site.path for site in layout.sites_of(leaf)]
+            prepared = rule.prepare([factors[path] for path in paths])
+            factors |= dict(zip(paths, prepared, strict=True))
     return losses, FactoredGrads(factors, gradients, mask, layout)
 
 
-def _scale(cotangent: Array, weights: Array) -> Array:
-    wide = widen(cotangent)
-    return wide * weights.astype(wide.dtype).reshape(-1, *[1] * (cotangent.ndim - 1))
+def _scale(kept: Array, weights: Array, factors: Factors) -> Factors:
+    """Scales the gradients of a site by weights; those not kept become zero."""
+    # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient. Operands
+    # are selected too: NaN in one would survive a cotangent of zero.
+    wide = widen(factors.cotangent)
+    scales = weights.astype(wide.dtype).reshape(-1, *[1] * (wide.ndim - 1))
+    operands = tuple(select(kept, operand) for operand in factors.operands)
+    return Factors(operands, select(kept, wide * scales))

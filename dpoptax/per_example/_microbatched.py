@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads, register_form
+from dpoptax.per_example._batch_sum import fold
 from dpoptax.per_example._loss_trace import LossTrace
 
 # `(trace, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
@@ -87,12 +88,9 @@ class MicrobatchedGrads(PerExampleGrads):
             return function(self._grads(inputs, mask), weights)
 
         parts = self._split((self.inputs, self.mask, weights))
-        one, zeros = _unless_empty(whole, parts)
+        one, _ = _unless_empty(whole, parts)
         # A scan holds one running sum; a map would hold one sum per microbatch.
-        total, _ = jax.lax.scan(
-            lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zeros, parts
-        )
-        return total
+        return fold(one, parts, self.microbatch_size)
 
     def _split(self, tree: PyTree) -> PyTree:
         """Cuts rows into microbatches; masked copies of the last row fill the last one."""

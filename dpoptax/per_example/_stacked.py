@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from dpoptax import _validate
 from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, register_form, select
+from dpoptax.per_example._batch_sum import sum_stacked
 from dpoptax.per_example._loss_trace import LossTrace
 
 
@@ -46,8 +47,7 @@ class StackedGrads(PerExampleGrads):
             # Rows are selected and not only scaled by zero: zero times NaN is NaN.
             wide = select(kept, widen(leaf))
             scale = select(kept, weights).astype(wide.dtype)
-            # The default precision on accelerators rounds the factors to 10 bits or fewer.
-            return jnp.tensordot(scale, wide, axes=1, precision=jax.lax.Precision.HIGHEST)
+            return sum_stacked(scale, wide)
 
         return jax.tree.map(sum_examples, self.gradients)
 

@@ -60,9 +60,10 @@ def check_laws(*rules):
 
     @jax.jit
     def run(factors):
+        prepared = [(rule, rule.prepare(factors)) for rule in rules]
         results = [
-            (rule.squared_norms(factors), rule.gradients(factors), rule.weighted_sum(factors))
-            for rule in rules
+            (rule.squared_norms(ready), rule.gradients(ready), rule.weighted_sum(ready))
+            for rule, ready in prepared
         ]
         return results, reference.gradients(factors)
 

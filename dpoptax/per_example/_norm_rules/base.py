@@ -2,12 +2,13 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 from jaxtyping import Array, Float
 
-from dpoptax.per_example._norm_rules.factors import Factors
+from dpoptax.per_example._norm_rules.factors import Factors, num_terms
 from dpoptax.per_example._tracing.site import Site
 
 
@@ -17,14 +18,15 @@ class NormRule(abc.ABC):
 
     To add a rule, write one subclass in one file and add it to `RULES` in `select.py`.
 
-    Every rule obeys these laws. `factors` has one entry per site, in the order of `sites`, and each
-    of its arrays has a leading axis of examples.
+    Every rule obeys these laws. `prepare` takes one `Factors` per site, in the order of `sites`.
+    The others take what it returns. Each array has a leading axis of examples.
 
     1. `squared_norms(factors)[i]` is at least the squared norm of `gradients(factors)[i]`, whatever
        was lost by rounding (see `rounding.py`), and equal to it up to rounding where the terms of
        the gradient do not cancel. Clipping relies on this bound, so it is a matter of privacy.
     2. `weighted_sum(factors)` is the sum of `gradients(factors)` over the examples. Weights are not
-       seen here: the caller has already scaled the cotangents with them.
+       seen here: the caller has already scaled the cotangents with them. The caller passes so few
+       examples at a time that rounding is harmless, whatever the order of the sum.
     3. Examples are independent. A NaN in one example changes no result of another, and an example
        whose cotangents are zero adds zero to the sum.
     4. Everything is computed at the highest precision, in float32 or wider, and the size of the
@@ -59,6 +61,20 @@ class NormRule(abc.ABC):
         more, by the factors in `cost_model.py`.
         """
 
+    @property
+    def num_terms(self) -> int:
+        """How many terms one example adds to a number in `weighted_sum`, at most."""
+        return num_terms(self.sites, self.spec)
+
+    @property
+    def num_floats(self) -> int:
+        """How many floats `weighted_sum` needs for one example."""
+        return math.prod(self.spec.shape) + sum(site.num_floats for site in self.sites)
+
+    def prepare(self, factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Returns what the other methods take: by default the factors as they are."""
+        return factors
+
     @abc.abstractmethod
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """Returns an upper bound on the squared norm of every example's gradient."""
@@ -69,4 +85,4 @@ class NormRule(abc.ABC):
 
     @abc.abstractmethod
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
-        """Returns the sum of the gradients, by one large product over the batch where possible."""
+        """Returns the sum of the gradients, by one large product where possible."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from dpoptax.per_example._batch_sum import examples_per_chunk, sum_in_chunks
 from dpoptax.per_example._norm_rules import cost_model
 
 
@@ -32,23 +33,19 @@ def map_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int)
     return results.reshape(-1, *results.shape[2:])[: _batch_size(examples)]
 
 
-def sum_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int) -> Array:
-    """Sums `function` over the chunks; it must be zero for examples that are all zeros."""
-    if _fits(examples, num_floats):
-        return function(examples)
-    one = jax.tree.map(lambda leaf: leaf[:1], examples)
-    zeros = jnp.zeros_like(jax.eval_shape(function, one))
-    return fold_chunks(lambda total, chunk: total + function(chunk), zeros, examples, num_floats)
-
-
-def fold_chunks(
-    function: Callable[[Array, Any], Array], total: Array, examples: Any, num_floats: int
+def sum_examples(
+    function: Callable[[Any], Array], examples: Any, num_terms: int, num_floats: int
 ) -> Array:
-    """Passes `total` through `function(total, chunk)`; all-zero examples must not change it."""
-    if _fits(examples, num_floats):
-        return function(total, examples)
-    chunks = _split(examples, chunk_size(num_floats))
-    return jax.lax.scan(lambda total, chunk: (function(total, chunk), None), total, chunks)[0]
+    """Sums `function`, a sum over a few examples, over the batch; zero for all-zero examples.
+
+    Args:
+        function: from a part of the batch to the sum of its gradients.
+        examples: arrays with a leading axis of examples.
+        num_terms: how many terms one example adds to a number of the sum.
+        num_floats: how many floats `function` needs per example.
+    """
+    size = examples_per_chunk(num_terms)
+    return sum_in_chunks(function, examples, size, chunk_size(size * num_floats))
 
 
 def _batch_size(examples: Any) -> int:

@@ -8,8 +8,7 @@ products hold:
                 of the inner products of pixels: no patches are needed
 
 XLA's own per-example gradient is a convolution with as many groups as there are examples, which is
-slow. Patches of a few examples at a time stay in the cache of a CPU; there even the sum over the
-batch is faster with them.
+slow. Patches of a few examples at a time stay in the cache of a CPU.
 """
 
 import dataclasses
@@ -21,12 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax._precision import widen
 from dpoptax.per_example._norm_rules import convolution_layout as layout
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import map_chunks, on_cpu, sum_chunks
-from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
+from dpoptax.per_example._norm_rules.chunking import map_chunks
+from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul import gram_squared_norms
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
@@ -71,18 +69,15 @@ class ConvolutionRule(NormRule):
         return map_chunks(of_chunk, factors[0], self.sizes.num_floats)
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
-        """See `NormRule.weighted_sum`: patch by patch where that beats XLA's own gradient."""
-        (site,) = self.sites
-        if self.sizes.outputs < cost_model.MIN_OUTPUTS_FOR_PATCH_SUM or not on_cpu():
-            return leaf_gradient(self.sites, factors, self.spec)
+        """See `NormRule.weighted_sum`."""
+        (site,), (factor,) = self.sites, factors
+        pair = layout.patches(site, factor), layout.cotangents(site, factor)
+        return layout.product_to_leaf(site, _contract("bgkt,btgn->gkn", *pair), self.spec)
 
-        def of_chunk(chunk: Factors) -> Array:
-            return _contract(
-                "bgkt,btgn->gkn", layout.patches(site, chunk), layout.cotangents(site, chunk)
-            )
-
-        product = sum_chunks(of_chunk, factors[0], self.sizes.num_floats)
-        return layout.product_to_leaf(site, product, self.spec)
+    @property
+    def num_floats(self) -> int:
+        """See `NormRule.num_floats`."""
+        return self.sizes.num_floats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,8 +101,7 @@ class ConvolutionPatches(ConvolutionRule):
             # A patch holds `window` pixels, so its squared norm is at most `window` times that of
             # the largest pixel.
             largest = self.sizes.window * _largest_pixel(site, chunk)
-            cotangent = widen(chunk.cotangent)
-            sizes = largest * sum_of_squares(cotangent, tuple(range(1, cotangent.ndim)))
+            sizes = largest * sum_of_squares(layout.cotangents(site, chunk), (1, 2, 3))
             squares = jnp.sum(products, axis=tuple(range(1, products.ndim)))
             return round_up(squares, sizes, self.sizes.outputs)
 

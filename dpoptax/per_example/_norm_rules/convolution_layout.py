@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.factors import Factors, to_leaf
 from dpoptax.per_example._tracing.site import Site
@@ -76,16 +76,20 @@ def channels_last(site: Site, factors: Factors) -> Array:
     """The input, `(batch, frames, *image, channels)`."""
     frames, channels, *image = site.params["dimension_numbers"].lhs_spec
     order = (frames, *image, channels)
-    return widen(factors.operands[0]).transpose(0, *(1 + axis for axis in order))
+    return _wide(site, factors.operands[0]).transpose(0, *(1 + axis for axis in order))
 
 
 def cotangents(site: Site, factors: Factors) -> Float[Array, "batch t groups n"]:
     """The cotangents of the output, by pixel and group."""
     frames, features, *image = site.params["dimension_numbers"].out_spec
     order = (frames, *image, features)
-    g = widen(factors.cotangent).transpose(0, *(1 + axis for axis in order))
+    g = _wide(site, factors.cotangent).transpose(0, *(1 + axis for axis in order))
     groups = site.params["feature_group_count"]
     return g.reshape(len(g), math.prod(g.shape[1:-1]), groups, g.shape[-1] // groups)
+
+
+def _wide(site: Site, leaf: Array) -> Array:
+    return leaf.astype(wide_dtype(site.parameter.dtype))
 
 
 def patches(site: Site, factors: Factors) -> Float[Array, "batch groups k t"]:

@@ -28,14 +28,6 @@ MATERIALIZED_TRAFFIC = 2
 # 16 x 16 images with 64 channels, where this cost is 1.5 times that of patches.
 PATCH_COPY_COST = 16.0
 
-# On a CPU, the sum of the gradients of convolutions with at least this many outputs is computed
-# from patches, a few examples at a time, otherwise by XLA's own gradient. Measured for norms and
-# sum together, batch 64: from patches it is 1.5x faster at 256 outputs (64 channels) and 1.9x at
-# 1,024 (32 channels), but 1.2x to 1.6x slower at 64 outputs (128 and 64 channels), where the norms
-# need no patches. The sum alone, at batch 32 with 16 to 64 channels, is 1.2x to 2.5x slower from
-# patches at every size, so the best value depends on more than the outputs.
-MIN_OUTPUTS_FOR_PATCH_SUM = 64
-
 # Up to this many positions along one side of a window are sliced one by one, more are looked up by
 # index: slices make a program that grows with the window and takes longer to compile. Run times
 # decide little: at 5, 16, 32 and 64 positions slices take 1.1, 1.3, 0.7 and 0.7 times as long.

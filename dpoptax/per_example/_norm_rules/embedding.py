@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
-from dpoptax.per_example._norm_rules.chunking import fold_chunks, map_chunks, on_cpu
+from dpoptax.per_example._norm_rules.chunking import map_chunks, on_cpu
 from dpoptax.per_example._norm_rules.factors import Factors
-from dpoptax.per_example._norm_rules.materialize import materialize
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
@@ -39,19 +38,38 @@ class EmbeddingLookup(NormRule):
         """See `NormRule.cost`."""
         return segment_cost(self.sites[0], self.spec)
 
+    def prepare(self, factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Adds up the cotangents of equal tokens of an example; one of the tokens holds the sum.
+
+        Then an example adds at most one term to a row, and its norm is that of what it adds.
+        """
+        ids, rows = as_rows(self.sites[0], factors[0], self.spec)
+        return [Factors((ids,), add_equal_tokens(ids, rows, self.spec.shape[0]))]
+
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        ids, rows = as_rows(self.sites[0], factors[0], self.spec)
-        return segment_squared_norms(ids, rows, self.spec.shape[0])
+        return jnp.sum(jnp.square(factors[0].cotangent), axis=(1, 2))
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
-        return materialize(self.sites, factors, self.spec)
+        size = math.prod(self.spec.shape)
+        return map_chunks(
+            jax.vmap(self._sum_of_rows), (factors[0].operands[0], factors[0].cotangent), size
+        )
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        ids, rows = as_rows(self.sites[0], factors[0], self.spec)
-        return _sum_of_rows(ids, rows, self.spec.shape[0]).reshape(self.spec.shape)
+        return self._sum_of_rows((factors[0].operands[0], factors[0].cotangent))
+
+    @property
+    def num_terms(self) -> int:
+        """See `NormRule.num_terms`: after `prepare`, one token of an example has all of a row."""
+        return 1
+
+    def _sum_of_rows(self, chunk: tuple[Array, Array]) -> Float[Array, "..."]:
+        ids, rows = chunk
+        table = jnp.zeros((self.spec.shape[0], rows.shape[-1]), rows.dtype)
+        return _add_rows(table, (ids, rows)).reshape(self.spec.shape)
 
 
 def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
@@ -97,8 +115,8 @@ def as_rows(
     if ids.dtype.itemsize < 4:
         ids = ids.astype(jnp.int32)
     # The lookup may be in a narrower dtype than the leaf, and the gradient has that of the leaf.
-    dtype = widen(jnp.zeros((), spec.dtype)).dtype
-    rows = widen(factors.cotangent).reshape(*ids.shape, math.prod(spec.shape[1:])).astype(dtype)
+    rows = factors.cotangent.reshape(*ids.shape, math.prod(spec.shape[1:]))
+    rows = rows.astype(wide_dtype(spec.dtype))
     last = max(0, site.parameter.shape[0] - 1)
     inside = (ids >= 0) & (ids <= last)
     # A lookup beyond the table is clipped to it or dropped, and so is its gradient.
@@ -107,31 +125,29 @@ def as_rows(
     return jnp.clip(ids, 0, last), rows
 
 
-def segment_squared_norms(
+def add_equal_tokens(
     ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
-) -> Float[Array, " batch"]:
-    """Sums the rows of equal ids within each example, and squares the sums."""
+) -> Float[Array, "batch t width"]:
+    """Sums the rows of equal ids within each example; the other rows of these ids become zero."""
 
-    def norms(chunk: tuple[Array, Array]) -> Float[Array, " rows"]:
+    def sums(chunk: tuple[Array, Array]) -> Float[Array, "batch t width"]:
         slots, rows = chunk
         batch, tokens, width = rows.shape
         # Every example has `tokens` slots in one array, as it has at most that many distinct ids.
         slots = slots + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
-        sums = _add_rows(jnp.zeros((batch * tokens, width), rows.dtype), (slots, rows))
-        squares = jnp.sum(jnp.square(sums).reshape(batch, tokens * width), axis=1)
-        return round_up(squares, sum_of_squares(rows, (1, 2)), tokens)
+        table = jnp.zeros((batch * tokens, width), rows.dtype)
+        return _add_rows(table, (slots, rows)).reshape(rows.shape)
 
-    return map_chunks(norms, (_slots(ids, rows_in_table), rows), _floats_per_example(rows))
+    return map_chunks(sums, (_slots(ids, rows_in_table), rows), _floats_per_example(rows))
 
 
-def _sum_of_rows(
+def segment_squared_norms(
     ids: Int[Array, "batch t"], rows: Float[Array, "batch t width"], rows_in_table: int
-) -> Float[Array, "rows_in_table width"]:
-    """Sums the rows of equal ids over all examples."""
-    table = jnp.zeros((rows_in_table, rows.shape[2]), rows.dtype)
-    if rows_in_table == 0:
-        return table
-    return fold_chunks(_add_rows, table, (ids, rows), _floats_per_example(rows))
+) -> Float[Array, " batch"]:
+    """Sums the rows of equal ids within each example, and squares the sums."""
+    sums = add_equal_tokens(ids, rows, rows_in_table)
+    squares = jnp.sum(jnp.square(sums), axis=(1, 2))
+    return round_up(squares, sum_of_squares(rows, (1, 2)), rows.shape[1])
 
 
 def _floats_per_example(rows: Float[Array, "batch t width"]) -> int:

@@ -1,6 +1,7 @@
 """The factors of a site, and the exact gradient of a leaf that follows from them."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,28 @@ def primitive_of(site: Site) -> LinearPrimitive:
     return primitive
 
 
+def num_repeats(site: Site, spec: jax.ShapeDtypeStruct) -> int:
+    """How often a number of the leaf is repeated on its way to the site, at most."""
+    repeats, value = 1, spec
+    for step in site.steps:
+        if step.primitive is None:
+            value = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+            continue
+        moved = jax.eval_shape(functools.partial(step.primitive.bind, **step.params), value)
+        if step.primitive is jax.lax.broadcast_in_dim_p:
+            repeats *= math.prod(moved.shape) // max(1, math.prod(value.shape))
+        value = moved
+    return max(1, repeats)
+
+
+def num_terms(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> int:
+    """How many terms an example adds to one number of its gradient at most."""
+    return sum(
+        site.num_runs * primitive_of(site).num_terms(site) * num_repeats(site, spec)
+        for site in sites
+    )
+
+
 def leaf_gradient(
     sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
 ) -> Array:
@@ -45,7 +68,7 @@ def leaf_gradient(
     zeros = widen(jnp.zeros(spec.shape, spec.dtype))
     total = zeros
     for site, (operands, cotangent) in zip(sites, factors, strict=True):
-        floats = tuple(_as_float(operand, zeros.dtype) for operand in operands)
+        floats = as_floats(site, operands, zeros.dtype)
         batched = _batched(site, floats, cotangent.shape[0])
         output, pull = jax.vjp(batched, zeros)
         (gradient,) = pull(cotangent.astype(output.dtype))
@@ -91,5 +114,11 @@ def _batched(site: Site, operands: tuple[Array, ...], batch: int) -> Callable[[A
     return run
 
 
-def _as_float(operand: Array, dtype: Any) -> Array:
-    return operand.astype(dtype) if jnp.issubdtype(operand.dtype, jnp.floating) else operand
+def as_floats(site: Site, operands: tuple[Array, ...], dtype: Any) -> tuple[Array, ...]:
+    """The operands in the type of the gradient, except those that are indices.
+
+    A product may take whole numbers, such as int8 inputs, and either float type.
+    """
+    if primitive_of(site).operands_are_indices:
+        return operands
+    return tuple(operand.astype(dtype) for operand in operands)

@@ -7,18 +7,23 @@ reference for the other rules in the tests.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax._precision import widen
 from dpoptax.per_example._base import select
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
-from dpoptax.per_example._norm_rules.factors import Factors, leaf_gradient, primitive_of
+from dpoptax.per_example._norm_rules.factors import (
+    Factors,
+    leaf_gradient,
+    primitive_of,
+)
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
 from dpoptax.per_example._tracing.site import Site
 
@@ -41,15 +46,26 @@ class Materialize(NormRule):
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        num_terms = sum(site.num_runs * primitive_of(site).num_terms(site) for site in self.sites)
 
         def norms(chunk: Sequence[Factors]) -> Array:
             squares = jnp.square(_materialize_chunk(self.sites, chunk, self.spec))
-            sizes = jnp.stack([_size_of_terms(factor) for factor in chunk]).sum(axis=0)
+            sizes = jnp.stack(
+                [
+                    _size_of_terms(site, factor, squares.dtype)
+                    for site, factor in zip(self.sites, chunk, strict=True)
+                ]
+            ).sum(axis=0)
             sums = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
-            return round_up(sums, sizes, num_terms)
+            return round_up(sums, sizes, self.num_terms)
 
         return map_chunks(norms, list(factors), math.prod(self.spec.shape))
+
+    @property
+    def num_floats(self) -> int:
+        """See `NormRule.num_floats`."""
+        # Under `vmap` the gradient of a kernel is slow, so examples are worked on one by one.
+        slow = any(primitive_of(site).spreads_nan for site in self.sites)
+        return sys.maxsize if slow else super().num_floats
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
@@ -92,21 +108,21 @@ def _materialize_chunk(
     return select(finite, jax.vmap(one)(clean), jnp.nan)
 
 
-def _size_of_terms(factors: Factors) -> Float[Array, " batch"]:
+def _size_of_terms(site: Site, factors: Factors, dtype: Any) -> Float[Array, " batch"]:
     """At least the sum of the squared norms of the terms of each gradient.
 
     A term is a number of the cotangent times one of the operand, and each such pair is in at most
     one term, so the product of the squared norms is an upper bound.
     """
-    size = _squared_norm(factors.cotangent)
-    for operand in factors.operands:
-        if jnp.issubdtype(operand.dtype, jnp.floating):
-            size = size * _squared_norm(operand)
+    size = _squared_norm(factors.cotangent.astype(dtype))
+    if not primitive_of(site).operands_are_indices:
+        for operand in factors.operands:
+            size = size * _squared_norm(operand.astype(dtype))
     return size
 
 
 def _squared_norm(leaf: Array) -> Float[Array, " batch"]:
-    return sum_of_squares(widen(leaf), tuple(range(1, leaf.ndim)))
+    return sum_of_squares(leaf, tuple(range(1, leaf.ndim)))
 
 
 def _finite(leaf: Array) -> Array:

@@ -23,7 +23,6 @@ from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul_layout import (
     Pair,
     Sizes,
-    as_pair,
     join_pairs,
     orientation,
     product_to_leaf,
@@ -55,6 +54,11 @@ class MatmulRule(NormRule):
         sizes = sizes_of(sites[0])._replace(t=sum(sizes_of(site).t for site in sites))
         return cls(tuple(sites), spec, sizes) if cls.applies(sizes) else None
 
+    @property
+    def num_terms(self) -> int:
+        """See `NormRule.num_terms`."""
+        return self.sizes.t
+
     @staticmethod
     @abc.abstractmethod
     def applies(sizes: Sizes) -> bool:
@@ -66,24 +70,21 @@ class MatmulRule(NormRule):
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        return self.pair_norms(join_pairs(self.sites, factors))
+        return self.pair_norms(join_pairs(self.sites, factors, self.spec))
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
-        products = multiply(join_pairs(self.sites, factors))
+        products = multiply(join_pairs(self.sites, factors, self.spec))
         return jax.vmap(lambda product: product_to_leaf(self.sites[0], product, self.spec))(
             products
         )
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
-        """See `NormRule.weighted_sum`: per site one product over the batch."""
-        products = []
-        for site, factor in zip(self.sites, factors, strict=True):
-            # The batch becomes a part of T: (1, H, batch * T, K) by (1, H, batch * T, N).
-            a, g = (leaf.swapaxes(0, 1) for leaf in as_pair(site, factor))
-            joined = Pair(*(leaf.reshape(1, len(leaf), -1, leaf.shape[-1]) for leaf in (a, g)))
-            products.append(multiply(joined)[0])
-        return product_to_leaf(self.sites[0], sum(products[1:], products[0]), self.spec)
+        """See `NormRule.weighted_sum`."""
+        # The batch becomes a part of T: (1, H, batch * T, K) by (1, H, batch * T, N).
+        a, g = (leaf.swapaxes(0, 1) for leaf in join_pairs(self.sites, factors, self.spec))
+        joined = Pair(*(leaf.reshape(1, len(leaf), -1, leaf.shape[-1]) for leaf in (a, g)))
+        return product_to_leaf(self.sites[0], multiply(joined)[0], self.spec)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules.factors import Factors, to_leaf
 from dpoptax.per_example._tracing.site import Site
 
@@ -64,7 +64,7 @@ def orientation(site: Site) -> Hashable:
     return steps, slices, contracting[site.position], batch[site.position]
 
 
-def as_pair(site: Site, factors: Factors) -> Pair:
+def as_pair(site: Site, factors: Factors, spec: jax.ShapeDtypeStruct) -> Pair:
     """Brings the factors of a batch to `(batch, H, T, K)` and `(batch, H, T, N)`.
 
     The axes before and after, where H' and T' are the parts of H and T inside one equation:
@@ -106,14 +106,18 @@ def as_pair(site: Site, factors: Factors) -> Pair:
     size = operand.shape[0]
     a_order = (0, *sliced, *operand_h_axes, *shared, *operand_t_axes, *k_axes)
     g_order = (0, *sliced, *h_axes, *shared, *t_axes, *n_axes)
-    a = widen(operand).transpose(a_order).reshape(size, h, t, k)
-    g = widen(cotangent).transpose(g_order).reshape(size, h, t, n)
+    # The operand may be of whole numbers, and either may be of another float type than the leaf.
+    dtype = wide_dtype(spec.dtype)
+    a = operand.astype(dtype).transpose(a_order).reshape(size, h, t, k)
+    g = cotangent.astype(dtype).transpose(g_order).reshape(size, h, t, n)
     return Pair(a, g)
 
 
-def join_pairs(sites: Sequence[Site], factors: Sequence[Factors]) -> Pair:
+def join_pairs(
+    sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
+) -> Pair:
     """Joins all uses of a weight, in one orientation, along T."""
-    pairs = [as_pair(site, factor) for site, factor in zip(sites, factors, strict=True)]
+    pairs = [as_pair(site, factor, spec) for site, factor in zip(sites, factors, strict=True)]
     if len(pairs) == 1:
         return pairs[0]
     return Pair(*(jnp.concatenate(leaves, axis=2) for leaves in zip(*pairs, strict=True)))

@@ -71,13 +71,16 @@ class TiedEmbedding(NormRule):
         product = self.product.squared_norms([of_head])
         # The head multiplies by the table or by its transpose: the shapes say which factor has one
         # number per row of the table, and which has one per column.
-        pair = as_pair(head, of_head)
+        pair = as_pair(head, of_head, self.spec)
         by_row, by_column = (pair.g, pair.a) if pair.a.shape[-1] == width else pair
         looked_up = jnp.take_along_axis(by_row[:, 0], ids[:, None, :], axis=2)
         inner = jnp.einsum("btw,bsw->bst", cotangents, by_column[:, 0], precision=HIGHEST)
         cross = 2 * jnp.sum(inner * looked_up, axis=(1, 2))
         # The cross term may be negative and cancel the others, so its own size counts as well.
         terms = _norm(looked_up) * _norm(cotangents) * _norm(by_column)
+        # So may the terms within each part.
+        products = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
+        terms += sum_of_squares(cotangents, (1, 2)) + jnp.sum(products, axis=(1, 2))
         sizes = lookup + product + terms
         return round_up(lookup + product + cross, sizes, self._tokens + self._outputs)
 

@@ -44,6 +44,7 @@ class LinearPrimitive:
         windows: which windows of the saved operands and of the output belong to a window of a
             concatenated parameter. None if unknown: such parameters are then materialized.
         bind_float32: runs the equation of a site in float32, at the highest precision.
+        operands_are_indices: whether the saved operands are positions, not numbers to multiply.
         spreads_nan: whether XLA, under `vmap`, lets NaN in one example's gradient reach others.
     """
 
@@ -53,6 +54,7 @@ class LinearPrimitive:
     multiplications: Callable[[Site], float]
     windows: Windows | None = None
     bind_float32: Callable[[Site, Array, tuple[Array, ...]], Array] = bind_at_highest_precision
+    operands_are_indices: bool = False
     spreads_nan: bool = False
 
     @property

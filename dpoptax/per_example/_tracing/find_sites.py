@@ -6,6 +6,7 @@ cotangent of its output. One backward pass gives the cotangents of all sites, so
 gradients need never be formed. A leaf with any other use falls back to plain differentiation.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,9 @@ def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
     variables, _ = _jax_compat.inputs_of(jaxpr)
     # Sites depend on shapes and dtypes only, so the loss runs on abstract values.
     jax.eval_shape(run, *(variable.aval for variable in variables))
+    for leaf, variable in enumerate(variables[num_constants : num_constants + num_leaves]):
+        if math.prod(variable.aval.shape) == 0:
+            finder.fall_back(leaf, "it holds no numbers")
     # A leaf that no equation uses would have no gradient at all; plain differentiation gives zeros.
     for leaf in set(range(num_leaves)) - {site.leaf for site in finder.sites.values()}:
         finder.fall_back(leaf, "the loss does not depend on it")

@@ -77,14 +77,6 @@ def test_groups_and_frames_are_left_to_patches(loss_fn, shape, example):
     assert ConvolutionPixelGram.matches(*use) is None
 
 
-def test_the_sum_from_patches_obeys_the_laws(monkeypatch):
-    """Small images leave the sum to XLA; here they do not."""
-    monkeypatch.setattr(cost_model, "MIN_OUTPUTS_FOR_PATCH_SUM", 0)
-    for shape, options in (((3, 3, 2, 4), {}), ((3, 3, 1, 4), {"feature_group_count": 2})):
-        use = sites_of(of(**options), shape, floats(5, 4, 2))
-        check_laws(ConvolutionPatches.matches(*use))
-
-
 def test_a_window_may_be_looked_up_or_sliced(monkeypatch):
     use = sites_of(of(strides=(2, 1), rhs_dilation=(1, 2)), (3, 3, 2, 4), floats(6, 7, 2))
     monkeypatch.setattr(cost_model, "MAX_SLICED_WINDOW", 0)
