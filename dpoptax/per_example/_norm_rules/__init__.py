@@ -6,5 +6,6 @@ algorithms.
 
 from dpoptax.per_example._norm_rules.base import NormRule as NormRule
 from dpoptax.per_example._norm_rules.factors import Factors as Factors
+from dpoptax.per_example._norm_rules.factors import scaled as scaled
 from dpoptax.per_example._norm_rules.select import choose_rule as choose_rule
 from dpoptax.per_example._norm_rules.select import is_materialized as is_materialized

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax._precision import widen
+from dpoptax.per_example._base import select
 from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
@@ -25,6 +26,19 @@ class Factors(NamedTuple):
 
     operands: tuple[Array, ...]
     cotangent: Array
+
+
+def scaled(factors: Factors, weights: Array, kept: Array) -> Factors:
+    """Scales the gradients that follow from factors; rows that are not kept become zero.
+
+    The gradient is linear in the cotangent, so a scaled cotangent scales the gradient. Operands
+    are selected too: NaN in one would survive a cotangent of zero.
+    """
+    wide = widen(factors.cotangent)
+    scale = weights.astype(wide.dtype).reshape(-1, *[1] * (wide.ndim - 1))
+    return Factors(
+        tuple(select(kept, operand) for operand in factors.operands), select(kept, wide * scale)
+    )
 
 
 def primitive_of(site: Site) -> LinearPrimitive:
