@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         accounting,
         clipping,
         mechanisms,
+        nnx,
         per_example,
         random,
         relations,
@@ -49,6 +50,7 @@ __all__ = [
     "reports",
     "training",
     "vi",
+    "nnx",
     # Functions and classes, in the same order
     "PerExampleGrads",
     "per_example_grads",

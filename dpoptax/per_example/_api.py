@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
 from dpoptax.per_example import _validate_loss as validation
-from dpoptax.per_example._base import PerExampleGrads
+from dpoptax.per_example._base import PerExampleGrads, select
 from dpoptax.per_example._factored import factored_grads
-from dpoptax.per_example._microbatched import microbatched_grads
+from dpoptax.per_example._microbatched import aux_of_batch, microbatched_grads
 from dpoptax.per_example._self_check import check_factored
 from dpoptax.per_example._stacked import stacked_grads
 
@@ -36,7 +36,7 @@ class ValueAndGradsFn(Protocol):
 
     def __call__(
         self, params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
-    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+    ) -> tuple[Any, PerExampleGrads]:
         """Returns the loss and the gradients of every example."""
 
 
@@ -46,6 +46,7 @@ def per_example_grads(
     factored: bool = True,
     microbatch_size: int | None = None,
     check: bool = False,
+    allow_unused: bool = False,
 ) -> GradsFn:
     """Returns a function that computes the gradient of every example of a batch.
 
@@ -60,7 +61,11 @@ def per_example_grads(
         microbatch_size: process this many examples at a time, for a batch that does not fit into
             memory. None processes the whole batch at once. The sum is the same.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the
-            returned function. Under `jit` the check runs once, on made-up values.
+            returned function. Under `jit` the check runs once, on made-up values. It warns if the
+            loss is not finite there: an example without a finite gradient contributes nothing.
+        allow_unused: accept parameters that have no influence on the loss. Their gradient is zero,
+            so `privatize` would add noise to them and nothing else. Pass True only if another part
+            of the objective trains them.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> PerExampleGrads`, where
@@ -86,7 +91,11 @@ def per_example_grads(
         Array([0.6, 1.8], dtype=float32)
     """
     with_values = value_and_per_example_grads(
-        loss_fn, factored=factored, microbatch_size=microbatch_size, check=check
+        loss_fn,
+        factored=factored,
+        microbatch_size=microbatch_size,
+        check=check,
+        allow_unused=allow_unused,
     )
 
     def grads_fn(
@@ -104,6 +113,8 @@ def value_and_per_example_grads(
     factored: bool = True,
     microbatch_size: int | None = None,
     check: bool = False,
+    allow_unused: bool = False,
+    has_aux: bool = False,
 ) -> ValueAndGradsFn:
     """Like `per_example_grads`, but the returned function also returns the losses.
 
@@ -114,10 +125,14 @@ def value_and_per_example_grads(
         factored: as in `per_example_grads`.
         microbatch_size: as in `per_example_grads`. The losses then take one more pass.
         check: as in `per_example_grads`.
+        allow_unused: as in `per_example_grads`.
+        has_aux: `loss_fn` returns a pair `(loss, aux)`, where `aux` is a tree of arrays. As in
+            `jax.value_and_grad`, the returned function then returns `((losses, aux), grads)`.
+            The leaves of `aux` get a leading axis `(batch, ...)`. They are not private.
 
     Returns:
         A function `(params, examples, *, mask=None, key=None) -> (losses, PerExampleGrads)`.
-        `losses` has shape `(batch,)` and is zero for padded rows.
+        `losses` has shape `(batch,)` and is zero for padded rows, as is `aux`.
 
     Raises:
         TypeError: as in `per_example_grads`.
@@ -140,17 +155,23 @@ def value_and_per_example_grads(
 
     def grads_fn(
         params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
-    ) -> tuple[Float[Array, " batch"], PerExampleGrads]:
+    ) -> tuple[Any, PerExampleGrads]:
         rows = validation.batch_mask(examples, mask)
         validation.check_params(params)
         examples = jax.tree.map(jnp.asarray, examples)
         # The only run of the user's function: everything below reads the trace.
-        trace = validation.check_loss(loss_fn, params, examples, key)
+        trace = validation.check_loss(
+            loss_fn, params, examples, key, has_aux=has_aux, allow_unused=allow_unused
+        )
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
         if check and factored and len(rows):
             check_factored(trace, params, inputs)
         losses, grads = form_of(trace, params, inputs, rows)
         # Padded rows may hold anything, NaN included.
-        return jnp.where(rows, losses, jnp.zeros_like(losses)), grads
+        losses = select(rows, losses)
+        if not has_aux:
+            return losses, grads
+        aux = aux_of_batch(trace, params, inputs, microbatch_size)
+        return (losses, jax.tree.map(functools.partial(select, rows), aux)), grads
 
     return grads_fn

@@ -87,7 +87,7 @@ def explain(
     """
     batch = len(validation.batch_mask(examples, None))
     validation.check_params(params)
-    trace = validation.check_loss(loss_fn, params, examples, key)
+    trace = validation.check_loss(loss_fn, params, examples, key, has_aux=None, allow_unused=True)
     return Explanation(_rows(Layout(trace.program, batch)))
 
 

@@ -6,6 +6,7 @@ the user's Python function runs once.
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Array, PyTree
 from dpoptax import _jax_compat
 from dpoptax.per_example._primitives import may_spread_nan
 from dpoptax.per_example._tracing.find_sites import FoundSites, find_sites
+from dpoptax.per_example._tracing.influence import Influence
 
 
 class LossProgram:
@@ -27,37 +29,65 @@ class LossProgram:
 
     Attributes:
         jaxpr: `(*constants, *parameter leaves, *example leaves) -> loss`.
+        traced: the jaxpr as it was traced, which also returns the auxiliary outputs.
+        num_constants: how many of its inputs are constants: the arrays that the loss closes over.
+        aux_treedef: the tree of the auxiliary outputs; None if there are none.
         params_treedef: the tree of the parameters.
         param_specs: shape and dtype of each parameter leaf.
         param_paths: the name of each parameter leaf.
     """
 
     def __init__(
-        self, loss_fn: Callable[..., Any], jaxpr: Any, params: PyTree, example: tuple[PyTree, ...]
+        self,
+        loss_fn: Callable[..., Any],
+        jaxpr: Any,
+        params: PyTree,
+        example: tuple[PyTree, ...],
+        aux_treedef: Any = None,
     ) -> None:
         labelled, self.params_treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.jaxpr = jaxpr
+        self.traced, self.aux_treedef = jaxpr, aux_treedef
+        self.jaxpr = jaxpr if aux_treedef is None else _only_loss(jaxpr)
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
         self._example_treedef = jax.tree.structure(example)
         variables, _ = _jax_compat.inputs_of(jaxpr)
         # In the jaxpr the closed-over arrays come first, then parameters, then the example.
-        self._num_constants = len(variables) - len(labelled) - len(jax.tree.leaves(example))
+        self.num_constants = len(variables) - len(labelled) - len(jax.tree.leaves(example))
         self.param_specs = [
             jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
-            for variable in variables[self._num_constants :][: len(labelled)]
+            for variable in variables[self.num_constants :][: len(labelled)]
         ]
 
     @functools.cached_property
     def signature(self) -> tuple[Any, ...]:
         """What decides which sites a loss has: its equations, and its trees."""
-        return str(self.jaxpr), self.params_treedef, self._example_treedef
+        return str(self.traced), self.params_treedef, self._example_treedef, self.aux_treedef
 
     @functools.cached_property
     def found(self) -> FoundSites:
         """The sites of the loss."""
         # Sites hold shapes and no values, so one search serves every batch and microbatch.
-        return find_sites(self.jaxpr, self._num_constants, len(self.param_specs))
+        return find_sites(self.jaxpr, self.num_constants, len(self.param_specs))
+
+    @functools.cached_property
+    def unused_params(self) -> list[str]:
+        """The names of the parameters whose gradient is zero for every example and every value."""
+        influence = Influence(by_derivative=True)
+        variables, _ = _jax_compat.inputs_of(self.jaxpr)
+        leaves = range(len(self.param_specs))
+        # Bit number `leaf` stands for a parameter; constants and the example have no bit.
+        entering = [0] * len(variables)
+        for leaf in leaves:
+            entering[self.num_constants + leaf] = 1 << leaf
+        (loss,) = influence.outputs(self.jaxpr, entering)
+        if not influence.is_complete:
+            return []
+        return [
+            self.param_paths[leaf]
+            for leaf in leaves
+            if not loss >> leaf & 1 and math.prod(self.param_specs[leaf].shape)
+        ]
 
     @functools.cached_property
     def may_spread_nan(self) -> bool:
@@ -94,18 +124,45 @@ class LossTrace:
         (loss,) = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
         return loss
 
+    def aux(self, params: PyTree, *example: PyTree) -> PyTree:
+        """Returns the auxiliary outputs of one example."""
+        values = jax.tree.leaves((params, example))
+        _, *leaves = _jax_compat.run_jaxpr(self.program.traced, self.constants, values)
+        return jax.tree.unflatten(self.program.aux_treedef, leaves)
+
 
 def trace_loss(
-    loss_fn: Callable[..., Any], params: PyTree, example: Sequence[PyTree]
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    example: Sequence[PyTree],
+    has_aux: bool | None = False,
 ) -> tuple[LossTrace, PyTree, frozenset[Any]]:
     """Traces `loss_fn(params, *example)`; computes nothing.
 
     Returns the trace, the shape of what the loss returns, and its side effects.
     """
-    closed, loss = jax.make_jaxpr(loss_fn, return_shape=True)(params, *example)
+    closed, output = jax.make_jaxpr(loss_fn, return_shape=True)(params, *example)
     jaxpr, constants = _jax_compat.split_constants(closed)
-    program = LossProgram(loss_fn, jaxpr, params, tuple(example))
-    return LossTrace(constants, program), loss, frozenset(closed.effects)
+    # What is no pair with a scalar first is refused later.
+    aux = has_aux is not False and is_pair(output) and getattr(output[0], "shape", None) == ()
+    aux_treedef = jax.tree.structure(output[1]) if aux else None
+    program = LossProgram(loss_fn, jaxpr, params, tuple(example), aux_treedef)
+    return LossTrace(constants, program), output, frozenset(closed.effects)
+
+
+def is_pair(output: Any) -> bool:
+    """Whether a loss returned `(loss, aux)`."""
+    return isinstance(output, tuple) and len(output) == 2
+
+
+def _only_loss(jaxpr: Any) -> Any:
+    """Traces a jaxpr again, to return its first output alone."""
+    variables, _ = _jax_compat.inputs_of(jaxpr)
+    specs = [variable.aval for variable in variables]
+    closed = jax.make_jaxpr(lambda *values: _jax_compat.run_jaxpr(jaxpr, [], values)[0])(*specs)
+    only, constants = _jax_compat.split_constants(closed)
+    assert not constants, "the constants of a traced loss are its inputs"
+    return only
 
 
 def _are_one(function: Any, other: Any) -> bool:

@@ -145,3 +145,17 @@ def microbatched_grads(
         return form_of(trace, params, inputs, mask)
     grads = MicrobatchedGrads(trace, params, inputs, mask, form_of, microbatch_size)
     return grads.losses(), grads
+
+
+def aux_of_batch(
+    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], microbatch_size: int | None
+) -> PyTree:
+    """Returns the auxiliary outputs of all examples, with a leading axis of `(batch, ...)`."""
+
+    def of_example(inputs: tuple[PyTree, ...]) -> PyTree:
+        return trace.aux(params, *inputs)
+
+    size = len(jax.tree.leaves(inputs)[0])
+    if microbatch_size is None or size <= microbatch_size:
+        return jax.vmap(of_example)(inputs)
+    return jax.lax.map(of_example, inputs, batch_size=microbatch_size)

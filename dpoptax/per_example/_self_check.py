@@ -1,5 +1,6 @@
 """Self-check: compares the factored form with `vmap(grad)` on two examples."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +18,22 @@ from dpoptax.per_example._stacked import stacked_grads
 def check_factored(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]) -> None:
     """Raises RuntimeError if norms or sums of the first two examples differ by more than rounding.
 
+    Warns if a gradient is not finite there.
+
     It runs at once, also under `jit`. There are no values under `jit`, so made-up values of the
     same shapes replace them: normal numbers for floats and zeros for integers.
     """
     # A batch of one gives the same example twice.
     two = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf])[:2], inputs)
-    values = (trace, params, two)
+    values, where = (trace, params, two), "the first two examples; this warning is not private"
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
         with jax.ensure_compile_time_eval():
-            values = _made_up(values)
+            values, where = _made_up(values), "made-up parameters and examples"
     with jax.ensure_compile_time_eval():
-        _compare(*values)
+        _compare(*values, where)
 
 
-def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]) -> None:
+def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], where: str) -> None:
     def norms_and_sum(form_of: Callable[..., Any]) -> tuple[PyTree, PyTree]:
         def run(
             trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]
@@ -42,6 +45,14 @@ def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]) -> No
         return jax.jit(run)(trace, params, inputs)
 
     results = norms_and_sum(factored_grads), norms_and_sum(stacked_grads)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(results[1][0])):
+        warnings.warn(
+            f"the gradient of the loss is not finite on {where}. Expected a finite one: an "
+            "example without it contributes nothing. Look for token ids out of range, missing "
+            "values, and logarithms or divisions at zero.",
+            UserWarning,
+            stacklevel=2,
+        )
     for number, what in enumerate(("norms", "sum")):
         pairs = zip(*(jax.tree.leaves_with_path(result[number]) for result in results), strict=True)
         for ((path, got), (_, expected)), leaf in zip(pairs, jax.tree.leaves(params), strict=True):

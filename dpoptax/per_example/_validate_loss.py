@@ -1,8 +1,7 @@
 """Checks of parameters, batch and loss, before anything private is computed."""
 
 import inspect
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,13 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from dpoptax import _validate
-from dpoptax.per_example._loss_trace import LossTrace, trace_loss
+from dpoptax.per_example import _flax_checks as flax
+from dpoptax.per_example._call_note import call_note, refuse_signature
+from dpoptax.per_example._loss_trace import LossTrace, is_pair, trace_loss
 
-_NO_STATE = (
-    "Per-example gradients need a model without mutable state: batch statistics mix examples, "
-    "and updating them from data is not private. Use a normalization within the example "
-    "(GroupNorm, LayerNorm) instead of BatchNorm, and differentiate only the trainable parameters"
-)
+# How many parameters an error lists by name.
+_MAX_NAMES = 5
 
 
 def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
@@ -39,48 +37,42 @@ def batch_mask(examples: PyTree, mask: Any) -> Bool[Array, " batch"]:
 
 def check_params(params: PyTree) -> None:
     """Raises for mutable state among the parameters, and for leaves without a derivative."""
-    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        others = ", ".join(repr(name) for name in params if name != "params")
-        raise ValueError(
-            f"params holds the collection(s) {others} in addition to 'params'. {_NO_STATE}: "
-            "pass variables['params'], and keep the rest as constants of the loss."
-        )
-    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_variable):
-        label = f"params{jax.tree_util.keystr(path)}"
-        if _is_variable(node) and not isinstance(node, sys.modules["flax.nnx"].Param):
-            raise ValueError(
-                f"{label} is a {type(node).__name__}, not a parameter. {_NO_STATE}: "
-                "graphdef, params, rest = nnx.split(model, nnx.Param, ...)."
-            )
+    flax.refuse_state(params)
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=flax.is_variable):
         for leaf in jax.tree.leaves(node):
             dtype = jnp.result_type(leaf)
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise TypeError(
-                    f"{label} must be a real floating-point array, or it has no gradient; got "
-                    f"{dtype}. Keep such values outside params, as constants of the loss."
+                    f"params{jax.tree_util.keystr(path)} must be a real floating-point array, or "
+                    f"it has no gradient; got {dtype}. Keep such values outside params, as "
+                    "constants of the loss."
                 )
 
 
-def _is_variable(node: Any) -> bool:
-    # Flax takes long to import. Who has not imported it has no variables of it.
-    nnx = sys.modules.get("flax.nnx")
-    return nnx is not None and isinstance(node, nnx.Variable)
-
-
 def check_loss(
-    loss_fn: Callable[..., Any], params: PyTree, examples: PyTree, key: Any
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    examples: PyTree,
+    key: Any,
+    *,
+    has_aux: bool | None = False,
+    allow_unused: bool = False,
 ) -> LossTrace:
-    """Traces the loss of one example; raises if it is not one real number, or not pure."""
+    """Traces the loss of one example; raises if it is not one real number, or not pure.
+
+    With `has_aux` the loss returns a pair `(loss, aux)`; None accepts both. Without `allow_unused`
+    every parameter must have an influence on the loss.
+    """
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
     keys = () if key is None else (_validate.typed_key("key", key),)
+    refuse_signature(loss_fn, params, example, keys)
     try:
-        trace, loss, effects = trace_loss(loss_fn, params, (example, *keys))
+        trace, output, effects = trace_loss(loss_fn, params, (example, *keys), has_aux)
     except Exception as error:
-        if not _is_state_error(error):
-            raise
-        raise ValueError(
-            f"loss_fn changes the state of a Flax module while it runs. {_NO_STATE}."
-        ) from error
+        if (refusal := flax.state_error(error)) is not None:
+            raise refusal from error
+        error.add_note(call_note(example, keys))
+        raise
     # JAX marks jax.debug.print and jax.debug.callback as debug effects.
     if others := sorted(str(effect) for effect in effects if "Debug" not in str(effect)):
         raise ValueError(
@@ -88,20 +80,68 @@ def check_loss(
             f"the side effect(s) {', '.join(others)}. Compute such values in a separate function; "
             "jax.debug.print may stay."
         )
-    if not isinstance(getattr(loss, "shape", None), tuple):
+    _check_output(output, has_aux)
+    flax.check_layers(trace.program.traced, trace.program.num_constants)
+    if not allow_unused:
+        _refuse_unused(trace)
+    return trace
+
+
+def _check_output(output: Any, has_aux: bool | None) -> None:
+    """Raises unless a loss returned one real scalar, or a pair of it and anything else."""
+    if is_pair(output) and has_aux is not False:
+        output = output[0]
+    elif has_aux:
+        raise ValueError(
+            "with has_aux, loss_fn must return a pair (loss, aux); got "
+            f"{_describe_output(output)}. Return both, or leave out has_aux."
+        )
+    if output is None:
+        raise ValueError(
+            "loss_fn must return one scalar, the loss of one example; got None. Add the missing "
+            "return statement."
+        )
+    if not isinstance(getattr(output, "shape", None), tuple):
         raise ValueError(
             "loss_fn must return one scalar, the loss of one example; got "
-            f"{jax.tree.structure(loss)}. Return only the loss. If the rest is updated state: "
-            f"{_NO_STATE[0].lower()}{_NO_STATE[1:]}."
+            f"{_describe_output(output)}. Return only the loss. If the rest are metrics, use "
+            "value_and_per_example_grads(loss_fn, has_aux=True), or fit(..., diagnostics=True). If "
+            f"the rest is updated state: {flax.NO_STATE[0].lower()}{flax.NO_STATE[1:]}."
         )
-    if loss.shape != ():
+    if output.shape != ():
         raise ValueError(
-            f"loss_fn must return a scalar, the loss of one example; got shape {loss.shape}. "
+            f"loss_fn must return a scalar, the loss of one example; got shape {output.shape}. "
             "Sum or average over the axes within the example; dpoptax adds the batch axis."
         )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"loss_fn must return a real floating-point loss; got {loss.dtype}.")
-    return trace
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise TypeError(
+            f"loss_fn must return a real floating-point loss; got {output.dtype}. Convert the "
+            "inputs to float32 before you compute the loss."
+        )
+
+
+def _describe_output(output: Any) -> str:
+    """The structure of what a loss returned, without values."""
+    return str(jax.tree.structure(output))
+
+
+def _refuse_unused(trace: LossTrace) -> None:
+    """Raises if the gradient of a parameter is zero for every example, whatever the values."""
+    unused = trace.program.unused_params
+    if not unused:
+        return
+    names = ", ".join(f"params{name}" for name in unused[:_MAX_NAMES])
+    if len(unused) > _MAX_NAMES:
+        names += f" and {len(unused) - _MAX_NAMES} more"
+    raise ValueError(
+        f"every leaf of params must have an influence on the loss; got {names} without one: "
+        "unused, behind stop_gradient, or converted to integers. The gradient is zero, so training "
+        "would only add noise to it. Pass the trainable part of the tree as params, and close over "
+        "the frozen part: lambda trainable, example: loss_fn({**frozen, **trainable}, example). "
+        "For an NNX model, choose the trainable part by dpoptax.nnx.loss_fn(model, loss, wrt=...). "
+        "If another part of the objective trains the leaf, pass allow_unused=True to "
+        "per_example_grads."
+    )
 
 
 def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
@@ -123,11 +163,3 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
             f"requires {required} arguments. Bind the others with functools.partial."
         )
     return required == 3
-
-
-def _is_state_error(error: Exception) -> bool:
-    """Whether Flax raised because a module changed its state under a trace."""
-    errors = sys.modules.get("flax.errors")
-    return errors is not None and isinstance(
-        error, (errors.ModifyScopeVariableError, errors.TraceContextError)
-    )

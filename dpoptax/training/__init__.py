@@ -4,7 +4,7 @@ from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._fit import fit
 from dpoptax.training._memory import choose_microbatch_size
 from dpoptax.training._objective import Objective
-from dpoptax.training._progress import Progress
+from dpoptax.training._progress import Every, Progress
 from dpoptax.training._result import FitResult
 from dpoptax.training._resume.settings import Checkpoints
 from dpoptax.training._stopping import time_limit
@@ -18,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "time_limit",
     "Progress",
+    "Every",
     "Objective",
     "TrainState",
     "StepInfo",

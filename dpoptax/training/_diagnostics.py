@@ -1,11 +1,16 @@
-"""Non-private diagnostics of a step: the clipped fraction and the median gradient norm."""
+"""Non-private diagnostics of a step: gradient norms, and examples that are not finite."""
+
+import warnings
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import global_squared_norms
+
+# A few bad rows are usual in real data. More hint at a mistake.
+MANY = 0.05
 
 
 def nonprivate_norms(
@@ -31,3 +36,31 @@ def nonprivate_norms(
     size = jnp.sum(grads.mask, dtype=jnp.float32)
     median = jnp.nanmedian(jnp.where(grads.mask, norms, jnp.nan))
     return jnp.sum(clipped, dtype=jnp.float32) / size, median
+
+
+def nonprivate_nonfinite(
+    losses: Float[Array, " batch"], mask: Bool[Array, " batch"], grads: PerExampleGrads | None
+) -> Int[Array, ""]:
+    """Returns how many examples have a loss, or a gradient if given, that is not finite.
+
+    Not private. A gradient that is not finite adds nothing to the clipped sum.
+    """
+    finite = jnp.isfinite(losses)
+    if grads is not None:
+        finite = finite & jnp.isfinite(global_squared_norms(grads.squared_norms()))
+    return jnp.sum(mask & ~finite, dtype=jnp.int32)
+
+
+def warn_if_many(nonfinite: tuple[int, int] | None) -> None:
+    """Warns if many of the drawn examples were not finite; `nonfinite` counts them and all."""
+    if nonfinite is not None and nonfinite[0] > MANY * nonfinite[1]:
+        # No numbers: who wants them asks for diagnostics, which are not private.
+        warnings.warn(
+            f"the loss of more than {MANY:.0%} of the drawn examples was not finite. A gradient "
+            "that is not finite is left out. This warning is not private. Look for missing values, "
+            "token ids out of range, and logarithms or divisions at zero. "
+            "fit(..., diagnostics=True) counts such examples at each step, and "
+            "result.nonprivate_nonfinite_count has the total.",
+            UserWarning,
+            stacklevel=3,
+        )

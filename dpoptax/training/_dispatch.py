@@ -27,6 +27,8 @@ SECONDS_PER_DISPATCH = 0.5
 ROWS_PER_HASH = 1024
 
 _Advanced = tuple[TrainState, StepInfo | None]
+# The same, and how many examples were not finite, of how many.
+_Counted = tuple[TrainState, StepInfo | None, Any]
 
 
 @runtime_checkable
@@ -34,10 +36,13 @@ class Stepper(Protocol):
     """Runs training steps on the device."""
 
     steps_per_dispatch: int | None
-    """How many steps a dispatch makes, except the last one; None if any number will do."""
+    """The most steps that the next dispatch can make; None if any number will do."""
 
     def advance(self, state: TrainState, num_steps: int) -> _Advanced:
         """Runs the steps and waits for them; returns diagnostics of the last one if wanted."""
+
+    def nonprivate_nonfinite(self) -> tuple[int, int] | None:
+        """Returns how many drawn examples were not finite, and of how many; None if not counted."""
 
     def fingerprint(self, state: TrainState) -> str:
         """Returns a digest of all that decides what a step computes, except the state."""
@@ -52,11 +57,16 @@ def make_stepper(
     *,
     sampler: Sampler,
     diagnostics: bool,
+    count_nonfinite: bool = True,
 ) -> Stepper:
-    """Returns the stepper for these data; `make_step(take=take)` returns the train step."""
+    """Returns the stepper for these data; `make_step(take=take)` returns the train step.
+
+    With `count_nonfinite` it counts examples whose loss is not finite.
+    """
+    readings = {"diagnostics": diagnostics, "count_nonfinite": count_nonfinite}
     if isinstance(data, HostData):
-        return HostStream(make_step, data, sampler=sampler, diagnostics=diagnostics)
-    return DeviceLoop(make_step, data, diagnostics=diagnostics)
+        return HostStream(make_step, data, sampler=sampler, **readings)
+    return DeviceLoop(make_step, data, **readings)
 
 
 class DeviceLoop:
@@ -65,14 +75,18 @@ class DeviceLoop:
     steps_per_dispatch: int | None = None
 
     def __init__(
-        self, make_step: Callable[..., TrainStep], data: DeviceData, *, diagnostics: bool
+        self, make_step: Callable[..., TrainStep], data: DeviceData, **readings: bool
     ) -> None:
         self._data = jax.tree.map(jnp.asarray, data.arrays)
-        self._steps = _Steps(make_step(take=data.take), lambda data, index: data, diagnostics)
+        self._steps = _Steps(make_step(take=data.take), lambda data, index: data, **readings)
 
     def advance(self, state: TrainState, num_steps: int) -> _Advanced:
         """See `Stepper.advance`."""
         return self._steps.run(state, self._data, num_steps)
+
+    def nonprivate_nonfinite(self) -> tuple[int, int] | None:
+        """See `Stepper.nonprivate_nonfinite`."""
+        return self._steps.nonfinite
 
     def fingerprint(self, state: TrainState) -> str:
         """See `Stepper.fingerprint`."""
@@ -91,7 +105,7 @@ class HostStream:
         data: HostData,
         *,
         sampler: Sampler,
-        diagnostics: bool,
+        **readings: bool,
     ) -> None:
         def take_rows(rows: PyTree, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
@@ -101,19 +115,34 @@ class HostStream:
 
         self._data = data
         self._reader = HostReader(data, sampler)
-        self.steps_per_dispatch: int | None = self._reader.batches
+        # The batches of the last read, and how many of them were not used yet.
+        self._rows: PyTree = None
+        self._unused = 0
         self._steps = _Steps(
             make_step(take=take_rows),
             lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows),
-            diagnostics,
+            **readings,
         )
+
+    @property
+    def steps_per_dispatch(self) -> int | None:
+        """See `Stepper.steps_per_dispatch`: the batches that are left of a read."""
+        return self._unused or self._reader.batches
 
     def advance(self, state: TrainState, num_steps: int) -> _Advanced:
         """See `Stepper.advance`."""
         # Not before the first step: a resumed run may have got new keys since it was restored, and
         # rows read with the old keys belong to other people than those that are accounted.
         self._reader.begin(state.sampler_state)
-        return self._steps.run(state, self._reader.next(), num_steps)
+        if not self._unused:
+            self._rows, self._unused = self._reader.next(), self._reader.batches
+        first = self._reader.batches - self._unused
+        self._unused -= num_steps
+        return self._steps.run(state, self._rows, num_steps, first)
+
+    def nonprivate_nonfinite(self) -> tuple[int, int] | None:
+        """See `Stepper.nonprivate_nonfinite`."""
+        return self._steps.nonfinite
 
     def fingerprint(self, state: TrainState) -> str:
         """See `Stepper.fingerprint`."""
@@ -133,62 +162,81 @@ class HostStream:
 class DispatchSize:
     """Chooses how many steps the next dispatch makes: about `SECONDS_PER_DISPATCH` of them."""
 
-    def __init__(self, fixed: int | None) -> None:
-        self._fixed = fixed
-        self._size = fixed or 1
+    def __init__(self) -> None:
+        self._size = 1
+        self._last = 1
 
-    def next(self, remaining: int) -> int:
-        """Returns the number of steps, the same in every process, at most `remaining`."""
-        self._size = min(from_first_process(self._size), remaining)
-        return self._size
+    def next(self, limit: int, steps_per_dispatch: int | None) -> int:
+        """Returns the number of steps, the same in every process, at most `limit`."""
+        self._last = min(steps_per_dispatch or from_first_process(self._size), limit)
+        return self._last
 
     def adapt(self, seconds: float, seconds_left: float) -> None:
         """Adapts to how long the last dispatch took, and to the time until the limit."""
-        if self._fixed is None:
-            target = min(SECONDS_PER_DISPATCH, max(seconds_left, 0.0))
-            fitting = int(self._size * target / max(seconds, 1e-6))
-            # At most double: the first dispatch is short or includes compilation, so its time
-            # predicts little.
-            self._size = max(1, min(2 * self._size, fitting))
+        target = min(SECONDS_PER_DISPATCH, max(seconds_left, 0.0))
+        fitting = int(self._last * target / max(seconds, 1e-6))
+        # At most double: the first dispatch is short or includes compilation, so its time predicts
+        # little.
+        self._size = max(1, min(2 * self._size, fitting))
 
 
 class _Steps:
     """One train step, compiled alone and inside a loop over several steps."""
 
     def __init__(
-        self, step: TrainStep, data_of: Callable[[PyTree, Any], PyTree], diagnostics: bool
+        self,
+        step: TrainStep,
+        data_of: Callable[[PyTree, Any], PyTree],
+        *,
+        diagnostics: bool,
+        count_nonfinite: bool,
     ) -> None:
-        # `data_of(data, index)` returns the data for step number `index` of a dispatch.
-        def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> _Advanced:
+        # `data_of(data, index)` returns the data for step number `index` of a read.
+        def one(state: TrainState, data: PyTree, index: Int[Array, ""]) -> _Counted:
             state, info = step(state, data_of(data, index))
-            return state, info if diagnostics else None
+            counts = (info.nonprivate_nonfinite_count, info.nonprivate_batch_size)
+            return state, info if diagnostics else None, counts if count_nonfinite else None
 
         self._one = jax.jit(one)
 
-        def several(state: TrainState, data: PyTree, num_steps: Int[Array, ""]) -> _Advanced:
-            shapes = jax.eval_shape(one, state, data, num_steps)[1]
-            no_info = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), shapes)
-            return jax.lax.fori_loop(
-                0,
-                num_steps,
-                lambda index, advanced: self._one(advanced[0], data, index),
-                (state, no_info),
-            )
+        def several(
+            state: TrainState, data: PyTree, first: Int[Array, ""], num_steps: Int[Array, ""]
+        ) -> _Counted:
+            def body(index: Int[Array, ""], counted: _Counted) -> _Counted:
+                state, info, counts = self._one(counted[0], data, index)
+                return state, info, jax.tree.map(jnp.add, counted[2], counts)
+
+            _, *shapes = jax.eval_shape(one, state, data, num_steps)
+            nothing = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), shapes)
+            return jax.lax.fori_loop(first, first + num_steps, body, (state, *nothing))
 
         self._several = jax.jit(several)
         self._loops: bool | None = None
+        # Examples that were not finite, and all that were drawn.
+        self.nonfinite: tuple[int, int] | None = (0, 0) if count_nonfinite else None
 
-    def run(self, state: TrainState, data: PyTree, num_steps: int) -> _Advanced:
-        """Runs the steps and waits for them."""
+    def run(self, state: TrainState, data: PyTree, num_steps: int, first: int = 0) -> _Advanced:
+        """Runs the steps of a read from number `first` on, and waits for them."""
         info = None
         if self._loops is None:
             self._loops = self._is_fast_in_loop(state, data)
         if self._loops:
-            state, info = self._several(state, data, jnp.asarray(num_steps))
+            state, info, counts = self._several(
+                state, data, jnp.asarray(first), jnp.asarray(num_steps)
+            )
+            self._count([counts])
         else:
-            for index in range(num_steps):
-                state, info = self._one(state, data, jnp.asarray(index))
+            counted = []
+            for index in range(first, first + num_steps):
+                state, info, counts = self._one(state, data, jnp.asarray(index))
+                counted.append(counts)
+            self._count(counted)
         return jax.block_until_ready((state, info))
+
+    def _count(self, counted: list[Any]) -> None:
+        if self.nonfinite is not None:
+            rows = np.asarray(counted, np.int64).reshape(-1, 2)
+            self.nonfinite = tuple((rows.sum(axis=0) + self.nonfinite).tolist())
 
     def program(self, state: TrainState, data: PyTree) -> str:
         """Returns the lowered program of one step."""

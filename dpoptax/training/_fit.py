@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,11 +16,12 @@ from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.random._derive import Keys
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._diagnostics import warn_if_many
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
 from dpoptax.training._memory import microbatch_size_for_plan
 from dpoptax.training._objective import Objective
-from dpoptax.training._progress import Show
+from dpoptax.training._progress import Listener
 from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
 from dpoptax.training._resume.settings import Checkpoints
@@ -35,7 +36,7 @@ def fit(
     plan: Plan,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray | None = None,
-    progress: bool | Show = True,
+    progress: bool | Listener | Sequence[bool | Listener] = True,
     resume: str | os.PathLike[str] | Checkpoints | None = None,
     microbatch_size: int | Literal["auto"] | None = None,
     diagnostics: bool = False,
@@ -60,14 +61,16 @@ def fit(
             of the operating system. The guarantee needs a secret key: pass one of a small seed
             only in examples and tests.
         progress: whether to show the bar; or a function that is called with a `Progress` from
-            time to time.
+            time to time; or `Every(function, steps=100)` for regular calls; or a list of these. A
+            function that returns True ends the run, with a valid result and report.
         resume: a folder, or `Checkpoints`, where the run is saved. If it holds a run, training
             continues there, bit for bit. If the program or the data changed since, training draws
             new noise, and steps that the crash lost stay charged.
         microbatch_size: computes each batch in parts of this many examples, to save memory;
             "auto" is the largest size that `choose_microbatch_size` finds.
         diagnostics: whether `progress` also shows the loss, the clipped fraction and the median
-            gradient norm of the last step. These are not private: they come from the data without
+            gradient norm of the last step. The loss may then return a pair `(loss, metrics)`, with
+            metrics as a dict of numbers. All these are not private: they come from the data without
             noise. `dpoptax.mechanisms.norm_histogram` is a private alternative.
 
     Returns:
@@ -76,8 +79,9 @@ def fit(
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is
             not a typed key.
-        ValueError: the data and the plan differ in size, the loss is not a scalar, the model has
-            mutable state, or the folder holds another run. All before the first step.
+        ValueError: the data and the plan differ in size, the loss is not a scalar, a parameter has
+            no influence on it, the model has mutable state, or the folder holds another run. All
+            before the first step.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -98,7 +102,7 @@ def fit(
     check_params(params)
     tx, state = _initialize(loss_fn, params, plan, optimizer, keys)
     example = data.first_example()
-    _check_loss(loss_fn, state, example)
+    has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
     # The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
@@ -109,19 +113,29 @@ def fit(
         sampler=plan.sampler,
         microbatch_size=microbatch_size,
         diagnostics=plan.clip if diagnostics else None,
+        has_aux=has_aux,
     )
     stopped: StopReason = "plan"
+    nonfinite = None
     with contextlib.ExitStack() as stack:
         run = open_run(resume, plan, params, key, describe_key(key))
         stack.callback(run.close)
         state = run.restore(state, plan)
         # A finished run is only reported: compiling it again could not add a step.
         if int(state.step) < plan.num_steps:
-            stepper = make_stepper(make_step, data, sampler=plan.sampler, diagnostics=diagnostics)
+            stepper = make_stepper(
+                make_step,
+                data,
+                sampler=plan.sampler,
+                diagnostics=diagnostics,
+                count_nonfinite=diagnostics or microbatch_size is None,
+            )
             stack.callback(stepper.close)
             state = run.begin(state, stepper.fingerprint, plan)
             state, stopped = run_steps(state, stepper, run, plan, progress)
-        return make_result(state, plan, run, stopped)
+            nonfinite = stepper.nonprivate_nonfinite()
+            warn_if_many(nonfinite)
+        return make_result(state, plan, run, stopped, nonfinite)
 
 
 def _initialize(
@@ -157,12 +171,20 @@ def _check_size(data: DeviceData | HostData, plan: Plan) -> None:
 
 
 def _check_loss(
-    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree
-) -> None:
-    """Refuses a loss that would fail, or would train something else, before the first step."""
+    loss_fn: Callable[..., Any] | Objective,
+    state: TrainState,
+    examples: PyTree,
+    *,
+    has_aux: bool | None,
+) -> bool:
+    """Refuses a loss that would fail, or would train something else, before the first step.
+
+    Returns whether the loss returns a pair `(loss, metrics)`.
+    """
     if isinstance(loss_fn, Objective):
         point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
-        check_loss(loss_fn.loss, point, examples, state.model_key)
-    else:
-        key = state.model_key if takes_key(loss_fn) else None
-        check_loss(loss_fn, state.params, examples, key)
+        check_loss(loss_fn.loss, point, examples, state.model_key, allow_unused=True)
+        return False
+    key = state.model_key if takes_key(loss_fn) else None
+    trace = check_loss(loss_fn, state.params, examples, key, has_aux=has_aux)
+    return trace.program.aux_treedef is not None

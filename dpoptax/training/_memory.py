@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.clipping import FlatClip
-from dpoptax.per_example import PerExampleGrads, per_example_grads
-from dpoptax.per_example._validate_loss import takes_key
+from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
+from dpoptax.per_example._validate_loss import check_loss, takes_key
 from dpoptax.training._objective import Objective
 from dpoptax.training._train_step import TrainState
 
@@ -96,6 +96,15 @@ def default_limit() -> int:
     return int(MEMORY_FRACTION * total)
 
 
+def _has_aux(loss_fn: Callable[..., Any], params: PyTree, example: PyTree, key: Any) -> bool:
+    """Whether a loss returns a pair `(loss, aux)`."""
+    one = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *jnp.shape(leaf)), jnp.result_type(leaf)), example
+    )
+    trace = check_loss(loss_fn, params, one, key, has_aux=None, allow_unused=True)
+    return trace.program.aux_treedef is not None
+
+
 def _largest_microbatch(
     loss_fn: Callable[..., Any],
     params: PyTree,
@@ -106,6 +115,8 @@ def _largest_microbatch(
 ) -> int | None:
     """As `choose_microbatch_size`, for any function of the gradients."""
     key = jax.random.key(0) if takes_key(loss_fn) else None
+    # Only the release is measured, so it does not matter here whether every parameter is used.
+    options = {"has_aux": _has_aux(loss_fn, params, example, key), "allow_unused": True}
 
     def shapes(tree: PyTree, *lead: int) -> PyTree:
         return jax.tree.map(
@@ -113,10 +124,10 @@ def _largest_microbatch(
         )
 
     def bytes_needed(microbatch_size: int | None) -> int:
-        grads_fn = per_example_grads(loss_fn, microbatch_size=microbatch_size)
+        grads_fn = value_and_per_example_grads(loss_fn, microbatch_size=microbatch_size, **options)
 
         def step(params: PyTree, examples: PyTree) -> PyTree:
-            return release(grads_fn(params, examples, key=key))
+            return release(grads_fn(params, examples, key=key)[1])
 
         lowered = jax.jit(step).lower(shapes(params), shapes(example, size))
         analysis = lowered.compile().memory_analysis()

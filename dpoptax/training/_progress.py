@@ -1,13 +1,22 @@
-"""Progress of a run: a bar, or calls of a function, with the epsilon spent so far."""
+"""Progress of a run: a bar, or calls of functions that may look at the parameters and stop it."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import attrs
+import jax
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from dpoptax import _validate
 from dpoptax.accounting import Ledger
 from dpoptax.reports import round_up
-from dpoptax.training._train_step import StepInfo
+from dpoptax.training._multihost import from_first_process
+from dpoptax.training._train_step import StepInfo, TrainState
 
 # The fraction of the running time that may be spent on computing epsilon. A larger one refreshes
 # the bar more often and slows the run down.
@@ -23,6 +32,9 @@ class Progress(NamedTuple):
         epsilon: the cost of the steps done, and of steps that a crash lost.
         delta: the delta of this epsilon.
         seconds_left: an estimate.
+        params: the private parameters after `step` steps.
+        averaged_params: their average, if the optimizer keeps one by
+            `dpoptax.vi.contrib.average_iterates`; else None.
         nonprivate: diagnostics of the last step; None unless `fit(diagnostics=True)`. They are not
             private: they come from the data without noise.
     """
@@ -32,25 +44,90 @@ class Progress(NamedTuple):
     epsilon: float
     delta: float
     seconds_left: float
+    params: PyTree
+    averaged_params: PyTree = None
     nonprivate: StepInfo | None = None
 
 
-Show = Callable[[Progress], None]
+Show: TypeAlias = Callable[[Progress], Any]
+
+
+@attrs.frozen
+class Every:
+    """Calls a function at regular times of a run, for example to evaluate the model.
+
+    The function gets a `Progress`. It costs no privacy if it uses the parameters and data that are
+    not in the training set. If it returns True, the run ends, and the result and its report cover
+    the steps that ran.
+
+    Attributes:
+        function: `function(progress)` returns True to stop; None or False to go on.
+        steps: call it after this many steps, again and again.
+        seconds: call it after this many seconds, again and again. Give either this or `steps`.
+            The function is also called after the last step.
+
+    Raises:
+        TypeError: both or none of the two are given, or they are no numbers.
+        ValueError: a number that is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(200, 20),
+        ...     clip=1.0, noise_multiplier=1.0, num_steps=50, delta=1e-4,
+        ... )
+        >>> result = dpoptax.training.fit(
+        ...     lambda mean, x: (mean - x) ** 2, jnp.array(0.0), jnp.ones(200),
+        ...     plan=plan, optimizer=optax.sgd(0.1), key=jax.random.key(0),
+        ...     progress=Every(lambda progress: progress.params > 0.5, steps=5),
+        ... )
+        >>> result.stopped, result.num_steps % 5
+        ('callback', 0)
+    """
+
+    function: Show
+    steps: int | None = attrs.field(default=None, kw_only=True)
+    seconds: float | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise TypeError(
+                f"give either steps or seconds; got steps={self.steps}, seconds={self.seconds}. "
+                "Pass one of the two and leave out the other."
+            )
+        if self.steps is not None:
+            _validate.count("steps", self.steps)
+        if self.seconds is not None:
+            _validate.positive("seconds", self.seconds)
+
+
+Listener: TypeAlias = Show | Every
 
 
 class ProgressReporter:
-    """Shows progress at the end of a run, and whenever computing epsilon costs little.
+    """Shows progress, and calls the functions of `progress` when they are due.
 
-    In between, a bar only counts steps. It names the step that its epsilon belongs to.
+    The bar and a bare function are called at the end of a run, and whenever computing epsilon costs
+    little. In between, a bar only counts steps. It names the step that its epsilon belongs to.
     """
 
-    def __init__(self, show: bool | Show, ledger: Ledger, *, done: int, num_steps: int) -> None:
-        self._bar = _Bar(done, num_steps) if show is True else None
-        self._show = self._bar.show if self._bar is not None else show
+    def __init__(
+        self,
+        progress: bool | Listener | Sequence[bool | Listener],
+        ledger: Ledger,
+        *,
+        done: int,
+        num_steps: int,
+    ) -> None:
+        self._listeners, has_bar = _listeners_of(progress)
+        self._bar = _Bar(done, num_steps) if has_bar else None
+        if self._bar is not None:
+            self._listeners.append(self._bar.show)
         self._ledger = ledger
         self._started, self._first, self._num_steps = time.monotonic(), done, num_steps
         self._cost = 0.0
         self._shown_at = -float("inf")
+        self._called_at = [self._started] * len(self._listeners)
 
     def __enter__(self) -> "ProgressReporter":
         return self
@@ -64,22 +141,68 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, done: int, info: StepInfo | None = None, *, last: bool = False) -> None:
-        """Shows that `done` steps, all charged to the ledger, are done; always if `last`."""
+    def steps_to_next_call(self, done: int) -> float:
+        """Returns how many steps may run before a function must be called."""
+        periods = [one.steps for one in self._listeners if isinstance(one, Every) and one.steps]
+        return min((period - done % period for period in periods), default=math.inf)
+
+    def update(
+        self, state: TrainState, info: StepInfo | None = None, *, last: bool = False
+    ) -> bool:
+        """Shows a state whose steps are charged to the ledger; always if `last`.
+
+        Returns whether a function asked to stop.
+        """
+        done = int(state.step)
         if self._bar is not None:
             self._bar.move_to(done)
-        if not callable(self._show):
-            return
+        due = self._due(done, last)
+        if not due:
+            return False
         now = time.monotonic()
-        # Epsilon may take a second to compute: wait until its cost is small compared with the run.
-        if not last and now - self._shown_at <= self._cost / EPSILON_TIME_FRACTION:
-            return
         epsilon = self._ledger.epsilon()
         self._shown_at = time.monotonic()
         self._cost = self._shown_at - now
         pace = (now - self._started) / max(done - self._first, 1)
-        seconds_left = pace * (self._num_steps - done)
-        self._show(Progress(done, self._num_steps, epsilon, self._ledger.delta, seconds_left, info))
+        progress = Progress(
+            step=done,
+            num_steps=self._num_steps,
+            epsilon=epsilon,
+            delta=self._ledger.delta,
+            seconds_left=pace * (self._num_steps - done),
+            params=state.params,
+            averaged_params=_average_of(state.opt_state),
+            nonprivate=info,
+        )
+        answers = [_asks_to_stop(self._call(number, progress)) for number in due]
+        if any(answers):
+            # These parameters are the last ones, so every function gets to see them.
+            for number in set(range(len(self._listeners))) - set(due):
+                self._call(number, progress)
+        return any(answers)
+
+    def _due(self, done: int, last: bool) -> list[int]:
+        """The numbers of the listeners to call now."""
+        now = time.monotonic()
+        # Epsilon may take a second to compute: wait until its cost is small compared with the run.
+        is_cheap = now - self._shown_at > self._cost / EPSILON_TIME_FRACTION
+
+        def is_due(number: int, listener: Listener) -> bool:
+            if not isinstance(listener, Every):
+                return is_cheap
+            if listener.steps is not None:
+                return done % listener.steps == 0
+            waited = now - self._called_at[number]
+            # A function may compute on all devices, so every process calls it at the same step.
+            return bool(from_first_process(int(waited >= (listener.seconds or 0.0))))
+
+        found = [number for number, one in enumerate(self._listeners) if is_due(number, one)]
+        return list(range(len(self._listeners))) if last else found
+
+    def _call(self, number: int, progress: Progress) -> Any:
+        listener = self._listeners[number]
+        self._called_at[number] = time.monotonic()
+        return listener.function(progress) if isinstance(listener, Every) else listener(progress)
 
 
 class _Bar:
@@ -104,9 +227,49 @@ class _Bar:
         self._bar.close()
 
 
+def _listeners_of(
+    progress: bool | Listener | Sequence[bool | Listener],
+) -> tuple[list[Listener], bool]:
+    """The functions to call, and whether there is a bar."""
+    entries = list(progress) if isinstance(progress, list | tuple) else [progress]
+    for entry in entries:
+        if not (isinstance(entry, bool | Every) or callable(entry)):
+            raise TypeError(
+                "progress must be True, False, a function, Every(function, ...) or a list of "
+                f"these; got {type(entry).__name__}. Pass a function of one Progress."
+            )
+    listeners = [entry for entry in entries if not isinstance(entry, bool)]
+    return listeners, any(entry is True for entry in entries)
+
+
+def _asks_to_stop(answer: Any) -> bool:
+    """Whether a function returned True, as a bool of Python, NumPy or JAX."""
+    if answer is None:
+        return False
+    is_bool = isinstance(answer, bool | np.bool_ | np.ndarray | jax.Array)
+    if not is_bool or np.shape(answer) != () or np.asarray(answer).dtype != np.bool_:
+        raise TypeError(
+            "a function in progress must return True to stop the run, or False or None to go on; "
+            f"got {type(answer).__name__}. Store what it computes elsewhere, and return nothing."
+        )
+    return bool(answer)
+
+
+def _average_of(opt_state: optax.OptState) -> PyTree:
+    """The averaged parameters in the state of an optimizer; None if there are none."""
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, "iterate_average")
+    return found[0][1] if found else None
+
+
 def _describe(info: StepInfo) -> str:
-    return (
+    text = (
         f"not private: loss {float(info.nonprivate_loss):.4g}, "
         f"{float(info.nonprivate_clip_fraction):.0%} clipped, "
         f"median norm {float(info.nonprivate_median_norm):.3g}"
     )
+    if count := int(info.nonprivate_nonfinite_count):
+        text += f", {count} of {int(info.nonprivate_batch_size)} examples not finite"
+    for path, value in jax.tree.leaves_with_path(info.nonprivate_aux):
+        if np.size(value) == 1:
+            text += f", {jax.tree_util.keystr(path, simple=True, separator='.')} {value.item():.4g}"
+    return text

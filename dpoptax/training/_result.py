@@ -12,7 +12,9 @@ from dpoptax.training._charges import ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
 
-StopReason: TypeAlias = Literal["plan", "SIGINT", "SIGTERM", "time limit", "another process"]
+StopReason: TypeAlias = Literal[
+    "plan", "SIGINT", "SIGTERM", "time limit", "callback", "another process"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,12 @@ class FitResult:
             lost and that a changed program could not repeat.
         prng: where the random numbers came from, in words.
         stopped: why training ended. "plan": all steps are done. "SIGINT" (Ctrl-C), "SIGTERM": a
-            signal. "time limit": see `time_limit`. "another process": a process that trains
-            together with this one had to stop.
+            signal. "time limit": see `time_limit`. "callback": a function in `progress` asked for
+            it. "another process": a process that trains together with this one had to stop.
+        nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
+            finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
+            nothing. None if the run used microbatches without `diagnostics`, where counting would
+            take another pass. Not private, and no part of the report.
     """
 
     params: PyTree
@@ -40,6 +46,7 @@ class FitResult:
     ledger: Ledger
     prng: str
     stopped: StopReason
+    nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
 
     def epsilon(self, delta: float | None = None) -> float:
         """Returns the epsilon of everything that ran, under the relation of the sampler."""
@@ -58,7 +65,11 @@ class FitResult:
 
 
 def make_result(
-    state: TrainState, plan: Plan, run: ResumableRun | NoResume, stopped: StopReason
+    state: TrainState,
+    plan: Plan,
+    run: ResumableRun | NoResume,
+    stopped: StopReason,
+    nonfinite: tuple[int, int] | None = None,
 ) -> FitResult:
     """Returns the result of a run that ended in `state`."""
     done = int(state.step)
@@ -71,4 +82,5 @@ def make_result(
         ledger=ledger_of_run(plan, done, run.lost_steps(done)),
         prng=run.prng,
         stopped=stopped,
+        nonprivate_nonfinite_count=None if nonfinite is None else nonfinite[0],
     )

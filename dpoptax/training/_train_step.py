@@ -15,7 +15,7 @@ from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._data import Take
-from dpoptax.training._diagnostics import nonprivate_norms
+from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._objective import Objective
 
 
@@ -47,12 +47,19 @@ class StepInfo(NamedTuple):
             out because they are not finite; NaN unless `make_train_step` has `diagnostics`.
         nonprivate_median_norm: the median norm of their gradients before clipping; NaN unless
             `make_train_step` has `diagnostics`.
+        nonprivate_nonfinite_count: how many examples of the batch have a loss that is not finite,
+            or, with `diagnostics`, a gradient that is not finite. A gradient that is not finite
+            contributes nothing.
+        nonprivate_aux: the means over the batch of what the loss returns beside its value, zero for
+            an empty batch; None unless `make_train_step` has `has_aux`.
     """
 
     nonprivate_loss: Float[Array, ""]
     nonprivate_batch_size: Int[Array, ""]
     nonprivate_clip_fraction: Float[Array, ""]
     nonprivate_median_norm: Float[Array, ""]
+    nonprivate_nonfinite_count: Int[Array, ""]
+    nonprivate_aux: PyTree = None
 
 
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, StepInfo]]
@@ -110,6 +117,7 @@ def make_train_step(
     take: Take = take,
     microbatch_size: int | None = None,
     diagnostics: ClipRule | ScalarOrSchedule | None = None,
+    has_aux: bool = False,
 ) -> TrainStep:
     """Returns one private step: sample, gather, per-example gradients, update.
 
@@ -124,6 +132,8 @@ def make_train_step(
         microbatch_size: as in `dpoptax.per_example_grads`; noise is still added once per step.
         diagnostics: the clip rule of `tx`, to add the clipped fraction and the median norm to the
             `StepInfo`. They are not private.
+        has_aux: the loss returns a pair `(loss, metrics)`, and the `StepInfo` gets the means of the
+            metrics over the batch. They are not private.
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
@@ -146,7 +156,13 @@ def make_train_step(
     """
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
-    grads_fn = value_and_per_example_grads(loss_of, microbatch_size=microbatch_size)
+    # Another part of an objective may train a parameter that its loss leaves out.
+    grads_fn = value_and_per_example_grads(
+        loss_of,
+        microbatch_size=microbatch_size,
+        has_aux=has_aux,
+        allow_unused=objective is not None,
+    )
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
 
@@ -158,17 +174,22 @@ def make_train_step(
         point = state.params
         if objective is not None:
             point = objective.gradient_point(state.params, state.opt_state)
-        losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
+        values, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        losses, aux = values if has_aux else (values, None)
         size = jnp.sum(batch.mask, dtype=jnp.int32)
         clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
         if clip is not None:
             clip_fraction, median = nonprivate_norms(grads, clip, state.step)
         info = StepInfo(
-            nonprivate_loss=jnp.sum(losses) / jnp.maximum(size, 1).astype(losses.dtype),
+            nonprivate_loss=_mean(losses, size),
             nonprivate_batch_size=size,
             nonprivate_clip_fraction=clip_fraction,
             nonprivate_median_norm=median,
+            nonprivate_nonfinite_count=nonprivate_nonfinite(
+                losses, batch.mask, None if clip is None else grads
+            ),
+            nonprivate_aux=jax.tree.map(lambda leaf: _mean(leaf, size), aux),
         )
         next_state = TrainState(
             step=state.step + 1,
@@ -180,3 +201,9 @@ def make_train_step(
         return next_state, info
 
     return step
+
+
+def _mean(values: Array, size: Int[Array, ""]) -> Array:
+    """The mean over the real examples of a batch; padded rows are zero."""
+    total = jnp.sum(values, axis=0, dtype=jnp.result_type(values, jnp.float32))
+    return total / jnp.maximum(size, 1).astype(total.dtype)

@@ -31,6 +31,7 @@ ORDER = [
     "reports",
     "training",
     "vi",
+    "nnx",
     "compat",
     "__main__",
 ]

@@ -50,8 +50,9 @@ def loss_fn(params, example):
 def calling(function):
     """Calls a function with the number of steps done after every dispatch, without an epsilon."""
 
-    def update(self, done, info=None, *, last=False):
-        function(done)
+    def update(self, state, info=None, *, last=False):
+        function(int(state.step))
+        return False
 
     with mock.patch.object(ProgressReporter, "update", update):
         yield

@@ -154,7 +154,8 @@ class DPSVI:
         self._check_batch(args, mask)
         # `kl_key` is for the loss that is shown; the gradient of the divergence draws its own.
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
-        losses, grads = value_and_per_example_grads(elbo.loss)(
+        # The divergence may train a parameter that the likelihood leaves out.
+        losses, grads = value_and_per_example_grads(elbo.loss, allow_unused=True)(
             svi_state.params, args, mask=mask, key=key
         )
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)

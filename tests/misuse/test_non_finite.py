@@ -1,0 +1,80 @@
+"""Examples whose loss is not finite are counted, and a warning says that there are many."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax import samplers
+from dpoptax.training import Every, fit
+from dpoptax.training._diagnostics import nonprivate_nonfinite, warn_if_many
+
+NUM_ROWS, VOCABULARY = 64, 10
+PARAMS = jnp.ones((VOCABULARY, 2))
+SAMPLER = samplers.Poisson(NUM_ROWS, 32)
+PLAN = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=4, delta=1e-3)
+
+
+def loss_fn(table, token):
+    # JAX returns NaN for a token beyond the table.
+    loss = jnp.sum(jnp.take(table, token, axis=0) ** 2)
+    return loss, (token >= VOCABULARY).astype(jnp.float32)
+
+
+def tokens(out_of_range):
+    rows = np.arange(NUM_ROWS) % VOCABULARY
+    rows[:out_of_range] = VOCABULARY + 7
+    return jnp.asarray(rows, jnp.int32)
+
+
+def test_a_finite_loss_may_have_a_gradient_that_is_not():
+    rows = jnp.array([0.0, 1.0, 4.0, 0.0])
+    mask = jnp.array([True, True, True, False])
+    losses, grads = dpoptax.value_and_per_example_grads(lambda w, x: jnp.sqrt(w * x))(
+        jnp.ones(()), rows, mask=mask
+    )
+    assert int(nonprivate_nonfinite(losses, mask, None)) == 0
+    assert int(nonprivate_nonfinite(losses, mask, grads)) == 1
+
+
+def test_fit_counts_them_and_warns_of_many(capfd):
+    seen = []
+    with pytest.warns(UserWarning, match=r"more than 5% of the drawn examples was not fi") as told:
+        result = fit(
+            loss_fn, PARAMS, tokens(11), plan=PLAN, optimizer=optax.sgd(0.1), key=jax.random.key(0),
+            progress=[True, Every(seen.append, steps=1)], diagnostics=True,
+        )  # fmt: skip
+    for progress in seen:
+        found = progress.nonprivate
+        expected = float(found.nonprivate_aux) * int(found.nonprivate_batch_size)
+        assert int(found.nonprivate_nonfinite_count) == pytest.approx(expected) > 0
+    total = sum(int(progress.nonprivate.nonprivate_nonfinite_count) for progress in seen)
+    assert result.nonprivate_nonfinite_count == total
+    found = seen[-1].nonprivate
+    counts = f"{found.nonprivate_nonfinite_count} of {found.nonprivate_batch_size}"
+    assert f"{counts} examples not finite" in capfd.readouterr().err
+    # The warning, the printed result and the report do not show a number that is not private.
+    assert str(total) not in str(told[0].message)
+    assert "finite" not in repr(result)
+    assert "finite" not in str(result.report())
+
+
+def test_a_few_bad_rows_are_no_reason_to_warn():
+    with warnings.catch_warnings(action="error"):
+        for nonfinite in (None, (0, 0), (0, 100), (5, 100)):
+            warn_if_many(nonfinite)
+    with pytest.warns(UserWarning, match="not finite"):
+        warn_if_many((6, 100))
+
+
+def test_the_check_says_that_made_up_rows_are_not_finite():
+    def root(w, x):
+        return jnp.sqrt(w * x - 1e6)
+
+    grads_fn = dpoptax.per_example_grads(root, check=True)
+    with pytest.warns(UserWarning, match="not finite on made-up parameters and examples"):
+        jax.eval_shape(jax.jit(grads_fn), jnp.ones(()), jnp.ones(3))

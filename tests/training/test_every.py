@@ -1,0 +1,127 @@
+"""Functions that are called during a run: when, with what, and how they end it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax.training import Every, HostData, fit
+from dpoptax.training._progress import ProgressReporter
+from dpoptax.vi.contrib import average_iterates
+
+STEPS = 12
+PLAN = dpoptax.Plan(
+    sampler=dpoptax.samplers.Poisson(40, 8), clip=1.0, noise_multiplier=1.0, num_steps=STEPS,
+    delta=1e-3,
+)  # fmt: skip
+DATA = np.asarray(3.0 + jax.random.normal(jax.random.key(7), (40, 2)))
+
+
+def loss_fn(params, example):
+    return jnp.sum((params - example) ** 2), {"away": jnp.max(example)}
+
+
+def run(progress, data=DATA, **options):
+    optimizer = optax.chain(optax.sgd(0.3), average_iterates())
+    return fit(
+        loss_fn, jnp.zeros(2), data, plan=PLAN, optimizer=optimizer, key=jax.random.key(0),
+        progress=progress, diagnostics=True, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """The calls of one run: after every step, after 5 steps, and seldom; and its result."""
+    each, fifth, seldom = [], [], []
+    result = run(
+        [
+            Every(each.append, steps=1),
+            Every(fifth.append, steps=5),
+            Every(seldom.append, seconds=1e6),
+        ]
+    )
+    return each, fifth, seldom, result
+
+
+def test_they_are_called_at_their_steps_and_after_the_last_one(calls):
+    each, fifth, seldom, result = calls
+    assert [progress.step for progress in each] == list(range(1, STEPS + 1))
+    assert [progress.step for progress in fifth] == [5, 10, STEPS]
+    assert [progress.step for progress in seldom] == [STEPS]
+    assert result.stopped == "plan"
+
+
+def test_they_get_epsilon_parameters_their_average_and_metrics(calls):
+    each, fifth, _, result = calls
+    for progress in fifth:
+        assert progress.epsilon == PLAN.epsilon(progress.step)
+        iterates = [one.params for one in each[: progress.step]]
+        np.testing.assert_allclose(progress.averaged_params, np.mean(iterates, 0), rtol=1e-5)
+        found = progress.nonprivate
+        assert DATA.min() < float(found.nonprivate_aux["away"]) < DATA.max()
+        assert found._fields[-1] == "nonprivate_aux"
+    np.testing.assert_array_equal(fifth[-1].params, result.params)
+
+
+@pytest.mark.parametrize("stop_at", [3, 7])
+def test_one_may_end_the_run_with_a_valid_report(calls, stop_at):
+    """Data on the host are read in larger parts: a stop, or a call, may cut such a part."""
+    each, *_ = calls
+    seen, last = [], []
+    result = run(
+        [
+            Every(seen.append, steps=2),
+            Every(lambda progress: progress.step >= stop_at, steps=1),
+            last.append,
+        ],
+        HostData(DATA),
+    )
+    assert (result.num_steps, result.stopped) == (stop_at, "callback")
+    assert result.epsilon() == PLAN.epsilon(stop_at)
+    assert f"{stop_at} done of {STEPS} planned" in str(result.report())
+    # Functions that were not due see the last parameters too.
+    assert seen[-1].step == last[-1].step == stop_at
+    for progress in seen:
+        np.testing.assert_allclose(progress.params, each[progress.step - 1].params, rtol=1e-6)
+
+
+def test_without_averaging_there_is_no_average():
+    reporter = ProgressReporter(seen := [], PLAN.ledger(), done=0, num_steps=STEPS)
+    assert not reporter.update(state_at(1), last=True)
+    assert seen == []
+    reporter = ProgressReporter(seen.append, PLAN.ledger(), done=0, num_steps=STEPS)
+    assert not reporter.update(state_at(1), last=True)
+    assert seen[0].averaged_params is None
+
+
+def state_at(step):
+    state = dpoptax.training.TrainState(*[None] * 5)
+    return state._replace(step=np.int32(step), opt_state=optax.adam(1.0).init(jnp.zeros(2)))
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, np.array(True), jnp.array(True)])
+def test_true_of_any_library_stops(answer):
+    reporter = ProgressReporter(lambda _: answer, PLAN.ledger(), done=0, num_steps=STEPS)
+    assert reporter.update(state_at(1))
+
+
+@pytest.mark.parametrize("answer", [1, 0.93, "stop", np.array([True]), jnp.array(1.0)])
+def test_other_answers_are_refused(answer):
+    """A function that returns its accuracy must not stop the run by accident."""
+    reporter = ProgressReporter(lambda _: answer, PLAN.ledger(), done=0, num_steps=STEPS)
+    with pytest.raises(TypeError, match=r"must return True to stop the run.*return nothing"):
+        reporter.update(state_at(1))
+
+
+def test_wrong_settings_are_refused():
+    for settings in ({}, {"steps": 1, "seconds": 1.0}):
+        with pytest.raises(TypeError, match="give either steps or seconds"):
+            Every(print, **settings)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        Every(print, steps=0)
+    with pytest.raises(ValueError, match="seconds must be positive"):
+        Every(print, seconds=0.0)
+    with pytest.raises(TypeError, match="progress must be True, False, a function"):
+        ProgressReporter("bar", PLAN.ledger(), done=0, num_steps=1)
