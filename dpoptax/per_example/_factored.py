@@ -128,9 +128,7 @@ class FactoredGrads(PerExampleGrads):
         for leaf, rule, factors in self._factored_leaves():
             leaves[leaf] = select(self.mask, rule.gradients(factors))
         leaves |= others
-        return self.tree(
-            {i: leaf.astype(self.layout.specs[i].dtype) for i, leaf in leaves.items()}
-        )
+        return self.tree({i: leaf.astype(self.layout.specs[i].dtype) for i, leaf in leaves.items()})
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""

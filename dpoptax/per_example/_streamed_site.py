@@ -153,7 +153,7 @@ def _run_streamed(
             return leaf if batched else jnp.broadcast_to(leaf, (axis_size, *jnp.shape(leaf)))
 
         others_batched, parameter_batched, zeros_batched = in_batched
-        assert not (parameter_batched or zeros_batched.total), "a parameter has no batch axis"
+        assert not parameter_batched, "a parameter has no batch axis"
         norm = rows(zeros.norm, zeros_batched.norm)
         outputs = of_batch(
             jax.tree.map(rows, others, others_batched), parameter, SiteZeros(norm, zeros.total)
