@@ -167,6 +167,13 @@ def test_the_memory_is_that_of_a_plain_gradient():
     assert memory(functools.partial(private, "factored")) > 2 * needed
 
 
+def test_explain_says_what_is_recomputed():
+    forms = {row.leaf: row.form for row in dpoptax.explain(deep_loss, deep_params(), examples())}
+    assert forms["['in']"] == forms["['out']"] == forms["['bias']"] == "recomputed"
+    assert forms["['twice']"] in ("factored", "materialized")
+    assert forms["['scale']"] == "stacked"
+
+
 def test_an_unknown_form_is_refused_by_name():
     with pytest.raises(ValueError, match="form must be one of auto, factored, recomputed, stacked"):
         dpoptax.per_example_grads(deep_loss, form="ghost")
