@@ -39,7 +39,7 @@ def forms(work: Workload, microbatch_size: int) -> dict[str, Callable[..., Any]]
         "plain": functools.partial(mean_gradient, work),
         "factored": private(),
         "microbatched": private(microbatch_size=microbatch_size),
-        "stacked": private(factored=False),
+        "stacked": private(form="stacked"),
     }
 
 

@@ -11,7 +11,7 @@ import dpoptax
 
 def stacked(loss_fn):
     """The reference: a vmapped gradient."""
-    return dpoptax.per_example_grads(loss_fn, factored=False)
+    return dpoptax.per_example_grads(loss_fn, form="stacked")
 
 
 def factored(loss_fn):
@@ -19,12 +19,22 @@ def factored(loss_fn):
     return dpoptax.per_example_grads(loss_fn)
 
 
+def recomputed(loss_fn):
+    """Norms in one backward pass, the sum in a second one."""
+    return dpoptax.per_example_grads(loss_fn, form="recomputed")
+
+
 def microbatched(loss_fn):
     """A few examples at a time."""
     return dpoptax.per_example_grads(loss_fn, microbatch_size=3)
 
 
-FORMS = {"stacked": stacked, "factored": factored, "microbatched": microbatched}
+FORMS = {
+    "stacked": stacked,
+    "factored": factored,
+    "recomputed": recomputed,
+    "microbatched": microbatched,
+}
 
 # From the bound on one example's gradient norm to a clip rule.
 CLIP_RULES = {"flat": dpoptax.clipping.FlatClip}

@@ -8,8 +8,11 @@ from jaxtyping import Array, PyTree
 
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
+from dpoptax.per_example._choose_form import is_recomputed
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._norm_rules import materialize
+from dpoptax.per_example._recomputed import streamed_sites
+from dpoptax.per_example._streamed_site import rule_of_one_run
 from dpoptax.per_example._tracing.site import Site
 
 HEADER = ("leaf", "shape", "form", "rule", "memory / stacked", "operations / stacked", "source")
@@ -22,8 +25,8 @@ class LeafExplanation(NamedTuple):
         leaf: its path.
         shape: its shape.
         form: `factored`: inputs and cotangents are in memory. `materialized`: the gradient of every
-            example is computed from them once and kept. `stacked`: plain differentiation of every
-            example.
+            example is computed from them once and kept. `recomputed`: only norms are kept, and the
+            backward pass runs twice. `stacked`: plain differentiation of every example.
         rule: how norms follow from the factors. For a stacked leaf, the reason why no rule applies.
         memory: numbers in memory per example, divided by the size of the leaf.
         operations: multiplications per example for the norms, divided by those that form the
@@ -90,16 +93,28 @@ def explain(
     batch = len(validation.batch_mask(examples, None))
     validation.check_params(params)
     trace = validation.check_loss(loss_fn, params, examples, key, has_aux=None, allow_unused=True)
-    return Explanation(_rows(Layout(trace.program, batch)))
+    program = trace.program
+    streamed = streamed_sites(program) if is_recomputed(program) else {}
+    layout = Layout(program, batch, elsewhere=frozenset(streamed))
+    return Explanation(_rows(layout, streamed))
 
 
-def _rows(layout: Layout) -> Iterator[LeafExplanation]:
+def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation]:
     for leaf, (path, spec) in enumerate(zip(layout.paths, layout.specs, strict=True)):
         name = path or "(the parameters)"
         if leaf in layout.fallback_reasons:
             # A reason ends with the user's line, except where there is none.
             reason, _, source = layout.fallback_reasons[leaf].partition(" at ")
             yield LeafExplanation(name, spec.shape, "stacked", reason, 1.0, math.nan, source)
+            continue
+        if leaf in streamed:
+            site = streamed[leaf]
+            rule = rule_of_one_run(site)
+            forming = max(1.0, materialize.materialization_cost([site], spec))
+            operations = site.num_runs * rule.cost / forming
+            yield LeafExplanation(
+                name, spec.shape, "recomputed", rule.name, 0.0, operations, site.source
+            )
             continue
         sites, rule = layout.sites_of(leaf), layout.rules[leaf]
         # Both columns compare with stacking: one gradient in memory, formed once.

@@ -14,15 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, register_form, select
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
-from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, is_materialized
-from dpoptax.per_example._norm_rules.chunking import sum_examples
+from dpoptax.per_example._norm_rules import (
+    Factors,
+    NormRule,
+    choose_rule,
+    is_materialized,
+    sum_weighted,
+)
 from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
+from dpoptax.per_example._tracing.visitors import TapRunner
 
 
 class Layout:
@@ -38,9 +43,12 @@ class Layout:
         fallback_reasons: by leaf, why it has no norm rule and takes plain differentiation.
         rules: by leaf, for the others.
         materialized: the leaves with a rule of which it is cheaper to hold the gradients.
+        elsewhere: leaves that another form handles.
     """
 
-    def __init__(self, program: LossProgram, batch: int) -> None:
+    def __init__(
+        self, program: LossProgram, batch: int, elsewhere: frozenset[int] = frozenset()
+    ) -> None:
         self.treedef = program.params_treedef
         self.specs = program.param_specs
         self.paths = program.param_paths
@@ -49,17 +57,28 @@ class Layout:
         self.rules: dict[int, NormRule] = {}
         self.materialized: set[int] = set()
         for leaf, spec in enumerate(self.specs):
-            if leaf not in self.fallback_reasons:
+            if leaf not in self.fallback_reasons and leaf not in elsewhere:
                 sites = self.sites_of(leaf)
                 self.rules[leaf] = choose_rule(sites, spec)
                 if is_materialized(self.rules[leaf], batch):
                     self.materialized.add(leaf)
+        self.elsewhere = elsewhere
         # The batch size takes part: it decides which leaves are materialized.
-        self._signature = (*program.signature, batch)
+        self._signature = (*program.signature, batch, elsewhere)
 
     def sites_of(self, leaf: int) -> list[Site]:
         """The sites of a leaf, in the order of the program."""
         return [site for site in self.sites if site.leaf == leaf]
+
+    def prepare(self, factors: dict[EqnPath, Factors]) -> dict[EqnPath, Factors]:
+        """Returns the factors in the form that the rules of their leaves take."""
+        prepared = dict(factors)
+        for leaf, rule in self.rules.items():
+            if leaf not in self.materialized:
+                paths = [site.path for site in self.sites_of(leaf)]
+                found = rule.prepare([factors[path] for path in paths])
+                prepared |= dict(zip(paths, found, strict=True))
+        return prepared
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._signature == other._signature
@@ -88,32 +107,38 @@ class FactoredGrads(PerExampleGrads):
 
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""
+        return self.tree(self.norms_by_leaf())
+
+    def norms_by_leaf(self) -> dict[int, Array]:
+        """Returns the squared norms by the number of the leaf."""
         norms = StackedGrads(self.materialized, self.mask).squared_norms()
         for leaf, rule, factors in self._factored_leaves():
             norms[leaf] = select(self.mask, rule.squared_norms(factors))
-        return self._tree(norms)
+        return norms
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
+        return self.tree(self.sums_by_leaf(weights))
+
+    def sums_by_leaf(self, weights: Float[Array, " batch"]) -> dict[int, Array]:
+        """Returns the weighted sums by the number of the leaf."""
         kept = self.mask & (weights != 0)
         sums = StackedGrads(self.materialized, self.mask).weighted_sum(weights)
         for leaf, rule, factors in self._factored_leaves():
-
-            def of_chunk(chunk: Any, rule: NormRule = rule) -> Array:
-                return rule.weighted_sum([_scale(*chunk[1:], factor) for factor in chunk[0]])
-
-            examples = (factors, kept, weights)
-            sums[leaf] = sum_examples(of_chunk, examples, rule.num_terms, rule.num_floats)
-        return self._tree(sums)
+            sums[leaf] = sum_weighted(rule, factors, weights, kept)
+        return sums
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
+        return self.stacked_tree({})
+
+    def stacked_tree(self, others: dict[int, Array]) -> PyTree[Float[Array, "batch ..."]]:
+        """Returns the stacked gradients, those of leaves that another form handles included."""
         leaves = StackedGrads(self.materialized, self.mask).stacked()
         for leaf, rule, factors in self._factored_leaves():
             leaves[leaf] = select(self.mask, rule.gradients(factors))
-        return self._tree(
-            {i: leaf.astype(self.layout.specs[i].dtype) for i, leaf in leaves.items()}
-        )
+        leaves |= others
+        return self.tree({i: leaf.astype(self.layout.specs[i].dtype) for i, leaf in leaves.items()})
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
@@ -124,7 +149,8 @@ class FactoredGrads(PerExampleGrads):
             if leaf not in self.layout.materialized:
                 yield leaf, rule, [self.factors[site.path] for site in self.layout.sites_of(leaf)]
 
-    def _tree(self, leaves: dict[int, Any]) -> PyTree:
+    def tree(self, leaves: dict[int, Any]) -> PyTree:
+        """Returns the tree of values that are given by the number of the leaf."""
         return jax.tree.unflatten(self.layout.treedef, [leaves[i] for i in range(len(leaves))])
 
 
@@ -142,13 +168,14 @@ def factored_grads(
         for spec in (tap_spec(site),)
     }
     fallback = {leaf: leaves[leaf] for leaf in found.fallback_reasons}
+    runner = TapRunner(found.sites, found.fallback_reasons)
 
     def of_example(flat: list[Array]) -> tuple[Array, dict[EqnPath, Factors], Any]:
         # One backward pass gives the cotangents at all sites and the gradients of the other leaves.
         # Leaves with sites are constants: their gradients are never formed here.
         def loss(taps: Any, fallback: dict[int, Array]) -> tuple[Array, Any]:
             values = [fallback.get(i, leaf) for i, leaf in enumerate(leaves)]
-            return run_with_taps(program.jaxpr, found, trace.constants, values, flat, taps)
+            return run_with_taps(program.jaxpr, runner, trace.constants, values, flat, taps)
 
         loss_value, pull, saved = jax.vjp(loss, taps, fallback, has_aux=True)
         cotangents, gradients = pull(jnp.ones_like(loss_value))
@@ -167,19 +194,4 @@ def factored_grads(
         of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
         rule = layout.rules[leaf]
         gradients[leaf] = rule.gradients(rule.prepare(of_leaf))
-    for leaf, rule in layout.rules.items():
-        if leaf not in layout.materialized:
-            paths = [site.path for site in layout.sites_of(leaf)]
-            prepared = rule.prepare([factors[path] for path in paths])
-            factors |= dict(zip(paths, prepared, strict=True))
-    return losses, FactoredGrads(factors, gradients, mask, layout)
-
-
-def _scale(kept: Array, weights: Array, factors: Factors) -> Factors:
-    """Scales the gradients of a site by weights; those not kept become zero."""
-    # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient. Operands
-    # are selected too: NaN in one would survive a cotangent of zero.
-    wide = widen(factors.cotangent)
-    scales = weights.astype(wide.dtype).reshape(-1, *[1] * (wide.ndim - 1))
-    operands = tuple(select(kept, operand) for operand in factors.operands)
-    return Factors(operands, select(kept, wide * scales))
+    return losses, FactoredGrads(layout.prepare(factors), gradients, mask, layout)

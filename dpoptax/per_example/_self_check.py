@@ -1,4 +1,4 @@
-"""Self-check: compares the factored form with `vmap(grad)` on two examples."""
+"""Self-check: compares a form of gradients with `vmap(grad)` on two examples."""
 
 import warnings
 from collections.abc import Callable
@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from dpoptax import _validate
-from dpoptax.per_example._factored import factored_grads
 from dpoptax.per_example._loss_trace import LossTrace
+from dpoptax.per_example._microbatched import FormOf
 from dpoptax.per_example._stacked import stacked_grads
 
 
-def check_factored(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]) -> None:
+def check_form(
+    form_of: FormOf, trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]
+) -> None:
     """Raises RuntimeError if norms or sums of the first two examples differ by more than rounding.
 
     Warns if a gradient is not finite there.
@@ -30,10 +32,12 @@ def check_factored(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...])
         with jax.ensure_compile_time_eval():
             values, where = _made_up(values), "made-up parameters and examples"
     with jax.ensure_compile_time_eval():
-        _compare(*values, where)
+        _compare(form_of, *values, where)
 
 
-def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], where: str) -> None:
+def _compare(
+    checked: FormOf, trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], where: str
+) -> None:
     def norms_and_sum(form_of: Callable[..., Any]) -> tuple[PyTree, PyTree]:
         def run(
             trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...]
@@ -44,7 +48,7 @@ def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], where
 
         return jax.jit(run)(trace, params, inputs)
 
-    results = norms_and_sum(factored_grads), norms_and_sum(stacked_grads)
+    results = norms_and_sum(checked), norms_and_sum(stacked_grads)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(results[1][0])):
         warnings.warn(
             f"the gradient of the loss is not finite on {where}. Expected a finite one: an "
@@ -63,9 +67,9 @@ def _compare(trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], where
             # of a loss that is not finite on these examples.
             if np.isfinite(size) and not error <= (0.1 if narrow else 1e-3) * size + 1e-6:
                 raise RuntimeError(
-                    f"the factored {what} of params{jax.tree_util.keystr(path)} differ from those "
+                    f"the {what} of params{jax.tree_util.keystr(path)} differ from those "
                     f"of vmap(grad) on two examples, by {error:.3g} of {size:.3g}. Pass "
-                    "factored=False, and please report the loss: this is a bug in dpoptax."
+                    "form='stacked', and please report the loss: this is a bug in dpoptax."
                 )
 
 

@@ -96,7 +96,7 @@ class Scaled(nn.Module):
 
 
 def exact_and_factored(loss_fn, params, batch):
-    exact = dpoptax.per_example_grads(loss_fn, factored=False)(params, batch)
+    exact = dpoptax.per_example_grads(loss_fn, form="stacked")(params, batch)
     return exact, dpoptax.per_example_grads(loss_fn)(params, batch)
 
 

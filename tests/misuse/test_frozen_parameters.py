@@ -141,7 +141,7 @@ def fit(loss, params, rows=ROWS):
 def test_every_entry_refuses_it_by_name():
     with pytest.raises(ValueError, match=MESSAGE):
         fit(backbone_loss, MODEL)
-    for options in ({}, {"factored": False}, {"microbatch_size": 2}):
+    for options in ({}, {"form": "stacked"}, {"microbatch_size": 2}):
         with pytest.raises(ValueError, match=MESSAGE):
             dpoptax.per_example_grads(backbone_loss, **options)(MODEL, ROWS)
     with pytest.raises(ValueError, match=r"params\[0\].*params\[4\] and 15 more without one"):

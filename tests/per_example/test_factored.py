@@ -33,7 +33,12 @@ architectures = pytest.mark.parametrize(
         for name, make in ARCHITECTURES.items()
     ],
 )
-OPTIONS = {"factored": {}, "stacked": {"factored": False}, "microbatched": {"microbatch_size": 2}}
+OPTIONS = {
+    "factored": {},
+    "recomputed": {"form": "recomputed"},
+    "stacked": {"form": "stacked"},
+    "microbatched": {"microbatch_size": 2},
+}
 
 
 @contextlib.contextmanager
@@ -330,12 +335,10 @@ def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
 
 
 @functools.cache
-def readings_of_an_mlp(factored, microbatch_size):
+def readings_of_an_mlp(form, microbatch_size):
     loss_fn, params, examples = ARCHITECTURES["linen mlp"](7)
     rule = dpoptax.clipping.FlatClip(0.3)
-    grads_fn = dpoptax.per_example_grads(
-        loss_fn, factored=factored, microbatch_size=microbatch_size
-    )
+    grads_fn = dpoptax.per_example_grads(loss_fn, form=form, microbatch_size=microbatch_size)
 
     @jax.jit
     def readings(params, examples):
@@ -350,12 +353,12 @@ def readings_of_an_mlp(factored, microbatch_size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("factored", [True, False])
-def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, factored):
+@pytest.mark.parametrize("form", ["factored", "recomputed", "stacked"])
+def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, form):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        readings_of_an_mlp(factored, size),
-        readings_of_an_mlp(factored, None),
+        readings_of_an_mlp(form, size),
+        readings_of_an_mlp(form, None),
     )
 
 
@@ -377,8 +380,8 @@ def test_micro_batched_losses_keys_and_closures_are_those_of_the_whole_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factored", [True, False])
-def test_microbatches_of_padding_alone_are_not_worked_through(factored):
+@pytest.mark.parametrize("form", ["factored", "recomputed", "stacked"])
+def test_microbatches_of_padding_alone_are_not_worked_through(form):
     seen = []
 
     def loss_fn(w, x):
@@ -387,7 +390,7 @@ def test_microbatches_of_padding_alone_are_not_worked_through(factored):
 
     @jax.jit
     def run(x, mask):
-        options = {"factored": factored, "microbatch_size": 2}
+        options = {"form": form, "microbatch_size": 2}
         fn = dpoptax.value_and_per_example_grads(loss_fn, **options)
         losses, grads = fn(jnp.ones((4, 3)), x, mask=mask)
         return losses, grads.weighted_sum(jnp.ones(7)), grads.squared_norms()

@@ -33,9 +33,9 @@ def use(grads):
     [
         {},
         pytest.param({"check": True}, marks=pytest.mark.slow),
-        {"factored": False},
+        {"form": "stacked"},
         pytest.param({"microbatch_size": 2}, marks=pytest.mark.slow),
-        pytest.param({"microbatch_size": 2, "factored": False}, marks=pytest.mark.slow),
+        pytest.param({"microbatch_size": 2, "form": "stacked"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
 
 def run_with_taps(
     jaxpr: Any,
-    found: FoundSites,
+    runner: TapRunner,
     constants: Sequence[Any],
     leaves: Sequence[Any],
     example: Sequence[Any],
@@ -73,7 +73,7 @@ def run_with_taps(
     The derivative with respect to `taps[site.tap]`, shaped by `tap_spec`, is the cotangent of the
     site's output. The values of the taps are never read, and leaves with sites are constants.
     """
-    walker = Walker(TapRunner(found.sites, found.fallback_reasons), taps)
+    walker = Walker(runner, taps)
     return _run(jaxpr, [*constants, *leaves, *example], len(constants), len(leaves), walker)
 
 

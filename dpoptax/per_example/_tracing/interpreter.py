@@ -35,6 +35,8 @@ class LinearUse(NamedTuple):
         parameter: shape and dtype of the whole operand.
         part: the leaf, and its place in the operand.
         tap: the equation with the same cotangent after which to tap.
+        in_cond: whether a `cond` decides if the equation runs.
+        in_checkpoint: whether `jax.checkpoint` runs the equation again in the backward pass.
         source: the user's line.
     """
 
@@ -45,6 +47,8 @@ class LinearUse(NamedTuple):
     parameter: jax.ShapeDtypeStruct
     part: ParamSlice
     tap: EqnPath
+    in_cond: bool
+    in_checkpoint: bool
     source: str
 
 
@@ -54,6 +58,11 @@ class Visitor(Protocol):
 
     def linear_use(self, use: LinearUse, operands: tuple[Any, ...]) -> Saved:
         """Visits a linear use; returns what to save of its operands, if anything."""
+
+    def run_linear_use(
+        self, uses: Sequence[LinearUse], values: Sequence[Any], taps: Taps
+    ) -> tuple[list[Any], Saved]:
+        """Runs the equation of these uses; returns its outputs and what to save of the run."""
 
     def fall_back(self, leaf: int, reason: str) -> None:
         """Visits a use that cannot be followed: the leaf needs plain differentiation."""
@@ -74,12 +83,16 @@ class Walker:
         taps: the taps of the equations in this jaxpr.
         depth: how many scans are around this jaxpr.
         caller: the user's line that called this jaxpr.
+        in_cond: whether a `cond` is around this jaxpr.
+        in_checkpoint: whether `jax.checkpoint` is around this jaxpr.
     """
 
     visitor: Visitor
     taps: Taps
     depth: int = 0
     caller: str = "a line inside a library"
+    in_cond: bool = False
+    in_checkpoint: bool = False
 
     def run(self, jaxpr: Any, values: Sequence[Any], path: EqnPath) -> tuple[list[Any], Saved]:
         """Returns the outputs, which may be tracked parameters, and the saved operands."""
@@ -154,6 +167,7 @@ class Walker:
         spec = jax.ShapeDtypeStruct(param.value.shape, param.value.dtype)
         # One site per leaf: concatenated leaves share the equation, each with its own windows.
         saved: Saved = {}
+        uses = []
         for number, part in enumerate(param.slices):
             use = LinearUse(
                 path=(*path, number) if param.is_concatenated else path,
@@ -163,10 +177,14 @@ class Walker:
                 parameter=spec,
                 part=part,
                 tap=tap_path,
+                in_cond=self.in_cond,
+                in_checkpoint=self.in_checkpoint,
                 source=self._source(eqn),
             )
             saved |= self.visitor.linear_use(use, operands)
-        return _jax_compat.bind(eqn, list(map(value_of, values))), saved
+            uses.append(use)
+        outputs, of_run = self.visitor.run_linear_use(uses, list(map(value_of, values)), self.taps)
+        return outputs, saved | of_run
 
     def _scan(self, path: EqnPath, eqn: Any, values: list[Any]) -> tuple[list[Any], Saved]:
         length, source = eqn.params["length"], self._source(eqn)
@@ -231,7 +249,9 @@ class Walker:
 
         def branch(number: int, jaxpr: Any) -> Callable[[list[Any]], Any]:
             def run(arrays: list[Any]) -> Any:
-                walker = dataclasses.replace(self, taps=self._taps_under(path), caller=source)
+                walker = dataclasses.replace(
+                    self, taps=self._taps_under(path), caller=source, in_cond=True
+                )
                 inputs = list(map(with_value, operands, arrays))
                 outputs, saved = walker.run(jaxpr, inputs, (*path, number))
                 outputs = walker.untrack(outputs, f"returned by a cond at {source}")
@@ -250,7 +270,7 @@ class Walker:
         source = self._source(eqn)
 
         def run(arrays: list[Any], taps: Taps) -> Any:
-            walker = dataclasses.replace(self, taps=taps, caller=source)
+            walker = dataclasses.replace(self, taps=taps, caller=source, in_checkpoint=True)
             inputs = list(map(with_value, values, arrays))
             outputs, saved = walker.run(params["jaxpr"], inputs, path)
             return walker.untrack(outputs, f"returned by a checkpoint at {source}"), saved

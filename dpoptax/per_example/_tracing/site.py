@@ -46,6 +46,8 @@ class Site:
         tap: the equation after which the cotangent is read: this one, or the last of a chain of
             additions that follows it.
         tap_output: shape and dtype of that equation's output.
+        in_cond: whether a `cond` decides if the equation runs.
+        in_checkpoint: whether `jax.checkpoint` runs the equation again in the backward pass.
         source: the user's line.
     """
 
@@ -63,6 +65,8 @@ class Site:
     output_window: Window
     tap: EqnPath
     tap_output: jax.ShapeDtypeStruct
+    in_cond: bool
+    in_checkpoint: bool
     source: str
 
     @property

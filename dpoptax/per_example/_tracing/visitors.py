@@ -1,5 +1,6 @@
 """The two visitors of a loss: one finds its sites, the other runs it with a tap at each site."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,10 +10,20 @@ from dpoptax.per_example._primitives import may_spread_nan
 from dpoptax.per_example._tracing.concatenated import Window, cut, cut_spec
 from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
-from dpoptax.per_example._tracing.taps import Saved
+from dpoptax.per_example._tracing.taps import Saved, Taps
 
 
-class SiteFinder:
+class _PlainRun:
+    """Runs linear uses as they are."""
+
+    def run_linear_use(
+        self, uses: Sequence[LinearUse], values: Sequence[Any], taps: Taps
+    ) -> tuple[list[Any], Saved]:
+        """Runs the equation; saves nothing."""
+        return _jax_compat.bind(uses[0].eqn, values), {}
+
+
+class SiteFinder(_PlainRun):
     """Collects the sites of a loss, and the leaves that need plain differentiation.
 
     Attributes:
@@ -67,6 +78,8 @@ class SiteFinder:
             tap=use.tap,
             # The additions up to the tap keep the shape and dtype.
             tap_output=cut_spec(output, None),
+            in_cond=use.in_cond,
+            in_checkpoint=use.in_checkpoint,
             source=use.source,
         )
         return {}
@@ -85,7 +98,7 @@ class SiteFinder:
         return {}
 
 
-class TapRunner:
+class TapRunner(_PlainRun):
     """Saves the operands of sites that were found before."""
 
     def __init__(self, sites: tuple[Site, ...], fallback_reasons: dict[int, str]) -> None:
