@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from dpoptax.per_example._packed import pack, unpack
+
 # How many examples are added in float32 at a time, if each adds one term to a number. The rounding
 # errors of such chunks move the sum by at most 1/64 of the clip bound, and grow with their square.
 CHUNK = 256
@@ -61,9 +63,10 @@ def sum_in_chunks(
     at_once = 2 ** (max(1, min(at_once, batch // (lanes * size))).bit_length() - 1)
     while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
         at_once //= 2
-    steps = jax.tree.map(lambda leaf: _split(leaf, lanes, at_once, size), examples)
+    steps = jax.tree.map(lambda leaf: _split(leaf, lanes, at_once, size), pack(examples))
 
     def add_examples(step: Any) -> Array:
+        step = unpack(step, examples)
         # Without `vmap` a product stays a plain product, which XLA on a CPU computes faster.
         if at_once == 1:
             return function(jax.tree.map(lambda leaf: leaf[0], step))

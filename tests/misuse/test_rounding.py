@@ -69,7 +69,7 @@ FORMS = {
     "convolution": (convolution, False, {}),
     "bias": (bias, False, {}),
     "held": (transposed, True, {}),
-    "stacked": (transposed, False, {"factored": False}),
+    "stacked": (transposed, False, {"form": "stacked"}),
     "microbatched": (transposed, False, {"microbatch_size": 8}),
 }
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from dpoptax.per_example._batch_sum import examples_per_chunk, sum_in_chunks
 from dpoptax.per_example._norm_rules import cost_model
+from dpoptax.per_example._packed import pack, unpack
 
 
 def on_cpu() -> bool:
@@ -29,7 +30,10 @@ def map_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int)
     """Applies `function`, which treats examples independently, to one chunk after the other."""
     if _fits(examples, num_floats):
         return function(examples)
-    results = jax.lax.map(function, _split(examples, chunk_size(num_floats)))
+    results = jax.lax.map(
+        lambda chunk: function(unpack(chunk, examples)),
+        _split(pack(examples), chunk_size(num_floats)),
+    )
     return results.reshape(-1, *results.shape[2:])[: _batch_size(examples)]
 
 

@@ -64,13 +64,23 @@ class MatmulRule(NormRule):
     def applies(sizes: Sizes) -> bool:
         """Whether the rule serves products of these sizes."""
 
+    @property
+    @abc.abstractmethod
+    def floats_of_norms(self) -> int:
+        """How many floats `pair_norms` needs for one example."""
+
     @abc.abstractmethod
     def pair_norms(self, pair: Pair) -> Float[Array, " batch"]:
         """The squared norms from all uses, joined into one pair."""
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
-        return self.pair_norms(join_pairs(self.sites, factors, self.spec))
+        # Chunks of the factors as they are: only a chunk at a time is cast to float32.
+        return map_chunks(
+            lambda chunk: self.pair_norms(join_pairs(self.sites, chunk, self.spec)),
+            list(factors),
+            self.floats_of_norms,
+        )
 
     def gradients(self, factors: Sequence[Factors]) -> Float[Array, "batch ..."]:
         """See `NormRule.gradients`."""
@@ -104,6 +114,11 @@ class OuterProduct(MatmulRule):
         h, _, k, n = self.sizes
         return h * (k + n)
 
+    @property
+    def floats_of_norms(self) -> int:
+        """See `MatmulRule.floats_of_norms`; XLA fuses all of it into one pass."""
+        return 1
+
     def pair_norms(self, pair: Pair) -> Float[Array, " batch"]:
         """See `MatmulRule.pair_norms`."""
         batch, h = pair.a.shape[:2]
@@ -131,16 +146,17 @@ class DirectMatmul(MatmulRule):
         h, t, k, n = self.sizes
         return h * t * k * n + 2 * h * k * n
 
+    @property
+    def floats_of_norms(self) -> int:
+        """See `MatmulRule.floats_of_norms`."""
+        h, t, k, n = self.sizes
+        return h * (k * n + t * (k + n))
+
     def pair_norms(self, pair: Pair) -> Float[Array, " batch"]:
         """See `MatmulRule.pair_norms`."""
-        h, t, k, n = self.sizes
-
-        def norms(pair: Pair) -> Array:
-            terms = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
-            products = jnp.sum(jnp.square(multiply(pair)), axis=(1, 2, 3))
-            return round_up(products, jnp.sum(terms, axis=(1, 2)), t)
-
-        return map_chunks(norms, pair, h * (k * n + t * (k + n)))
+        terms = sum_of_squares(pair.a, (3,)) * sum_of_squares(pair.g, (3,))
+        products = jnp.sum(jnp.square(multiply(pair)), axis=(1, 2, 3))
+        return round_up(products, jnp.sum(terms, axis=(1, 2)), self.sizes.t)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,16 +176,17 @@ class GramMatmul(MatmulRule):
         h, t, k, n = self.sizes
         return h * t * t * (k + n) + 2 * h * t * t
 
+    @property
+    def floats_of_norms(self) -> int:
+        """See `MatmulRule.floats_of_norms`."""
+        h, t, k, n = self.sizes
+        return h * t * (2 * t + k + n)
+
     def pair_norms(self, pair: Pair) -> Float[Array, " batch"]:
         """See `MatmulRule.pair_norms`."""
-        h, t, k, n = self.sizes
-
-        def norms(pair: Pair) -> Array:
-            inputs = jnp.einsum("bhtk,bhsk->bhts", pair.a, pair.a, precision=HIGHEST)
-            cotangents = jnp.einsum("bhtn,bhsn->bhts", pair.g, pair.g, precision=HIGHEST)
-            return jnp.sum(gram_squared_norms(inputs, cotangents), axis=1)
-
-        return map_chunks(norms, pair, h * t * (2 * t + k + n))
+        inputs = jnp.einsum("bhtk,bhsk->bhts", pair.a, pair.a, precision=HIGHEST)
+        cotangents = jnp.einsum("bhtn,bhsn->bhts", pair.g, pair.g, precision=HIGHEST)
+        return jnp.sum(gram_squared_norms(inputs, cotangents), axis=1)
 
 
 def multiply(pair: Pair) -> Float[Array, "batch h k n"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
+from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
 from dpoptax.per_example._norm_rules.materialize import materialize
 from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
@@ -63,6 +64,10 @@ class TiedEmbedding(NormRule):
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""
+        num_floats = self.product.floats_of_norms + self._tokens * self._outputs
+        return map_chunks(self._norms_of_chunk, list(factors), num_floats)
+
+    def _norms_of_chunk(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         rows, head = self.sites[self.lookup], self.sites[1 - self.lookup]
         of_rows, of_head = factors[self.lookup], factors[1 - self.lookup]
         size, width = self.spec.shape
