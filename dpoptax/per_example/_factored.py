@@ -189,9 +189,17 @@ def factored_grads(
     if found.may_spread_nan:
         results = rerun_if_nonfinite(of_example, results, flat_inputs, mask)
     losses, factors, gradients = results
+    return losses, hold(factors, gradients, mask, layout)
+
+
+def hold(
+    factors: dict[EqnPath, Factors], gradients: dict[int, Array], mask: Array, layout: Layout
+) -> FactoredGrads:
+    """Returns factored gradients, with those leaves materialized that the layout says."""
+    factors, gradients = dict(factors), dict(gradients)
     # Sorted, so that equal layouts give equal programs.
     for leaf in sorted(layout.materialized):
         of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
         rule = layout.rules[leaf]
         gradients[leaf] = rule.gradients(rule.prepare(of_leaf))
-    return losses, FactoredGrads(layout.prepare(factors), gradients, mask, layout)
+    return FactoredGrads(layout.prepare(factors), gradients, mask, layout)

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype
 from dpoptax.per_example._base import PerExampleGrads, register_form, select
-from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads
+from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import Factors
 from dpoptax.per_example._norm_rules.factors import to_leaf
@@ -38,7 +38,7 @@ from dpoptax.per_example._streamed_site import (
 )
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
-from dpoptax.per_example._tracing.site import Site, tap_spec
+from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
 
 # Added to the squared norms, in units of them, if the layers compute in 16 bits: 1.6 % of the norm.
 # On a CPU the two passes differed by up to .005 % of the norm in bfloat16. Nothing bounds what a
@@ -114,19 +114,11 @@ def recomputed_grads(
     leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
     size = len(mask)
 
-    def dtype_of(leaf: int) -> Any:
-        return widen(jnp.zeros((), program.param_specs[leaf].dtype)).dtype
-
-    norm_zeros = {
-        leaf: jnp.zeros((size, *(scan.length for scan in site.scans)), dtype_of(leaf))
-        for leaf, site in streamed.items()
-    }
-    sum_zeros = {
-        leaf: jnp.zeros(
-            (*(scan.length for scan in site.scans), *site.parameter.shape), dtype_of(leaf)
-        )
-        for leaf, site in streamed.items()
-    }
+    norm_zeros, sum_zeros = {}, {}
+    for leaf, site in streamed.items():
+        runs, dtype = [scan.length for scan in site.scans], wide_dtype(layout.specs[leaf].dtype)
+        norm_zeros[leaf] = jnp.zeros((size, *runs), dtype)
+        sum_zeros[leaf] = jnp.zeros((*runs, *site.parameter.shape), dtype)
     taps = {
         site.tap: jnp.zeros((size, *spec.shape), spec.dtype)
         for site in kept
@@ -158,27 +150,21 @@ def recomputed_grads(
         of_batch, norm_zeros, taps, copies, sum_zeros, has_aux=True
     )
     norms, cotangents, gradients, _ = pull((jnp.ones_like(losses), zeros))
-    factors = {
-        site.path: Factors(
-            saved[site.path],
-            jax.vmap(lambda leaf, site=site: cut(leaf, site.output_window))(cotangents[site.tap]),
-        )
-        for site in kept
-    }
-    for leaf in sorted(layout.materialized):
-        of_leaf = [factors.pop(site.path) for site in layout.sites_of(leaf)]
-        rule = layout.rules[leaf]
-        gradients[leaf] = rule.gradients(rule.prepare(of_leaf))
-    factors = layout.prepare(factors)
+    factors = {site.path: _factors_of(site, saved, cotangents) for site in kept}
     grads = RecomputedGrads(
         norms={leaf: _norm_of_runs(streamed[leaf], norm) for leaf, norm in norms.items()},
         pull=jax.tree_util.Partial(
             functools.partial(_pull_sums, streamed, program.param_specs), pull, losses, zeros
         ),
-        kept=FactoredGrads(factors, gradients, mask, layout),
+        kept=hold(factors, gradients, mask, layout),
         mask=mask,
     )
     return losses, grads
+
+
+def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath, Array]) -> Factors:
+    window = jax.vmap(lambda leaf: cut(leaf, site.output_window))
+    return Factors(saved[site.path], window(cotangents[site.tap]))
 
 
 def _norm_of_runs(site: Site, norms: Array) -> Array:

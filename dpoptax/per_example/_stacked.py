@@ -139,7 +139,8 @@ def _refuse_changed(grads: PerExampleGrads) -> None:
 def _refuse_averaged(updates: PyTree, params: PyTree) -> None:
     """Refuses gradients with the shapes of the parameters, which have no example axis."""
     leaves, expected = jax.tree.leaves(updates), jax.tree.leaves(params)
-    same_structure = jax.tree.structure(updates) == jax.tree.structure(params)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (updates, params)]
+    same_structure = structures[0] == structures[1]
     if leaves and same_structure and list(map(jnp.shape, leaves)) == list(map(jnp.shape, expected)):
         raise ValueError(
             "expected per-example gradients with a leading axis for the examples, (batch, *shape); "

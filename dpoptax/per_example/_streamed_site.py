@@ -13,7 +13,7 @@ keep doing their work, and the cotangents g are the same in both backward passes
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,21 +121,7 @@ def _run_streamed(
         factors = rule.prepare([Factors(saved, cotangent)])
         norms = rule.squared_norms(factors)
         total = sum_weighted(rule, factors, weights, weights != 0)
-        return pull_operands(parameter, cotangent), None, SiteZeros(norms, total)
-
-    def pull_operands(parameter: Array, cotangent: Array) -> list[Any]:
-        # The equation is linear in each operand, so the cotangents do not depend on its value.
-        batch = cotangent.shape[0]
-        constants = [jnp.zeros((batch, *spec.shape), spec.dtype) for spec in specs]
-        floats = [i for i, spec in enumerate(specs) if jnp.issubdtype(spec.dtype, jnp.floating)]
-
-        def of_floats(values: list[Array]) -> Array:
-            places = dict(zip(floats, values, strict=True))
-            return run([places.get(i, value) for i, value in enumerate(constants)], parameter)
-
-        _, pull = jax.vjp(of_floats, [constants[i] for i in floats])
-        found = dict(zip(floats, pull(cotangent)[0], strict=True)) if floats else {}
-        return [found.get(i) for i in range(len(specs))]
+        return _pull_operands(run, specs, parameter, cotangent), None, SiteZeros(norms, total)
 
     of_batch.defvjp(forward, backward)
 
@@ -161,3 +147,23 @@ def _run_streamed(
         return outputs, (True, True)
 
     return of_example(others, parameter, zeros)
+
+
+def _pull_operands(
+    run: Callable[..., Array], specs: list[Any], parameter: Array, cotangent: Array
+) -> list[Any]:
+    """Returns the cotangents of the other operands of an equation; None for whole numbers."""
+    # The equation is linear in each operand, so the cotangents do not depend on its value.
+    batch = cotangent.shape[0]
+    constants = [jnp.zeros((batch, *spec.shape), spec.dtype) for spec in specs]
+    floats = [i for i, spec in enumerate(specs) if jnp.issubdtype(spec.dtype, jnp.floating)]
+    if not floats:
+        return [None] * len(specs)
+
+    def of_floats(values: list[Array]) -> Array:
+        places = dict(zip(floats, values, strict=True))
+        return run([places.get(i, value) for i, value in enumerate(constants)], parameter)
+
+    _, pull = jax.vjp(of_floats, [constants[i] for i in floats])
+    found = dict(zip(floats, pull(cotangent)[0], strict=True))
+    return [found.get(i) for i in range(len(specs))]

@@ -1,5 +1,7 @@
 """Typed keys in a tree as plain arrays, for formats that store arrays only."""
 
+from typing import Any
+
 import jax
 from jaxtyping import PyTree
 
@@ -20,7 +22,9 @@ def key_data(tree: PyTree) -> PyTree:
         A tree of the same structure. The words of a key are uint32, in a last axis.
 
     Example:
-        >>> import jax
+        >>> from typing import Any
+
+    import jax
         >>> key_data({"key": jax.random.key(0), "step": 3})["key"].shape
         (2,)
     """
@@ -54,7 +58,7 @@ def wrap_key_data(tree: PyTree, like: PyTree) -> PyTree:
         True
     """
 
-    def restore(path: jax.tree_util.KeyPath, key: jax.Array, words: jax.Array) -> jax.Array:
+    def restore(path: Any, key: jax.Array, words: jax.Array) -> jax.Array:
         if not _validate.is_key(key):
             return words
         expected = jax.eval_shape(jax.random.key_data, key)

@@ -118,7 +118,10 @@ def _largest_microbatch(
     """As `choose_microbatch_size`, for any function of the gradients."""
     key = jax.random.key(0) if takes_key(loss_fn) else None
     # Only the release is measured, so it does not matter here whether every parameter is used.
-    options = {"has_aux": _has_aux(loss_fn, params, example, key), "allow_unused": True}
+    options: dict[str, Any] = {
+        "has_aux": _has_aux(loss_fn, params, example, key),
+        "allow_unused": True,
+    }
 
     def shapes(tree: PyTree, *lead: int) -> PyTree:
         return jax.tree.map(

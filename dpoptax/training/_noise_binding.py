@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 
 from dpoptax import _validate
-from dpoptax.transforms import PrivatizeState
+from dpoptax.transforms._privatize import PrivatizeState
 
 # Odd multipliers of murmur3 and of the golden ratio. They only have to mix bits.
 _MIX = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
@@ -100,9 +100,8 @@ def _digest_leaf(
     found = _mix(words ^ place), _mix((words + place) * _GOLDEN ^ seeds[1])
     if mask is not None:
         rows = mask.reshape(-1, *[1] * (words.ndim - 1))
-        found = tuple(jnp.where(rows, word, np.uint32(0)) for word in found)
-    first, second = (jnp.sum(word, dtype=jnp.uint32) for word in found)
-    return first, second
+        found = jnp.where(rows, found[0], np.uint32(0)), jnp.where(rows, found[1], np.uint32(0))
+    return jnp.sum(found[0], dtype=jnp.uint32), jnp.sum(found[1], dtype=jnp.uint32)
 
 
 def _mix(words: Array) -> Array:

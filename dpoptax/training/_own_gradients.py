@@ -18,7 +18,7 @@ from dpoptax.training._data import Take
 from dpoptax.training._noise_binding import bind_noise, digest
 from dpoptax.training._program_digest import ProgramDigest
 from dpoptax.training._train_step import TrainState
-from dpoptax.transforms import PrivatizeState
+from dpoptax.transforms._privatize import PrivatizeState
 
 # What was released under each noise key in this process, as digests.
 _releases: dict[bytes, bytes] = {}

@@ -28,7 +28,7 @@ def known_program(function: Function, *arguments: Any) -> Function:
         arguments: what it will be called with; later calls may have other values, and the same
             shapes and types.
     """
-    text = function.lower(*arguments).as_text()  # type: ignore[attr-defined]
+    text = function.lower(*arguments).as_text()
     if not says_all(text):
         return function
     name = (hashlib.sha256(text.encode()).digest(), jax.tree.structure(arguments))

@@ -13,7 +13,7 @@ from dpoptax import _validate
 from dpoptax._masked_examples import unmasked
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
-from dpoptax.per_example import value_and_per_example_grads
+from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
@@ -202,20 +202,7 @@ def make_train_step(
         if captured:
             opt_state = bind_noise(opt_state, captured, program="captured")
         updates, opt_state = tx.update(grads, opt_state, state.params)
-        size = jnp.sum(batch.mask, dtype=jnp.int32)
-        clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
-        if clip is not None:
-            clip_fraction, median = nonprivate_norms(grads, clip, state.step)
-        info = StepInfo(
-            nonprivate_loss=_mean(losses, size),
-            nonprivate_batch_size=size,
-            nonprivate_clip_fraction=clip_fraction,
-            nonprivate_median_norm=median,
-            nonprivate_nonfinite_count=nonprivate_nonfinite(
-                losses, batch.mask, None if clip is None else grads
-            ),
-            nonprivate_aux=jax.tree.map(lambda leaf: _mean(leaf, size), aux),
-        )
+        info = _info(losses, aux, grads, real, clip, state.step)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -226,6 +213,30 @@ def make_train_step(
         return next_state, info
 
     return step
+
+
+def _info(
+    losses: Array,
+    aux: PyTree,
+    grads: PerExampleGrads,
+    mask: Array,
+    clip: ClipRule | None,
+    step: Array,
+) -> StepInfo:
+    size = jnp.sum(mask, dtype=jnp.int32)
+    clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
+    if clip is not None:
+        clip_fraction, median = nonprivate_norms(grads, clip, step)
+    return StepInfo(
+        nonprivate_loss=_mean(losses, size),
+        nonprivate_batch_size=size,
+        nonprivate_clip_fraction=clip_fraction,
+        nonprivate_median_norm=median,
+        nonprivate_nonfinite_count=nonprivate_nonfinite(
+            losses, mask, None if clip is None else grads
+        ),
+        nonprivate_aux=jax.tree.map(lambda leaf: _mean(leaf, size), aux),
+    )
 
 
 def _mean(values: Array, size: Int[Array, ""]) -> Array:

@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from dpoptax.transforms import PrivatizeState
+from dpoptax.transforms._privatize import PrivatizeState
 
 
 def check_transformation(name: str, value: Any) -> None:

@@ -153,13 +153,9 @@ def privatize(
             return specs, next_state
         if guard is not None:
             guard.on_update(state, next_state, grads)
-        shapes = [
-            (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
-            for path, spec in jax.tree_util.tree_leaves_with_path(specs)
-        ]
         # By what is released, so that a state restored into a changed transformation draws other
         # noise: the difference of two releases with the same noise would have none.
-        release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(shapes)}")
+        release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(_shapes(specs))}")
         release_key = jax.random.fold_in(release_key, state.step)
         noisy = run_with_automatic_axes(
             lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
@@ -178,6 +174,13 @@ def privatize(
         return release, next_state
 
     return optax.GradientTransformation(init, update)
+
+
+def _shapes(specs: PyTree) -> list[tuple[str, tuple[int, ...], str]]:
+    return [
+        (jax.tree_util.keystr(path), spec.shape, spec.dtype.name)
+        for path, spec in jax.tree_util.tree_leaves_with_path(specs)
+    ]
 
 
 def _required(params: PyTree | None) -> PyTree:
