@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._masked_examples import unmasked
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import value_and_per_example_grads
-from dpoptax.per_example._validate_loss import takes_key
+from dpoptax.per_example._validate_loss import batch_mask, takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
 from dpoptax.schedules import ScalarOrSchedule
@@ -164,9 +165,12 @@ def make_train_step(
         point = state.params
         if objective is not None:
             point = objective.gradient_point(state.params, state.opt_state)
-        losses, grads = grads_fn(point, take(data, batch), mask=batch.mask, key=key)
+        # Plain from here on: the loss gets plain examples, whoever traces it.
+        examples, masks = unmasked(take(data, batch))
+        mask = batch_mask(examples, batch.mask, *masks)
+        losses, grads = grads_fn(point, examples, mask=mask, key=key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        size = jnp.sum(batch.mask, dtype=jnp.int32)
+        size = jnp.sum(mask, dtype=jnp.int32)
         clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
         if clip is not None:
             clip_fraction, median = nonprivate_norms(grads, clip, state.step)
