@@ -5,7 +5,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -193,8 +193,8 @@ class PrivateRun(OpenRun):
         self._refuse_more_than_planned(1)
         if self._drawn is None:
             state, drawn = self._stepper.advance(self._state, 1)
-            self._drawn = state, drawn
-        batch, examples = self._drawn[1]
+            self._drawn = state, cast(Any, drawn)
+        _, (batch, examples) = self._drawn
         return MaskedExamples(examples, batch.mask)
 
     def apply(self, grads: PyTree) -> None:

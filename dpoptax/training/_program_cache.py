@@ -8,7 +8,7 @@ is made of, and a loss that reads a changed global variable is another program.
 import collections
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -28,7 +28,8 @@ def known_program(function: Function, *arguments: Any) -> Function:
         arguments: what it will be called with; later calls may have other values, and the same
             shapes and types.
     """
-    text = function.lower(*arguments).as_text()
+    jitted: Any = function
+    text = jitted.lower(*arguments).as_text()
     if not says_all(text):
         return function
     name = (hashlib.sha256(text.encode()).digest(), jax.tree.structure(arguments))
@@ -36,4 +37,4 @@ def known_program(function: Function, *arguments: Any) -> Function:
     _programs.move_to_end(name)
     if len(_programs) > MAX_PROGRAMS:
         _programs.popitem(last=False)
-    return found  # type: ignore[no-any-return]
+    return cast(Function, found)
