@@ -127,7 +127,7 @@ def register_form(cls: Form) -> Form:
 
     def unflatten(structure: Any, values: Any) -> Any:
         # Without `__init__`: JAX also fills a structure with what is no array.
-        grads = object.__new__(cls)
+        grads: Any = object.__new__(cls)
         for name, value in zip((*children, *static), (*values, *structure), strict=True):
             object.__setattr__(grads, name, value)
         return grads

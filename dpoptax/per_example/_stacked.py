@@ -138,9 +138,10 @@ def _refuse_changed(grads: PerExampleGrads) -> None:
 
 def _refuse_averaged(updates: PyTree, params: PyTree) -> None:
     """Refuses gradients with the shapes of the parameters, which have no example axis."""
-    leaves, expected = jax.tree.leaves(updates), jax.tree.leaves(params)
-    same_structure = jax.tree.structure(updates) == jax.tree.structure(params)
-    if leaves and same_structure and list(map(jnp.shape, leaves)) == list(map(jnp.shape, expected)):
+    structure: Any = jax.tree.structure(updates)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
+    expected = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if shapes and shapes == expected and structure == jax.tree.structure(params):
         raise ValueError(
             "expected per-example gradients with a leading axis for the examples, (batch, *shape); "
             "got the shapes of the parameters: these look like gradients that are averaged, "
