@@ -1,5 +1,7 @@
 """Typed keys in a tree as plain arrays, for formats that store arrays only."""
 
+from typing import Any
+
 import jax
 from jaxtyping import PyTree
 
@@ -54,7 +56,7 @@ def wrap_key_data(tree: PyTree, like: PyTree) -> PyTree:
         True
     """
 
-    def restore(path: jax.tree_util.KeyPath, key: jax.Array, words: jax.Array) -> jax.Array:
+    def restore(path: tuple[Any, ...], key: jax.Array, words: jax.Array) -> jax.Array:
         if not _validate.is_key(key):
             return words
         expected = jax.eval_shape(jax.random.key_data, key)

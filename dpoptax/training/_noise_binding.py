@@ -97,10 +97,10 @@ def _digest_leaf(
         position = position + index * np.uint32(stride % 2**32)
         stride *= words.shape[axis]
     place = _mix(position)
-    found = _mix(words ^ place), _mix((words + place) * _GOLDEN ^ seeds[1])
+    found = [_mix(words ^ place), _mix((words + place) * _GOLDEN ^ seeds[1])]
     if mask is not None:
         rows = mask.reshape(-1, *[1] * (words.ndim - 1))
-        found = tuple(jnp.where(rows, word, np.uint32(0)) for word in found)
+        found = [jnp.where(rows, word, np.uint32(0)) for word in found]
     first, second = (jnp.sum(word, dtype=jnp.uint32) for word in found)
     return first, second
 

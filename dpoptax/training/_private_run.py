@@ -188,8 +188,8 @@ class PrivateRun(OpenRun):
             )
         self._refuse_more_than_planned(1)
         if self._drawn is None:
-            state, drawn = self._stepper.advance(self._state, 1)
-            self._drawn = state, drawn
+            drawn: Any = self._stepper.advance(self._state, 1)
+            self._drawn = drawn
         batch, examples = self._drawn[1]
         return examples, batch.mask
 

@@ -36,4 +36,4 @@ def known_program(function: Function, *arguments: Any) -> Function:
     _programs.move_to_end(name)
     if len(_programs) > MAX_PROGRAMS:
         _programs.popitem(last=False)
-    return found  # type: ignore[no-any-return]
+    return found

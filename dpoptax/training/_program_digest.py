@@ -67,8 +67,11 @@ class ProgramDigest:
     ) -> tuple[str, list[Array]]:
         keys = () if key is None else (key,)
         one = jax.tree.map(lambda spec: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), point)
-        grads = StackedGrads(one, jax.ShapeDtypeStruct((1,), jnp.bool_))
-        parts = [(self.tx.update, (grads, opt_state, params))]
+        mask: Any = jax.ShapeDtypeStruct((1,), jnp.bool_)
+        grads = StackedGrads(one, mask)
+        parts: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (self.tx.update, (grads, opt_state, params))
+        ]
         loss_of = self.loss_fn.loss if isinstance(self.loss_fn, Objective) else self.loss_fn
         if loss_of is not None:
             parts.append((_gradient_of(loss_of), (point, example, *keys)))
@@ -129,7 +132,7 @@ def _lower(function: Callable[..., Any], specs: tuple[Any, ...]) -> tuple[str, l
         # A random part: such a run never repeats the noise of another.
         text += str(from_first_process(secrets.randbits(31)))
     digest = hashlib.sha256(text.encode())
-    traced = []
+    traced: list[Array] = []
     for array in constants:
         if isinstance(array, jax.core.Tracer):
             traced.append(array)
