@@ -97,11 +97,12 @@ def _digest_leaf(
         position = position + index * np.uint32(stride % 2**32)
         stride *= words.shape[axis]
     place = _mix(position)
-    found = _mix(words ^ place), _mix((words + place) * _GOLDEN ^ seeds[1])
+    found = [_mix(words ^ place), _mix((words + place) * _GOLDEN ^ seeds[1])]
     if mask is not None:
         rows = mask.reshape(-1, *[1] * (words.ndim - 1))
-        found = jnp.where(rows, found[0], np.uint32(0)), jnp.where(rows, found[1], np.uint32(0))
-    return jnp.sum(found[0], dtype=jnp.uint32), jnp.sum(found[1], dtype=jnp.uint32)
+        found = [jnp.where(rows, word, np.uint32(0)) for word in found]
+    first, second = (jnp.sum(word, dtype=jnp.uint32) for word in found)
+    return first, second
 
 
 def _mix(words: Array) -> Array:

@@ -8,7 +8,7 @@ is made of, and a loss that reads a changed global variable is another program.
 import collections
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 
@@ -37,4 +37,4 @@ def known_program(function: Function, *arguments: Any) -> Function:
     _programs.move_to_end(name)
     if len(_programs) > MAX_PROGRAMS:
         _programs.popitem(last=False)
-    return cast(Function, found)
+    return found

@@ -66,12 +66,12 @@ class ProgramDigest:
         self, point: PyTree, example: PyTree, key: Any, params: PyTree, opt_state: Any
     ) -> tuple[str, list[Array]]:
         keys = () if key is None else (key,)
-        one: Any = jax.tree.map(
-            lambda spec: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), point
-        )
+        one = jax.tree.map(lambda spec: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), point)
         mask: Any = jax.ShapeDtypeStruct((1,), jnp.bool_)
         grads = StackedGrads(one, mask)
-        parts = [(self.tx.update, (grads, opt_state, params))]
+        parts: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (self.tx.update, (grads, opt_state, params))
+        ]
         loss_of = self.loss_fn.loss if isinstance(self.loss_fn, Objective) else self.loss_fn
         if loss_of is not None:
             parts.append((_gradient_of(loss_of), (point, example, *keys)))

