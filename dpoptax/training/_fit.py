@@ -64,7 +64,8 @@ def fit(
         optimizer: any Optax optimizer, without `privatize`. It sees private gradients only.
         key: the root key; all other keys are derived from it. By default a new key with entropy
             of the operating system. The guarantee needs a secret key: pass one of a small seed
-            only in examples and tests.
+            only in examples and tests. Runs with one key share no noise if loss, optimizer, initial
+            parameters or data differ, and are equal bit for bit if nothing differs.
         progress: whether to show the bar; or a function that is called with a `Progress` from
             time to time; or `Every(function, steps=100)` for regular calls; or a list of these. A
             function that returns True ends the run, with a valid result and report.

@@ -131,6 +131,11 @@ def make_train_step(
 ) -> TrainStep:
     """Returns one private step: sample, gather, per-example gradients, update.
 
+    The noise key of each step is derived from that of the step before, the gradient of the loss,
+    the update of `tx`, and the examples of the batch. So a state that continues with another loss
+    or optimizer draws other noise at once. With other data it does so from the first batch that
+    differs.
+
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
             `loss_fn(params, example, key)` if it needs randomness; or an `Objective`.
