@@ -1,5 +1,7 @@
 """Flat clipping: one bound for the gradient of an example over all parameters together."""
 
+from typing import Any
+
 import attrs
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -87,7 +89,7 @@ class FlatClip:
         return 2 * largest if parse_relation(relation).name == "REPLACE_ONE" else largest
 
 
-def as_clip_rule(clip: ClipRule | ScalarOrSchedule) -> ClipRule:
+def as_clip_rule(clip: Any) -> ClipRule:
     """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
