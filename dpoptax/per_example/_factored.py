@@ -100,7 +100,8 @@ class FactoredGrads(PerExampleGrads):
         for leaf, rule, factors in self._factored_leaves():
 
             def of_chunk(chunk: Any, rule: NormRule = rule) -> Array:
-                return rule.weighted_sum([_scale(*chunk[1:], factor) for factor in chunk[0]])
+                factors, kept, weights = chunk
+                return rule.weighted_sum([_scale(kept, weights, factor) for factor in factors])
 
             examples = (factors, kept, weights)
             sums[leaf] = sum_examples(of_chunk, examples, rule.num_terms, rule.num_floats)
