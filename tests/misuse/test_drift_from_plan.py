@@ -91,6 +91,12 @@ def grads_of(run, examples):
     return jax.vmap(jax.grad(loss_fn), (None, 0))(run.params, _arrays(examples))
 
 
+def drawn(run):
+    """The plain examples of a batch, and their mask."""
+    taken = run.sample()
+    return taken.examples, taken.mask
+
+
 def _arrays(examples):
     return jax.tree.leaves(examples)[0]
 
@@ -101,8 +107,8 @@ def test_gradients_of_your_own_are_one_step_for_each_batch(whole):
         run.apply(jnp.zeros((40, 2)))
     with pytest.raises(ValueError, match="made without one"):
         run.step()
-    examples, mask = run.sample()
-    again, _ = run.sample()
+    examples, mask = drawn(run)
+    again, _ = drawn(run)
     np.testing.assert_array_equal(_arrays(again), _arrays(examples))
     assert run.epsilon() == 0
     with pytest.raises(ValueError, match=r"rows of the last batch.*got gradients of 5 rows"):
@@ -115,7 +121,7 @@ def test_gradients_of_your_own_are_one_step_for_each_batch(whole):
     with pytest.raises(ValueError, match="Call sample before"):
         run.apply(grads_of(run, examples))
     while run.steps_left:
-        examples, _ = run.sample()
+        examples, _ = drawn(run)
         run.apply(grads_of(run, examples))
     with pytest.raises(ValueError, match="at most 0 more steps"):
         run.sample()
@@ -132,7 +138,7 @@ def test_a_forgotten_mask_changes_nothing():
 
     def step(padding):
         run = make(None, plan=quiet)
-        examples, mask = run.sample()
+        examples, mask = drawn(run)
         grads = grads_of(run, examples)
         run.apply(jnp.where(mask[:, None], grads, padding))
         return np.asarray(run.params)
@@ -193,11 +199,11 @@ def test_gradients_of_your_own_continue_with_new_noise(tmp_path):
     folder = tmp_path / "run"
     params = []
     with make(None, resume=folder) as run:
-        run.apply(grads_of(run, run.sample()[0]))
+        run.apply(grads_of(run, drawn(run)[0]))
     for _ in range(2):
         run = make(None, resume=folder)
         assert run.steps_done == 1
-        run.apply(jnp.zeros((run.sample()[1].size, 2)))
+        run.apply(jnp.zeros((len(drawn(run)[1]), 2)))
         params.append(np.asarray(run.params))
         run._run.close()  # a crash: nothing was saved
     assert not np.allclose(*params)
