@@ -112,11 +112,14 @@ class HostStream:
         reader: HostReader,
         **readings: bool,
     ) -> None:
+        # Not `data` itself: a program that is remembered would keep the data alive.
+        place = data.take
+
         def take_rows(rows: MaskedExamples, batch: Batch) -> PyTree:
             """The rows of this batch were read in order, so only their placement remains."""
             # The default `take` too: the numbers are then those of data on the device, to the bit.
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
-            return data.take(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
+            return place(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
         self._data = data
         self._reader = reader

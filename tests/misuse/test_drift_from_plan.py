@@ -44,7 +44,11 @@ def test_a_run_ends_at_the_last_planned_step_and_gives_the_numbers_of_fit(wrap, 
     infos = list(run)
     assert len(infos) == run.steps_done == 3
     assert float(infos[-1].nonprivate_loss) > 0
-    np.testing.assert_array_equal(run.params, whole.params)
+    # Single steps over host data are another program than a loop over device data, so the compiler
+    # may round in another order.
+    np.testing.assert_allclose(run.params, whole.params, rtol=1e-5)
+    if wrap is not HostData:
+        np.testing.assert_array_equal(run.params, whole.params)
     assert run.epsilon() == whole.epsilon() == PLAN.epsilon()
     assert str(run.report()) == str(whole.report())
     assert list(run) == []
