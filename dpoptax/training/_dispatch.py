@@ -138,8 +138,10 @@ class HostStream:
         if not self._unused:
             self._rows, self._unused = self._reader.next(), self._reader.batches
         first = self._reader.batches - self._unused
+        advanced = self._steps.run(state, self._rows, num_steps, first)
+        # Only now: who tries a failed step again must get the same rows.
         self._unused -= num_steps
-        return self._steps.run(state, self._rows, num_steps, first)
+        return advanced
 
     def nonprivate_nonfinite(self) -> tuple[int, int] | None:
         """See `Stepper.nonprivate_nonfinite`."""
