@@ -173,10 +173,10 @@ def test_a_dispatch_that_a_crash_ends_is_on_disk_before_it_runs(tmp_path, monkey
     dispatches = []
     run_steps = _Steps.run
 
-    def crash(self, state, data, num_steps):
+    def crash(self, state, data, num_steps, first=0):
         on_disk = WriteAheadLog(folder / "write_ahead_log").segments[-1].end
         dispatches.append((int(state.step), num_steps, on_disk))
-        done = run_steps(self, state, data, num_steps)
+        done = run_steps(self, state, data, num_steps, first)
         if int(state.step) >= 1:
             raise CrashError
         return done
