@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MaskedExamples:
     """The examples of a padded batch and their mask, as `dpoptax.samplers.take` returns them.
 
@@ -41,6 +41,11 @@ class MaskedExamples:
     # host they are NumPy arrays.
     examples: PyTree
     mask: Any
+
+    def __repr__(self) -> str:
+        """Shows shapes only: the examples are private."""
+        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", self.examples)
+        return f"MaskedExamples({shapes})"
 
     def __getitem__(self, field: Any) -> "MaskedExamples":
         """Returns a field of the examples with the mask."""

@@ -223,8 +223,7 @@ def own_run(scale, key=KEY):
     """A run that computes its gradients itself, so that nothing can be known about its loss."""
     run = PrivateRun(None, PARAMS, DATA, plan=PLAN, optimizer=optax.sgd(1.0), key=key)
     while run.steps_left:
-        examples, _ = run.sample()
-        run.apply(jnp.full((len(jax.tree.leaves(examples)[0]), WIDTH), scale))
+        run.apply(jnp.full((len(run.sample().mask), WIDTH), scale))
     return run.params
 
 
