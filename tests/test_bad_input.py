@@ -415,6 +415,7 @@ def test_a_nan_pixel_changes_nothing_but_that_examples_contribution():
     np.testing.assert_allclose(poisoned.params, absent.params, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"form": "stacked"}, {"microbatch_size": 2}])
 def test_no_examples_or_no_parameters_give_empty_gradients(options):
     def loss_fn(params, x):

@@ -15,6 +15,7 @@ PLAN = Plan(
 )
 
 
+@pytest.mark.slow
 def test_the_command_line_reports(tmp_path, capsys):
     path = tmp_path / "plan.json"
     path.write_text(PLAN.to_json())
@@ -27,6 +28,7 @@ def test_the_command_line_reports(tmp_path, capsys):
     assert "none.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "name"),
     [

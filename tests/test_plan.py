@@ -39,6 +39,7 @@ def test_the_number_that_clips_scales_the_noise():
     assert float(release.std()) * 128 == pytest.approx(1.5 * 2.0, rel=4.5 / math.sqrt(40_000))
 
 
+@pytest.mark.slow
 def test_steps_default_to_the_planned_ones():
     assert PLAN.event() == PLAN.event(9360) != PLAN.event(10)
     assert PLAN.epsilon(10) < PLAN.epsilon() == PLAN.epsilon(9360)
@@ -46,6 +47,7 @@ def test_steps_default_to_the_planned_ones():
     assert PLAN.event(0) == dp_accounting.NoOpDpEvent()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_examples", "batch_size", "epochs", "steps"),
     [(60_000, 128, 20, 9375), (60_000, 469, 1, 128), (100, 29, 29, 100), (90, 0.9 * 10, 0.1, 1)],

@@ -25,6 +25,7 @@ def test_a_schedule_is_read_at_every_step_and_holds_on():
     assert tabulate(FALLING, 12) is FALLING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -96,6 +97,7 @@ def test_noise_clip_and_size_follow_their_schedules():
         assert float(release[0]) == pytest.approx(moved, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_plan_reads_optax_schedules_and_runs_what_it_accounts():
     plan = dpoptax.Plan(
         sampler=samplers.Poisson(100, 10),

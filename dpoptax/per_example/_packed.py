@@ -1,4 +1,4 @@
-"""16-bit floats as their bits, so that a loop over parts of an array does not cast the whole array.
+"""Packing of 16-bit floats as their bits, so that a loop does not cast a whole array.
 
 XLA on a CPU has few operations for bfloat16. It casts what a loop slices to float32, before the
 loop, which takes twice the memory of the array. It slices integers as they are.

@@ -38,6 +38,7 @@ def test_noise_against_reference_values(target, delta, num_examples, expected, s
     assert 0.998 * target <= achieved <= target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
 @pytest.mark.parametrize(
     ("target", "expected", "steps"),
@@ -89,6 +90,7 @@ def test_round_trips_at_the_extremes(target, delta, rate, steps):
         assert again >= steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "relation"),
     [

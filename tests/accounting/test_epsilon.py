@@ -45,6 +45,7 @@ def test_the_reference_table(row):
     assert float(row["at_least"]) <= value <= float(row["at_most"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_examples", "size", "noise", "steps", "delta", "relation", "value"),
     [
@@ -176,6 +177,7 @@ def test_the_shortcut_for_rare_overflow_bounds_the_exact_distribution(relation, 
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.filterwarnings("ignore:delta should be well below")
 def test_rare_overflow_is_paid_from_delta(group_size):
     """The probability that the other examples fill a batch at some step, from the binomial law."""
     size, expected, capacity, steps = 1000, 20, 40, 50

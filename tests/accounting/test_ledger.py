@@ -126,6 +126,7 @@ def test_a_step_without_noise_ends_all_privacy():
     assert book.epsilon() == book.epsilon_bound() == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [SAMPLER, FixedSize(1000, 20), BallsInBins(1000, 50), UserPoisson(range(100), 5, 1)],

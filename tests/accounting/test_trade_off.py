@@ -12,6 +12,7 @@ from dpoptax.accounting import event_privacy_loss, trade_off
 from dpoptax.samplers import Poisson
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "advantage", "rates"),
     [

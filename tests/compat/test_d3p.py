@@ -21,6 +21,7 @@ def test_a_fixed_size_is_drawn_without_replacement_and_rows_stay_together():
     assert len({tuple(sorted(row)) for row in np.asarray(first).tolist()}) == 50
 
 
+@pytest.mark.slow
 def test_poisson_batches_come_with_a_mask():
     init, get_batch = poisson_batchify_data(DATA, q=0.05)
     num_batches, state = init(jax.random.key(1))

@@ -35,6 +35,7 @@ def test_the_programs_of_the_readme_run(program, tmp_path):
         assert "200 steps" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_in_the_docs_is_that_of_the_plan_beside_it(capsys):
     assert main(["report", str(ROOT / "docs" / "mnist_vae_plan.json")]) == 0
     page = (ROOT / "docs" / "accounting.md").read_text()

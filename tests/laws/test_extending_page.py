@@ -62,6 +62,7 @@ def test_a_clip_rule_keeps_its_sensitivity(page):
     assert bool(jnp.isfinite(update["w"]).all())
 
 
+@pytest.mark.slow
 def test_a_mechanism_adds_the_noise_that_it_states(page):
     mechanism = page["Generous"](factor=3.0)
     n = 40_000

@@ -106,6 +106,7 @@ def test_law_7_neighbours_move_the_clipped_sum_by_at_most_the_sensitivity(form, 
     assert 0.6 < largest_move(clipped_sum(form), relation) <= 1 + 1e-5
 
 
+@pytest.mark.slow
 @mechanisms
 def test_law_7_neighbours_move_the_release_of_a_mechanism_by_at_most_the_sensitivity(make):
     """With one key both releases have the same noise."""

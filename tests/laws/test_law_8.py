@@ -335,6 +335,7 @@ def wrappers():
     }
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # Optax's wrappers mix integers and floats
 @pytest.mark.parametrize("wrap", wrappers().values(), ids=wrappers())
 def test_wrappers_of_optax_start_one_run_and_no_second(wrap):
@@ -357,6 +358,7 @@ def test_one_transformation_for_two_parts_is_refused():
         both.update(ZEROS, both.init(PARAMS), PARAMS)
 
 
+@pytest.mark.slow
 def test_train_states_and_optimizers_of_flax_start_one_run_each():
     from flax import nnx
     from flax.training.train_state import TrainState

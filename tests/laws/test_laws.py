@@ -260,6 +260,7 @@ def test_law_8_sampling_noise_and_model_keys_are_never_one_key(make, root_of):
     assert len(set(data)) == len(data)
 
 
+@pytest.mark.slow
 def test_law_9_the_chunk_length_changes_no_number(monkeypatch):
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(50, 5), clip=1.0, noise_multiplier=1.0, num_steps=20,

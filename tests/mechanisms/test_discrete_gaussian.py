@@ -65,6 +65,7 @@ def _silent(monkeypatch):
     monkeypatch.setattr(module, "discrete_gaussian", nothing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_silent")
 @pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("bits", [10, 16])

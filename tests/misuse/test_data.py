@@ -294,6 +294,7 @@ def test_files_that_read_in_rising_order_are_read_so():
     np.testing.assert_array_equal(HostData(Rising()).rows(np.array([5, 0, 5])), X[[5, 0, 5]])
 
 
+@pytest.mark.slow
 def test_columns_of_every_kind_train_the_same_model():
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(N, 4), clip=1.0, noise_multiplier=1.0, num_steps=2,

@@ -150,6 +150,7 @@ def test_a_forgotten_mask_changes_nothing():
     np.testing.assert_array_equal(step(0.0), step(1e3))
 
 
+@pytest.mark.slow
 def test_a_saved_run_continues_bit_for_bit(tmp_path, whole):
     with make(resume=tmp_path / "run") as run:
         run.step()
@@ -169,6 +170,7 @@ def test_a_saved_run_continues_bit_for_bit(tmp_path, whole):
         assert run.epsilon() == PLAN.epsilon(4)
 
 
+@pytest.mark.slow
 def test_steps_of_a_crash_are_repeated_and_count_once_or_stay_charged(tmp_path, whole):
     """The process ends inside a step, after it was charged."""
 
@@ -198,6 +200,7 @@ def test_steps_of_a_crash_are_repeated_and_count_once_or_stay_charged(tmp_path, 
         run.close()
 
 
+@pytest.mark.slow
 def test_gradients_of_your_own_continue_with_new_noise(tmp_path):
     """Nobody can know whether they are the same as before."""
     folder = tmp_path / "run"

@@ -102,6 +102,7 @@ TAKES_KEY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", REFUSED)
 @pytest.mark.parametrize("call", TAKES_KEY.values(), ids=TAKES_KEY)
 def test_a_key_of_another_type_is_refused_by_name(impl, call):
@@ -148,12 +149,14 @@ def vmap_depends_on_more_than_the_key(make, draw):
     return not all(np.array_equal(alone, values) for values in together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [bits, data_of_fold_in, data_of_split])
 @pytest.mark.parametrize("make", ALLOWED.values(), ids=ALLOWED)
 def test_random_numbers_of_allowed_keys_depend_on_the_key_alone(make, draw):
     assert not vmap_depends_on_more_than_the_key(make, draw)
 
 
+@pytest.mark.slow
 def test_unsafe_rbg_derives_keys_by_their_place_in_the_batch(monkeypatch):
     def make(seed):
         return jax.random.key(seed, impl="unsafe_rbg")

@@ -161,6 +161,7 @@ class Records:
         return {"x": np.asarray(DATA[index])}
 
 
+@pytest.mark.slow
 def test_a_stream_returns_zeros_and_the_mask_for_padded_rows():
     records, sampler = Records(), dpoptax.samplers.Poisson(NUM_EXAMPLES, 3)
     state = sampler.init(jax.random.key(0))
@@ -189,6 +190,7 @@ TAKES = {
 }
 
 
+@pytest.mark.slow
 def test_every_way_to_gather_a_batch_trains_the_same():
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(NUM_EXAMPLES, 8),

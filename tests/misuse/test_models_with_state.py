@@ -198,6 +198,7 @@ def nnx_model():
     return merged(with_batch_norm(), copy=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen, nnx_model, haiku, equinox])
 def test_batch_norm_is_refused_though_its_update_is_dropped(make):
     loss_fn, params = make()

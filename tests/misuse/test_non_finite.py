@@ -41,6 +41,7 @@ def test_a_finite_loss_may_have_a_gradient_that_is_not():
     assert int(nonprivate_nonfinite(losses, mask, grads)) == 1
 
 
+@pytest.mark.slow
 def test_fit_counts_them_and_warns_of_many(capfd):
     seen = []
     with pytest.warns(UserWarning, match=r"more than 5% of the drawn examples was not fi") as told:

@@ -64,6 +64,7 @@ def test_a_run_that_differs_in_one_thing_draws_other_noise(change, base):
     assert_other_noise(base, release(**CHANGES[change]))
 
 
+@pytest.mark.slow
 def test_equal_runs_are_equal_whatever_objects_they_are_made_of(base):
     again = release(loss=lambda params, example: loss_fn(params, example))
     np.testing.assert_array_equal(again, base)
@@ -197,6 +198,7 @@ LEAVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LEAVES)
 def test_the_digest_sees_every_bit_and_every_place_and_no_padding(dtype):
     seeds = jnp.array([3, 4], jnp.uint32)

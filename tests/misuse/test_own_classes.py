@@ -269,6 +269,7 @@ def test_an_own_clip_rule_that_keeps_the_laws_is_accepted():
     assert privatize(PowerClip(1e15), **options)
 
 
+@pytest.mark.slow
 def test_a_run_of_own_classes_is_reported_and_resumed(tmp_path):
     plan = Plan(
         sampler=EveryExample(8), clip=PowerClip(1.0), noise_multiplier=1.0, num_steps=2,

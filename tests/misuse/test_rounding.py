@@ -158,6 +158,7 @@ def sum_the_whole_batch(monkeypatch):
     monkeypatch.setattr(_batch_sum, "MAX_FLOAT32_ADDITIONS", 2**90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_one_example_moves_a_batch_of_1024_by_its_gradient(name, monkeypatch):
     assert worst(name, 1024, monkeypatch) <= ALLOWED

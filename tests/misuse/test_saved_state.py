@@ -93,6 +93,7 @@ def by_orbax(state, like, path):
 WAYS = {"pickle": by_pickle, "flax": by_flax, "numpy": by_numpy, "orbax": by_orbax}
 
 
+@pytest.mark.slow
 @keys
 @pytest.mark.parametrize("way", WAYS)
 def test_a_train_state_continues_bit_for_bit(make_key, way, tmp_path):

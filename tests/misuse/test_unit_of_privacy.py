@@ -53,6 +53,7 @@ def test_rows_are_not_taken_for_users(wrap):
     assert not re.search(r"(make|pass) (the|a) sampler", advice, re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_arranged_rows_are_trained_on():
     assert train(USERS.arrange(ROWS), loss_fn=loss_of_user).num_steps == 2
 
@@ -72,6 +73,7 @@ def test_examples_of_another_number_need_another_plan():
     assert "samplers.UserPoisson" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", registry.SAMPLERS.values(), ids=registry.SAMPLERS)
 @pytest.mark.parametrize("rows", [11, 13])
 def test_a_train_step_refuses_data_of_another_size(make, rows):

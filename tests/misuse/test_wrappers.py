@@ -140,6 +140,7 @@ def test_leaves_of_gradients_are_for_privatize_only(form):
         tx.update(changed, tx.init(PARAMS), PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", registry.FORMS.values(), ids=registry.FORMS)
 def test_gradients_cross_the_transformations_of_jax(form):
     """As arguments, results, carries and in branches; with the same sums."""

@@ -61,6 +61,7 @@ def test_trees_may_hold_whole_numbers():
     np.testing.assert_allclose(total["x"], 2.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "size", "at_once", "devices"),
     [(3, 1, 1, 1), (13, 1, 1, 1), (100, 1, 64, 1), (33, 4, 8, 1), (260, 256, 1, 1), (80, 4, 2, 4)],

@@ -29,7 +29,7 @@ def check(loss_fn, params, examples, held, monkeypatch):
     @jax.jit
     def run(params, examples):
         results = []
-        for options in ({}, {"factored": False}, {"microbatch_size": 3}):
+        for options in ({}, {"form": "stacked"}, {"microbatch_size": 3}):
             grads = dpoptax.per_example_grads(loss_fn, **options)(params, examples)
             clipped, norms = grads.clip_and_sum(rule.weights), grads.squared_norms()
             results.append((grads.stacked(), norms, clipped))

@@ -464,6 +464,7 @@ def test_no_array_of_batch_times_parameters_is_ever_made():
     assert held < 4 * 500 * 400 * 4  # a few copies of the parameters, where stacking takes 32
 
 
+@pytest.mark.slow
 def test_losses_that_print_alike_are_told_apart():
     """A jaxpr as text names a custom derivative and does not show it."""
 

@@ -8,8 +8,9 @@ from architectures import energy, floats
 
 import dpoptax
 from dpoptax.per_example._loss_trace import trace_loss
-from dpoptax.per_example._tracing.find_sites import FoundSites, run_with_taps
+from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.taps import following_additions
+from dpoptax.per_example._tracing.visitors import TapRunner
 
 
 def checkpointed(w, x):
@@ -56,6 +57,6 @@ def test_an_output_with_two_users_is_tapped_at_once():
 def test_a_use_that_the_site_finder_missed_is_refused():
     """Its gradient would be lost without a word."""
     trace, _, _ = trace_loss(lambda w, x: jnp.sum(w * x), jnp.ones(3), (jnp.ones(3),))
-    nothing = FoundSites(sites=(), fallback_reasons={}, may_spread_nan=False)
+    nothing = TapRunner(sites=(), fallback_reasons={})
     with pytest.raises(AssertionError, match="used by mul"):
         run_with_taps(trace.program.jaxpr, nothing, [], [jnp.ones(3)], [jnp.ones(3)], {})

@@ -27,6 +27,7 @@ def use(grads):
     return grads.squared_norms(), grads.weighted_sum(jnp.ones(5)), grads.stacked()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -57,6 +58,7 @@ def test_explain_traces_the_loss_once():
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_norms_and_sums_do_not_trace_the_loss_again():
     loss_fn, calls = counted()
     for microbatch_size in (None, 2):

@@ -212,6 +212,7 @@ def test_a_draw_beyond_the_counter_is_refused_before_it_is_made():
         jax.jit(lambda key: jax.random.bits(key, (2**36 + 16,), jnp.uint32)).lower(key)
 
 
+@pytest.mark.slow
 def test_a_private_run_uses_a_secure_key_by_default():
     import optax
 

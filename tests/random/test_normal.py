@@ -52,6 +52,7 @@ def test_a_stream_of_words_gives_two_draws_for_two_words(shape):
     np.testing.assert_allclose(draws, expected.reshape(shape), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -91,6 +92,7 @@ def test_millions_of_draws_are_normal_also_in_the_tails(key):
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_neighbours_and_the_two_draws_of_a_point_are_uncorrelated_and_so_are_their_squares():
     draws = np.asarray(normal(jax.random.key(1), (1 << 20, 2), jnp.float32)).astype(float)
     early, late = np.split(draws[:, 0], 2)

@@ -74,6 +74,7 @@ def test_the_text_the_json_and_the_words_say_the_same(report):
     assert all(len(line) <= 110 for line in text.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [FixedSize(600, 20), Shuffled(600, 20), BallsInBins(600, 30), UserPoisson(range(600), 20, 1)],

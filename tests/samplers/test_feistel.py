@@ -41,6 +41,7 @@ def walk(table, size):
     return images
 
 
+@pytest.mark.slow
 def test_it_is_one_to_one_for_every_size_up_to_4096():
     key, indices = jax.random.key(4), np.arange(4096 + 64, dtype=np.uint32)
     tables = {}
@@ -68,6 +69,7 @@ def test_it_is_one_to_one_for_large_sizes():
         assert len(np.unique(image)) == len(np.unique(row))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 511, 512, 513, 60_000, 10**9, 2**31])
 def test_permute_and_invert_undo_each_other(size):
     indices = jnp.asarray(np.linspace(0, size - 1, 12).astype(np.int32)).reshape(3, 4)

@@ -104,6 +104,7 @@ def sizes_of(jaxpr):
                 yield from sizes_of(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", LARGE.values(), ids=LARGE)
 def test_no_array_is_as_long_as_the_data(sampler):
     state = sampler.init(jax.random.key(0))
@@ -114,6 +115,7 @@ def test_no_array_is_as_long_as_the_data(sampler):
     assert int(batch.indices.max()) > 5e8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_examples", "size"), [(2, 1), (3, 2), (10, 4), (600, 12)])
 def test_fixed_size_batches_are_uniform_subsets(num_examples, size):
     sampler = samplers.FixedSize(num_examples, size)
@@ -173,6 +175,7 @@ def test_truncated_balls_sit_out_at_random():
     assert single_p_value(table, table.mean()) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_examples", [40, 43])
 def test_cyclic_batches_are_poisson_batches_of_their_group(num_examples):
     sampler = samplers.CyclicPoisson(num_examples, 4, 5)
@@ -186,6 +189,7 @@ def test_cyclic_batches_are_poisson_batches_of_their_group(num_examples):
         assert single_p_value(turns[:, own], rate) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_examples", "expected", "groups"), [(10, 1, 3), (43, 43 / 5, 5)])
 def test_cyclic_groups_may_expect_less_than_one_or_take_everyone(num_examples, expected, groups):
     sampler = samplers.CyclicPoisson(num_examples, expected, groups)
@@ -197,6 +201,7 @@ def test_cyclic_groups_may_expect_less_than_one_or_take_everyone(num_examples, e
         assert abs(counts - trials * rate) <= 4 * math.sqrt(trials * rate * (1 - rate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Poisson", "FixedSize", "Shuffled"])
 def test_the_largest_number_of_examples_fits(name):
     sampler = getattr(samplers, name)(2**31 - 1, 64)

@@ -67,6 +67,7 @@ def fingerprint_of(loss=loss_fn, data=DATA, rate=0.1, wrap=DeviceData):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [DeviceData, HostData])
 def test_rate_data_and_loss_are_part_of_the_fingerprint(wrap):
     found = [

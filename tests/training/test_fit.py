@@ -53,6 +53,7 @@ def test_the_bar_can_be_turned_off(capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_loss_is_traced_a_fixed_number_of_times_whatever_the_batches():
     def traced(num_steps):
         traces = []
@@ -164,6 +165,7 @@ def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
     assert re.search(r"not private: loss [\d.]+, \d+% clipped, median norm", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_convolution_is_stepped_as_any_other_model():
     """On a CPU its steps are dispatched one by one; the numbers are those of the bare step."""
     images = jax.random.normal(jax.random.key(3), (400, 6, 6, 1))

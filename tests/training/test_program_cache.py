@@ -57,6 +57,7 @@ def run(rate=0.1, data=DATA, **options):
     ).params  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"data": HostData(DATA)}, {"microbatch_size": "auto"}])
 def test_a_second_identical_run_compiles_nothing(options):
     with compilations() as first:
@@ -69,6 +70,7 @@ def test_a_second_identical_run_compiles_nothing(options):
         assert len(first) > 0  # the count has power
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_another_program(monkeypatch):
     """Also one that the loss reads from a global variable, though the function is the same."""
     first = run()

@@ -123,6 +123,7 @@ def test_an_interrupted_run_reports_what_ran_and_continues_bit_for_bit(tmp_path,
     assert again.epsilon() == whole_run.epsilon()
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_with_a_result(tmp_path, whole_run):
     with time_limit(0.0):
         result = run(tmp_path / "run")
@@ -136,6 +137,7 @@ def test_signals_act_as_usual_after_a_run():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_steps_lost_in_a_crash_are_replayed_bit_for_bit_and_count_once(tmp_path, whole_run):
     saved = crash(tmp_path / "run", at=3, beyond=6)
     result = run(tmp_path / "run")
@@ -166,6 +168,7 @@ class CrashError(Exception):
     """The process ends."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [DeviceData, HostData])
 def test_a_dispatch_that_a_crash_ends_is_on_disk_before_it_runs(tmp_path, monkeypatch, wrap):
     """The steps are made, and nothing after them: they may be known, so they stay charged."""
@@ -212,6 +215,7 @@ def test_other_noise_is_other_noise(tmp_path):
     assert not np.allclose(replayed.params["w"], changed.params["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -247,6 +251,7 @@ def damage(folder):
             path.write_bytes(b"\0" * 10)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, whole_run):
     folder = tmp_path / "run"
     part = run(folder, stop_at=3)
@@ -316,6 +321,7 @@ def test_a_finished_run_whose_log_is_gone_or_old_is_refused(tmp_path):
         log.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_a_result_shows_no_key(tmp_path):
     result = run(None, steps=2, key=dpoptax.random.insecure_key(3))
     for key in (result.state.sampler_state.key, result.state.opt_state[0].key):
@@ -335,6 +341,7 @@ def test_a_first_checkpoint_that_fails_is_an_error_before_the_first_step(tmp_pat
         run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_optimizer_and_a_second_process_are_refused(tmp_path, short_run):
     for optimizer, message in (
         (optax.sgd(0.1), "with another optimizer state"),

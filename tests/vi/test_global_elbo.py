@@ -161,6 +161,7 @@ def test_a_clipped_divergence_shrinks_with_the_likelihood_and_an_unclipped_one_d
     np.testing.assert_allclose(steps["after_noise"], -1000 / N, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_aligned_gradients_noise_the_location_alone(regression):
     """With other noise the scale's gradient changes by the location's times base_noise T'(raw)."""
     guide = guides.MeanField(jnp.zeros(D))

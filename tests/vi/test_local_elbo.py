@@ -40,6 +40,7 @@ def test_at_the_exact_posterior_the_bound_is_the_evidence(num_samples):
     assert float(worse.mean()) > -evidence + 4.5 * standard_error
 
 
+@pytest.mark.slow
 def test_it_is_a_loss_of_one_example_with_a_key_of_its_own():
     params = {"w": jnp.ones(()), "m": jnp.ones(()), "s": jnp.zeros(())}
     grads_fn = dpoptax.value_and_per_example_grads(local_elbo_loss(encode, linear_gaussian))

@@ -27,6 +27,7 @@ def lookup(w, i):
     return jnp.sum(jnp.tanh(w[i]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples_per_chunk", [1, 2, 4, 8])
 def test_maps_and_sums_are_those_of_the_whole_batch(examples_per_chunk, monkeypatch):
     monkeypatch.setattr(cost_model, "CPU_CHUNK_FLOATS", 3 * examples_per_chunk)

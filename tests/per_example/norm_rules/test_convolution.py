@@ -57,6 +57,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss_fn", "shape", "example"), KINDS.values(), ids=KINDS)
 def test_patches_and_pixel_grams_obey_the_laws(loss_fn, shape, example):
     use = sites_of(loss_fn, shape, example)

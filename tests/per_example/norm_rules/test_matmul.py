@@ -72,6 +72,7 @@ def test_the_outer_product_obeys_the_laws_for_one_row(loss_fn, shape, example):
     assert GramMatmul.matches(sites, spec) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss_fn", "shape", "example"),
     [

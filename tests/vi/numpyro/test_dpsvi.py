@@ -337,6 +337,7 @@ def test_a_fresh_autoguide_serves_any_support_and_a_second_plate_of_two(name):
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 
 
+@pytest.mark.slow
 def test_local_latents_need_a_custom_guide():
     def model(x):
         with numpyro.plate("data", N, subsample_size=len(x)):
@@ -370,6 +371,7 @@ def test_nan_in_the_data_is_refused_unless_the_model_masks_it(data):
     assert all(bool(jnp.isfinite(value).all()) for value in result.params.values())
 
 
+@pytest.mark.slow
 def test_other_mistakes_are_refused(data):
     guide = autoguide.AutoNormal(regression)
     with pytest.raises(TypeError, match=r"Trace_ELBO or TraceMeanField_ELBO.*got RenyiELBO"):
@@ -386,6 +388,7 @@ def test_other_mistakes_are_refused(data):
         svi_of(regression, guide, clipping_threshold=0.0)
 
 
+@pytest.mark.slow
 def test_a_batch_with_an_unexpected_length_is_refused(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0, dp_scale=1.0)
     state = svi.init(dpoptax.random.insecure_key(0), *data)
