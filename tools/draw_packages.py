@@ -11,22 +11,24 @@ from measure import Module, read_modules
 
 # Used by nearly every package, so their arrows are left out.
 BASE = ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax_compat"]
+# Helpers of single files, which are not drawn: `_explicit_axes`, `_foreign_names` and others.
 # Column and row of each package.
 PLACES = {
     "vi": (0.0, 8),
     "training": (0.0, 7),
-    "__main__": (-3.5, 7),
+    "__main__": (-4.0, 7),
     "reports": (0.0, 6),
     "_plan": (0.0, 5),
-    "transforms": (-3.5, 4),
-    "accounting": (3.5, 4),
-    "mechanisms": (-3.5, 3),
-    "clipping": (0.0, 2),
-    "random": (-7.0, 1),
-    "per_example": (-3.5, 1),
-    "samplers": (3.5, 1),
-    "compat": (7.0, 2),
-    **{name: (3.1 * number - 7.75, 0) for number, name in enumerate(BASE)},
+    "transforms": (-4.0, 4.3),
+    "accounting": (4.0, 4),
+    "mechanisms": (-4.0, 3.3),
+    "clipping": (-6.0, 2),
+    "per_example": (-8.0, 1),
+    "nnx": (-11.0, 2),
+    "random": (0.0, 1),
+    "samplers": (4.0, 2),
+    "compat": (6.0, 3),
+    **{name: (3.6 * number - 11.0, 0) for number, name in enumerate(BASE)},
 }
 LABELS = {
     "random": "random\nkeys and PRNGs",
@@ -40,10 +42,11 @@ LABELS = {
     "reports": "reports\nstatement for people",
     "training": "training\nfit, resume, host data",
     "vi": "vi\nvariational inference",
+    "nnx": "nnx\nFlax NNX models",
     "compat": "compat\nother libraries",
     "__main__": "command line",
 }
-WIDTH, HEIGHT = 2.95, 0.55
+WIDTH, HEIGHT = 3.4, 0.55
 
 
 def edges_between_packages(modules: dict[str, Module]) -> set[tuple[str, str]]:
@@ -78,7 +81,7 @@ def without_implied(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def draw(path: pathlib.Path) -> None:
     """Draws the packages and writes the figure."""
-    figure, axes = plt.subplots(figsize=(12, 9))
+    figure, axes = plt.subplots(figsize=(14.5, 9))
     pairs = {
         pair
         for pair in edges_between_packages(read_modules())
@@ -109,7 +112,7 @@ def draw(path: pathlib.Path) -> None:
             )
         )
         axes.text(x, y, LABELS.get(name, name), ha="center", va="center", fontsize=8.5, zorder=4)
-    axes.set_xlim(-9.4, 9.4)
+    axes.set_xlim(-13, 9)
     axes.set_ylim(-0.5, 8.5)
     axes.axis("off")
     axes.set_title(
