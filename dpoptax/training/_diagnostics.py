@@ -64,5 +64,5 @@ def warn_if_many(nonfinite: tuple[int, int] | None) -> None:
             "fit(..., diagnostics=True) counts such examples at each step, and "
             "result.nonprivate_nonfinite_count has the total.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
