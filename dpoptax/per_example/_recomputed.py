@@ -169,7 +169,7 @@ def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath,
 
 def _norm_of_runs(site: Site, norms: Array) -> Array:
     """Adds up the squared norms of the runs of a site, `(batch, *scans)`, rounded up."""
-    total = norms.reshape(len(norms), -1).sum(axis=1)
+    total = norms.sum(axis=tuple(range(1, norms.ndim)))
     margin = 4 * site.num_runs * float(jnp.finfo(total.dtype).eps)
     if jnp.finfo(site.output.dtype).bits < 32:
         margin += NARROW_MARGIN
