@@ -71,7 +71,7 @@ def check_loss(
     With `has_aux` the loss returns a pair `(loss, aux)`; None accepts both. Without `allow_unused`
     every parameter must have an influence on the loss.
     """
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
+    example = jax.tree.map(_spec_of_row, examples)
     keys = () if key is None else (_validate.typed_key("key", key),)
     refuse_signature(loss_fn, params, example, keys)
     try:
@@ -171,3 +171,9 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
             f"requires {required} arguments. Bind the others with functools.partial."
         )
     return required == 3
+
+
+def _spec_of_row(leaf: Any) -> jax.ShapeDtypeStruct:
+    # NumPy's int64 becomes JAX's int32, unless 64 bits are enabled. Keys have a dtype of their own.
+    dtype = leaf.dtype if _validate.is_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape[1:], dtype)
