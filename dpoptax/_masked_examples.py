@@ -44,8 +44,13 @@ class MaskedExamples:
 
     def __repr__(self) -> str:
         """Shows shapes only: the examples are private."""
-        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", self.examples)
-        return f"MaskedExamples({shapes})"
+
+        def describe(leaf: Any) -> str:
+            if not hasattr(leaf, "shape"):
+                return type(leaf).__name__
+            return f"{leaf.dtype}{list(leaf.shape)}"
+
+        return f"MaskedExamples({jax.tree.map(describe, self.examples)})"
 
     def __getitem__(self, field: Any) -> "MaskedExamples":
         """Returns a field of the examples with the mask."""

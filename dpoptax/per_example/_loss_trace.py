@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dpoptax import _jax_compat
@@ -93,6 +94,19 @@ class LossProgram:
     def may_spread_nan(self) -> bool:
         """Whether `vmap` of the gradient may spread NaN from one example to others."""
         return may_spread_nan(_jax_compat.equations(self.jaxpr))
+
+    @functools.cached_property
+    def is_narrow(self) -> bool:
+        """Whether any part of the loss computes in fewer than 32 bits."""
+        dtypes = (
+            getattr(variable.aval, "dtype", None)
+            for eqn in _jax_compat.equations(self.jaxpr)
+            for variable in eqn.outvars
+        )
+        return any(
+            dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+            for dtype in dtypes
+        )
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -66,18 +66,22 @@ class RecomputedGrads(PerExampleGrads):
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""
         streamed = {leaf: select(self.mask, norms) for leaf, norms in self.norms.items()}
-        return self.kept.tree(streamed | self.kept.norms_by_leaf())
+        return self.kept.tree(streamed | self._masked().norms_by_leaf())
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
         streamed = self.pull(select(self.mask, weights))
-        return self.kept.tree(streamed | self.kept.sums_by_leaf(weights))
+        return self.kept.tree(streamed | self._masked().sums_by_leaf(weights))
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`. It takes one backward pass per example."""
         one_at_a_time = jnp.diag(self.mask.astype(jnp.float32))
         streamed = jax.lax.map(self.pull, one_at_a_time)
-        return self.kept.stacked_tree(streamed)
+        return self._masked().stacked_tree(streamed)
+
+    def _masked(self) -> FactoredGrads:
+        """The other leaves under the mask of the whole, which a caller may have replaced."""
+        return dataclasses.replace(self.kept, mask=self.mask)
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
@@ -152,7 +156,10 @@ def recomputed_grads(
     norms, cotangents, gradients, _ = pull((jnp.ones_like(losses), zeros))
     factors = {site.path: _factors_of(site, saved, cotangents) for site in kept}
     grads = RecomputedGrads(
-        norms={leaf: _norm_of_runs(streamed[leaf], norm) for leaf, norm in norms.items()},
+        norms={
+            leaf: _norm_of_runs(streamed[leaf], norm, narrow=program.is_narrow)
+            for leaf, norm in norms.items()
+        },
         pull=jax.tree_util.Partial(
             functools.partial(_pull_sums, streamed, program.param_specs), pull, losses, zeros
         ),
@@ -167,11 +174,11 @@ def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath,
     return Factors(saved[site.path], window(cotangents[site.tap]))
 
 
-def _norm_of_runs(site: Site, norms: Array) -> Array:
+def _norm_of_runs(site: Site, norms: Array, *, narrow: bool) -> Array:
     """Adds up the squared norms of the runs of a site, `(batch, *scans)`, rounded up."""
     total = norms.sum(axis=tuple(range(1, norms.ndim)))
     margin = 4 * site.num_runs * float(jnp.finfo(total.dtype).eps)
-    if jnp.finfo(site.output.dtype).bits < 32:
+    if narrow:
         margin += NARROW_MARGIN
     return total * (1 + margin)
 

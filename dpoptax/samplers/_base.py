@@ -27,6 +27,10 @@ class Batch(NamedTuple):
     indices: Int[Array, " max_batch_size"]
     mask: Bool[Array, " max_batch_size"]
 
+    def __repr__(self) -> str:
+        """Leaves out the members, which must not appear in logs and error messages."""
+        return f"Batch(<{jnp.shape(self.mask)} rows, not shown>)"
+
 
 class SamplerState(NamedTuple):
     """What the next batch needs: its number and the key.
@@ -38,6 +42,10 @@ class SamplerState(NamedTuple):
 
     step: Int[Array, ""]
     key: PRNGKeyArray
+
+    def __repr__(self) -> str:
+        """Leaves out the key, which must not appear in logs and error messages."""
+        return f"SamplerState(step={self.step}, key=<not shown>)"
 
     def keys(self, num: int) -> Key[Array, " num"]:
         """Returns keys for the next batch and no other."""

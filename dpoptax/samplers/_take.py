@@ -49,9 +49,11 @@ def take(data: PyTree[Shaped[Any, "num_examples ..."]], batch: Batch) -> MaskedE
         mask = batch.mask & (batch.indices >= 0) & (batch.indices < size)
         rows = jnp.where(mask, batch.indices, size)
         return MaskedExamples(jax.tree.map(lambda leaf: _gather(leaf, rows), data), mask)
-    real = np.asarray(batch.indices)[np.asarray(mask)]
+    indices = np.asarray(batch.indices)
+    inside = np.asarray(mask) & (indices >= 0) & (indices < size)
+    real = indices[inside]
     return MaskedExamples(
-        jax.tree.map(lambda leaf: fill_rows(np.asarray(leaf[real]), np.asarray(mask)), data), mask
+        jax.tree.map(lambda leaf: fill_rows(np.asarray(leaf[real]), inside), data), inside
     )
 
 

@@ -126,6 +126,8 @@ class HostStream:
         # The batches of the last read, and how many of them were not used yet.
         self._rows: PyTree = None
         self._unused = 0
+        # The step that the coming rows are for.
+        self._next_step: int | None = None
         self._steps = _Steps(
             make_step(take=take_rows),
             lambda rows, index: jax.tree.map(lambda leaf: leaf[index], rows),
@@ -141,13 +143,20 @@ class HostStream:
         """See `Stepper.advance`."""
         # Not before the first step: a resumed run may have got new keys since it was restored, and
         # rows read with the old keys belong to other people than those that are accounted.
+        step = int(state.step)
+        if step != self._next_step:
+            # The rows at hand are of other steps: the result of a call before was not kept.
+            self._reader.restart()
+            self._unused = 0
         self._reader.begin(state.sampler_state)
         try:
             if not self._unused:
                 self._rows, self._unused = self._reader.next(), self._reader.batches
             first = self._reader.batches - self._unused
             self._unused -= num_steps
-            return self._steps.run(state, self._rows, num_steps, first)
+            advanced = self._steps.run(state, self._rows, num_steps, first)
+            self._next_step = step + num_steps
+            return advanced
         except BaseException:
             # The next try makes the same steps, so it must get the same rows.
             self._reader.restart()

@@ -37,7 +37,7 @@ def bind_noise(
 
     Args:
         opt_state: contains the `PrivatizeState`; all else stays as it is.
-        values: a tree of arrays. Keys in it are left out.
+        values: a tree of arrays and keys.
         program: a digest of what computes the gradients.
         mask: bool `(batch,)`, for values with a leading axis of the batch; other rows are left out.
 
@@ -76,7 +76,9 @@ def digest(
     """
     first = second = jnp.zeros((), jnp.uint32)
     for number, leaf in enumerate(jax.tree.leaves(values)):
-        if not _validate.is_key(leaf) and jnp.size(leaf):
+        if _validate.is_key(leaf):
+            leaf = jax.random.key_data(leaf)
+        if jnp.size(leaf):
             words = _digest_leaf(jnp.asarray(leaf), seeds, mask, np.uint32(number))
             first, second = first + words[0], second + words[1]
     if isinstance(first, jax.core.Tracer):

@@ -1,6 +1,7 @@
 """The two halves of a step for a loop that computes its gradients itself: sample, then apply."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,10 @@ def make_sampling_step(sampler: Sampler, take: Take) -> Callable[..., Any]:
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, tuple[Batch, PyTree]]:
         sampler_state, batch = sampler.sample(state.sampler_state)
-        examples, _ = unmasked(take(data, batch))
-        return state._replace(sampler_state=sampler_state), (batch, examples)
+        # A `take` of the user may leave out more rows.
+        examples, masks = unmasked(take(data, batch))
+        real = functools.reduce(jnp.logical_and, masks, batch.mask)
+        return state._replace(sampler_state=sampler_state), (Batch(batch.indices, real), examples)
 
     return step
 

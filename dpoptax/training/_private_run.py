@@ -216,8 +216,10 @@ class PrivateRun(OpenRun):
         state, (batch, examples) = self._drawn
         check_gradients(grads, batch, state.params)
         self._charge(1)
-        self._finish(self._update(state, batch, examples, grads))
+        state = self._update(state, batch, examples, grads)
+        # Before the run is saved, which may be interrupted: this batch is used up.
         self._drawn = None
+        self._finish(state)
 
 
 def _new_program(state: TrainState) -> str:

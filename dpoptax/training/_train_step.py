@@ -44,6 +44,10 @@ class TrainState(NamedTuple):
     sampler_state: PyTree
     model_key: PRNGKeyArray
 
+    def __repr__(self) -> str:
+        """Leaves out the keys, which must not appear in logs and error messages."""
+        return f"TrainState(step={self.step}, params={self.params}, <states and keys not shown>)"
+
 
 class StepInfo(NamedTuple):
     """Diagnostics of one step. Not private: they come from the data, without noise.
@@ -204,8 +208,10 @@ def make_train_step(
         opt_state = bind_noise(
             state.opt_state, (batch.indices, examples), program=program, mask=batch.mask
         )
-        if captured:
-            opt_state = bind_noise(opt_state, captured, program="captured")
+        # The gradients also depend on the keys of the loss, and on what it captured.
+        unbatched = [*captured, *([] if key is None else [key])]
+        if unbatched:
+            opt_state = bind_noise(opt_state, unbatched, program="captured")
         updates, opt_state = tx.update(grads, opt_state, state.params)
         info = _info(losses, aux, grads, real, clip, state.step)
         next_state = TrainState(

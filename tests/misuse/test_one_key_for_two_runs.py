@@ -221,6 +221,41 @@ def test_negative_zero_and_nan_are_values_of_their_own():
     assert len({tuple(map(int, binding.digest(value, seeds))) for value in values}) == 4
 
 
+def test_keys_in_the_data_are_bound():
+    """Two runs that differ in a key have other gradients, so they need other noise."""
+
+    def digest(seed):
+        data = {"x": jnp.ones(3), "keys": jax.random.split(jax.random.key(seed), 3)}
+        return tuple(map(int, binding.digest(data, jnp.array([1, 2], jnp.uint32))))
+
+    assert digest(0) == digest(0)
+    assert digest(0) != digest(1)
+
+
+def test_the_key_of_the_loss_is_bound():
+    keys = dpoptax.random.split_by_purpose(KEY)
+
+    def noise_key(model_seed):
+        tx = optax.chain(PLAN.privatize(keys.noise_key), optax.sgd(1.0))
+        state = init_state(
+            PARAMS,
+            tx=tx,
+            sampler=PLAN.sampler,
+            sampling_key=keys.sampling_key,
+            model_key=jax.random.key(model_seed),
+        )
+        step = make_train_step(
+            lambda params, example, key: jnp.sum(params) * jax.random.normal(key),
+            tx=tx,
+            sampler=PLAN.sampler,
+        )
+        state, _ = jax.jit(step)(state, DATA)
+        return jax.random.key_data(state.opt_state[0].key).tolist()
+
+    assert noise_key(0) == noise_key(0)
+    assert noise_key(0) != noise_key(1)
+
+
 def own_run(scale, key=KEY):
     """A run that computes its gradients itself, so that nothing can be known about its loss."""
     run = PrivateRun(None, PARAMS, DATA, plan=PLAN, optimizer=optax.sgd(1.0), key=key)

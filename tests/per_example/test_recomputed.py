@@ -1,5 +1,6 @@
 """Recomputed gradients: those of `vmap(grad)`, at the memory of a plain gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -130,6 +131,15 @@ def test_computation_in_bfloat16_is_summed_in_float32():
         lambda one, whole: np.testing.assert_allclose(one.sum(0), whole, rtol=1e-4, atol=1e-5),
         alone,
         together,
+    )
+
+
+def test_a_mask_that_is_replaced_counts_for_all_parameters():
+    params, batch = deep_params(), examples()
+    grads = dpoptax.per_example_grads(deep_loss)(params, batch)
+    assert_close(
+        [dataclasses.replace(grads, mask=MASK).weighted_sum(WEIGHTS)],
+        [dpoptax.per_example_grads(deep_loss)(params, batch, mask=MASK).weighted_sum(WEIGHTS)],
     )
 
 
