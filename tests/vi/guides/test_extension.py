@@ -99,5 +99,5 @@ def test_a_guide_without_all_methods_is_refused():
         def noise(self, key):
             return jax.random.normal(key, (self.size,))
 
-    with pytest.raises(TypeError, match=r"abstract methods.* kl.*log_prob.*transform"):
+    with pytest.raises(TypeError, match=r"abstract methods.*kl.*log_prob.*transform"):
         Incomplete()
