@@ -1,4 +1,4 @@
-"""Differentially private training and Bayesian inference for JAX, in Optax's own shape.
+"""Differentially private training and Bayesian inference for JAX, built on Optax.
 
 Sampler -> take -> per_example_grads -> privatize -> any Optax optimizer
    |                                        |
@@ -88,7 +88,10 @@ def __getattr__(name: str) -> Any:
     elif name in __all__:
         return importlib.import_module(f"dpoptax.{name}")
     else:
-        raise AttributeError(f"module 'dpoptax' has no attribute {name!r}.")
+        raise AttributeError(
+            f"module 'dpoptax' has no attribute {name!r}. fit, PrivateRun and Every are in "
+            "dpoptax.training; dir(dpoptax) lists all names."
+        )
     globals()[name] = value
     return value
 

@@ -116,9 +116,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Adds the arguments that describe a run."""
-    parser.add_argument("--num-examples", type=int, required=True, metavar="N")
     parser.add_argument(
-        "--batch-size", type=float, required=required, metavar="B", help="expected, in examples"
+        "--num-examples", type=int, required=True, metavar="N", help="size of the training data"
+    )
+    parser.add_argument(
+        "--batch-size", type=float, required=required, metavar="B", help="mean number of examples"
     )
     parser.add_argument(
         "--noise-multiplier",
@@ -128,8 +130,10 @@ def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="standard deviation of the noise on the sum, divided by the clip bound",
     )
     length = parser.add_mutually_exclusive_group(required=required)
-    length.add_argument("--steps", type=int, metavar="T")
-    length.add_argument("--epochs", type=float, metavar="E", help="T = ceil(E N / B) steps")
+    length.add_argument("--steps", type=int, metavar="T", help="how many steps run")
+    length.add_argument(
+        "--epochs", type=float, metavar="E", help="T = ceil(E N / B) steps: E passes over the data"
+    )
     parser.add_argument(
         "--sampler", choices=list(SAMPLERS), default="poisson", help="how batches are drawn"
     )

@@ -110,6 +110,8 @@ def _answer(function: str, name: str, known: Iterable[str]) -> str:
     # A budget belongs to a calibration, which returns the plan that keeps it.
     if called == "Plan" and "epsilon" in candidates:
         return f"{expected} For a budget, call dpoptax.Plan.calibrate(epsilon=..., delta=..., ...)."
+    if called == "Plan" and "sampler" in names and name in ("num_examples", "expected_batch_size"):
+        return f"{expected} Pass {_REMEDIES['sampler']}."
     if "plan" in names and not _OF_A_PLAN.isdisjoint(candidates):
         return f"{expected} It belongs to the plan: pass plan=dpoptax.Plan(...)."
     close = difflib.get_close_matches(name, names, 1)

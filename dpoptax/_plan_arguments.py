@@ -13,7 +13,8 @@ def check_sampler(sampler: Any) -> None:
     if not isinstance(sampler, Sampler):
         raise TypeError(
             "sampler must be one of dpoptax.samplers, or derive from dpoptax.samplers.Sampler; "
-            f"got {sampler!r}."
+            f"got {sampler!r}. Pass for example dpoptax.samplers.Poisson(num_examples, "
+            "expected_batch_size)."
         )
 
 

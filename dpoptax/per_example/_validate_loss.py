@@ -119,7 +119,8 @@ def _check_output(output: Any, has_aux: bool | None) -> None:
     if output.shape != ():
         raise ValueError(
             f"loss_fn must return a scalar, the loss of one example; got shape {output.shape}. "
-            "Sum or average over the axes within the example; dpoptax adds the batch axis."
+            "Sum or average over the axes within the example. The batch axis is not one of them: "
+            "dpoptax adds it."
         )
     if not jnp.issubdtype(output.dtype, jnp.floating):
         raise TypeError(
@@ -168,7 +169,9 @@ def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = 
     if required not in (2, 3):
         raise TypeError(
             f"{name} must take ({first}, example) or ({first}, example, key); got one that "
-            f"requires {required} arguments. Bind the others with functools.partial."
+            f"requires {required} argument{'' if required == 1 else 's'}. Write it with these "
+            "arguments only: bind others with functools.partial, and take inputs and labels as one "
+            "example, (inputs, labels)."
         )
     return required == 3
 

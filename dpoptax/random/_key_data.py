@@ -22,9 +22,7 @@ def key_data(tree: PyTree) -> PyTree:
         A tree of the same structure. The words of a key are uint32, in a last axis.
 
     Example:
-        >>> from typing import Any
-
-    import jax
+        >>> import jax
         >>> key_data({"key": jax.random.key(0), "step": 3})["key"].shape
         (2,)
     """

@@ -21,7 +21,8 @@ ASSUMPTIONS = (
     "The random keys are secret, and no key was used for two runs.",
     "Other runs on the same data are not counted, for example runs to choose the model or its "
     "settings. Each of them reveals more.",
-    "Nothing that was released during the run decided when the run ended.",
+    "Nothing that was released during the run decided when the run ended. Otherwise, for example "
+    "if the run ended at a good accuracy, the epsilon of all planned steps holds.",
     "Losses, gradient norms, batch sizes and the time of a step are not protected. Keep them "
     "secret.",
 )

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from dpoptax.training._examples import as_example, stack_examples
 
 INDEX = (
-    "Index, do not iterate: the sampler chooses the rows of each step, so data need random access. "
+    "Index, do not iterate: the sampler of the plan chooses the rows of each step by their index. "
     "Pass a dict of arrays, or HostData(source) with len(source) and source[index]"
 )
 
@@ -67,8 +67,8 @@ def refuse_stream(data: Any, name: str = "data") -> None:
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         raise TypeError(
             f"{name} must have random access; got a {kind}, which draws and shuffles batches by "
-            f"itself, so that the sampler of the plan would not be the one that ran. {INDEX}: for "
-            "a loader, HostData(loader.dataset)."
+            "itself. They do not come from the sampler of the plan, so epsilon would be wrong. "
+            f"{INDEX}: for a loader, HostData(loader.dataset)."
         )
     if hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator"):
         raise TypeError(

@@ -101,7 +101,8 @@ def stack_examples(
         if any(other.shape != leaf.shape for other in column):
             raise ValueError(
                 f"{label} must have one shape in every example; got different ones. Pad to one "
-                "length, and add a mask of what is real."
+                "length, and add a mask of what is real. A list has one entry per example: for a "
+                "list of columns, pass a tuple or a dict."
             )
         array = np.stack(column)
         if like is not None and array.dtype != leaf.dtype:

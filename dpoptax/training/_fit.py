@@ -48,8 +48,8 @@ def fit(
 ) -> FitResult:
     """Trains privately: runs all steps of `plan`, with a progress bar that shows epsilon.
 
-    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps under way. The result and its
-    report then cover the steps that ran. A second Ctrl-C acts as usual.
+    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps that are running. The result and
+    its report then count only the steps that ran. A second Ctrl-C acts as usual.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
@@ -62,16 +62,16 @@ def fit(
             how to gather a batch, for example over several devices.
         plan: sampler, clip, noise, number of steps and delta.
         optimizer: any Optax optimizer, without `privatize`. It sees private gradients only.
-        key: the root key; all other keys are derived from it. By default a new key with entropy
-            of the operating system. The guarantee needs a secret key: pass one of a small seed
-            only in examples and tests. Runs with one key share no noise if loss, optimizer, initial
+        key: the root key; all other keys are derived from it. By default a new secret key from the
+            operating system. The guarantee needs a secret key: pass `jax.random.key(seed)` only in
+            examples and tests. Runs with one key share no noise if loss, optimizer, initial
             parameters or data differ, and are equal bit for bit if nothing differs.
         progress: whether to show the bar; or a function that is called with a `Progress` from
             time to time; or `Every(function, steps=100)` for regular calls; or a list of these. A
-            function that returns True ends the run, with a valid result and report.
+            function that returns True ends the run; see `Every` on the epsilon to state then.
         resume: a folder, or `Checkpoints`, where the run is saved. If it holds a run, training
             continues there, bit for bit. If the program or the data changed since, training draws
-            new noise, and steps that the crash lost stay charged.
+            new noise. Steps that a crash lost then stay charged: they count in epsilon.
         microbatch_size: computes each batch in parts of this many examples, to save memory;
             "auto" is the largest size that `choose_microbatch_size` finds.
         diagnostics: whether `progress` also shows the loss, the clipped fraction and the median

@@ -32,8 +32,12 @@ class PrivateRun(OpenRun):
     """A run of a plan in your own loop, one step at a time.
 
     The run draws the batches, clips, adds the noise of the plan, and charges each step before it
-    runs. It makes no more steps than planned. `epsilon` and `report` are about the steps that ran.
-    Its arguments are those of `fit`, and it gives the numbers of `fit`.
+    runs. It makes no more steps than planned. It takes the arguments of `fit`, except `progress`,
+    and gives the numbers of `fit`.
+
+    You may stop early: `epsilon` and `report` then count only the steps that ran. If the private
+    parameters decided when to stop, for example by their validation accuracy, state the epsilon of
+    all planned steps, `plan.epsilon()`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -91,7 +95,7 @@ class PrivateRun(OpenRun):
                 continues there, as in `fit`. Without `loss_fn`, the run cannot know whether its
                 gradients are the same as before. So it continues with new noise, and steps that a
                 crash lost stay charged.
-            microbatch_size: as in `fit`, a number or None.
+            microbatch_size: as in `fit`.
             diagnostics: whether `step` also returns the clipped fraction and the median gradient
                 norm. They are not private.
 

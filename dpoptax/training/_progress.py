@@ -24,7 +24,7 @@ EPSILON_TIME_FRACTION = 0.005
 
 
 class Progress(NamedTuple):
-    """The progress of a run at one moment: `epsilon` is what exactly `step` steps cost.
+    """The progress of a run at one moment.
 
     Attributes:
         step: steps done.
@@ -56,14 +56,15 @@ Show: TypeAlias = Callable[[Progress], Any]
 class Every:
     """Calls a function at regular times of a run, for example to evaluate the model.
 
-    The function gets a `Progress`. It costs no privacy if it uses the parameters and data that are
-    not in the training set. If it returns True, the run ends, and the result and its report cover
-    the steps that ran.
+    The function gets a `Progress`. It costs no privacy if it uses only the parameters and data that
+    are not in the training set. If it returns True, the run ends, and the result and its report
+    count only the steps that ran. If the parameters decided this, for example by their validation
+    accuracy, state the epsilon of all planned steps, `plan.epsilon()`.
 
     Attributes:
         function: `function(progress)` returns True to stop; None or False to go on.
-        steps: call it after this many steps, again and again.
-        seconds: call it after this many seconds, again and again. Give either this or `steps`.
+        steps: call it each time this many steps ran.
+        seconds: call it each time this many seconds passed. Give either this or `steps`.
             The function is also called after the last step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Early stop of a run, by a signal or by a time limit, after the dispatch under way."""
+"""Early stop of a run, by a signal or by a time limit, after the steps that are running."""
 
 import contextlib
 import contextvars
@@ -23,8 +23,8 @@ _deadline = contextvars.ContextVar("dpoptax_deadline", default=math.inf)
 def time_limit(seconds: float) -> Iterator[None]:
     """Stops every `fit` inside the block when the time is over.
 
-    `fit` finishes the dispatch under way, saves, and returns a result for the steps that ran. With
-    `resume`, the next call continues from there.
+    `fit` finishes the steps that are running, saves, and returns a result for the steps that ran.
+    With `resume`, the next call continues from there.
 
     Args:
         seconds: from now on. Of nested limits, the earliest one counts.

@@ -146,7 +146,7 @@ class RunFolder:
                 raise ValueError(
                     f"{self._path} holds a run with another {name}: {before} there, {now[name]} "
                     "here. Continue that run as it was, or start again in another folder, and "
-                    "count that run in full."
+                    "add the full cost of that run to the new one."
                 )
 
     def _compare_structure(self, record: dict[str, Any], like: PyTree) -> None:
@@ -157,8 +157,8 @@ class RunFolder:
             raise ValueError(
                 f"{self._path} holds a run with another optimizer state; {name} is "
                 f"{before.get(name, 'absent')} there, {now.get(name, 'absent')} here. "
-                "Continue with that optimizer, or start again in another folder, and count that "
-                "run in full."
+                "Continue with that optimizer, or start again in another folder, and add the "
+                "full cost of that run to the new one."
             )
 
     def _warn_damaged(self, step: int, error: Exception) -> None:

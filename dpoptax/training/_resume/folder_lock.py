@@ -37,7 +37,8 @@ class FolderLock:
             self._file.close()
             raise ValueError(
                 f"another process is training in {path}. Wait until it has ended: two processes "
-                "would release different gradients, and one of them would not be charged."
+                "would release different gradients, and one of them would not be charged. If this "
+                "process made the run, call close() on its PrivateRun first."
             ) from None
 
     def close(self) -> None:

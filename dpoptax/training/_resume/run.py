@@ -191,7 +191,8 @@ class ResumableRun:
         lost = sum(end - first for first, end in self.lost_steps(done))
         warnings.warn(
             f"{CHANGED.format(f' of step {done}')}: training continues with other noise, and "
-            f"{lost} steps that ran after it stay charged.",
+            f"{lost} steps that ran after it stay charged. They count in epsilon, and are not "
+            "repeated.",
             RuntimeWarning,
             stacklevel=6,
         )
