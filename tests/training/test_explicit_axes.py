@@ -18,9 +18,10 @@ everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 take = dpoptax.samplers.sharded_take(spread)
 x = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
 start = {"a": np.full((16, 32), 0.1, np.float32), "b": np.full((32,), 0.1, np.float32)}
+# All rows and no noise: a mesh around a run is part of its program, so batches and noise differ.
 plan = dpoptax.Plan(
-    sampler=dpoptax.samplers.Poisson(512, 64, max_batch_size=128),
-    clip=1.0, noise_multiplier=1.0, num_steps=3, delta=1e-4)
+    sampler=dpoptax.samplers.Poisson(512, 512, max_batch_size=512),
+    clip=1.0, noise_multiplier=0.0, num_steps=3, delta=1e-4)
 
 def loss_fn(params, row):
     return jnp.vdot(jnp.tanh(row @ params["a"]), params["b"]) ** 2
