@@ -126,7 +126,7 @@ class HostStream:
         # The batches of the last read, and how many of them were not used yet.
         self._rows: PyTree = None
         self._unused = 0
-        # The step that the coming rows are for.
+        # The step that the coming rows are for; None if they are for no step.
         self._next_step: int | None = None
         self._steps = _Steps(
             make_step(take=take_rows),
@@ -145,23 +145,18 @@ class HostStream:
         # rows read with the old keys belong to other people than those that are accounted.
         step = int(state.step)
         if step != self._next_step:
-            # The rows at hand are of other steps: the result of a call before was not kept.
+            # The rows at hand are of other steps: a call before failed, or its result was not kept.
             self._reader.restart()
             self._unused = 0
+        self._next_step = None
         self._reader.begin(state.sampler_state)
-        try:
-            if not self._unused:
-                self._rows, self._unused = self._reader.next(), self._reader.batches
-            first = self._reader.batches - self._unused
-            self._unused -= num_steps
-            advanced = self._steps.run(state, self._rows, num_steps, first)
-            self._next_step = step + num_steps
-            return advanced
-        except BaseException:
-            # The next try makes the same steps, so it must get the same rows.
-            self._reader.restart()
-            self._unused = 0
-            raise
+        if not self._unused:
+            self._rows, self._unused = self._reader.next(), self._reader.batches
+        first = self._reader.batches - self._unused
+        self._unused -= num_steps
+        advanced = self._steps.run(state, self._rows, num_steps, first)
+        self._next_step = step + num_steps
+        return advanced
 
     def nonprivate_nonfinite(self) -> tuple[int, int] | None:
         """See `Stepper.nonprivate_nonfinite`."""
