@@ -9,12 +9,21 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._masked_examples import unmasked
+from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.samplers import Batch, take
 from dpoptax.training._columns import as_columns, is_source, refuse_stream
 from dpoptax.training._examples import as_example, stack_examples
 
 # Gathers the examples of a batch from the data.
 Take: TypeAlias = Callable[[PyTree, Batch], PyTree]
+
+
+def take_plain(take: Take, data: PyTree, batch: Batch) -> tuple[PyTree, Batch]:
+    """Returns the plain examples of a batch, and the batch without the rows that `take` masks."""
+    # A `take` of the user may return plain arrays, or mask more rows than the sampler.
+    examples, masks = unmasked(take(data, batch))
+    return examples, Batch(batch.indices, batch_mask(examples, batch.mask, *masks))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,13 @@ is derived from the key of the step before, and from
 
 - the program: the gradient of the loss of one example, and the update of the transformation,
 - the initial parameters and the initial state of the optimizer,
-- the examples of the batch, bit by bit, and their indices.
+- the examples of the batch, bit by bit, and their indices,
+- the key of the loss, if it takes one.
 
 The keys form a chain, so a difference in one step changes the noise of all later steps. A run that
 repeats another bit for bit draws the same noise: it is the same release. Nothing here depends on
-the number of devices or the size of microbatches. Padded rows do not count.
+the number of devices or the size of microbatches. Padded rows do not count. A mesh in the context
+(`jax.set_mesh`) shows in the lowered program, so a run inside it draws other noise.
 """
 
 import hashlib

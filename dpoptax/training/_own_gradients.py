@@ -1,7 +1,6 @@
 """The two halves of a step for a loop that computes its gradients itself: sample, then apply."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.samplers import Batch, Sampler
-from dpoptax.training._data import Take
+from dpoptax.training._data import Take, take_plain
 from dpoptax.training._noise_binding import bind_noise, digest
 from dpoptax.training._program_digest import ProgramDigest
 from dpoptax.training._train_step import TrainState
@@ -30,10 +28,8 @@ def make_sampling_step(sampler: Sampler, take: Take) -> Callable[..., Any]:
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, tuple[Batch, PyTree]]:
         sampler_state, batch = sampler.sample(state.sampler_state)
-        # A `take` of the user may leave out more rows.
-        examples, masks = unmasked(take(data, batch))
-        real = functools.reduce(jnp.logical_and, masks, batch.mask)
-        return state._replace(sampler_state=sampler_state), (Batch(batch.indices, real), examples)
+        examples, batch = take_plain(take, data, batch)
+        return state._replace(sampler_state=sampler_state), (batch, examples)
 
     return step
 

@@ -1,6 +1,5 @@
 """One private training step, a pure function that can be jitted."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
-from dpoptax._masked_examples import unmasked
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
@@ -19,7 +17,7 @@ from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._check_size import check_size
-from dpoptax.training._data import Take
+from dpoptax.training._data import Take, take_plain
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective
@@ -199,10 +197,8 @@ def make_train_step(
         point = state.params
         if objective is not None:
             point = objective.gradient_point(state.params, state.opt_state)
-        # A `take` of the user may return plain arrays, so the mask is applied in any case.
-        examples, masks = unmasked(take(data, batch))
-        real = functools.reduce(jnp.logical_and, masks, batch.mask)
-        values, grads = grads_fn(point, examples, mask=real, key=key)
+        examples, batch = take_plain(take, data, batch)
+        values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
         losses, aux = values if has_aux else (values, None)
         program, captured = program_digest(point, examples, key, state.params, state.opt_state)
         opt_state = bind_noise(
@@ -213,7 +209,7 @@ def make_train_step(
         if unbatched:
             opt_state = bind_noise(opt_state, unbatched, program="captured")
         updates, opt_state = tx.update(grads, opt_state, state.params)
-        info = _info(losses, aux, grads, real, clip, state.step)
+        info = _info(losses, aux, grads, batch.mask, clip, state.step)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

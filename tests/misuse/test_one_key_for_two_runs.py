@@ -232,28 +232,44 @@ def test_keys_in_the_data_are_bound():
     assert digest(0) != digest(1)
 
 
-def test_the_key_of_the_loss_is_bound():
+def noise_key_after_a_step(loss, model_seed=0, **options):
     keys = dpoptax.random.split_by_purpose(KEY)
+    tx = optax.chain(PLAN.privatize(keys.noise_key), optax.sgd(1.0))
+    state = init_state(
+        PARAMS,
+        tx=tx,
+        sampler=PLAN.sampler,
+        sampling_key=keys.sampling_key,
+        model_key=jax.random.key(model_seed),
+    )
+    step = make_train_step(loss, tx=tx, sampler=PLAN.sampler, **options)
+    state, _ = jax.jit(step)(state, DATA)
+    return jax.random.key_data(state.opt_state[0].key).tolist()
 
+
+def test_the_key_of_the_loss_is_bound():
     def noise_key(model_seed):
-        tx = optax.chain(PLAN.privatize(keys.noise_key), optax.sgd(1.0))
-        state = init_state(
-            PARAMS,
-            tx=tx,
-            sampler=PLAN.sampler,
-            sampling_key=keys.sampling_key,
-            model_key=jax.random.key(model_seed),
+        return noise_key_after_a_step(
+            lambda params, example, key: jnp.sum(params) * jax.random.normal(key), model_seed
         )
-        step = make_train_step(
-            lambda params, example, key: jnp.sum(params) * jax.random.normal(key),
-            tx=tx,
-            sampler=PLAN.sampler,
-        )
-        state, _ = jax.jit(step)(state, DATA)
-        return jax.random.key_data(state.opt_state[0].key).tolist()
 
     assert noise_key(0) == noise_key(0)
     assert noise_key(0) != noise_key(1)
+
+
+def test_rows_that_a_take_masks_are_bound():
+    """The examples are the same, but other ones count, so the gradients differ."""
+
+    def noise_key(num_rows):
+        def take(data, batch):
+            taken = dpoptax.samplers.take(data, batch)
+            first = jnp.arange(len(batch.mask)) < num_rows
+            return dpoptax.samplers.MaskedExamples(taken.examples, taken.mask & first)
+
+        return noise_key_after_a_step(loss_fn, take=take)
+
+    assert noise_key(6) == noise_key(6)
+    assert noise_key(6) != noise_key(7)
 
 
 def own_run(scale, key=KEY):
