@@ -12,8 +12,8 @@ from types import FrameType
 
 import jax
 
-# They pass gradients on as they are. `lookahead` needs parameters of its own kind, so that it can
-# stand nowhere else.
+# They pass gradients on as they are. `lookahead` needs special parameters, so it must be
+# outermost.
 _TRANSPARENT = {"chain", "named_chain", "with_extra_args_support", "lookahead"}
 # Code between a caller and the function that it called.
 _GLUE = {"jax", "jaxlib", "contextlib", "functools", "jaxtyping", "beartype", ""}

@@ -163,7 +163,7 @@ def _spec_of_array(leaf: Any) -> PartitionSpec:
 
 
 def to_automatic(tree: PyTree) -> PyTree:
-    """Returns arrays that are sharded alike on a mesh with automatic axes, without a copy."""
+    """Returns arrays with the same sharding on a mesh with automatic axes, without a copy."""
     return jax.tree.map(lambda leaf: _relabel(leaf, automatic_sharding), tree)
 
 

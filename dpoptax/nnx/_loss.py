@@ -21,7 +21,7 @@ def loss_fn(
 ) -> tuple[Callable[..., Any], nnx.State]:
     """Returns a pure loss for `per_example_grads` or `fit`, and the parameters to train.
 
-    The random streams of the model, such as those of `nnx.Dropout`, start anew from the key of
+    The random streams of the model, such as those of `nnx.Dropout`, are seeded with the key of
     each example. So each example has its own mask at each step. All other state is fixed.
 
     Args:

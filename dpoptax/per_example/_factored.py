@@ -33,6 +33,8 @@ from dpoptax.per_example._tracing.visitors import TapRunner
 class Layout:
     """The static part of factored gradients: the sites and the norm rule of every leaf.
 
+    Leaves in `elsewhere` are handled by another form, and have no rule here.
+
     Two layouts are equal if their losses have the same jaxpr, so that JAX reuses a compiled
     function.
 
@@ -43,7 +45,6 @@ class Layout:
         fallback_reasons: by leaf, why it has no norm rule and takes plain differentiation.
         rules: by leaf, for the others.
         materialized: the leaves with a rule of which it is cheaper to hold the gradients.
-        elsewhere: leaves that another form handles.
     """
 
     def __init__(
@@ -62,7 +63,6 @@ class Layout:
                 self.rules[leaf] = choose_rule(sites, spec)
                 if is_materialized(self.rules[leaf], batch):
                     self.materialized.add(leaf)
-        self.elsewhere = elsewhere
         # The batch size takes part: it decides which leaves are materialized.
         self._signature = (*program.signature, batch, elsewhere)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from dpoptax.training._examples import as_example, stack_examples
+from dpoptax.training._examples import as_example, not_an_array, stack_examples
 
 INDEX = (
     "Index, do not iterate: the sampler of the plan chooses the rows of each step by their index. "
@@ -124,11 +124,8 @@ def _array(label: str, leaf: Any) -> Any:
         # Tensors of other libraries, and the columns of tables.
         try:
             leaf = leaf.to_numpy() if hasattr(leaf, "to_numpy") else np.asarray(leaf)
-        except Exception as error:
-            raise TypeError(
-                f"{label} must become a NumPy array; got a {type(leaf).__name__} that cannot "
-                f"({type(error).__name__}). Convert it first: detached, on the CPU, float32."
-            ) from None
+        except Exception as error:  # of whatever library the column is from
+            raise not_an_array(label, leaf, error) from None
     if leaf.dtype.names:
         return {name: _array(f"{label}[{name!r}]", leaf[name]) for name in leaf.dtype.names}
     if leaf.dtype.kind == "O" and isinstance(leaf, np.ndarray):

@@ -35,6 +35,14 @@ def as_example(row: Any, name: str = "data") -> PyTree:
     )
 
 
+def not_an_array(label: str, leaf: Any, error: Exception) -> TypeError:
+    """Returns the error for a value that NumPy cannot convert; it shows no value."""
+    return TypeError(
+        f"{label} must become a NumPy array; got a {type(leaf).__name__} that cannot "
+        f"({type(error).__name__}). Convert it first: detached, on the CPU, float32."
+    )
+
+
 def _is_numeric(leaf: Any) -> bool:
     return type(leaf) is np.ndarray and leaf.dtype.kind in "biufc"
 
@@ -55,10 +63,7 @@ def _field(label: str, leaf: Any) -> PyTree:
                 f"{label} must have one shape; got a list whose entries differ in length. Pad "
                 "them to one length, and add a mask of what is real."
             ) from None
-        raise TypeError(
-            f"{label} must become a NumPy array; got a {type(leaf).__name__} that cannot "
-            f"({type(error).__name__}). Convert it first: detached, on the CPU, float32."
-        ) from None
+        raise not_an_array(label, leaf, error) from None
     if array.dtype.names:
         return {key: _field(f"{label}[{key!r}]", array[key]) for key in array.dtype.names}
     if array.dtype.kind in "USOMm":

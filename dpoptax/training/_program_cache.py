@@ -1,8 +1,8 @@
 """Memory of compiled programs, so that a second run of the same program does not compile again.
 
-Each run makes its own functions, and JAX compiles each function anew. Here a function is known by
-its lowered program, with all constants. So it does not matter which objects a loss or an optimizer
-is made of, and a loss that reads a changed global variable is another program.
+Each run makes its own functions, and JAX would compile each of them again. Here a function is known
+by its lowered program, with all constants. So it does not matter which objects a loss or an
+optimizer is made of, and a loss that reads a changed global variable is another program.
 """
 
 import collections
