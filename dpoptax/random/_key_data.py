@@ -56,7 +56,7 @@ def wrap_key_data(tree: PyTree, like: PyTree) -> PyTree:
         True
     """
 
-    def restore(path: tuple[Any, ...], key: jax.Array, words: jax.Array) -> jax.Array:
+    def restore(path: tuple[Any, ...], key: Any, words: Any) -> Any:
         if not _validate.is_key(key):
             return words
         expected = jax.eval_shape(jax.random.key_data, key)

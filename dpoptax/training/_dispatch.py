@@ -20,7 +20,7 @@ from dpoptax.training._host_reader import HostReader
 from dpoptax.training._multihost import from_first_process
 from dpoptax.training._program_cache import known_program
 from dpoptax.training._resume.fingerprint import fingerprint
-from dpoptax.training._train_step import StepInfo, TrainState, TrainStep
+from dpoptax.training._train_step import TrainState, TrainStep
 
 # Target duration of one dispatch. Longer dispatches amortise the cost of a call (about 0.1 ms).
 # Shorter ones let the progress bar move and Ctrl-C act soon.
@@ -28,9 +28,10 @@ SECONDS_PER_DISPATCH = 0.5
 # Host data are read in parts of this many rows when they are hashed, to bound the memory.
 ROWS_PER_HASH = 1024
 
-_Advanced = tuple[TrainState, StepInfo | None]
+# What the step returns beside its state: a StepInfo, or what `PrivateRun` hands to the user.
+_Advanced = tuple[TrainState, Any]
 # The same, and how many examples were not finite, of how many.
-_Counted = tuple[TrainState, StepInfo | None, Any]
+_Counted = tuple[TrainState, Any, Any]
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 from jaxtyping import PyTree
 
@@ -13,6 +13,9 @@ from dpoptax.training._charges import charge_and_authorize, ledger_of_run
 from dpoptax.training._dispatch import Stepper
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
+
+# beartype knows no `Self` in a method that it decorates apart from its class.
+Run = TypeVar("Run", bound="OpenRun")
 
 
 class OpenRun:
@@ -107,7 +110,7 @@ class OpenRun:
             self._stepper.close()
             self._run.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Run) -> Run:
         return self
 
     def __exit__(

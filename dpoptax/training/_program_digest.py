@@ -67,8 +67,7 @@ class ProgramDigest:
     ) -> tuple[str, list[Array]]:
         keys = () if key is None else (key,)
         one = jax.tree.map(lambda spec: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), point)
-        mask: Any = jax.ShapeDtypeStruct((1,), jnp.bool_)
-        grads = StackedGrads(one, mask)
+        grads = jax.eval_shape(StackedGrads, one, jax.ShapeDtypeStruct((1,), jnp.bool_))
         parts: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
             (self.tx.update, (grads, opt_state, params))
         ]

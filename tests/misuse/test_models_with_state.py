@@ -236,6 +236,7 @@ def test_only_the_chosen_variables_are_trained():
     assert set(grads.parameter_specs()) == {"lora"}
 
 
+@pytest.mark.untyped
 def test_the_helper_refuses_wrong_arguments():
     model = Net()
     with pytest.raises(TypeError, match=r"must be an nnx\.Module; got GraphDef"):

@@ -29,6 +29,7 @@ def fit(optimizer):
     )
 
 
+@pytest.mark.untyped
 def test_fit_takes_an_optimizer_that_is_plain_and_called():
     options = {"noise_multiplier": 1.0, "expected_batch_size": 2.0, "key": jax.random.key(0)}
     for private_one in (

@@ -184,6 +184,7 @@ def test_explain_says_what_is_recomputed():
     assert forms["['scale']"] == "stacked"
 
 
+@pytest.mark.untyped
 def test_an_unknown_form_is_refused_by_name():
     with pytest.raises(ValueError, match="form must be one of auto, factored, recomputed, stacked"):
         dpoptax.per_example_grads(deep_loss, form="ghost")

@@ -117,6 +117,7 @@ def test_other_answers_are_refused(answer):
         reporter.update(state_at(1))
 
 
+@pytest.mark.untyped
 def test_wrong_settings_are_refused():
     for settings in ({}, {"steps": 1, "seconds": 1.0}):
         with pytest.raises(TypeError, match="give either steps or seconds"):

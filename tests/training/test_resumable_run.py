@@ -107,6 +107,9 @@ class FakeStepper:
                 raise CrashError
         return state._replace(step=np.int32(state.step + num_steps)), None
 
+    def nonprivate_nonfinite(self):
+        return None
+
     def close(self):
         pass
 
