@@ -7,22 +7,25 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-nightly lint format bench reproduce-d3p clean
+.PHONY: demo test test-all test-types test-trainers test-nightly lint format bench reproduce-d3p clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
 
 test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
-	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly" $(or $(ARGS),tests)
+	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
 test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, docstrings, optimized programs
-	$(PYTEST) --hypothesis-profile=all -m "not nightly" $(ARGS)
+	$(PYTEST) --hypothesis-profile=all -m "not nightly and not trainer" $(ARGS)
 
 test-types: $(VENV)/.dev  ## the quick tests again, while jaxtyping and beartype check every call
-	$(PYTEST) $(CHECK_TYPES) --quick-compile -m "not slow and not e2e and not nightly" $(or $(ARGS),tests)
+	$(PYTEST) $(CHECK_TYPES) --quick-compile -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
-test-nightly: $(VENV)/.dev  ## everything there is
-	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=nightly $(ARGS)
+test-trainers: $(VENV)/.dev  ## other libraries with dpoptax inside, each in an environment of its own
+	$(BIN)/python -m pytest -m trainer $(or $(ARGS),tests/trainers)
+
+test-nightly: $(VENV)/.dev  ## everything there is, but the trainers
+	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=nightly -m "not trainer" $(ARGS)
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -40,7 +43,7 @@ reproduce-d3p: $(VENV)/.dev  ## published experiments again: ARGS="--only vae --
 	$(BIN)/python -m reproduce $(ARGS)
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trainers out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "dpoptax needs Python 3.11 or newer; set PYTHON=python3.11"'
