@@ -36,6 +36,14 @@ def mapped_axes() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, *map(str, named())]))
 
 
+def current_trace() -> Any:
+    """Returns a value that equals another one if both were taken inside one trace.
+
+    Arrays that are computed inside a trace have no meaning outside of it.
+    """
+    return jex.get_opaque_trace_state()
+
+
 def register_prng_impl(spec: Any) -> None:
     """Makes a key type known by its name, for libraries that restore keys from files.
 

@@ -12,10 +12,12 @@ from dpoptax import _validate
 from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
-from dpoptax.per_example._base import PerExampleGrads, select
+from dpoptax.per_example._base import PerExampleGrads, Values, select
 from dpoptax.per_example._choose_form import automatic_grads
 from dpoptax.per_example._factored import factored_grads
-from dpoptax.per_example._microbatched import aux_of_batch, microbatched_grads
+from dpoptax.per_example._loss_trace import LossTrace
+from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
+from dpoptax.per_example._parts import refuse_uneven
 from dpoptax.per_example._recomputed import recomputed_grads
 from dpoptax.per_example._self_check import check_form
 from dpoptax.per_example._stacked import stacked_grads
@@ -83,8 +85,10 @@ def per_example_grads(
             `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
             `jax.checkpoint` around parameters, because keeping factors would undo it, and
             `"factored"` otherwise.
-        microbatch_size: process this many examples at a time, for a batch that does not fit into
-            memory. None processes the whole batch at once. The sum is the same.
+        microbatch_size: process this many examples of the whole batch at a time, for a batch that
+            does not fit into memory. None processes the whole batch at once. The sum is the same.
+            If several devices share the batch, it must be a multiple of their number: each device
+            processes its own examples.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the
             returned function. Under `jit` the check runs once, on made-up values. It warns if the
             loss is not finite there: an example without a finite gradient contributes nothing.
@@ -104,7 +108,7 @@ def per_example_grads(
             boolean, or the key is an old-style key.
         ValueError: (from the returned function) the examples disagree on the batch size, the mask
             has another length, the loss is not a scalar, the model has mutable state, or
-            `microbatch_size` is not positive.
+            `microbatch_size` is not positive, or does not divide evenly over the devices.
         RuntimeError: (from the returned function) `check` found a difference.
 
     Example:
@@ -149,7 +153,8 @@ def value_and_per_example_grads(
     Args:
         loss_fn: as in `per_example_grads`.
         form: as in `per_example_grads`.
-        microbatch_size: as in `per_example_grads`. The losses then take one more pass.
+        microbatch_size: as in `per_example_grads`. The losses then take one more forward pass.
+            `dpoptax.training` saves it.
         check: as in `per_example_grads`.
         allow_unused: as in `per_example_grads`.
         has_aux: `loss_fn` returns a pair `(loss, aux)`, where `aux` is a tree of arrays. As in
@@ -173,14 +178,48 @@ def value_and_per_example_grads(
         >>> losses, grads.stacked()
         (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
     """
+    with_values = deferred_values_and_grads(
+        loss_fn,
+        form=form,
+        microbatch_size=microbatch_size,
+        check=check,
+        allow_unused=allow_unused,
+        has_aux=has_aux,
+    )
+
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Any, PerExampleGrads]:
+        values, grads = with_values(params, examples, mask=mask, key=key)
+        return values(), grads
+
+    return grads_fn
+
+
+def deferred_values_and_grads(
+    loss_fn: LossFn,
+    *,
+    form: Form = "auto",
+    microbatch_size: int | None = None,
+    check: bool = False,
+    allow_unused: bool = False,
+    has_aux: bool = False,
+    shards: int | None = None,
+) -> Callable[..., tuple[Callable[[], Any], PerExampleGrads]]:
+    """As `value_and_per_example_grads`, but with a function that returns the values.
+
+    Call it after the gradients are clipped and summed. The values of microbatches are then those of
+    the same pass. `shards` is the number of devices that share the rows of a batch, if it is known.
+    """
     form_of: Any = _form_of(form)
     # Microbatching wraps every form: it computes that form for each microbatch.
     if microbatch_size is not None:
         size = _validate.count("microbatch_size", microbatch_size)
-        form_of = functools.partial(microbatched_grads, form_of, size)
+        form_of = functools.partial(microbatched_grads, form_of, size, shards)
 
-    def grads_fn(
-        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    @by_example
+    def run(
+        params: PyTree, examples: PyTree, *, mask: Any, key: Any
     ) -> tuple[Any, PerExampleGrads]:
         examples, carried = unmasked(examples)
         rows = validation.batch_mask(examples, mask, *carried)
@@ -193,12 +232,40 @@ def value_and_per_example_grads(
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
         if check and form != "stacked" and len(rows):
             check_form(_form_of(form), trace, params, inputs)
-        losses, grads = form_of(trace, params, inputs, rows)
-        # Padded rows may hold anything, NaN included.
-        losses = select(rows, losses)
-        if not has_aux:
-            return losses, grads
-        aux = aux_of_batch(trace, params, inputs, microbatch_size)
-        return (losses, jax.tree.map(functools.partial(select, rows), aux)), grads
+        values, grads = form_of(trace, params, inputs, rows)
+        return (None if values is None else _named(values, rows, trace)), grads
 
-    return by_example(grads_fn)
+    def grads_fn(
+        params: PyTree, examples: PyTree, *, mask: Any = None, key: Any = None
+    ) -> tuple[Callable[[], Any], PerExampleGrads]:
+        if microbatch_size is not None:
+            refuse_uneven(microbatch_size, examples)
+        values, grads = run(params, examples, mask=mask, key=key)
+
+        def values_of_pass() -> Any:
+            return _values_of(grads) if values is None else values
+
+        return values_of_pass, grads
+
+    return grads_fn
+
+
+def _values_of(grads: PerExampleGrads) -> Any:
+    """Returns the values that come with a pass over microbatches."""
+    assert isinstance(grads, MicrobatchedGrads)
+    if (known := grads.readings()) is not None:
+        return _named(known.values, grads.mask, grads.trace)
+
+    @by_example
+    def run(_: PyTree, mask: Array, *, grads: MicrobatchedGrads) -> Any:
+        return _named(grads.values(), mask, grads.trace)
+
+    return run(grads.params, grads.mask, grads=grads)
+
+
+def _named(values: Values, mask: Array, trace: LossTrace) -> Any:
+    """Returns the losses, or `(losses, aux)` if there is `aux`; zero for padded rows."""
+    # Padded rows may hold anything, NaN included.
+    losses, aux = jax.tree.map(functools.partial(select, mask), tuple(values))
+    treedef = trace.program.aux_treedef
+    return losses if treedef is None else (losses, jax.tree.unflatten(treedef, aux))

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,18 @@ from dpoptax import _call_stack
 
 # From squared norms, `(batch,)` per leaf, to the weight of every example.
 WeightsOf: TypeAlias = Callable[[PyTree[Array]], Array]
+
+
+class Values(NamedTuple):
+    """What a loss returns for the examples of a batch. Not private.
+
+    Attributes:
+        losses: `(batch,)`.
+        aux: the leaves of the auxiliary outputs, `(batch, ...)`.
+    """
+
+    losses: Array
+    aux: list[Array]
 
 
 class PerExampleGrads(abc.ABC):

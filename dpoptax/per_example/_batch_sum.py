@@ -82,18 +82,26 @@ def fold(function: Callable[[Any], PyTree], steps: Any, num_examples: int) -> Py
 
     Each step holds `num_examples` examples.
     """
+    return fold_and_stack(lambda step: (function(step), None), steps, num_examples)[0]
+
+
+def fold_and_stack(
+    function: Callable[[Any], tuple[PyTree, PyTree]], steps: Any, num_examples: int
+) -> tuple[PyTree, PyTree]:
+    """As `fold`, for a function that returns what to sum and what to stack."""
     run, count = RUN, jax.tree.leaves(steps)[0].shape[0]
     while run > 1 and _float32_additions(run, 1, num_examples) > MAX_FLOAT32_ADDITIONS:
         run -= 1
     one = jax.tree.map(lambda leaf: leaf[0], steps)
-    shapes = jax.eval_shape(function, one)
+    shapes, _ = jax.eval_shape(function, one)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add_run(steps: Any) -> PyTree:
-        def add(total: PyTree, step: Any) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, function(step)), None
+    def add_run(steps: Any) -> tuple[PyTree, PyTree]:
+        def add(total: PyTree, step: Any) -> tuple[PyTree, PyTree]:
+            value, output = function(step)
+            return jax.tree.map(jnp.add, total, value), output
 
-        return jax.lax.scan(add, zeros, steps)[0]
+        return jax.lax.scan(add, zeros, steps)
 
     if count <= run:
         return add_run(steps)
@@ -101,12 +109,14 @@ def fold(function: Callable[[Any], PyTree], steps: Any, num_examples: int) -> Py
     # Runs of one length need no padding, which would copy all steps.
     run = max(length for length in range(1, run + 1) if count % length == 0)
 
-    def add_to_total(total: tuple[PyTree, PyTree], run: Any) -> tuple[tuple[PyTree, PyTree], None]:
-        return add_double_word(total, add_run(run)), None
+    def add_to_total(total: tuple[PyTree, PyTree], run: Any) -> tuple[tuple[PyTree, PyTree], Any]:
+        value, outputs = add_run(run)
+        return add_double_word(total, value), outputs
 
     runs = jax.tree.map(lambda leaf: leaf.reshape(count // run, run, *leaf.shape[1:]), steps)
-    (high, low), _ = jax.lax.scan(add_to_total, (zeros, zeros), runs)
-    return jax.tree.map(jnp.add, high, low)
+    (high, low), outputs = jax.lax.scan(add_to_total, (zeros, zeros), runs)
+    stacked = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), outputs)
+    return jax.tree.map(jnp.add, high, low), stacked
 
 
 def add_double_word(total: tuple[PyTree, PyTree], value: PyTree) -> tuple[PyTree, PyTree]:

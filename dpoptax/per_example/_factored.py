@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax.per_example._base import PerExampleGrads, register_form, select
+from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import (
     Factors,
@@ -156,8 +156,8 @@ class FactoredGrads(PerExampleGrads):
 
 def factored_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses `(batch,)` and the factored gradients of a batch."""
+) -> tuple[Values, PerExampleGrads]:
+    """Returns the values and the factored gradients of a batch."""
     program, found = trace.program, trace.program.found
     layout = Layout(program, len(mask))
     leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
@@ -170,26 +170,29 @@ def factored_grads(
     fallback = {leaf: leaves[leaf] for leaf in found.fallback_reasons}
     runner = TapRunner(found.sites, found.fallback_reasons)
 
-    def of_example(flat: list[Array]) -> tuple[Array, dict[EqnPath, Factors], Any]:
+    def of_example(flat: list[Array]) -> tuple[Any, list[Array]]:
         # One backward pass gives the cotangents at all sites and the gradients of the other leaves.
         # Leaves with sites are constants: their gradients are never formed here.
         def loss(taps: Any, fallback: dict[int, Array]) -> tuple[Array, Any]:
             values = [fallback.get(i, leaf) for i, leaf in enumerate(leaves)]
-            return run_with_taps(program.jaxpr, runner, trace.constants, values, flat, taps)
+            (value, aux), saved = run_with_taps(
+                program.jaxpr, runner, trace.constants, values, flat, taps
+            )
+            return value, (aux, saved)
 
-        loss_value, pull, saved = jax.vjp(loss, taps, fallback, has_aux=True)
+        loss_value, pull, (aux, saved) = jax.vjp(loss, taps, fallback, has_aux=True)
         cotangents, gradients = pull(jnp.ones_like(loss_value))
         factors = {
             site.path: Factors(saved[site.path], cut(cotangents[site.tap], site.output_window))
             for site in found.sites
         }
-        return loss_value, factors, gradients
+        return (loss_value, factors, gradients), aux
 
     results = jax.vmap(of_example)(flat_inputs)
     if found.may_spread_nan:
         results = rerun_if_nonfinite(of_example, results, flat_inputs, mask)
-    losses, factors, gradients = results
-    return losses, hold(factors, gradients, mask, layout)
+    (losses, factors, gradients), aux = results
+    return Values(losses, aux), hold(factors, gradients, mask, layout)
 
 
 def hold(

@@ -29,8 +29,7 @@ class LossProgram:
     custom derivatives and callbacks.
 
     Attributes:
-        jaxpr: `(*constants, *parameter leaves, *example leaves) -> loss`.
-        traced: the jaxpr as it was traced, which also returns the auxiliary outputs.
+        jaxpr: `(*constants, *parameter leaves, *example leaves) -> (loss, *aux leaves)`.
         num_constants: how many of its inputs are constants: the arrays that the loss closes over.
         aux_treedef: the tree of the auxiliary outputs; None if there are none.
         params_treedef: the tree of the parameters.
@@ -47,8 +46,7 @@ class LossProgram:
         aux_treedef: Any = None,
     ) -> None:
         labelled, self.params_treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.traced, self.aux_treedef = jaxpr, aux_treedef
-        self.jaxpr = jaxpr if aux_treedef is None else _only_loss(jaxpr)
+        self.jaxpr, self.aux_treedef = jaxpr, aux_treedef
         self.param_paths = [jax.tree_util.keystr(path) for path, _ in labelled]
         self._loss_fn = loss_fn
         self._example_treedef = jax.tree.structure(example)
@@ -63,7 +61,7 @@ class LossProgram:
     @functools.cached_property
     def signature(self) -> tuple[Any, ...]:
         """What decides which sites a loss has: its equations, and its trees."""
-        return str(self.traced), self.params_treedef, self._example_treedef, self.aux_treedef
+        return str(self.jaxpr), self.params_treedef, self._example_treedef, self.aux_treedef
 
     @functools.cached_property
     def found(self) -> FoundSites:
@@ -81,7 +79,7 @@ class LossProgram:
         entering = [0] * len(variables)
         for leaf in leaves:
             entering[self.num_constants + leaf] = 1 << leaf
-        (loss,) = influence.outputs(self.jaxpr, entering)
+        loss, *_ = influence.outputs(self.jaxpr, entering)
         if not influence.is_complete:
             return []
         return [
@@ -132,17 +130,11 @@ class LossTrace:
     constants: list[Any]
     program: LossProgram = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, params: PyTree, *example: PyTree) -> Array:
-        """Runs the loss of one example."""
+    def __call__(self, params: PyTree, *example: PyTree) -> tuple[Array, list[Array]]:
+        """Returns the loss of one example, and the leaves of its auxiliary outputs."""
         values = jax.tree.leaves((params, example))
-        (loss,) = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
-        return loss
-
-    def aux(self, params: PyTree, *example: PyTree) -> PyTree:
-        """Returns the auxiliary outputs of one example."""
-        values = jax.tree.leaves((params, example))
-        _, *leaves = _jax_compat.run_jaxpr(self.program.traced, self.constants, values)
-        return jax.tree.unflatten(self.program.aux_treedef, leaves)
+        loss, *aux = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
+        return loss, aux
 
 
 def trace_loss(
@@ -167,16 +159,6 @@ def trace_loss(
 def is_pair(output: Any) -> bool:
     """Whether a loss returned `(loss, aux)`."""
     return isinstance(output, tuple) and len(output) == 2
-
-
-def _only_loss(jaxpr: Any) -> Any:
-    """Traces a jaxpr again, to return its first output alone."""
-    variables, _ = _jax_compat.inputs_of(jaxpr)
-    specs = [variable.aval for variable in variables]
-    closed = jax.make_jaxpr(lambda *values: _jax_compat.run_jaxpr(jaxpr, [], values)[0])(*specs)
-    only, constants = _jax_compat.split_constants(closed)
-    assert not constants, "the constants of a traced loss are its inputs"
-    return only
 
 
 def _are_one(function: Any, other: Any) -> bool:

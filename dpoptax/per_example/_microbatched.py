@@ -1,31 +1,47 @@
 """Microbatched gradients: a large batch in one compiled program, a few examples at a time.
 
 This form holds the loss, the parameters and the examples, and computes gradients when they are
-needed, one microbatch at a time. `clip_and_sum` is one pass over the batch. Norms, sums and losses
-that are computed separately take one pass each. Microbatches with only padding are skipped.
+needed, one microbatch at a time. `clip_and_sum` is one pass over the batch, and so are
+`squared_norms` and `weighted_sum`. Each pass also gives the losses, and each but the last the
+norms: they are remembered, so that no pass is made for them again. Microbatches with only padding
+are skipped.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax.per_example._base import PerExampleGrads, register_form
-from dpoptax.per_example._batch_sum import fold
+from dpoptax._jax_compat import current_trace
+from dpoptax.per_example._base import PerExampleGrads, Values, WeightsOf, register_form
+from dpoptax.per_example._batch_sum import fold_and_stack
 from dpoptax.per_example._loss_trace import LossTrace
+from dpoptax.per_example._parts import Parts, parts_of
 
-# `(trace, params, inputs, mask) -> (losses, grads)`, such as `factored_grads`.
-FormOf: TypeAlias = Callable[..., tuple[Array, PerExampleGrads]]
+# `(trace, params, inputs, mask) -> (values, grads)`, such as `factored_grads`. The values are None
+# if they come with a later pass.
+FormOf: TypeAlias = Callable[..., tuple[Values | None, PerExampleGrads]]
+
+
+class Readings(NamedTuple):
+    """What a pass over the batch finds out about each example.
+
+    Attributes:
+        values: the losses and the auxiliary outputs. Those of a padded row have no meaning.
+        norms: the squared norms by leaf; None if the pass did not compute them.
+    """
+
+    values: Values
+    norms: PyTree | None
 
 
 @register_form
 @dataclasses.dataclass(frozen=True, repr=False)
 class MicrobatchedGrads(PerExampleGrads):
-    """Per-example gradients that are computed when needed, `microbatch_size` examples at a time.
+    """Per-example gradients that are computed when needed, one microbatch at a time.
 
     Attributes:
         trace: the loss of one example.
@@ -33,7 +49,7 @@ class MicrobatchedGrads(PerExampleGrads):
         inputs: the examples, and one key per example if the loss takes a key, with a leading axis.
         mask: bool `(batch,)`; True marks a real example.
         form_of: computes the gradients of a microbatch.
-        microbatch_size: how many gradients exist at once.
+        parts: how the batch is cut into microbatches.
     """
 
     trace: LossTrace
@@ -41,119 +57,130 @@ class MicrobatchedGrads(PerExampleGrads):
     inputs: tuple[PyTree, ...]
     mask: Array
     form_of: FormOf = dataclasses.field(metadata={"static": True})
-    microbatch_size: int = dataclasses.field(metadata={"static": True})
+    parts: Parts = dataclasses.field(metadata={"static": True})
 
     def squared_norms(self) -> PyTree[Float[Array, " batch"]]:
         """See `PerExampleGrads.squared_norms`."""
-        return self._map(lambda *part: self._grads(*part).squared_norms())
+        known = self.readings()
+        if known is not None and known.norms is not None:
+            return known.norms
+        _, norms = self._pass(lambda part, _: (None, part.squared_norms()), has_norms=True)
+        return norms
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
-        return self._sum(lambda grads, part: grads.weighted_sum(part), weights)
+        return self._pass(lambda part, weights: (part.weighted_sum(weights), None), weights)[0]
+
+    def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:
+        """See `PerExampleGrads.clip_and_sum`; one pass over the batch."""
+
+        def clip(part: PerExampleGrads, _: None) -> tuple[PyTree, PyTree]:
+            norms = part.squared_norms()
+            return part.weighted_sum(weights_of(norms)), norms
+
+        return self._pass(clip, has_norms=True)[0]
 
     def sum_by_parts(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
         """See `PerExampleGrads.sum_by_parts`; one pass over the batch."""
-        return self._sum(lambda grads, _: function(grads), None)
+        return self._pass(lambda part, _: (function(part), None))[0]
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""
-        return self._map(lambda *part: self._grads(*part).stacked())
+        return self._pass(lambda part, _: (None, part.stacked()))[1]
 
     def parameter_specs(self) -> PyTree:
         """See `PerExampleGrads.parameter_specs`."""
         program = self.trace.program
         return jax.tree.unflatten(program.params_treedef, program.param_specs)
 
-    def losses(self) -> Float[Array, " batch"]:
-        """Returns the loss of every example. The loss of a padded row has no meaning."""
-        return self._map(
-            lambda inputs, _: jax.vmap(functools.partial(self.trace, self.params))(*inputs)
-        )
+    def values(self) -> Values:
+        """Returns the values of the loss, from a pass that was made already if there is one."""
+        known = self.readings()
+        if known is not None:
+            return known.values
+        # A compiler removes the norms from this pass if nobody reads them, unless a gradient that
+        # is not finite changes how the losses are computed, see `rerun_if_nonfinite`.
+        leaves = jax.tree.leaves((self.params, self.inputs))
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if traced and not self.trace.program.may_spread_nan:
+            self.squared_norms()
+            return self.values()
+        return self._loop(lambda inputs, *_: (None, self._values(inputs)))[1]
 
-    def _grads(self, inputs: tuple[PyTree, ...], mask: Array) -> PerExampleGrads:
-        return self.form_of(self.trace, self.params, inputs, mask)[1]
+    def readings(self) -> Readings | None:
+        """Returns what the passes so far have found; None if there was none."""
+        state, readings = self.__dict__.get("_known", (None, None))
+        # Values of one trace have no meaning in another.
+        return readings if state == current_trace() else None
 
-    def _map(self, function: Callable[..., PyTree]) -> PyTree:
-        parts = self._split((self.inputs, self.mask))
-        one, _ = _unless_empty(function, parts)
-        size = len(self.mask)
+    def remember(self, readings: Readings | None) -> None:
+        """Stores what a pass has found, for the trace that is running."""
+        known = self.readings()
+        if readings is not None and (readings.norms is not None or known is None):
+            # In the dict, because the fields are frozen, and what is stored here is not one.
+            self.__dict__["_known"] = current_trace(), readings
 
-        def join(leaf: Array) -> Array:
-            return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])[:size]
+    def _values(self, inputs: tuple[PyTree, ...]) -> Values:
+        return Values(*jax.vmap(lambda inputs: self.trace(self.params, *inputs))(inputs))
 
-        return jax.tree.map(join, jax.lax.map(one, parts))
+    def _pass(
+        self,
+        function: Callable[[PerExampleGrads, Any], tuple[PyTree, PyTree]],
+        rows: PyTree = None,
+        *,
+        has_norms: bool = False,
+    ) -> tuple[PyTree, PyTree]:
+        """As `_loop`, for a function of the gradients of a part and its share of `rows`."""
 
-    def _sum(self, function: Callable[[PerExampleGrads, Any], PyTree], weights: Any) -> PyTree:
-        def whole(inputs: tuple[PyTree, ...], mask: Array, weights: Any) -> PyTree:
-            return function(self._grads(inputs, mask), weights)
+        def of_part(inputs: tuple[PyTree, ...], mask: Array, rows: Any) -> tuple[PyTree, Any]:
+            values, grads = self.form_of(self.trace, self.params, inputs, mask)
+            total, output = function(grads, rows)
+            return total, (values, output)
 
-        parts = self._split((self.inputs, self.mask, weights))
-        one, _ = _unless_empty(whole, parts)
+        total, (values, output) = self._loop(of_part, rows)
+        self.remember(Readings(values, output if has_norms else None))
+        return total, output
+
+    def _loop(
+        self, function: Callable[..., tuple[PyTree, PyTree]], rows: PyTree = None
+    ) -> tuple[PyTree, PyTree]:
+        """Returns the sum of the first results of all parts, and the second ones by example."""
+        parts = self.parts
+        cut, mask = parts.cut((self.inputs, rows)), parts.is_real(self.mask)
+
+        def whole(number: Array) -> tuple[PyTree, PyTree]:
+            inputs, share = parts.part(cut, number)
+            return function(inputs, parts.part(mask, number), share)
+
+        numbers = jnp.arange(mask.shape[1])
+        shapes = jax.eval_shape(whole, numbers[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        used = jnp.any(mask, axis=(0, 2))
+
+        # Inside a loop a cond stays a branch, so a part with only padding costs nothing.
+        def one(number: Array) -> tuple[PyTree, PyTree]:
+            return jax.lax.cond(used[number], lambda: whole(number), lambda: zeros)
+
         # A scan holds one running sum; a map would hold one sum per microbatch.
-        return fold(one, parts, self.microbatch_size)
-
-    def _split(self, tree: PyTree) -> PyTree:
-        """Cuts rows into microbatches; masked copies of the last row fill the last one."""
-        size = len(self.mask)
-        missing = -size % self.microbatch_size
-        # Copies of a real row, because zeros may be outside of what the loss accepts.
-        rows = jnp.minimum(jnp.arange(size + missing), size - 1)
-
-        def split(leaf: Array) -> Array:
-            filled = leaf[rows] if missing else leaf
-            parts = (size + missing) // self.microbatch_size
-            return filled.reshape(parts, self.microbatch_size, *leaf.shape[1:])
-
-        inputs, mask, *rest = jax.tree.map(split, tree)
-        real = (jnp.arange(size + missing) < size).reshape(mask.shape)
-        return (inputs, mask & real, *rest)
-
-
-def _unless_empty(
-    function: Callable[..., PyTree], parts: PyTree
-) -> tuple[Callable[[PyTree], PyTree], PyTree]:
-    """Returns `function` of one part `(inputs, mask, ...)`, but zeros for a part with only padding.
-
-    The zeros themselves follow.
-    """
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], parts))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    # Inside a loop a cond stays a branch, so a part with only padding costs nothing.
-    def one(part: PyTree) -> PyTree:
-        return jax.lax.cond(jnp.any(part[1]), lambda: function(*part), lambda: zeros)
-
-    return one, zeros
+        total, outputs = fold_and_stack(one, numbers, parts.size)
+        return total, parts.join(outputs, len(self.mask))
 
 
 def microbatched_grads(
     form_of: FormOf,
     microbatch_size: int,
+    shards: int | None,
     trace: LossTrace,
     params: PyTree,
     inputs: tuple[PyTree, ...],
     mask: Array,
-) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses `(batch,)` and the microbatched gradients of a batch.
+) -> tuple[Values | None, PerExampleGrads]:
+    """Returns the microbatched gradients of a batch; `MicrobatchedGrads.values` has the values.
 
-    A batch that fits into one microbatch takes the form of that microbatch.
+    A batch that fits into one microbatch takes the form of that microbatch, and has its values.
     """
     # A loop of one step would only keep XLA from fusing across it.
     if len(mask) <= microbatch_size:
         return form_of(trace, params, inputs, mask)
-    grads = MicrobatchedGrads(trace, params, inputs, mask, form_of, microbatch_size)
-    return grads.losses(), grads
-
-
-def aux_of_batch(
-    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], microbatch_size: int | None
-) -> PyTree:
-    """Returns the auxiliary outputs of all examples, with a leading axis of `(batch, ...)`."""
-
-    def of_example(inputs: tuple[PyTree, ...]) -> PyTree:
-        return trace.aux(params, *inputs)
-
-    size = len(jax.tree.leaves(inputs)[0])
-    if microbatch_size is None or size <= microbatch_size:
-        return jax.vmap(of_example)(inputs)
-    return jax.lax.map(of_example, inputs, batch_size=microbatch_size)
+    parts = parts_of(inputs[0], len(mask), microbatch_size, shards)
+    return None, MicrobatchedGrads(trace, params, inputs, mask, form_of, parts)

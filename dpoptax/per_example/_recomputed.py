@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax._precision import wide_dtype
-from dpoptax.per_example._base import PerExampleGrads, register_form, select
+from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import Factors
@@ -106,8 +106,8 @@ def streamed_sites(program: LossProgram) -> dict[int, Site]:
 
 def recomputed_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses `(batch,)` and the recomputed gradients of a batch."""
+) -> tuple[Values, PerExampleGrads]:
+    """Returns the values and the recomputed gradients of a batch."""
     program, found = trace.program, trace.program.found
     streamed = streamed_sites(program)
     if not streamed:
@@ -140,17 +140,17 @@ def recomputed_grads(
             zeros_key(site): SiteZeros(norms[leaf], sums[leaf]) for leaf, site in streamed.items()
         }
         values = [copies.get(i, leaf) for i, leaf in enumerate(leaves)]
-        value, saved = run_with_taps(
+        (value, aux), saved = run_with_taps(
             program.jaxpr, runner, trace.constants, values, flat, taps | zeros
         )
         weights = {leaf: saved.pop(site.path)[0] for leaf, site in streamed.items()}
-        return (value, weights), saved
+        return (value, weights), (aux, saved)
 
     def of_batch(norms: Any, taps: Any, copies: Any, sums: Any) -> Any:
         each = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))
         return each(norms, taps, copies, flat_inputs, sums)
 
-    (losses, zeros), pull, saved = jax.vjp(
+    (losses, zeros), pull, (aux, saved) = jax.vjp(
         of_batch, norm_zeros, taps, copies, sum_zeros, has_aux=True
     )
     norms, cotangents, gradients, _ = pull((jnp.ones_like(losses), zeros))
@@ -166,7 +166,7 @@ def recomputed_grads(
         kept=hold(factors, gradients, mask, layout),
         mask=mask,
     )
-    return losses, grads
+    return Values(losses, aux), grads
 
 
 def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath, Array]) -> Factors:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
 from dpoptax._precision import widen
-from dpoptax.per_example._base import PerExampleGrads, register_form, select
+from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._batch_sum import sum_stacked
 from dpoptax.per_example._loss_trace import LossTrace
 
@@ -64,31 +64,34 @@ class StackedGrads(PerExampleGrads):
 
 def stacked_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-) -> tuple[Array, PerExampleGrads]:
-    """Returns the losses `(batch,)` and the stacked gradients of a batch."""
+) -> tuple[Values, PerExampleGrads]:
+    """Returns the values and the stacked gradients of a batch."""
 
-    def of_example(inputs: tuple[PyTree, ...]) -> tuple[Array, PyTree]:
-        return jax.value_and_grad(trace)(params, *inputs)
+    def of_example(inputs: tuple[PyTree, ...]) -> tuple[tuple[Array, PyTree], list[Array]]:
+        (loss, aux), gradients = jax.value_and_grad(trace, has_aux=True)(params, *inputs)
+        return (loss, gradients), aux
 
     # The traced loss runs instead of the user's function, which was called once to trace it.
     results = jax.vmap(of_example)(inputs)
     if jax.tree.leaves(params) and trace.program.may_spread_nan:
         results = rerun_if_nonfinite(of_example, results, inputs, mask)
-    losses, gradients = results
-    return losses, StackedGrads(gradients, mask)
+    (losses, gradients), aux = results
+    return Values(losses, aux), StackedGrads(gradients, mask)
 
 
 def rerun_if_nonfinite(
-    function: Callable[[Any], PyTree], results: PyTree, inputs: Any, mask: Array
+    function: Callable[[Any], PyTree], results: tuple[PyTree, PyTree], inputs: Any, mask: Array
 ) -> PyTree:
-    """Returns `vmap` results, or reruns one example at a time if any result is not finite.
+    """Returns `vmap` results, or reruns one example at a time if any is not finite.
+
+    `results` is a pair. Only its first part is checked.
 
     `vmap` turns a convolution with one kernel per example, and the gradient of any kernel, into one
     convolution with a group per example. XLA multiplies across the groups by zero, so NaN in one
     example becomes NaN in all. Without the rerun one bad example would erase the whole batch.
     """
     # A padded row may hold anything: it must not cause the slow rerun.
-    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results)]
+    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results[0])]
     return jax.lax.cond(
         jnp.all(jnp.stack(finite)), lambda: results, lambda: jax.lax.map(function, inputs)
     )

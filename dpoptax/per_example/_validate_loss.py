@@ -89,7 +89,7 @@ def check_loss(
             "jax.debug.print may stay."
         )
     _check_output(output, has_aux)
-    models.check_layers(trace.program.traced, trace.program.num_constants)
+    models.check_layers(trace.program.jaxpr, trace.program.num_constants)
     if not allow_unused:
         _refuse_unused(trace)
     return trace

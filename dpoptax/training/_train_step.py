@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax import _validate
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
-from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
+from dpoptax.per_example import PerExampleGrads
+from dpoptax.per_example._api import deferred_values_and_grads
+from dpoptax.per_example._parts import check_divides
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
@@ -176,9 +178,10 @@ def make_train_step(
     objective = loss_fn if isinstance(loss_fn, Objective) else None
     loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
     # Another part of an objective may train a parameter that its loss leaves out.
-    grads_fn = value_and_per_example_grads(
+    grads_fn = deferred_values_and_grads(
         loss_of,
         microbatch_size=microbatch_size,
+        shards=_shards_of(take, sampler.max_batch_size, microbatch_size),
         has_aux=has_aux,
         allow_unused=objective is not None,
     )
@@ -199,7 +202,6 @@ def make_train_step(
             point = objective.gradient_point(state.params, state.opt_state)
         examples, batch = take_plain(take, data, batch)
         values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
-        losses, aux = values if has_aux else (values, None)
         program, captured = program_digest(point, examples, key, state.params, state.opt_state)
         opt_state = bind_noise(
             state.opt_state, (batch.indices, examples), program=program, mask=batch.mask
@@ -209,6 +211,8 @@ def make_train_step(
         if unbatched:
             opt_state = bind_noise(opt_state, unbatched, program="captured")
         updates, opt_state = tx.update(grads, opt_state, state.params)
+        # After the update: microbatches have the losses from the pass that clips and sums.
+        losses, aux = values() if has_aux else (values(), None)
         info = _info(losses, aux, grads, batch.mask, clip, state.step)
         next_state = TrainState(
             step=state.step + 1,
@@ -220,6 +224,19 @@ def make_train_step(
         return next_state, info
 
     return step
+
+
+def _shards_of(take: Take, batch: int, microbatch_size: int | None) -> int | None:
+    """Returns how many devices share a batch, if `take` says so; None if it does not."""
+    sharding = getattr(take, "sharding", None)
+    if sharding is None or microbatch_size is None or microbatch_size >= batch:
+        return None
+    try:
+        shards = batch // sharding.shard_shape((batch,))[0]
+    except ValueError:  # `take` says what to change
+        return None
+    check_divides(microbatch_size, shards)
+    return shards
 
 
 def _info(

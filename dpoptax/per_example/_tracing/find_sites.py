@@ -17,7 +17,7 @@ from dpoptax import _jax_compat
 from dpoptax.per_example._tracing.interpreter import Walker
 from dpoptax.per_example._tracing.site import Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
-from dpoptax.per_example._tracing.tracked_params import ParamSlice, TrackedParam
+from dpoptax.per_example._tracing.tracked_params import ParamSlice, TrackedParam, value_of
 from dpoptax.per_example._tracing.visitors import SiteFinder, TapRunner
 
 _IS_LOSS = "it is the loss itself"
@@ -39,7 +39,10 @@ class FoundSites(NamedTuple):
 
 
 def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
-    """Finds the sites of a loss `(*constants, *leaves, *example) -> scalar`; computes nothing."""
+    """Finds the sites of a loss `(*constants, *leaves, *example) -> (scalar, *aux)`.
+
+    It computes nothing.
+    """
     finder = SiteFinder()
 
     def run(*values: Array) -> None:
@@ -67,8 +70,8 @@ def run_with_taps(
     leaves: Sequence[Any],
     example: Sequence[Any],
     taps: Taps,
-) -> tuple[Array, Saved]:
-    """Runs a loss; returns it and the saved operands of every site.
+) -> tuple[tuple[Array, list[Array]], Saved]:
+    """Runs a loss; returns it, its auxiliary outputs, and the saved operands of every site.
 
     The derivative with respect to `taps[site.tap]`, shaped by `tap_spec`, is the cotangent of the
     site's output. The values of the taps are never read, and leaves with sites are constants.
@@ -79,11 +82,12 @@ def run_with_taps(
 
 def _run(
     jaxpr: Any, values: Sequence[Any], num_constants: int, num_leaves: int, walker: Walker
-) -> tuple[Any, Saved]:
+) -> tuple[tuple[Any, list[Any]], Saved]:
     inputs = list(values)
     for leaf in range(num_leaves):
         place = num_constants + leaf
         inputs[place] = TrackedParam(inputs[place], (ParamSlice(leaf),))
     outputs, saved = walker.run(jaxpr, inputs, ())
-    (loss,) = walker.untrack(outputs, _IS_LOSS)
-    return loss, saved
+    (loss,) = walker.untrack(outputs[:1], _IS_LOSS)
+    # An auxiliary output has no derivative, so a parameter among them needs none.
+    return (loss, [value_of(output) for output in outputs[1:]]), saved
