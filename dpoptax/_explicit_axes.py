@@ -89,7 +89,7 @@ def by_example(grads_fn: Function) -> Function:
         return run_with_automatic_axes(
             lambda params, examples, kwargs: grads_fn(params, examples, **kwargs),
             *(params, examples, kwargs),
-            specs_of=_sharded_by_example(examples),
+            specs_of=sharded_by_example(examples),
         )
 
     return cast(Function, wrapped)
@@ -141,7 +141,7 @@ def sharded_like(tree: PyTree | None) -> SpecsOf:
     return specs_of
 
 
-def _sharded_by_example(examples: PyTree) -> SpecsOf:
+def sharded_by_example(examples: PyTree) -> SpecsOf:
     """Returns `specs_of` for results with an example axis, sharded as that of `examples` is."""
 
     def specs_of(results: PyTree) -> PyTree:

@@ -93,6 +93,14 @@ class PerExampleGrads(abc.ABC):
         """
         return function(self)
 
+    def readings(self) -> Any:
+        """Returns what passes over the batch have found out, for a form that makes passes."""
+        return None
+
+    def remember(self, readings: Any) -> None:
+        """Stores `readings`, for a form that makes passes."""
+        return None
+
     @abc.abstractmethod
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """Returns a plain tree of `(batch, *leaf.shape)` arrays, zero for padded rows."""

@@ -6,7 +6,7 @@ These steps happen once, in this order, in float32 or wider. This is algorithm 1
 2016 (arXiv:1607.00133), with the public expected batch size instead of the realised one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,16 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
-from dpoptax._explicit_axes import run_with_automatic_axes, sharded_like
+from dpoptax._explicit_axes import (
+    run_with_automatic_axes,
+    sharded_by_example,
+    sharded_like,
+)
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
+from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.random import derive_key
 from dpoptax.random._allowed_keys import allowed_key
@@ -157,11 +162,20 @@ def privatize(
         # noise: the difference of two releases with the same noise would have none.
         release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(_shapes(specs))}")
         release_key = jax.random.fold_in(release_key, state.step)
-        noisy = run_with_automatic_axes(
-            lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
+
+        def release_and_read(key: Array, grads: PerExampleGrads, step: Array) -> tuple[Any, Any]:
+            return mechanism.release(key, grads, rule, noise, step), grads.readings()
+
+        noisy, readings = run_with_automatic_axes(
+            release_and_read,
             *(release_key, grads, state.step),
-            specs_of=sharded_like(params),
+            specs_of=lambda results: (
+                sharded_like(params)(results[0]),
+                sharded_by_example(grads.mask)(results[1]),
+            ),
         )
+        # With explicit axes the release ran on a copy of the gradients.
+        grads.remember(readings)
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = jax.tree.map(
