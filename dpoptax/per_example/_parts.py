@@ -105,6 +105,16 @@ def check_divides(size: int, shards: int) -> None:
         )
 
 
+def shards_of(sharding: jax.sharding.Sharding | None, batch: int) -> int | None:
+    """Returns how many devices share a batch with this sharding; None if that is not known."""
+    if sharding is None:
+        return None
+    try:
+        return batch // sharding.shard_shape((batch,))[0]
+    except ValueError:  # it does not divide evenly, and `sharded_take` says what to change
+        return None
+
+
 def num_shards(leaf: Any) -> tuple[int, bool]:
     """Returns how many devices share the rows of an array, and whether that is certain.
 

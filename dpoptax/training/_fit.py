@@ -126,7 +126,6 @@ def fit(
                 data,
                 sampler=plan.sampler,
                 diagnostics=diagnostics,
-                count_nonfinite=diagnostics or microbatch_size is None,
             )
             stack.callback(stepper.close)
             state = run.begin(state, stepper.fingerprint, plan)
@@ -156,7 +155,8 @@ def prepare(
     tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
     has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
-        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
+        sharding = getattr(data.take, "sharding", None)
+        microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan, sharding)
     make_step = functools.partial(
         make_train_step,
         loss_fn,

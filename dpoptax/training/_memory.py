@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._explicit_axes import automatic_sharding
 from dpoptax._plan import Plan
 from dpoptax.clipping import FlatClip
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
+from dpoptax.per_example._parts import shards_of
 from dpoptax.per_example._validate_loss import check_loss, takes_key
 from dpoptax.training._objective import Objective
 from dpoptax.training._train_step import TrainState
@@ -33,24 +36,27 @@ def choose_microbatch_size(
     *,
     max_batch_size: int,
     memory_limit: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> int | None:
     """Returns the largest microbatch size whose temporary memory stays below a limit.
 
-    It tries the whole batch first, then powers of two from large to small. Each try compiles the
-    clipped sum.
+    It tries the whole batch first, then powers of two from large to small; on several devices,
+    these numbers of examples for each device. Each try compiles the clipped sum.
 
     Args:
         loss_fn: the loss of one example, as in `dpoptax.per_example_grads`.
-        params: arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes matter.
+        params: arrays or `jax.ShapeDtypeStruct`; only shapes, dtypes and shardings matter.
         example: one example; only shapes and dtypes matter.
         max_batch_size: the static size of a batch, `sampler.max_batch_size`.
-        memory_limit: in bytes; by default half of the device's memory.
+        memory_limit: in bytes, for each device; by default half of the device's memory.
+        sharding: how a batch is spread over devices, as in `dpoptax.samplers.sharded_take`. None
+            means that each device holds the whole batch.
 
     Returns:
         A number for `microbatch_size`, or None if the whole batch fits.
 
     Raises:
-        ValueError: a single example does not fit.
+        ValueError: a single example, or one for each device, does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,12 +74,22 @@ def choose_microbatch_size(
     size = _validate.count("max_batch_size", max_batch_size)
     clip = FlatClip(1.0)
     return _largest_microbatch(
-        loss_fn, params, example, lambda grads: grads.clip_and_sum(clip.weights), size, limit
+        loss_fn,
+        params,
+        example,
+        lambda grads: grads.clip_and_sum(clip.weights),
+        size,
+        limit,
+        sharding,
     )
 
 
 def microbatch_size_for_plan(
-    loss_fn: Callable[..., Any] | Objective, state: TrainState, examples: PyTree, plan: Plan
+    loss_fn: Callable[..., Any] | Objective,
+    state: TrainState,
+    examples: PyTree,
+    plan: Plan,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> int | None:
     """Returns the largest microbatch size for the release that a plan makes."""
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
@@ -87,7 +103,7 @@ def microbatch_size_for_plan(
         return plan.mechanism.release(jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0)
 
     size = plan.sampler.max_batch_size
-    return _largest_microbatch(loss_fn, point, example, release, size, default_limit())
+    return _largest_microbatch(loss_fn, point, example, release, size, default_limit(), sharding)
 
 
 def default_limit() -> int:
@@ -114,6 +130,7 @@ def _largest_microbatch(
     release: Callable[[PerExampleGrads], PyTree],
     size: int,
     limit: int,
+    sharding: jax.sharding.Sharding | None,
 ) -> int | None:
     """As `choose_microbatch_size`, for any function of the gradients."""
     key = jax.random.key(0) if takes_key(loss_fn) else None
@@ -123,10 +140,16 @@ def _largest_microbatch(
         "allow_unused": True,
     }
 
-    def shapes(tree: PyTree, *lead: int) -> PyTree:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((*lead, *jnp.shape(leaf)), leaf.dtype), tree
-        )
+    shards = shards_of(sharding, size) or 1
+    batch = automatic_sharding(sharding) if shards > 1 else None
+
+    def spec(leaf: Any) -> jax.ShapeDtypeStruct:
+        own = getattr(leaf, "sharding", None)
+        own = automatic_sharding(own) if isinstance(own, NamedSharding) else None
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=own)
+
+    def rows(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *jnp.shape(leaf)), leaf.dtype, sharding=batch)
 
     def bytes_needed(microbatch_size: int | None) -> int:
         grads_fn = value_and_per_example_grads(loss_fn, microbatch_size=microbatch_size, **options)
@@ -134,7 +157,7 @@ def _largest_microbatch(
         def step(params: PyTree, examples: PyTree) -> PyTree:
             return release(grads_fn(params, examples, key=key)[1])
 
-        lowered = jax.jit(step).lower(shapes(params), shapes(example, size))
+        lowered = jax.jit(step).lower(jax.tree.map(spec, params), jax.tree.map(rows, example))
         # Equal programs need equal memory, so a second run of one need not compile it.
         program = hashlib.sha256(lowered.as_text().encode()).digest()
         if program not in _known_bytes:
@@ -146,12 +169,12 @@ def _largest_microbatch(
     if needed <= limit:
         return None
     # The largest power of two below the batch size: few compilations, and few leftover rows.
-    microbatch_size = 1 << max(size - 1, 1).bit_length() - 1
-    while microbatch_size >= 1:
-        needed = bytes_needed(microbatch_size)
+    each = 1 << max(size // shards - 1, 1).bit_length() - 1
+    while each >= 1:
+        needed = bytes_needed(each * shards)
         if needed <= limit:
-            return microbatch_size
-        microbatch_size //= 2
+            return each * shards
+        each //= 2
     raise ValueError(
         f"one example at a time needs {needed:,} bytes plus parameters and data, and the limit "
         f"is {limit:,}. Shard the parameters over more devices, or use a smaller model."

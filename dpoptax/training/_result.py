@@ -35,8 +35,7 @@ class FitResult:
             it. "another process": a process that trains together with this one had to stop.
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
-            nothing. None if the run used microbatches without `diagnostics`, where counting would
-            take another pass. Not private, and no part of the report.
+            nothing. None if this call made no step. Not private, and no part of the report.
     """
 
     params: PyTree

@@ -13,7 +13,7 @@ from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._api import deferred_values_and_grads
-from dpoptax.per_example._parts import check_divides
+from dpoptax.per_example._parts import check_divides, shards_of
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
@@ -181,7 +181,7 @@ def make_train_step(
     grads_fn = deferred_values_and_grads(
         loss_of,
         microbatch_size=microbatch_size,
-        shards=_shards_of(take, sampler.max_batch_size, microbatch_size),
+        shards=_known_shards(take, sampler.max_batch_size, microbatch_size),
         has_aux=has_aux,
         allow_unused=objective is not None,
     )
@@ -226,16 +226,11 @@ def make_train_step(
     return step
 
 
-def _shards_of(take: Take, batch: int, microbatch_size: int | None) -> int | None:
+def _known_shards(take: Take, batch: int, microbatch_size: int | None) -> int | None:
     """Returns how many devices share a batch, if `take` says so; None if it does not."""
-    sharding = getattr(take, "sharding", None)
-    if sharding is None or microbatch_size is None or microbatch_size >= batch:
-        return None
-    try:
-        shards = batch // sharding.shard_shape((batch,))[0]
-    except ValueError:  # `take` says what to change
-        return None
-    check_divides(microbatch_size, shards)
+    shards = shards_of(getattr(take, "sharding", None), batch)
+    if shards is not None and microbatch_size is not None and 0 < microbatch_size < batch:
+        check_divides(microbatch_size, shards)
     return shards
 
 
