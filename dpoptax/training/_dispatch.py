@@ -122,6 +122,8 @@ class HostStream:
             order = jnp.arange(len(batch.mask), dtype=jnp.int32)
             return place(rows.examples, padded_batch(order, rows.mask, len(batch.mask)))
 
+        # A step reads here how many devices share a batch.
+        take_rows.sharding = getattr(place, "sharding", None)  # type: ignore[attr-defined]
         self._data = data
         self._reader = reader
         # The batches of the last read, and how many of them were not used yet.
