@@ -53,7 +53,7 @@ class Parts:
         places = jnp.arange(parts * rows).reshape(parts, rows)
         return cut & (places < len(mask) // self.lanes)
 
-    def part(self, cut: PyTree, number: Array) -> PyTree:
+    def part(self, cut: PyTree, number: Array | int) -> PyTree:
         """Returns the rows of one part, `(size, ...)`."""
 
         def one(leaf: Array) -> Array:

@@ -6,7 +6,8 @@ These steps happen once, in this order, in float32 or wider. This is algorithm 1
 2016 (arXiv:1607.00133), with the public expected batch size instead of the realised one.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,20 +163,11 @@ def privatize(
         # noise: the difference of two releases with the same noise would have none.
         release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(_shapes(specs))}")
         release_key = jax.random.fold_in(release_key, state.step)
-
-        def release_and_read(key: Array, grads: PerExampleGrads, step: Array) -> tuple[Any, Any]:
-            return mechanism.release(key, grads, rule, noise, step), grads.readings()
-
-        noisy, readings = run_with_automatic_axes(
-            release_and_read,
+        noisy = _run_release(
+            lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
             *(release_key, grads, state.step),
-            specs_of=lambda results: (
-                sharded_like(params)(results[0]),
-                sharded_by_example(grads.mask)(results[1]),
-            ),
+            params=params,
         )
-        # With explicit axes the release ran on a copy of the gradients.
-        grads.remember(readings)
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = jax.tree.map(
@@ -188,6 +180,28 @@ def privatize(
         return release, next_state
 
     return optax.GradientTransformation(init, update)
+
+
+def _run_release(
+    release: Callable[..., PyTree],
+    key: PRNGKeyArray,
+    grads: PerExampleGrads,
+    step: Array,
+    *,
+    params: PyTree,
+) -> PyTree:
+    """Returns `release(key, grads, step)`, sharded like the parameters."""
+    noisy, readings = run_with_automatic_axes(
+        lambda key, grads, step: (release(key, grads, step), grads.readings()),
+        *(key, grads, step),
+        specs_of=lambda results: (
+            sharded_like(params)(results[0]),
+            sharded_by_example(grads.mask)(results[1]),
+        ),
+    )
+    # With explicit axes, it ran on a copy of the gradients, which found the losses.
+    grads.remember(readings)
+    return noisy
 
 
 def _shapes(specs: PyTree) -> list[tuple[str, tuple[int, ...], str]]:
