@@ -110,7 +110,7 @@ def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation
         if leaf in streamed:
             site = streamed[leaf]
             rule = rule_of_one_run(site)
-            forming = max(1.0, materialize.materialization_cost([site], spec))
+            forming = max(1.0, materialize.materialization_cost([site.equation], spec))
             operations = site.num_runs * rule.cost / forming
             yield LeafExplanation(
                 name, spec.shape, "recomputed", rule.name, 0.0, operations, site.source

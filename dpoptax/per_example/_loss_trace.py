@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._primitives import may_spread_nan
+from dpoptax.per_example._primitives import may_spread_nan, needs_own_run
 from dpoptax.per_example._tracing.find_sites import FoundSites, find_sites
 from dpoptax.per_example._tracing.influence import Influence
+from dpoptax.per_example._tracing.interpreter import Walker
+from dpoptax.per_example._tracing.visitors import PlainRunner
 
 
 class LossProgram:
@@ -135,14 +137,21 @@ class LossTrace:
     def __call__(self, params: PyTree, *example: PyTree) -> Array:
         """Runs the loss of one example."""
         values = jax.tree.leaves((params, example))
-        (loss,) = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
+        (loss,) = _run(self.program.jaxpr, self.constants, values)
         return loss
 
     def aux(self, params: PyTree, *example: PyTree) -> PyTree:
         """Returns the auxiliary outputs of one example."""
         values = jax.tree.leaves((params, example))
-        _, *leaves = _jax_compat.run_jaxpr(self.program.traced, self.constants, values)
+        _, *leaves = _run(self.program.traced, self.constants, values)
         return jax.tree.unflatten(self.program.aux_treedef, leaves)
+
+
+def _run(jaxpr: Any, constants: list[Any], values: list[Any]) -> list[Any]:
+    """Runs a loss so that `vmap` works."""
+    if needs_own_run(_jax_compat.equations(jaxpr)):
+        return Walker(PlainRunner(), taps={}).run(jaxpr, [*constants, *values], ())[0]
+    return _jax_compat.run_jaxpr(jaxpr, constants, values)
 
 
 def trace_loss(
