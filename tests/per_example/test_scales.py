@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rule_laws import check_laws, floats, sites_of
 
 import dpoptax
 from dpoptax.per_example._norm_rules.scale import ElementwiseScale
@@ -14,35 +15,45 @@ BATCH, TOKENS, WIDTH, LAYERS = 5, 3, 4, 2
 WEIGHTS = np.float32([0.3, 0.0, 2.0, 1.0, 0.7])
 FORMS = ("factored", "recomputed")
 
-# By name of the parameter: its shape and dtype. The loss uses each in another way.
+# By name of the parameter: its shape. The loss uses each in another way.
 LEAVES = {
-    "norm": ((WIDTH,), jnp.float32),
-    "both ways": ((WIDTH,), jnp.float32),
-    "column": ((TOKENS, 1), jnp.float32),
-    "matrix": ((TOKENS, WIDTH), jnp.float32),
-    "scalar": ((), jnp.float32),
-    "one": ((1,), jnp.float32),
-    "twice": ((WIDTH,), jnp.float32),
-    "squared": ((WIDTH,), jnp.float32),
-    "left": ((WIDTH,), jnp.float32),
-    "right": ((WIDTH,), jnp.float32),
-    "joined": ((1,), jnp.float32),
-    "to this": ((WIDTH - 1,), jnp.float32),
-    "repeated": ((WIDTH,), jnp.float32),
-    "by a number": ((WIDTH, 2), jnp.float32),
-    "also in a product": ((WIDTH, WIDTH), jnp.float32),
-    "by whole numbers": ((WIDTH,), jnp.float32),
-    "on condition": ((WIDTH,), jnp.float32),
-    "shared by steps": ((WIDTH,), jnp.float32),
-    "layers": ((LAYERS, WIDTH), jnp.float32),
-    "empty": ((0,), jnp.float32),
-    "narrow": ((WIDTH,), jnp.bfloat16),
-    "cast": ((WIDTH,), jnp.float32),
-}  # fmt: skip
-NARROW = ("narrow", "cast")
+    "norm": (WIDTH,),
+    "both ways": (WIDTH,),
+    "column": (TOKENS, 1),
+    "matrix": (TOKENS, WIDTH),
+    "scalar": (),
+    "one": (1,),
+    "twice": (WIDTH,),
+    "squared": (WIDTH,),
+    "left": (WIDTH,),
+    "right": (WIDTH,),
+    "joined": (1,),
+    "to this": (WIDTH - 1,),
+    "repeated": (WIDTH,),
+    "by a number": (WIDTH, 2),
+    "also in a product": (WIDTH, WIDTH),
+    "by whole numbers": (WIDTH,),
+    "on condition": (WIDTH,),
+    "shared by steps": (WIDTH,),
+    "layers": (LAYERS, WIDTH),
+    "empty": (0,),
+}
 
 
 def loss_fn(w, x):
+    return sum(jnp.sum(jnp.tanh(term) * (1 + term)) for term in terms(w, x))
+
+
+def narrow_loss_fn(w, x):
+    hidden = jnp.tanh(x)
+    terms = [
+        hidden * w["narrow"],
+        hidden.astype(jnp.bfloat16) * w["cast"].astype(jnp.bfloat16),
+    ]
+    return sum(jnp.sum(jnp.tanh(term.astype(jnp.float32))) for term in terms)
+
+
+def terms(w, x):
     hidden = jnp.tanh(x)
     size = jax.lax.rsqrt(jnp.mean(hidden**2, axis=-1, keepdims=True) + 1e-3)
 
@@ -53,7 +64,7 @@ def loss_fn(w, x):
     def step(carry, row):
         return jnp.sin(carry * w["shared by steps"] + row), None
 
-    terms = [
+    return [
         hidden * w["norm"],
         hidden * (size * w["both ways"]),
         w["column"] * hidden,
@@ -75,16 +86,13 @@ def loss_fn(w, x):
         jax.lax.scan(step, hidden[0], hidden)[0],
         jax.lax.scan(layer, hidden, w["layers"])[0],
         jnp.zeros((TOKENS, 0)) * w["empty"],
-        (hidden * w["narrow"]).astype(jnp.float32),
-        (hidden.astype(jnp.bfloat16) * w["cast"].astype(jnp.bfloat16)).astype(jnp.float32),
     ]
-    return sum(jnp.sum(jnp.tanh(term) * (1 + term)) for term in terms)
 
 
 def model():
     rng = np.random.default_rng(0)
     params = {
-        name: jnp.asarray(rng.normal(1, 0.3, shape), dtype) for name, (shape, dtype) in LEAVES.items()
+        name: jnp.asarray(rng.normal(1, 0.3, shape), jnp.float32) for name, shape in LEAVES.items()
     }
     return params, np.float32(rng.normal(size=(BATCH, TOKENS, WIDTH)))
 
@@ -113,22 +121,39 @@ def _mixed_dtypes():
         yield
 
 
+def check(found, exact, tolerance):
+    norms, sums, stacked = found
+    for name, leaf in exact.items():
+        expected = np.asarray(leaf, np.float64).reshape(BATCH, -1)
+        size = np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(np.sqrt(norms[name]), size, rtol=tolerance, err_msg=name)
+        total = np.asarray(WEIGHTS, np.float64) @ expected
+        error = np.asarray(sums[name], np.float64).ravel() - total
+        assert np.linalg.norm(error) <= tolerance * np.linalg.norm(total), name
+        error = np.asarray(stacked[name], np.float64).reshape(BATCH, -1) - expected
+        assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected), name
+
+
 @pytest.mark.usefixtures("_mixed_dtypes")
 def test_norms_and_sums_are_those_of_vmap_grad():
     params, examples = model()
     exact, found = program()(params, examples, np.ones(BATCH, bool))
-    for norms, sums, stacked in found:
-        for name in LEAVES:
-            # Sums in 16 bits are what differs: ours are in float32.
-            tolerance = 2e-2 if name in NARROW else 2e-5
-            expected = np.asarray(exact[name], np.float64).reshape(BATCH, -1)
-            size = np.linalg.norm(expected, axis=1)
-            np.testing.assert_allclose(np.sqrt(norms[name]), size, rtol=tolerance, err_msg=name)
-            total = np.asarray(WEIGHTS, np.float64) @ expected
-            error = np.asarray(sums[name], np.float64).ravel() - total
-            assert np.linalg.norm(error) <= tolerance * np.linalg.norm(total), name
-            error = np.asarray(stacked[name], np.float64).reshape(BATCH, -1) - expected
-            assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected), name
+    for of_form in found:
+        check(of_form, exact, 2e-5)
+
+
+@pytest.mark.usefixtures("_mixed_dtypes")
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_in_16_bits_have_gradients_in_float32(form):
+    params = {"narrow": jnp.full(WIDTH, 0.7, jnp.bfloat16), "cast": jnp.full(WIDTH, 0.7)}
+    _, examples = model()
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    exact = jax.vmap(jax.grad(narrow_loss_fn), (None, 0))(wide, examples)
+    grads = dpoptax.per_example_grads(narrow_loss_fn, form=form)(params, examples)
+    sums = grads.weighted_sum(jnp.asarray(WEIGHTS))
+    # The recomputed form adds 1.6 % to norms of a computation in 16 bits.
+    check((grads.squared_norms(), sums, grads.stacked()), exact, 3e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.usefixtures("_mixed_dtypes")
@@ -150,8 +175,8 @@ def test_explain_says_which_scales_have_a_rule():
     }  # fmt: skip
     by_scale = {name for name, row in rows.items() if row.rule == "scale"}
     assert by_scale == {
-        "norm", "both ways", "column", "matrix", "scalar", "one", "by a number", "layers", "narrow",
-        "by whole numbers", "cast",
+        "norm", "both ways", "column", "matrix", "scalar", "one", "by a number", "layers",
+        "by whole numbers",
     }  # fmt: skip
 
 
@@ -194,8 +219,6 @@ def test_a_norm_covers_terms_that_cancel():
 def test_the_rule_takes_one_run_of_one_product():
     def twice(w, x):
         return jnp.sum(jnp.sin(x * w) * w)
-
-    from rule_laws import check_laws, floats, sites_of
 
     (site,), spec = sites_of(lambda w, x: jnp.sum(jnp.tanh(x * w)), (4,), floats(3, 4))
     check_laws(ElementwiseScale.matches([site.equation], spec))

@@ -126,6 +126,7 @@ class DirectRagged(RaggedRule):
     def norms_of(self, rows: Rows) -> Float[Array, " batch"]:
         """See `RaggedRule.norms_of`."""
         terms = sum_of_squares(rows.a, (2,)) * sum_of_squares(rows.g, (2,))
+        terms = jnp.where(rows.groups < self.sites[0].parameter.shape[0], terms, 0)
         products = jax.vmap(self._outer)(*rows)
         squares = jnp.sum(jnp.square(products), axis=(1, 2, 3))
         return round_up(squares, jnp.sum(terms, axis=1), rows.a.shape[1])
