@@ -98,17 +98,15 @@ class LossProgram:
         return may_spread_nan(_jax_compat.equations(self.jaxpr))
 
     @functools.cached_property
-    def is_narrow(self) -> bool:
-        """Whether any part of the loss computes in fewer than 32 bits."""
-        dtypes = (
+    def fewest_bits(self) -> int:
+        """The bits of the narrowest floating-point type that the loss computes in."""
+        dtypes = {
             getattr(variable.aval, "dtype", None)
             for eqn in _jax_compat.equations(self.jaxpr)
             for variable in eqn.outvars
-        )
-        return any(
-            dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-            for dtype in dtypes
-        )
+        }
+        floats = [t for t in dtypes if t is not None and jnp.issubdtype(t, jnp.floating)]
+        return min((jnp.finfo(dtype).bits for dtype in floats), default=64)
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -122,7 +122,11 @@ def _run_streamed(
         factors = rule.prepare([Factors(saved, cotangent)])
         norms = rule.squared_norms(factors)
         total = sum_weighted(rule, factors, weights, weights != 0)
-        return _pull_operands(run, specs, numbers, parameter, cotangent), None, SiteZeros(norms, total)
+        return (
+            _pull_operands(run, specs, numbers, parameter, cotangent),
+            None,
+            SiteZeros(norms, total),
+        )
 
     of_batch.defvjp(forward, backward)
 

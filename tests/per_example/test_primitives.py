@@ -55,7 +55,8 @@ def test_a_use_is_found_and_its_gradient_follows_from_the_saved_operands(name):
     assert site.position in linear.positions
     saved = [x] if site.operands else []
     operands = [
-        spec.shape for i, spec in enumerate(site.operands)
+        spec.shape
+        for i, spec in enumerate(site.operands)
         if i not in linear.index_operands or site.primitive is jax.lax.gather_p
     ]
     assert operands == [

@@ -79,7 +79,9 @@ def one_by_one(params, examples):
     """`jax.grad` in a loop, since JAX has no `vmap` of it."""
     grad = jax.jit(jax.grad(loss_fn))
     found = [grad(params, example) for example in examples]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x, np.float64) for x in leaves]), *found)
+    return jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(x, np.float64) for x in leaves]), *found
+    )
 
 
 @pytest.fixture(params=["loop", pytest.param("sorting", marks=pytest.mark.slow)])
@@ -149,7 +151,9 @@ def test_rows_meet_the_matrix_of_their_group(sizes):
     rng = np.random.default_rng(0)
     x, w = np.float32(rng.normal(size=(7, 4))), np.float32(rng.normal(size=(3, 4, 2)))
     groups = np.asarray(_grouped_rows.group_of_rows(jnp.array(sizes), 7))
-    expected = [row @ w[group] if group < 3 else np.zeros(2) for row, group in zip(x, groups)]
+    expected = [
+        row @ w[group] if group < 3 else np.zeros(2) for row, group in zip(x, groups, strict=True)
+    ]
     found = _grouped_rows.ragged_product(
         jnp.asarray(x), jnp.asarray(w), jnp.array(sizes), precision="highest", dtype=jnp.float32
     )

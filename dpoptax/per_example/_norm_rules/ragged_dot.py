@@ -160,4 +160,3 @@ class GramRagged(RaggedRule):
             return jnp.where(same, products, 0)
 
         return gram_squared_norms(gram(rows.a), gram(rows.g))
-
