@@ -30,6 +30,14 @@ def linear_primitive(primitive: Any) -> LinearPrimitive | None:
     return _TABLE.get(primitive)
 
 
+def linear_in(eqn: Any, position: int) -> LinearPrimitive | None:
+    """Returns the entry of an equation that is linear in the operand at a position."""
+    entry = linear_primitive(eqn.primitive)
+    if entry is None or position not in entry.positions or not entry.accepts(eqn):
+        return None
+    return entry
+
+
 def run_equation(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Runs one equation, so that `vmap` works where JAX has no rule for it."""
     entry = linear_primitive(eqn.primitive)

@@ -12,12 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._primitives import (
-    LinearPrimitive,
-    linear_primitive,
-    needs_own_run,
-    run_equation,
-)
+from dpoptax.per_example._primitives import LinearPrimitive, linear_in, needs_own_run, run_equation
 from dpoptax.per_example._tracing.site import EqnPath, Scan
 from dpoptax.per_example._tracing.taps import Saved, Taps, following_additions, tap
 from dpoptax.per_example._tracing.tracked_params import (
@@ -147,10 +142,9 @@ class Walker:
             return self._cond(path, eqn, values)
         if (params := _jax_compat.checkpoint_params(eqn)) is not None:
             return self._checkpoint(path, eqn, params, values)
-        linear = linear_primitive(eqn.primitive)
         # With a tracked parameter on both sides the equation is a product of parameters.
-        known = linear is not None and linear.accepts(eqn)
-        if known and len(tracked) == 1 and tracked[0] in linear.positions:
+        linear = linear_in(eqn, tracked[0]) if len(tracked) == 1 else None
+        if linear is not None:
             return self._linear_use(path, tap_path, eqn, linear, values)
         if (slices := slices_after(eqn, values)) is not None:
             (output,) = _jax_compat.bind(eqn, list(map(value_of, values)))
