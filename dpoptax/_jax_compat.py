@@ -93,6 +93,14 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
+def ragged_dot_primitive() -> Any:
+    """Returns the primitive of `jax.lax.ragged_dot`, which JAX does not export."""
+    specs = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((1, 1), (1, 1, 1))]
+    sizes = jax.ShapeDtypeStruct((1,), "int32")
+    (eqn,) = jax.make_jaxpr(jax.lax.ragged_dot)(*specs, sizes).eqns
+    return eqn.primitive
+
+
 def called_jaxpr(eqn: Any) -> Any | None:
     """Returns the jaxpr of an equation that only runs it, such as `jit`; else None."""
     name = _CALLS.get(eqn.primitive)

@@ -81,13 +81,13 @@ def explain(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> loss_fn = lambda params, x: jnp.sum(jnp.tanh(x @ params["w"]) * params["s"])
+        >>> loss_fn = lambda params, x: jnp.sum(jnp.tanh(x @ params["w"]) / params["s"])
         >>> params = {"w": jnp.ones((300, 200)), "s": jnp.ones(200)}
         >>> s, w = explain(loss_fn, params, jnp.ones((128, 300)))
         >>> w.form, w.rule, f"{w.memory:.4f}"
         ('factored', 'outer', '0.0083')
         >>> s.form, s.rule
-        ('stacked', 'used by mul')
+        ('stacked', 'used by div')
     """
     examples, _ = unmasked(examples)
     batch = len(validation.batch_mask(examples, None))
@@ -110,7 +110,7 @@ def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation
         if leaf in streamed:
             site = streamed[leaf]
             rule = rule_of_one_run(site)
-            forming = max(1.0, materialize.materialization_cost([site], spec))
+            forming = max(1.0, materialize.materialization_cost([site.equation], spec))
             operations = site.num_runs * rule.cost / forming
             yield LeafExplanation(
                 name, spec.shape, "recomputed", rule.name, 0.0, operations, site.source

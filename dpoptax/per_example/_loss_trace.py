@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._primitives import may_spread_nan
+from dpoptax.per_example._primitives import may_spread_nan, needs_own_run
 from dpoptax.per_example._tracing.find_sites import FoundSites, find_sites
 from dpoptax.per_example._tracing.influence import Influence
+from dpoptax.per_example._tracing.interpreter import Walker
+from dpoptax.per_example._tracing.visitors import PlainRunner
 
 
 class LossProgram:
@@ -94,17 +96,15 @@ class LossProgram:
         return may_spread_nan(_jax_compat.equations(self.jaxpr))
 
     @functools.cached_property
-    def is_narrow(self) -> bool:
-        """Whether any part of the loss computes in fewer than 32 bits."""
-        dtypes = (
+    def fewest_bits(self) -> int:
+        """The bits of the narrowest floating-point type that the loss computes in."""
+        dtypes = {
             getattr(variable.aval, "dtype", None)
             for eqn in _jax_compat.equations(self.jaxpr)
             for variable in eqn.outvars
-        )
-        return any(
-            dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-            for dtype in dtypes
-        )
+        }
+        floats = [t for t in dtypes if t is not None and jnp.issubdtype(t, jnp.floating)]
+        return min((jnp.finfo(dtype).bits for dtype in floats), default=64)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -133,8 +133,15 @@ class LossTrace:
     def __call__(self, params: PyTree, *example: PyTree) -> tuple[Array, list[Array]]:
         """Returns the loss of one example, and the leaves of its auxiliary outputs."""
         values = jax.tree.leaves((params, example))
-        loss, *aux = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
+        loss, *aux = _run(self.program.jaxpr, self.constants, values)
         return loss, aux
+
+
+def _run(jaxpr: Any, constants: list[Any], values: list[Any]) -> list[Any]:
+    """Runs a loss so that `vmap` works."""
+    if needs_own_run(_jax_compat.equations(jaxpr)):
+        return Walker(PlainRunner(), taps={}).run(jaxpr, [*constants, *values], ())[0]
+    return _jax_compat.run_jaxpr(jaxpr, constants, values)
 
 
 def trace_loss(

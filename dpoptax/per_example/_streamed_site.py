@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax import _jax_compat
 from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, sum_weighted
+from dpoptax.per_example._primitives import run_equation
 from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
@@ -64,7 +64,7 @@ def is_streamable(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
 
 def rule_of_one_run(site: Site) -> NormRule:
     """Returns the norm rule of one run of a site, as if the slice that it uses were the leaf."""
-    alone = dataclasses.replace(site, scans=(), steps=())
+    alone = dataclasses.replace(site.equation, scans=(), steps=())
     return choose_rule([alone], site.parameter)
 
 
@@ -103,7 +103,7 @@ def _run_streamed(
     def run(others: list[Any], parameter: Array) -> Array:
         def one(others: list[Any]) -> Array:
             inputs = [*others[: use.position], parameter, *others[use.position :]]
-            return _jax_compat.bind(use.eqn, inputs)[0]
+            return run_equation(use.eqn, inputs)[0]
 
         return jax.vmap(one)(others)
 
@@ -114,14 +114,19 @@ def _run_streamed(
     def forward(others: list[Any], parameter: Array, zeros: SiteZeros) -> Any:
         inputs = [*others[: use.position], parameter, *others[use.position :]]
         saved = tuple(inputs[i] for i in use.linear.saved_operands[use.position])
-        return of_batch(others, parameter, zeros), (saved, parameter)
+        numbers = [None if _is_float(value) else value for value in others]
+        return of_batch(others, parameter, zeros), (saved, parameter, numbers)
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        (saved, parameter), (cotangent, weights) = residuals, cotangents
+        (saved, parameter, numbers), (cotangent, weights) = residuals, cotangents
         factors = rule.prepare([Factors(saved, cotangent)])
         norms = rule.squared_norms(factors)
         total = sum_weighted(rule, factors, weights, weights != 0)
-        return _pull_operands(run, specs, parameter, cotangent), None, SiteZeros(norms, total)
+        return (
+            _pull_operands(run, specs, numbers, parameter, cotangent),
+            None,
+            SiteZeros(norms, total),
+        )
 
     of_batch.defvjp(forward, backward)
 
@@ -149,14 +154,26 @@ def _run_streamed(
     return of_example(others, parameter, zeros)
 
 
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
 def _pull_operands(
-    run: Callable[..., Array], specs: list[Any], parameter: Array, cotangent: Array
+    run: Callable[..., Array],
+    specs: list[Any],
+    numbers: list[Any],
+    parameter: Array,
+    cotangent: Array,
 ) -> list[Any]:
     """Returns the cotangents of the other operands of an equation; None for whole numbers."""
-    # The equation is linear in each operand, so the cotangents do not depend on its value.
+    # The equation is linear in each float, so the cotangents do not depend on its value. They do
+    # depend on whole numbers, such as sizes of groups.
     batch = cotangent.shape[0]
-    constants = [jnp.zeros((batch, *spec.shape), spec.dtype) for spec in specs]
-    floats = [i for i, spec in enumerate(specs) if jnp.issubdtype(spec.dtype, jnp.floating)]
+    constants = [
+        jnp.zeros((batch, *spec.shape), spec.dtype) if number is None else number
+        for spec, number in zip(specs, numbers, strict=True)
+    ]
+    floats = [i for i, number in enumerate(numbers) if number is None]
     if not floats:
         return [None] * len(specs)
 

@@ -263,6 +263,47 @@ def nested_grad(w, x):
     return jnp.sum(jax.grad(lambda x: energy(jnp.tanh(x @ w)))(x) ** 2) + energy(x @ w)
 
 
+def rotated(x):
+    """Rotary embeddings of `(tokens, heads, width)`."""
+    tokens, _, width = x.shape
+    angles = jnp.arange(tokens)[:, None] / 100 ** (jnp.arange(width // 2) / width)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def root_mean_square(x, scale):
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def decoder(w, tokens):
+    """RMSNorm, grouped queries, rotary embeddings, a gated MLP, a tied table; scanned layers."""
+
+    @jax.checkpoint
+    def layer(x, w):
+        h = root_mean_square(x, w["before"])
+        q, k, v = (jnp.einsum("td,dhk->thk", h, w[name]) for name in "qkv")
+        attended = jax.nn.dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+        x = x + jnp.einsum("thk,hkd->td", attended, w["o"])
+        h = root_mean_square(x, 1 + w["between"])
+        return x + (jax.nn.silu(h @ w["gate"]) * (h @ w["up"])) @ w["down"], None
+
+    x, _ = jax.lax.scan(layer, w["table"][tokens] * 2.0, w["layers"])
+    logits = root_mean_square(x, w["last"]) @ w["table"].T
+    return jnp.mean(jax.nn.logsumexp(logits[:-1], axis=-1) - logits[0, tokens[1:]])
+
+
+DECODER = {
+    "layers": {
+        "before": (2, 4), "between": (2, 4), "q": (2, 4, 4, 2), "k": (2, 4, 2, 2),
+        "v": (2, 4, 2, 2), "o": (2, 4, 2, 4), "gate": (2, 4, 6), "up": (2, 4, 6),
+        "down": (2, 6, 4),
+    },
+    "table": (6, 4),
+    "last": (4,),
+}  # fmt: skip
+
+
 ARCHITECTURES = {
     "linen mlp": linen(nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)]), lambda b: floats(b, 4)),
     "linen mlp over time": linen(
@@ -297,6 +338,7 @@ ARCHITECTURES = {
     "haiku mlp": of_haiku(lambda x: hk.nets.MLP([6, 3])(x), lambda b: floats(b, 4)),
     "haiku lstm": of_haiku(haiku_recurrent, lambda b: floats(b, 5, 4)),
     "equinox convolutions": of_equinox(equinox_convolutions, lambda b: floats(b, 2, 8, 8)),
+    "decoder": plain(decoder, DECODER, ids),
     "joined": plain(
         joined,
         {"a": (4, 3), "b": (4, 5), "p": (3,), "q": (5,), "c": (3, 6), "d": (5, 6)},

@@ -25,6 +25,7 @@ LONG_TO_COMPILE = (
     "nnx text",
     "haiku lstm",
     "equinox convolutions",
+    "decoder",
 )
 architectures = pytest.mark.parametrize(
     "make",

@@ -82,7 +82,7 @@ def test_layers_in_a_checkpoint_are_recomputed_and_others_factored():
     params = deep_params()
     grads = dpoptax.per_example_grads(deep_loss)(params, examples())
     assert isinstance(grads, RecomputedGrads)
-    assert len(grads.norms) == 3  # not those of the weight that is used twice, and of the scale
+    assert len(grads.norms) == 4  # not that of the weight that is used twice
     assert_close(
         readings(deep_loss, params, examples()),
         readings(deep_loss, params, examples(), form="stacked"),
@@ -181,7 +181,7 @@ def test_explain_says_what_is_recomputed():
     forms = {row.leaf: row.form for row in dpoptax.explain(deep_loss, deep_params(), examples())}
     assert forms["['in']"] == forms["['out']"] == forms["['bias']"] == "recomputed"
     assert forms["['twice']"] in ("factored", "materialized")
-    assert forms["['scale']"] == "stacked"
+    assert forms["['scale']"] == "recomputed"
 
 
 @pytest.mark.untyped

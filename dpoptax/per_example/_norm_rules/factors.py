@@ -119,6 +119,7 @@ def as_floats(site: Site, operands: tuple[Array, ...], dtype: Any) -> tuple[Arra
 
     A product may take whole numbers, such as int8 inputs, and either float type.
     """
-    if primitive_of(site).operands_are_indices:
-        return operands
-    return tuple(operand.astype(dtype) for operand in operands)
+    indices = primitive_of(site).index_operands
+    return tuple(
+        operand if i in indices else operand.astype(dtype) for i, operand in enumerate(operands)
+    )

@@ -115,8 +115,9 @@ def _size_of_terms(site: Site, factors: Factors, dtype: Any) -> Float[Array, " b
     one term, so the product of the squared norms is an upper bound.
     """
     size = _squared_norm(factors.cotangent.astype(dtype))
-    if not primitive_of(site).operands_are_indices:
-        for operand in factors.operands:
+    indices = primitive_of(site).index_operands
+    for i, operand in enumerate(factors.operands):
+        if i not in indices:
             size = size * _squared_norm(operand.astype(dtype))
     return size
 

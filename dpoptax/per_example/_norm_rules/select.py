@@ -14,6 +14,8 @@ from dpoptax.per_example._norm_rules.convolution import ConvolutionPatches, Conv
 from dpoptax.per_example._norm_rules.embedding import EmbeddingLookup
 from dpoptax.per_example._norm_rules.materialize import Materialize
 from dpoptax.per_example._norm_rules.matmul import DirectMatmul, GramMatmul, OuterProduct
+from dpoptax.per_example._norm_rules.ragged_dot import DirectRagged, GramRagged
+from dpoptax.per_example._norm_rules.scale import ElementwiseScale
 from dpoptax.per_example._norm_rules.tied_embedding import TiedEmbedding
 from dpoptax.per_example._tracing.site import Site
 
@@ -24,6 +26,9 @@ RULES: tuple[type[NormRule], ...] = (
     GramMatmul,
     EmbeddingLookup,
     TiedEmbedding,
+    ElementwiseScale,
+    DirectRagged,
+    GramRagged,
     ConvolutionPatches,
     ConvolutionPixelGram,
     Materialize,

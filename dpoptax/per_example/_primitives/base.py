@@ -1,7 +1,7 @@
 """Linear primitive: a JAX operation that is linear in one of its operands, the parameter."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -44,8 +44,12 @@ class LinearPrimitive:
         windows: which windows of the saved operands and of the output belong to a window of a
             concatenated parameter. None if unknown: such parameters are then materialized.
         bind_float32: runs the equation of a site in float32, at the highest precision.
-        operands_are_indices: whether the saved operands are positions, not numbers to multiply.
+        index_operands: which of the saved operands are positions, not numbers to multiply.
+        sums_early: whether factors are larger than the gradient of the parameter, which is then
+            summed where it arises. For products of numbers only, see `_tracing/early_sums.py`.
         spreads_nan: whether XLA, under `vmap`, lets NaN in one example's gradient reach others.
+        accepts: whether an equation of the primitive is of a kind that this entry is for.
+        run: runs such an equation where JAX's own rule for `vmap` does not serve; None if it does.
     """
 
     primitive: Any
@@ -54,8 +58,11 @@ class LinearPrimitive:
     multiplications: Callable[[Site], float]
     windows: Windows | None = None
     bind_float32: Callable[[Site, Array, tuple[Array, ...]], Array] = bind_at_highest_precision
-    operands_are_indices: bool = False
+    index_operands: tuple[int, ...] = ()
+    sums_early: bool = False
     spreads_nan: bool = False
+    accepts: Callable[[Any], bool] = lambda eqn: True
+    run: Callable[[Any, Sequence[Any]], Array] | None = None
 
     @property
     def positions(self) -> tuple[int, ...]:

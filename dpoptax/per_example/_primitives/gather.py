@@ -22,5 +22,5 @@ GATHER = LinearPrimitive(
     saved_operands={0: (1,)},
     num_terms=_num_terms,
     multiplications=_multiplications,
-    operands_are_indices=True,
+    index_operands=(0,),
 )

@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Array
 
 from dpoptax import _jax_compat
+from dpoptax.per_example._tracing.early_sums import is_larger_than
 from dpoptax.per_example._tracing.interpreter import Walker
 from dpoptax.per_example._tracing.site import Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
@@ -54,6 +55,9 @@ def find_sites(jaxpr: Any, num_constants: int, num_leaves: int) -> FoundSites:
     for leaf, variable in enumerate(variables[num_constants : num_constants + num_leaves]):
         if math.prod(variable.aval.shape) == 0:
             finder.fall_back(leaf, "it holds no numbers")
+    for site in finder.sites.values():
+        if is_larger_than(variables[num_constants + site.leaf].aval, site):
+            finder.fall_back(site.leaf, f"repeated and then used by mul at {site.source}")
     # A leaf that no equation uses would have no gradient at all; plain differentiation gives zeros.
     for leaf in set(range(num_leaves)) - {site.leaf for site in finder.sites.values()}:
         finder.fall_back(leaf, "the loss does not depend on it")

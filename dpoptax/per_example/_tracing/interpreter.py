@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
+from dpoptax.per_example._primitives import LinearPrimitive, linear_in, needs_own_run, run_equation
 from dpoptax.per_example._tracing.site import EqnPath, Scan
 from dpoptax.per_example._tracing.taps import Saved, Taps, following_additions, tap
 from dpoptax.per_example._tracing.tracked_params import (
@@ -129,9 +129,9 @@ class Walker:
     ) -> tuple[list[Any], Saved]:
         # First equations that hold a jaxpr, which may use the parameter inside, then single ones.
         tracked = [i for i, value in enumerate(values) if isinstance(value, TrackedParam)]
-        if not tracked:
+        if not tracked and not needs_own_run(_jax_compat.equations_inside(eqn)):
             self.visitor.other_equation(eqn)
-            return _jax_compat.bind(eqn, values), {}
+            return run_equation(eqn, values), {}
         if (jaxpr := _jax_compat.called_jaxpr(eqn)) is not None:
             inside = dataclasses.replace(self, caller=self._source(eqn))
             return inside.run(jaxpr, values, path)
@@ -142,16 +142,16 @@ class Walker:
             return self._cond(path, eqn, values)
         if (params := _jax_compat.checkpoint_params(eqn)) is not None:
             return self._checkpoint(path, eqn, params, values)
-        linear = linear_primitive(eqn.primitive)
         # With a tracked parameter on both sides the equation is a product of parameters.
-        if linear is not None and len(tracked) == 1 and tracked[0] in linear.positions:
+        linear = linear_in(eqn, tracked[0]) if len(tracked) == 1 else None
+        if linear is not None:
             return self._linear_use(path, tap_path, eqn, linear, values)
         if (slices := slices_after(eqn, values)) is not None:
             (output,) = _jax_compat.bind(eqn, list(map(value_of, values)))
             return [TrackedParam(output, slices)], {}
         self.visitor.other_equation(eqn)
         reason = f"used by {eqn.primitive.name} at {self._source(eqn)}"
-        return _jax_compat.bind(eqn, self.untrack(values, reason)), {}
+        return run_equation(eqn, self.untrack(values, reason)), {}
 
     def _linear_use(
         self,

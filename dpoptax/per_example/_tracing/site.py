@@ -49,6 +49,7 @@ class Site:
         in_cond: whether a `cond` decides if the equation runs.
         in_checkpoint: whether `jax.checkpoint` runs the equation again in the backward pass.
         source: the user's line.
+        before_sum: for a use whose gradient is summed where it arises, the site with its factors.
     """
 
     path: EqnPath
@@ -68,6 +69,12 @@ class Site:
     in_cond: bool
     in_checkpoint: bool
     source: str
+    before_sum: "Site | None" = None
+
+    @property
+    def equation(self) -> "Site":
+        """The site as its equation is, with all factors."""
+        return self.before_sum or self
 
     @property
     def num_runs(self) -> int:

@@ -6,11 +6,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._primitives import may_spread_nan
+from dpoptax.per_example._primitives import may_spread_nan, run_equation
 from dpoptax.per_example._tracing.concatenated import Window, cut, cut_spec
+from dpoptax.per_example._tracing.early_sums import run_summed, summed, tap_of
 from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
+
+
+def eqn_path(use: LinearUse) -> EqnPath:
+    """Returns the path of the equation of a use, without the number of a concatenated part."""
+    return use.path if use.part.window is None else use.path[:-1]
 
 
 class _PlainRun:
@@ -20,7 +26,25 @@ class _PlainRun:
         self, uses: Sequence[LinearUse], values: Sequence[Any], taps: Taps
     ) -> tuple[list[Any], Saved]:
         """Runs the equation; saves nothing."""
-        return _jax_compat.bind(uses[0].eqn, values), {}
+        return run_equation(uses[0].eqn, values), {}
+
+
+class PlainRunner(_PlainRun):
+    """Runs a loss as it is, for losses with equations that JAX cannot run under `vmap`."""
+
+    def linear_use(self, use: LinearUse, operands: tuple[Any, ...]) -> Saved:
+        """Saves nothing."""
+        return {}
+
+    def fall_back(self, leaf: int, reason: str) -> None:
+        """Does nothing: no parameter is tracked."""
+
+    def other_equation(self, eqn: Any) -> None:
+        """Does nothing."""
+
+    def zeros_to_save(self, path: EqnPath, depth: int) -> Saved:
+        """Returns nothing: nothing is saved."""
+        return {}
 
 
 class SiteFinder(_PlainRun):
@@ -55,14 +79,14 @@ class SiteFinder(_PlainRun):
         # Without a window the whole operands and the whole output belong to the leaf.
         operand_windows: tuple[Window, ...] = (None,) * len(saved)
         output_window: Window = None
-        if part.window is not None:
+        if part.window is not None and not use.linear.sums_early:
             if use.linear.windows is None:
                 name = eqn.primitive.name
                 self.fall_back(part.leaf, f"concatenated and used by {name} at {use.source}")
                 return {}
             operand_windows, output_window = use.linear.windows(eqn, use.position, part.window)
         output = eqn.outvars[0].aval
-        self.sites[use.path] = Site(
+        site = Site(
             path=use.path,
             leaf=part.leaf,
             steps=part.steps,
@@ -82,6 +106,9 @@ class SiteFinder(_PlainRun):
             in_checkpoint=use.in_checkpoint,
             source=use.source,
         )
+        if use.linear.sums_early:
+            site = summed(site, use.parameter, part.window, eqn_path(use))
+        self.sites[use.path] = site
         return {}
 
     def fall_back(self, leaf: int, reason: str) -> None:
@@ -109,7 +136,19 @@ class TapRunner(_PlainRun):
         """Saves the operands, or their windows, if the use is a site."""
         if (site := self._sites.get(use.path)) is None:
             return {}
+        if site.before_sum is not None:
+            return {use.path: ()}
         return {use.path: tuple(map(cut, operands, site.operand_windows))}
+
+    def run_linear_use(
+        self, uses: Sequence[LinearUse], values: Sequence[Any], taps: Taps
+    ) -> tuple[list[Any], Saved]:
+        """Runs the equation; one that sums early has its own tap."""
+        use = uses[0]
+        zeros = taps.get(tap_of(eqn_path(use)))
+        if zeros is None or not use.linear.sums_early:
+            return super().run_linear_use(uses, values, taps)
+        return [run_summed(use.eqn, use.position, values, zeros)], {}
 
     def fall_back(self, leaf: int, reason: str) -> None:
         """Refuses a use that the site finder did not see: its gradient would be lost."""
