@@ -151,6 +151,18 @@ class LossOfRow:
         args, kwargs = self.layout.join(params, row, self.shared)
         return self.fun(*args, **kwargs)
 
+    def call_note(self, row: PyTree, keys: Any) -> str:
+        """What is added to an error from inside the function."""
+        del keys
+        batch = row["batch"] if isinstance(row, dict) else {}
+        shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", batch)
+        taken = "a batch of one example" if self.layout.keep_batch_dim else "one row"
+        return (
+            f"dpoptax called fun with {taken}. Without the axis of the batch, the arguments in "
+            f"batch_argnums have the shapes {shapes}. keep_batch_dim="
+            f"{not self.layout.keep_batch_dim} calls it in the other way."
+        )
+
 
 def clip_and_sum(
     grads: PerExampleGrads, weights_of: ClipWeights, transform: Callable[[PyTree], PyTree] | None
