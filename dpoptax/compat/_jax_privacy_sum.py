@@ -213,7 +213,8 @@ def _changes(transform: Callable[[PyTree], PyTree], params: PyTree) -> bool:
 
     def watch(grad: PyTree) -> PyTree:
         result = transform(grad)
-        same: bool = jax.tree.structure(grad) == jax.tree.structure(result)
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (grad, result)]
+        same = structures[0] == structures[1]
         pairs = zip(jax.tree.leaves(grad), jax.tree.leaves(result), strict=False)
         found.append(not same or any(old is not new for old, new in pairs))
         return result

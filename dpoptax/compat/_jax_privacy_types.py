@@ -3,14 +3,33 @@
 import collections
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from dpoptax.relations import Relation, parse_relation
 
-# The name and the fields of the tuple in JAX Privacy, which call code reads.
-AuxiliaryOutput = collections.namedtuple("Aux", ["values", "grad_norms", "aux"])
+# The name and the fields of the tuple in JAX Privacy.
+Aux = collections.namedtuple("Aux", ["values", "grad_norms", "aux"])
+
+
+@runtime_checkable
+class BoundedSensitivity(Protocol):
+    """What both classes of the callable have in common.
+
+    Attributes:
+        l2_norm_bound: the bound on the L2 norm of what one example adds to the result.
+        has_aux: whether the result is a pair, with a second part that is not private.
+    """
+
+    l2_norm_bound: Any
+    has_aux: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the sum of a batch."""
+
+    def sensitivity(self, neighboring_relation: Any = ...) -> Any:
+        """Returns how far neighbouring data sets move the sum, in L2 norm."""
 
 
 @attrs.frozen(eq=False)
@@ -49,7 +68,7 @@ def result_types() -> tuple[Any, Any]:
         if error.name not in ("jax_privacy", "jax_privacy.clipping"):
             raise
         if error.name == "jax_privacy":
-            return BoundedSensitivityCallable, AuxiliaryOutput
+            return BoundedSensitivityCallable, Aux
         clipping = None
     found = [getattr(clipping, name, None) for name in _NAMES]
     if None in found:

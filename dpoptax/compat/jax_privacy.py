@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from dpoptax import _validate
 from dpoptax.compat._jax_privacy_call import CallLayout
 from dpoptax.compat._jax_privacy_sum import ClippedGradient, ClipWeights, Output, wide_sum_dtype
-from dpoptax.compat._jax_privacy_types import result_types
+from dpoptax.compat._jax_privacy_types import BoundedSensitivity, result_types
 
 __all__ = ["clipped_grad"]
 
@@ -41,7 +41,7 @@ def clipped_grad(
     dtype: Any = None,
     prng_argnum: int | None = None,
     spmd_axis_name: Any = None,
-) -> Any:
+) -> BoundedSensitivity:
     """Returns a function that computes the sum of clipped per-example gradients of `fun`.
 
     Args:
@@ -106,7 +106,9 @@ def clipped_grad(
         output=Output(aux_type, has_aux, return_values, return_grad_norms),
     )
     bound = (1.0 if rescale_to_unit_norm else l2_clip_norm) / divisor
-    return callable_type(gradient, bound, has_aux or return_values or return_grad_norms)
+    has_pair = has_aux or return_values or return_grad_norms
+    result: BoundedSensitivity = callable_type(gradient, bound, has_pair)
+    return result
 
 
 def _refuse_bound(bound: Any) -> None:

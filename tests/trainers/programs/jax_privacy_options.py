@@ -220,7 +220,7 @@ def models():
     def of_two_models(clipped_grad):
         grad_fn = clipped_grad(mlp, l2_clip_norm=0.5, batch_argnums=(1, 2))
         two = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), PARAMS)
-        return jax.vmap(grad_fn, (0, None, None))(two, X, Y)
+        return jax.jit(jax.vmap(grad_fn, (0, None, None)))(two, X, Y)
 
     theirs, own = map(of_two_models, BOTH)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), own, theirs)
