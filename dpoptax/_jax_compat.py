@@ -76,10 +76,12 @@ def inputs_of(jaxpr: Any) -> tuple[list[Any], list[Any]]:
 
 
 def run_jaxpr(jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Runs what `split_constants` returned."""
+    """Runs what `split_constants` returned, or a jaxpr whose constants are ordinary inputs."""
+    inputs = [*constants, *values]
+    count = len(jaxpr.constvars)
     if hasattr(jaxpr, "with_consts"):
-        return list(jex.jaxpr_as_fun(jaxpr.with_consts(constants))(*values))
-    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, list(constants)))(*values))
+        return list(jex.jaxpr_as_fun(jaxpr.with_consts(inputs[:count]))(*inputs[count:]))
+    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, inputs[:count]))(*inputs[count:]))
 
 
 def is_literal(atom: Any) -> bool:

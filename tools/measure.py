@@ -118,7 +118,8 @@ def find_violations(modules: dict[str, Module]) -> list[str]:
             most_parameters = MOST_FIT_PARAMETERS if is_fit else MOST_PARAMETERS
             if function.lines > most_lines:
                 found.append(f"{function.where}: {function.lines} lines, at most {most_lines}")
-            if function.num_parameters > most_parameters:
+            # Functions in `compat` have the parameters of those that they stand for.
+            if function.num_parameters > most_parameters and ".compat." not in module.name:
                 found.append(
                     f"{function.where}: {function.num_parameters} parameters, "
                     f"at most {most_parameters}"

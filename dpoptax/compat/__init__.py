@@ -1,5 +1,5 @@
 """Adapters for scripts written for other libraries."""
 
-from dpoptax.compat import d3p
+from dpoptax.compat import d3p, jax_privacy
 
-__all__ = ["d3p"]
+__all__ = ["d3p", "jax_privacy"]

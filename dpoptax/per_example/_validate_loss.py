@@ -79,7 +79,8 @@ def check_loss(
     except Exception as error:
         if (refusal := models.state_error(error)) is not None:
             raise refusal from error
-        error.add_note(call_note(example, keys))
+        # An adapter calls the loss of another library in another way, and says how.
+        error.add_note(getattr(loss_fn, "call_note", call_note)(example, keys))
         raise
     # JAX marks jax.debug.print and jax.debug.callback as debug effects.
     if others := sorted(str(effect) for effect in effects if "Debug" not in str(effect)):

@@ -163,3 +163,14 @@ def test_metrics_are_returned_beside_the_losses():
         assert aux["hit"].tolist() == [True, True, False, True, True]
     with pytest.raises(ValueError, match=r"with has_aux, loss_fn must return a pair"):
         dpoptax.value_and_per_example_grads(no_metrics, has_aux=True)(PARAMS, BATCH)
+
+
+def test_a_loss_with_metrics_may_close_over_arrays():
+    scale = jnp.array([2.0, 3.0])
+    fn = dpoptax.value_and_per_example_grads(
+        lambda w, x: (jnp.sum(w * scale) * x, {"scale": scale}), has_aux=True
+    )
+    (losses, aux), grads = fn(jnp.ones(2), jnp.array([1.0, 10.0]))
+    assert losses.tolist() == [5.0, 50.0]
+    assert aux["scale"].tolist() == [[2.0, 3.0]] * 2
+    assert grads.stacked().tolist() == [[2.0, 3.0], [20.0, 30.0]]
