@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype, widen
 from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
@@ -26,6 +26,19 @@ class Factors(NamedTuple):
 
     operands: tuple[Array, ...]
     cotangent: Array
+
+
+def narrow_dtype(factors: Sequence[Factors], spec: jax.ShapeDtypeStruct) -> Any:
+    """Returns the 16-bit type in which all factors are and in which they are multiplied, or None.
+
+    A product of two 16-bit floats is exact in float32, in which it is summed.
+    """
+    arrays = [leaf for factor in factors for leaf in (*factor.operands, factor.cotangent)]
+    (dtype, *others) = {leaf.dtype for leaf in arrays}
+    # XLA on a CPU casts 16-bit floats to float32 before it multiplies them.
+    if others or jax.default_backend() == "cpu" or wide_dtype(spec.dtype) != jnp.float32:
+        return None
+    return dtype if dtype in (jnp.bfloat16, jnp.float16) else None
 
 
 def primitive_of(site: Site) -> LinearPrimitive:
