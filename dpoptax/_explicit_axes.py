@@ -66,16 +66,35 @@ def run_with_automatic_axes(
         structures.append(result)
         return found
 
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    automatic = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
-    with jax.sharding.use_abstract_mesh(automatic):
-        shapes_of_results = jax.eval_shape(run, shapes)
+    with jax.sharding.use_abstract_mesh(_automatic(mesh)):
+        try:
+            shapes_of_results = jax.eval_shape(run, shapes)
+        except ValueError as error:
+            _explain_automatic_axes(error)
+            raise
     results = jax.tree.unflatten(structures[-1], shapes_of_results)
     specs = jax.tree.leaves(specs_of(results))
     with jax.sharding.use_abstract_mesh(mesh):
         found = jax.sharding.auto_axes(run, out_sharding=specs)(arrays)
     return jax.tree.unflatten(structures[-1], found)
+
+
+def _automatic(mesh: AbstractMesh) -> AbstractMesh:
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+
+
+def _explain_automatic_axes(error: ValueError) -> None:
+    """Raises an error with the remedy if a function needs the explicit axes of its mesh."""
+    if "of type Auto" in str(error) or "should match the mesh passed to shard_map" in str(error):
+        raise ValueError(
+            "expected a loss that runs with automatic axes, because dpoptax computes per-example "
+            "gradients with them also on a mesh with explicit axes; got one that needs explicit "
+            "axes. Use jax.lax.with_sharding_constraint in place of out_sharding= and "
+            "jax.sharding.reshard. Call jax.shard_map without mesh=, inside jax.set_mesh(mesh). "
+            f"JAX says: {error}"
+        ) from error
 
 
 def replicated_results(function: Function) -> Function:
@@ -86,6 +105,26 @@ def replicated_results(function: Function) -> Function:
         return run_with_automatic_axes(
             lambda args, kwargs: function(*args, **kwargs), args, kwargs, specs_of=_replicated
         )
+
+    return cast(Function, wrapped)
+
+
+def of_shapes(function: Function) -> Function:
+    """Runs a function that reads shapes only; arrays with explicit axes become their shapes."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        mesh = explicit_mesh(args, kwargs)
+        if mesh is None:
+            return function(*args, **kwargs)
+
+        def shape_of(leaf: Any) -> Any:
+            is_array = isinstance(leaf, jax.Array)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
+
+        args, kwargs = jax.tree.map(shape_of, (args, kwargs))
+        with jax.sharding.use_abstract_mesh(_automatic(mesh)):
+            return function(*args, **kwargs)
 
     return cast(Function, wrapped)
 

@@ -28,16 +28,22 @@ class Factors(NamedTuple):
     cotangent: Array
 
 
-def narrow_dtype(factors: Sequence[Factors], spec: jax.ShapeDtypeStruct) -> Any:
-    """Returns the 16-bit type in which all factors are and in which they are multiplied, or None.
+def narrow_dtype(
+    factors: Sequence[Factors], spec: jax.ShapeDtypeStruct, *, integers: bool = False
+) -> Any:
+    """Returns the 16-bit type of all factors if they are multiplied in it, or None.
 
-    A product of two 16-bit floats is exact in float32, in which it is summed.
+    A product of two 16-bit floats is exact in float32, in which it is summed. With `integers`,
+    operands of whole numbers, such as indices, may come with them.
     """
     arrays = [leaf for factor in factors for leaf in (*factor.operands, factor.cotangent)]
-    (dtype, *others) = {leaf.dtype for leaf in arrays}
+    dtypes = {leaf.dtype for leaf in arrays}
+    if integers:
+        dtypes = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
     # XLA on a CPU casts 16-bit floats to float32 before it multiplies them.
-    if others or jax.default_backend() == "cpu" or wide_dtype(spec.dtype) != jnp.float32:
+    if len(dtypes) != 1 or jax.default_backend() == "cpu" or wide_dtype(spec.dtype) != jnp.float32:
         return None
+    (dtype,) = dtypes
     return dtype if dtype in (jnp.bfloat16, jnp.float16) else None
 
 

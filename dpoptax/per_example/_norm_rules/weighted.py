@@ -22,7 +22,7 @@ def sum_weighted(
 
     def of_chunk(chunk: Any) -> Array:
         factors, weights, kept = chunk
-        if len(weights) == 1 and narrow_dtype(factors, rule.spec) is not None:
+        if len(weights) == 1 and narrow_dtype(factors, rule.spec, integers=True) is not None:
             # 16-bit factors stay as they are: the weight scales their float32 product.
             one = rule.weighted_sum([_select(factor, kept) for factor in factors])
             return one * select(kept, weights)[0].astype(one.dtype)
