@@ -71,8 +71,8 @@ def on_pod(sizes: Sizes) -> results.Cells:
     options = {"donate_argnums": 0, "out_shardings": {n: p.sharding for n, p in params.items()}}
     # The library asks JAX which devices it compiles for.
     with (
-        mock.patch.object(jax, "default_backend", lambda: "tpu"),
-        mock.patch.object(jax, "device_count", lambda: len(devices)),
+        mock.patch.object(jax, "default_backend", return_value="tpu"),
+        mock.patch.object(jax, "device_count", return_value=len(devices)),
     ):
         return {
             name: _compile(step_of(kind, sizes), (params, tokens, key), **options)
