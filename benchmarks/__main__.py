@@ -32,6 +32,7 @@ PARTS = {
     "randomness": "generators",
     "accounting": "epsilon and calibration",
     "training": "the loop and checkpoints",
+    "scale": "steps of language models",
 }
 
 

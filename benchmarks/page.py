@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from benchmarks import pictures, results
+from benchmarks import pictures, results, scale
 from benchmarks.models import PARAMETER_COUNTS
 from benchmarks.peers.environments import PEERS, PLAIN
 
@@ -95,6 +95,13 @@ The compiler reports the memory of a training step; nothing is run. The search i
 sixteenth. Published for a GPU with 12 GB (arXiv:2010.09063, Table 4; JAX, private JAX, Opacus):
 mnist 187,136, 116,480, 36,608; cifar 10,448, 4,264, 1,920; lstm 11,984, 2,487, 10.
 """
+SCALE = """
+### Language models
+
+Plain and private steps of a decoder with scanned layers under `jax.checkpoint`, in bfloat16, and of
+adapters. `benchmarks/scale.py` has the sizes. Rows with "compiled" run nothing: XLA reports the
+memory, and arithmetic and communication are counted in its program, with loops multiplied out.
+"""
 OTHERS = {
     "devices": (
         "A step on several virtual devices",
@@ -175,6 +182,11 @@ def _device(
             picture = pictures.of_study(name, found[name]["cells"], device)
             if picture:
                 yield f"![{name}]({picture.relative_to(root)})"
+    if "scale" in found:
+        yield SCALE
+        yield _table(
+            ["", "", "plain", "private", "ratio", "goal"], scale.table(found["scale"]["cells"])
+        )
     for name, (title, text) in OTHERS.items():
         if name in found:
             yield f"### {title}\n\n{text}"

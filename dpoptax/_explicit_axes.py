@@ -54,19 +54,47 @@ def run_with_automatic_axes(
     if mesh is None or not arrays:
         return function(*args)
 
-    def run(arrays: list[Any]) -> Any:
+    structures = []
+
+    # Two traces of a function may give equal trees whose static parts do not compare as equal. So
+    # JAX sees the leaves of the result only.
+    def run(arrays: list[Any]) -> list[Any]:
         filled = list(leaves)
         for place, array in zip(places, arrays, strict=True):
             filled[place] = array
-        return function(*jax.tree.unflatten(structure, filled))
+        found, result = jax.tree.flatten(function(*jax.tree.unflatten(structure, filled)))
+        structures.append(result)
+        return found
 
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    automatic = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
-    with jax.sharding.use_abstract_mesh(automatic):
-        results = jax.eval_shape(run, shapes)
+    with jax.sharding.use_abstract_mesh(_automatic(mesh)):
+        try:
+            shapes_of_results = jax.eval_shape(run, shapes)
+        except ValueError as error:
+            _explain_automatic_axes(error)
+            raise
+    results = jax.tree.unflatten(structures[-1], shapes_of_results)
+    specs = jax.tree.leaves(specs_of(results))
     with jax.sharding.use_abstract_mesh(mesh):
-        return jax.sharding.auto_axes(run, out_sharding=specs_of(results))(arrays)
+        found = jax.sharding.auto_axes(run, out_sharding=specs)(arrays)
+    return jax.tree.unflatten(structures[-1], found)
+
+
+def _automatic(mesh: AbstractMesh) -> AbstractMesh:
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+
+
+def _explain_automatic_axes(error: ValueError) -> None:
+    """Raises an error with the remedy if a function needs the explicit axes of its mesh."""
+    if "of type Auto" in str(error) or "should match the mesh passed to shard_map" in str(error):
+        raise ValueError(
+            "expected a loss that runs with automatic axes, because dpoptax computes per-example "
+            "gradients with them also on a mesh with explicit axes; got one that needs explicit "
+            "axes. Use jax.lax.with_sharding_constraint in place of out_sharding= and "
+            "jax.sharding.reshard. Call jax.shard_map without mesh=, inside jax.set_mesh(mesh). "
+            f"JAX says: {error}"
+        ) from error
 
 
 def replicated_results(function: Function) -> Function:
@@ -81,6 +109,26 @@ def replicated_results(function: Function) -> Function:
     return cast(Function, wrapped)
 
 
+def of_shapes(function: Function) -> Function:
+    """Runs a function that reads shapes only; arrays with explicit axes become their shapes."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        mesh = explicit_mesh(args, kwargs)
+        if mesh is None:
+            return function(*args, **kwargs)
+
+        def shape_of(leaf: Any) -> Any:
+            is_array = isinstance(leaf, jax.Array)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
+
+        args, kwargs = jax.tree.map(shape_of, (args, kwargs))
+        with jax.sharding.use_abstract_mesh(_automatic(mesh)):
+            return function(*args, **kwargs)
+
+    return cast(Function, wrapped)
+
+
 def by_example(grads_fn: Function) -> Function:
     """Runs a function of a batch with automatic axes; results are sharded as the examples are."""
 
@@ -89,7 +137,7 @@ def by_example(grads_fn: Function) -> Function:
         return run_with_automatic_axes(
             lambda params, examples, kwargs: grads_fn(params, examples, **kwargs),
             *(params, examples, kwargs),
-            specs_of=sharded_by_example(examples),
+            specs_of=sharded_by_example(params, examples),
         )
 
     return cast(Function, wrapped)
@@ -141,20 +189,34 @@ def sharded_like(tree: PyTree | None) -> SpecsOf:
     return specs_of
 
 
-def sharded_by_example(examples: PyTree) -> SpecsOf:
-    """Returns `specs_of` for results with an example axis, sharded as that of `examples` is."""
+def sharded_by_example(params: PyTree, examples: PyTree) -> SpecsOf:
+    """Returns `specs_of` for results of a batch: only its axis of examples is sharded.
 
-    def specs_of(results: PyTree) -> PyTree:
-        leaves = [leaf for leaf in jax.tree.leaves(examples) if jax.numpy.ndim(leaf)]
-        specs = [_spec_of_array(leaf) for leaf in leaves]
-        split = [spec[0] for spec in specs if len(spec) and spec[0] is not None]
-        batch = PartitionSpec(split[0]) if split else PartitionSpec()
-        size = leaves[0].shape[0]
-        return jax.tree.map(
-            lambda leaf: batch if leaf.shape[:1] == (size,) else PartitionSpec(), results
-        )
+    The recomputed form also returns what its second backward pass needs: arrays of the shape of a
+    parameter, which are sharded as the parameter is, and inputs of layers, where the axis of
+    examples comes after the axes of scans.
+    """
+    like_params = {
+        jax.numpy.shape(leaf): _spec_of_array(leaf)
+        for leaf in jax.tree.leaves(params)
+        if jax.numpy.ndim(leaf) > 1
+    }
+    leaves = [leaf for leaf in jax.tree.leaves(examples) if jax.numpy.ndim(leaf)]
+    specs = [_spec_of_array(leaf) for leaf in leaves]
+    split = [spec[0] for spec in specs if len(spec) and spec[0] is not None]
+    size = leaves[0].shape[0]
 
-    return specs_of
+    def spec_of(leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+        # Wherever an array is: a wrong guess costs time and memory, and changes no number.
+        if split and leaf.shape[:1] == (size,):
+            return PartitionSpec(split[0])
+        if leaf.shape in like_params:
+            return like_params[leaf.shape]
+        if not split or size not in leaf.shape:
+            return PartitionSpec()
+        return PartitionSpec(*[None] * leaf.shape.index(size), split[0])
+
+    return lambda results: jax.tree.map(spec_of, results)
 
 
 def _spec_of_array(leaf: Any) -> PartitionSpec:

@@ -58,7 +58,7 @@ def sum_in_chunks(
     batch = jax.tree.leaves(examples)[0].shape[0]
     if batch <= size:
         return function(examples)
-    lanes = _num_lanes(batch)
+    lanes = num_lanes(batch)
     size = _balanced(batch // lanes, size)
     at_once = 2 ** (max(1, min(at_once, batch // (lanes * size))).bit_length() - 1)
     while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
@@ -145,7 +145,7 @@ def _add(high: Array, low: Array, value: Array) -> tuple[Array, Array]:
 
 def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]) -> Array:
     """Returns `sum_i weights_i * rows_i`, chunk by chunk."""
-    batch, lanes = len(rows), _num_lanes(len(rows))
+    batch, lanes = len(rows), num_lanes(len(rows))
     if batch <= CHUNK:
         return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
     size = _balanced(batch // lanes, CHUNK)
@@ -167,11 +167,13 @@ def _balanced(rows: int, size: int) -> int:
     return -(-rows // chunks)
 
 
-def _num_lanes(batch: int) -> int:
-    """How many parts of the batch are summed side by side: one per device that may hold a part."""
-    # Without lanes, each step of a loop would take rows from one device only, and send them to all.
-    devices = jax.device_count()
-    return devices if batch % devices == 0 else 1
+def num_lanes(batch: int) -> int:
+    """How many parts of the batch are worked on side by side: one per device that may hold a part.
+
+    Without lanes, each step of a loop would take rows from one device only, and send them to all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.gcd(batch, jax.device_count() if mesh.empty else mesh.size)
 
 
 def _split(leaf: Array, lanes: int, at_once: int, size: int) -> Array:

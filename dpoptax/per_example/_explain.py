@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
+from dpoptax._explicit_axes import of_shapes
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._choose_form import is_recomputed
@@ -59,6 +60,7 @@ class Explanation(tuple[LeafExplanation, ...]):
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+@of_shapes
 def explain(
     loss_fn: Callable[..., Array], params: PyTree, examples: PyTree, *, key: Any = None
 ) -> Explanation:

@@ -1,5 +1,6 @@
 """Gather the examples of a batch, from data on the device or on the host."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,9 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], M
             try:
                 sharding.shard_shape(leaf.shape)
             except ValueError:
-                size, devices = len(batch.mask), len(sharding.device_set)
+                size, devices = len(batch.mask), _num_shards(sharding)
+                if size % devices == 0:
+                    raise
                 fits = -(-size // devices) * devices
                 raise ValueError(
                     f"a batch must divide evenly over {devices} devices; got {size} rows. Make the "
@@ -117,3 +120,12 @@ def sharded_take(sharding: jax.sharding.Sharding) -> Callable[[PyTree, Batch], M
         return sharded
 
     return sharded_results(take_and_shard, sharding)
+
+
+def _num_shards(sharding: jax.sharding.Sharding) -> int:
+    """Over how many devices the leading axis is divided; the others hold copies of its parts."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return len(sharding.device_set)
+    names = sharding.spec[0] if len(sharding.spec) else None
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(sharding.mesh.shape[name] for name in names)

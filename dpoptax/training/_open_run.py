@@ -49,7 +49,7 @@ class OpenRun:
     @property
     def params(self) -> PyTree:
         """The private parameters after the steps that ran."""
-        return self._state.params
+        return self.state.params
 
     @property
     def state(self) -> TrainState:

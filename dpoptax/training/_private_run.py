@@ -14,7 +14,8 @@ from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.samplers import Batch, MaskedExamples
-from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._automatic_axes import enter_automatic_axes
+from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._fit import check_arguments, prepare
 from dpoptax.training._multihost import from_first_process
@@ -103,8 +104,31 @@ class PrivateRun(OpenRun):
             TypeError: as in `fit`.
             ValueError: as in `fit`. All before the first step.
         """
+        self._axes, params, data, key = enter_automatic_axes(params, data, key)
+        with self._axes.context():
+            self._open(
+                *(loss_fn, params, data),
+                plan=plan,
+                optimizer=optimizer,
+                key=key,
+                resume=resume,
+                microbatch_size=microbatch_size,
+                diagnostics=diagnostics,
+            )
+
+    def _open(
+        self,
+        loss_fn: Callable[..., Float[Array, ""]] | Objective | None,
+        params: PyTree,
+        data: DeviceData | HostData,
+        *,
+        plan: Plan,
+        optimizer: optax.GradientTransformation,
+        key: PRNGKeyArray | None,
+        resume: str | os.PathLike[str] | Checkpoints | None,
+        **options: Any,
+    ) -> None:
         root = root_key(key)
-        data = as_training_data(data)
         make_step: Callable[..., Any]
         self._update: Update | None = None
         if loss_fn is None:
@@ -126,8 +150,7 @@ class PrivateRun(OpenRun):
                 plan=plan,
                 optimizer=optimizer,
                 root=root,
-                microbatch_size=microbatch_size,
-                diagnostics=diagnostics,
+                **options,
             )
         self._drawn: tuple[TrainState, tuple[Batch, PyTree]] | None = None
         stepper = make_stepper(
@@ -146,6 +169,11 @@ class PrivateRun(OpenRun):
             # That the program changed is no news here.
             warnings.filterwarnings("ignore", "the loss, the optimizer", RuntimeWarning)
             super().__init__(plan, run, stepper, state, _new_program)
+
+    @property
+    def state(self) -> TrainState:
+        """All that a further step needs. It contains keys: do not publish it."""
+        return cast(TrainState, self._axes.leaving(self._state))
 
     def __iter__(self) -> Iterator[StepInfo]:
         """Makes one step at a time, and yields its `StepInfo`, until all planned steps ran."""
@@ -174,10 +202,11 @@ class PrivateRun(OpenRun):
         while self._done < end:
             # Host data are read for a fixed number of steps at a time.
             size = self._stepper.steps_per_dispatch or num_steps
-            state, info = self._stepper.advance(self._state, min(size, end - self._done))
+            with self._axes.context():
+                state, info = self._stepper.advance(self._state, min(size, end - self._done))
             self._finish(state)
         assert info is not None
-        return info
+        return cast(StepInfo, self._axes.leaving(info))
 
     def sample(self) -> MaskedExamples:
         """Draws the next batch. Until `apply`, further calls return the same batch.
@@ -196,10 +225,11 @@ class PrivateRun(OpenRun):
             )
         self._refuse_more_than_planned(1)
         if self._drawn is None:
-            state, drawn = self._stepper.advance(self._state, 1)
+            with self._axes.context():
+                state, drawn = self._stepper.advance(self._state, 1)
             self._drawn = state, cast(Any, drawn)
         _, (batch, examples) = self._drawn
-        return MaskedExamples(examples, batch.mask)
+        return MaskedExamples(self._axes.leaving(examples), self._axes.leaving(batch.mask))
 
     def apply(self, grads: PyTree) -> None:
         """Makes a step with the gradients of the batch that `sample` drew.
@@ -218,9 +248,11 @@ class PrivateRun(OpenRun):
                 "such a batch. Call sample before each apply."
             )
         state, (batch, examples) = self._drawn
-        check_gradients(grads, batch, state.params)
-        self._charge(1)
-        state = self._update(state, batch, examples, grads)
+        grads = self._axes.entering(grads)
+        with self._axes.context():
+            check_gradients(grads, batch, state.params)
+            self._charge(1)
+            state = self._update(state, batch, examples, grads)
         # Before the run is saved, which may be interrupted: this batch is used up.
         self._drawn = None
         self._finish(state)

@@ -196,7 +196,7 @@ def _run_release(
         *(key, grads, step),
         specs_of=lambda results: (
             sharded_like(params)(results[0]),
-            sharded_by_example(grads.mask)(results[1]),
+            sharded_by_example(None, grads.mask)(results[1]),
         ),
     )
     # With explicit axes, it ran on a copy of the gradients, which found the losses.

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
-import jax, jax.numpy as jnp, numpy as np, optax, dpoptax
+import sys, jax, jax.numpy as jnp, numpy as np, optax, dpoptax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from dpoptax.training import DeviceData, HostData, fit, init_state, make_train_step
+from dpoptax.training import DeviceData, HostData, PrivateRun, fit, init_state, make_train_step
 
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -59,6 +59,26 @@ def own_loop(params, data):
         carry = step(*carry, data)
     return carry[0]
 
+def opened(params, loss=loss_fn, **options):
+    return PrivateRun(loss, params, DeviceData(spread_x, take), plan=plan,
+                      optimizer=optax.sgd(0.5), key=jax.random.key(0), **options)
+
+def run_by_steps(params, folder):
+    with opened(params, resume=folder) as run:
+        run.step(2)
+    with opened(params, resume=folder) as run:
+        assert 0 < float(run.step().nonprivate_loss)
+        return run.params
+
+def run_by_hand(params):
+    run = opened(params, None)
+    grads_fn = jax.jit(dpoptax.per_example_grads(loss_fn))
+    while run.steps_left:
+        examples = run.sample()
+        assert jax.typeof(examples.examples).sharding.spec[0] == "data"
+        run.apply(grads_fn(run.params, examples))
+    return run.params
+
 one = train(start, x)
 same = jax.device_put(start, everywhere)
 spread_x, whole_x = jax.device_put(x, spread), jax.device_put(x, everywhere)
@@ -79,6 +99,8 @@ check("microbatches", train(same, DeviceData(spread_x, take), microbatch_size=64
 check("sharded parameters", train(columns, DeviceData(whole_x, take)), columns)
 check("train step", loop(same, spread_x))
 check("own loop", own_loop(same, spread_x))
+check("run by steps", run_by_steps(columns, sys.argv[1]), columns)
+check("run by hand", run_by_hand(columns), columns)
 with jax.set_mesh(mesh):
     check("fit in the context of the mesh", train(same, DeviceData(spread_x, take)))
     check("own loop in the context of the mesh", own_loop(same, spread_x))
@@ -88,20 +110,71 @@ except ValueError as error:
     assert "a batch must divide evenly over 8 devices; got 12 rows" in str(error)
 else:
     raise AssertionError("a batch that does not divide was taken")
+
+# A batch of 3 rows over the first axis of a 2 x 4 mesh: its other axis holds copies.
+grid = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+try:
+    dpoptax.samplers.sharded_take(NamedSharding(grid, P("data")))(
+        x, dpoptax.samplers.Batch(jnp.zeros(3, jnp.int32), jnp.ones(3, bool)))
+except ValueError as error:
+    assert "evenly over 2 devices; got 3 rows" in str(error) and "of 4, say" in str(error)
+else:
+    raise AssertionError("a batch that does not divide was taken")
+
+# A model of its own layout: a constraint and `shard_map` work, `out_sharding` is refused.
+split = jax.device_put(start, {"a": NamedSharding(grid, P(None, "model")),
+                               "b": NamedSharding(grid, P("model"))})
+rows = jax.device_put(x[:16], NamedSharding(grid, P("data")))
+
+def mapped(params, row):
+    def of_shard(a, b):
+        return jax.lax.psum(jnp.vdot(jnp.tanh(row @ a), b), "model")
+    return jax.shard_map(of_shard, in_specs=(P(None, "model"), P("model")), out_specs=P(),
+                         axis_names={"model"})(params["a"], params["b"]) ** 2
+
+def constrained(params, row):
+    hidden = jax.lax.with_sharding_constraint(row @ params["a"], P("model"))
+    return jnp.vdot(jnp.tanh(hidden), params["b"]) ** 2
+
+def explicit(params, row):
+    hidden = jnp.einsum("k,kn->n", row, params["a"], out_sharding=P("model"))
+    return jnp.einsum("n,n->", jnp.tanh(hidden), params["b"], out_sharding=P()) ** 2
+
+def released(loss, params, rows):
+    tx = dpoptax.privatize(1.0, 0.0, expected_batch_size=16, key=jax.random.key(0))
+
+    @jax.jit
+    def step(params, rows):
+        grads = dpoptax.per_example_grads(loss)(params, rows)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    return step(params, rows)
+
+want = released(loss_fn, start, x[:16])
+with jax.set_mesh(grid):
+    for loss in (mapped, constrained):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                     released(loss, split, rows), want)
+    try:
+        released(explicit, split, rows)
+    except ValueError as error:
+        assert "with_sharding_constraint in place of out_sharding" in str(error)
+    else:
+        raise AssertionError("a loss with explicit axes ran with automatic ones")
 print("explicit as automatic")
 """
 
 
 @pytest.mark.e2e
-def test_explicit_axes_train_what_automatic_ones_train():
+def test_explicit_axes_train_what_automatic_ones_train(tmp_path):
     settings = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, check=False,
-        env=os.environ | settings, timeout=400,
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], capture_output=True, text=True,
+        cwd=ROOT, check=False, env=os.environ | settings, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "explicit as automatic" in done.stdout

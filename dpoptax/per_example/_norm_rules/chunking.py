@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax.per_example._batch_sum import examples_per_chunk, sum_in_chunks
+from dpoptax.per_example._batch_sum import (
+    examples_per_chunk,
+    num_lanes,
+    sum_in_chunks,
+)
 from dpoptax.per_example._norm_rules import cost_model
 from dpoptax.per_example._packed import pack, unpack
 
@@ -26,15 +30,17 @@ def chunk_size(num_floats: int) -> int:
     return 2 ** max(0, (budget // max(1, num_floats)).bit_length() - 1)
 
 
-def map_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int) -> Array:
+def map_chunks(function: Callable[[Any], Any], examples: Any, num_floats: int) -> Any:
     """Applies `function`, which treats examples independently, to one chunk after the other."""
-    if _fits(examples, num_floats):
+    batch, size = _batch_size(examples), chunk_size(num_floats)
+    lanes = num_lanes(batch)
+    # Each device works on chunks of its own rows.
+    if batch <= lanes * size:
         return function(examples)
     results = jax.lax.map(
-        lambda chunk: function(unpack(chunk, examples)),
-        _split(pack(examples), chunk_size(num_floats)),
+        lambda chunk: function(unpack(chunk, examples)), _split(pack(examples), lanes, size)
     )
-    return results.reshape(-1, *results.shape[2:])[: _batch_size(examples)]
+    return jax.tree.map(lambda leaf: _join(leaf, lanes, batch), results)
 
 
 def sum_examples(
@@ -56,15 +62,23 @@ def _batch_size(examples: Any) -> int:
     return jax.tree.leaves(examples)[0].shape[0]
 
 
-def _fits(examples: Any, num_floats: int) -> bool:
-    return chunk_size(num_floats) >= _batch_size(examples)
-
-
-def _split(examples: Any, size: int) -> Any:
-    """Reshapes `(batch, ...)` to `(chunks, size, ...)`, with zeros at the end of the last chunk."""
+def _split(examples: Any, lanes: int, size: int) -> Any:
+    """Reshapes `(batch, ...)` to `(chunks, lanes * size, ...)`, with zeros in the last chunk."""
 
     def split(leaf: Array) -> Array:
-        filled = jnp.pad(leaf, [(0, -leaf.shape[0] % size), *[(0, 0)] * (leaf.ndim - 1)])
-        return filled.reshape(-1, size, *leaf.shape[1:])
+        by_lane = leaf.reshape(lanes, leaf.shape[0] // lanes, *leaf.shape[1:])
+        padding = (0, -by_lane.shape[1] % size)
+        filled = jnp.pad(by_lane, [(0, 0), padding, *[(0, 0)] * (leaf.ndim - 1)])
+        chunks = filled.reshape(lanes, filled.shape[1] // size, size, *leaf.shape[1:])
+        by_chunk = jnp.moveaxis(chunks, 1, 0)
+        return by_chunk.reshape(len(by_chunk), lanes * size, *leaf.shape[1:])
 
     return jax.tree.map(split, examples)
+
+
+def _join(leaf: Array, lanes: int, batch: int) -> Array:
+    """Reverses `_split`, for an array `(chunks, lanes * size, ...)`."""
+    chunks, rows, *rest = leaf.shape
+    by_chunk = leaf.reshape(chunks, lanes, rows // lanes, *rest)
+    by_lane = jnp.moveaxis(by_chunk, 1, 0).reshape(lanes, chunks * rows // lanes, *rest)
+    return by_lane[:, : batch // lanes].reshape(batch, *rest)

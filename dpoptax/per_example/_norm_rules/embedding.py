@@ -133,6 +133,9 @@ def add_equal_tokens(
     def sums(chunk: tuple[Array, Array]) -> Float[Array, "batch t width"]:
         slots, rows = chunk
         batch, tokens, width = rows.shape
+        if not on_cpu():
+            # One table per example: a device then needs only the rows of its own examples.
+            return jax.vmap(_add_rows)(jnp.zeros_like(rows), (slots, rows))
         # Every example has `tokens` slots in one array, as it has at most that many distinct ids.
         slots = slots + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
         table = jnp.zeros((batch * tokens, width), rows.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax._precision import widen
+from dpoptax._precision import wide_dtype, widen
 from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
@@ -26,6 +26,25 @@ class Factors(NamedTuple):
 
     operands: tuple[Array, ...]
     cotangent: Array
+
+
+def narrow_dtype(
+    factors: Sequence[Factors], spec: jax.ShapeDtypeStruct, *, integers: bool = False
+) -> Any:
+    """Returns the 16-bit type of all factors if they are multiplied in it, or None.
+
+    A product of two 16-bit floats is exact in float32, in which it is summed. With `integers`,
+    operands of whole numbers, such as indices, may come with them.
+    """
+    arrays = [leaf for factor in factors for leaf in (*factor.operands, factor.cotangent)]
+    dtypes = {leaf.dtype for leaf in arrays}
+    if integers:
+        dtypes = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+    # XLA on a CPU casts 16-bit floats to float32 before it multiplies them.
+    if len(dtypes) != 1 or jax.default_backend() == "cpu" or wide_dtype(spec.dtype) != jnp.float32:
+        return None
+    (dtype,) = dtypes
+    return dtype if dtype in (jnp.bfloat16, jnp.float16) else None
 
 
 def primitive_of(site: Site) -> LinearPrimitive:

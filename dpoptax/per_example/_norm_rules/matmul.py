@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
@@ -184,8 +185,8 @@ class GramMatmul(MatmulRule):
 
     def pair_norms(self, pair: Pair) -> Float[Array, " batch"]:
         """See `MatmulRule.pair_norms`."""
-        inputs = jnp.einsum("bhtk,bhsk->bhts", pair.a, pair.a, precision=HIGHEST)
-        cotangents = jnp.einsum("bhtn,bhsn->bhts", pair.g, pair.g, precision=HIGHEST)
+        inputs = einsum("bhtk,bhsk->bhts", pair.a, pair.a)
+        cotangents = einsum("bhtn,bhsn->bhts", pair.g, pair.g)
         return jnp.sum(gram_squared_norms(inputs, cotangents), axis=1)
 
 
@@ -194,10 +195,17 @@ def multiply(pair: Pair) -> Float[Array, "batch h k n"]:
     a, g = (leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]) for leaf in pair)
     # XLA on a CPU is faster with the longer side of the product last.
     if a.shape[-1] <= g.shape[-1]:
-        products = jnp.einsum("btk,btn->bkn", a, g, precision=HIGHEST)
+        products = einsum("btk,btn->bkn", a, g)
     else:
-        products = jnp.einsum("btk,btn->bnk", a, g, precision=HIGHEST).swapaxes(1, 2)
+        products = einsum("btk,btn->bnk", a, g).swapaxes(1, 2)
     return products.reshape(*pair.a.shape[:2], *products.shape[1:])
+
+
+def einsum(subscripts: str, left: Array, right: Array) -> Array:
+    """Multiplies at the highest precision, in float32 or wider."""
+    return jnp.einsum(
+        subscripts, left, right, precision=HIGHEST, preferred_element_type=wide_dtype(left.dtype)
+    )
 
 
 def gram_squared_norms(

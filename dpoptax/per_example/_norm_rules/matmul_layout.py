@@ -6,14 +6,14 @@ of shape (T, K) and cotangents G of shape (T, N).
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax._precision import wide_dtype
-from dpoptax.per_example._norm_rules.factors import Factors, to_leaf
+from dpoptax.per_example._norm_rules.factors import Factors, narrow_dtype, to_leaf
 from dpoptax.per_example._tracing.site import Site
 
 
@@ -64,8 +64,10 @@ def orientation(site: Site) -> Hashable:
     return steps, slices, contracting[site.position], batch[site.position]
 
 
-def as_pair(site: Site, factors: Factors, spec: jax.ShapeDtypeStruct) -> Pair:
+def as_pair(site: Site, factors: Factors, spec: jax.ShapeDtypeStruct, dtype: Any = None) -> Pair:
     """Brings the factors of a batch to `(batch, H, T, K)` and `(batch, H, T, N)`.
+
+    They are cast to `dtype`, by default to float32 or wider.
 
     The axes before and after, where H' and T' are the parts of H and T inside one equation:
 
@@ -107,7 +109,7 @@ def as_pair(site: Site, factors: Factors, spec: jax.ShapeDtypeStruct) -> Pair:
     a_order = (0, *sliced, *operand_h_axes, *shared, *operand_t_axes, *k_axes)
     g_order = (0, *sliced, *h_axes, *shared, *t_axes, *n_axes)
     # The operand may be of whole numbers, and either may be of another float type than the leaf.
-    dtype = wide_dtype(spec.dtype)
+    dtype = dtype or wide_dtype(spec.dtype)
     a = operand.astype(dtype).transpose(a_order).reshape(size, h, t, k)
     g = cotangent.astype(dtype).transpose(g_order).reshape(size, h, t, n)
     return Pair(a, g)
@@ -116,8 +118,11 @@ def as_pair(site: Site, factors: Factors, spec: jax.ShapeDtypeStruct) -> Pair:
 def join_pairs(
     sites: Sequence[Site], factors: Sequence[Factors], spec: jax.ShapeDtypeStruct
 ) -> Pair:
-    """Joins all uses of a weight, in one orientation, along T."""
-    pairs = [as_pair(site, factor, spec) for site, factor in zip(sites, factors, strict=True)]
+    """Joins all uses of a weight, in one orientation, along T; in 16 bits if all factors are."""
+    dtype = narrow_dtype(factors, spec)
+    pairs = [
+        as_pair(site, factor, spec, dtype) for site, factor in zip(sites, factors, strict=True)
+    ]
     if len(pairs) == 1:
         return pairs[0]
     return Pair(*(jnp.concatenate(leaves, axis=2) for leaves in zip(*pairs, strict=True)))

@@ -23,6 +23,7 @@ is at least S / MAX_CANCELLATION^2. `docs/numerics.md` says what follows for the
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dpoptax._precision import widen
 from dpoptax.per_example._batch_sum import MAX_CANCELLATION, examples_per_chunk
 
 # Error of a computed squared norm in units of eps * S. The largest that was observed is about 1.
@@ -49,6 +50,7 @@ def sum_of_squares(leaf: Array, axes: tuple[int, ...]) -> Array:
     A square that underflows is below `tiny`, so one `tiny` per summed number is added. This matters
     because the sum is often multiplied by a large number, and the product need not be small.
     """
+    leaf = widen(leaf)
     count = 1
     for axis in axes:
         count *= leaf.shape[axis]

@@ -95,7 +95,9 @@ class TiedEmbedding(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        return leaf_gradient(self.sites, factors, self.spec)
+        rows, of_rows = self.sites[self.lookup], factors[self.lookup]
+        product = self.product.weighted_sum([factors[1 - self.lookup]])
+        return leaf_gradient([rows], [of_rows], self.spec) + product
 
     @property
     def _tokens(self) -> int:

@@ -9,7 +9,7 @@ from dpoptax._precision import widen
 from dpoptax.per_example._base import select
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import sum_examples
-from dpoptax.per_example._norm_rules.factors import Factors
+from dpoptax.per_example._norm_rules.factors import Factors, narrow_dtype
 
 
 def sum_weighted(
@@ -22,6 +22,10 @@ def sum_weighted(
 
     def of_chunk(chunk: Any) -> Array:
         factors, weights, kept = chunk
+        if len(weights) == 1 and narrow_dtype(factors, rule.spec, integers=True) is not None:
+            # 16-bit factors stay as they are: the weight scales their float32 product.
+            one = rule.weighted_sum([_select(factor, kept) for factor in factors])
+            return one * select(kept, weights)[0].astype(one.dtype)
         return rule.weighted_sum([_scale(factor, weights, kept) for factor in factors])
 
     return sum_examples(of_chunk, (factors, weights, kept), rule.num_terms, rule.num_floats)
@@ -29,9 +33,16 @@ def sum_weighted(
 
 def _scale(factors: Factors, weights: Array, kept: Array) -> Factors:
     """Scales the gradients of a site by weights; those not kept become zero."""
-    # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient. Operands
-    # are selected too: NaN in one would survive a cotangent of zero.
+    # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient.
     wide = widen(factors.cotangent)
     scales = weights.astype(wide.dtype).reshape(-1, *[1] * (wide.ndim - 1))
-    operands = tuple(select(kept, operand) for operand in factors.operands)
-    return Factors(operands, select(kept, wide * scales))
+    return _select(Factors(factors.operands, wide * scales), kept)
+
+
+def _select(factors: Factors, kept: Array) -> Factors:
+    """Makes the factors of examples that are not kept zero."""
+    # Operands are selected too: NaN in one would survive a cotangent of zero.
+    return Factors(
+        tuple(select(kept, operand) for operand in factors.operands),
+        select(kept, factors.cotangent),
+    )

@@ -44,6 +44,26 @@ def test_maps_and_sums_are_those_of_the_whole_batch(examples_per_chunk, monkeypa
         np.testing.assert_array_equal(total, expected.sum(axis=0))
 
 
+@pytest.mark.parametrize(("devices", "lanes"), [(4, 4), (16, 8), (3, 1), (6, 2)])
+def test_each_device_works_on_chunks_of_its_own_rows(devices, lanes, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(chunking, "chunk_size", lambda num_floats: 1)
+    seen = []
+
+    def double(chunk):
+        seen.append(chunk["x"].shape[0])
+        return {"twice": 2 * chunk["x"], "rows": chunk["x"][:, 0]}
+
+    x = jnp.arange(16.0).reshape(8, 2)
+    found = chunking.map_chunks(double, {"x": x}, 3)
+    assert set(seen) == {lanes}
+    np.testing.assert_array_equal(found["twice"], 2 * x)
+    np.testing.assert_array_equal(found["rows"], x[:, 0])
+    chunks = chunking._split(x, lanes, 1)
+    # Row r of a chunk is on the device that has the rows from r * 8 / lanes on.
+    np.testing.assert_array_equal(chunks[0, :, 0], x[:: 8 // lanes, 0])
+
+
 def test_a_chunk_has_at_least_one_example():
     assert chunking.chunk_size(2**40) == 1
     assert chunking.chunk_size(0) == cost_model.CPU_CHUNK_FLOATS
