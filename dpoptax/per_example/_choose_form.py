@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 from dpoptax.per_example._base import PerExampleGrads
 from dpoptax.per_example._factored import factored_grads
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
-from dpoptax.per_example._recomputed import recomputed_grads, streamed_sites
+from dpoptax.per_example._recomputed import recomputed_grads, streamed_leaves
 
 
 def automatic_grads(
@@ -22,4 +22,4 @@ def is_recomputed(program: LossProgram) -> bool:
     """Whether the automatic form of a loss is the recomputed one."""
     # Factors are kept for all layers at once. Whoever wrapped a layer into `jax.checkpoint` asked
     # for less memory than that, and accepted to compute the layer twice.
-    return any(site.in_checkpoint for site in streamed_sites(program).values())
+    return any(leaf.site.in_checkpoint for leaf in streamed_leaves(program).values())

@@ -11,8 +11,8 @@ from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._choose_form import is_recomputed
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._norm_rules import materialize
-from dpoptax.per_example._recomputed import streamed_sites
-from dpoptax.per_example._streamed_site import rule_of_one_run
+from dpoptax.per_example._recomputed import streamed_leaves
+from dpoptax.per_example._streamed_leaf import StreamedLeaf
 from dpoptax.per_example._tracing.site import Site
 
 HEADER = ("leaf", "shape", "form", "rule", "memory / stacked", "operations / stacked", "source")
@@ -94,12 +94,12 @@ def explain(
     validation.check_params(params)
     trace = validation.check_loss(loss_fn, params, examples, key, has_aux=None, allow_unused=True)
     program = trace.program
-    streamed = streamed_sites(program) if is_recomputed(program) else {}
+    streamed = streamed_leaves(program) if is_recomputed(program) else {}
     layout = Layout(program, batch, elsewhere=frozenset(streamed))
     return Explanation(_rows(layout, streamed))
 
 
-def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation]:
+def _rows(layout: Layout, streamed: dict[int, StreamedLeaf]) -> Iterator[LeafExplanation]:
     for leaf, (path, spec) in enumerate(zip(layout.paths, layout.specs, strict=True)):
         name = path or "(the parameters)"
         if leaf in layout.fallback_reasons:
@@ -108,12 +108,17 @@ def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation
             yield LeafExplanation(name, spec.shape, "stacked", reason, 1.0, math.nan, source)
             continue
         if leaf in streamed:
-            site = streamed[leaf]
-            rule = rule_of_one_run(site)
-            forming = max(1.0, materialize.materialization_cost([site], spec))
-            operations = site.num_runs * rule.cost / forming
+            found = streamed[leaf]
+            forming = max(1.0, materialize.materialization_cost(found.sites, spec))
+            kept = sum(site.num_floats for site in found.kept) / max(1, math.prod(spec.shape))
             yield LeafExplanation(
-                name, spec.shape, "recomputed", rule.name, 0.0, operations, site.source
+                leaf=name,
+                shape=spec.shape,
+                form="recomputed",
+                rule=found.rule.name,
+                memory=kept,
+                operations=found.cost / forming,
+                source=_sources(found.sites),
             )
             continue
         sites, rule = layout.sites_of(leaf), layout.rules[leaf]

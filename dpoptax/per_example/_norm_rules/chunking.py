@@ -26,7 +26,7 @@ def chunk_size(num_floats: int) -> int:
     return 2 ** max(0, (budget // max(1, num_floats)).bit_length() - 1)
 
 
-def map_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int) -> Array:
+def map_chunks(function: Callable[[Any], Any], examples: Any, num_floats: int) -> Any:
     """Applies `function`, which treats examples independently, to one chunk after the other."""
     if _fits(examples, num_floats):
         return function(examples)
@@ -34,7 +34,8 @@ def map_chunks(function: Callable[[Any], Array], examples: Any, num_floats: int)
         lambda chunk: function(unpack(chunk, examples)),
         _split(pack(examples), chunk_size(num_floats)),
     )
-    return results.reshape(-1, *results.shape[2:])[: _batch_size(examples)]
+    size = _batch_size(examples)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
 
 
 def sum_examples(
