@@ -26,16 +26,16 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads, register_form, select
 from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
-from dpoptax.per_example._loss_trace import LossProgram, LossTrace
+from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._norm_rules import Factors
-from dpoptax.per_example._streamed_leaf import Message, StreamedLeaf
+from dpoptax.per_example._streamed_leaf import HeldLeaf, Message, StreamedLeaf
 from dpoptax.per_example._streamed_site import (
     SiteZeros,
     StreamRunner,
-    streamed_leaf,
     zeros_key,
     zeros_of,
 )
+from dpoptax.per_example._streaming import held_in_scans, streamed_leaves
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
@@ -90,29 +90,31 @@ class RecomputedGrads(PerExampleGrads):
         return self.kept.parameter_specs()
 
 
-def streamed_leaves(program: LossProgram) -> dict[int, StreamedLeaf]:
-    """Returns the leaves whose norms are computed during the backward pass."""
-    # `vmap` could spread NaN from one example to others, and the remedy in `_stacked.py` needs
-    # examples one at a time.
-    if program.found.may_spread_nan:
-        return {}
-    by_leaf: dict[int, list[Site]] = {}
-    for site in program.found.sites:
-        by_leaf.setdefault(site.leaf, []).append(site)
-    found = {
-        leaf: streamed_leaf(sites, program.param_specs[leaf]) for leaf, sites in by_leaf.items()
-    }
-    return {leaf: streamed for leaf, streamed in found.items() if streamed is not None}
-
-
 def recomputed_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
 ) -> tuple[Array, PerExampleGrads]:
     """Returns the losses `(batch,)` and the recomputed gradients of a batch."""
-    program, found = trace.program, trace.program.found
-    streamed = streamed_leaves(program)
+    return streamed_grads(streamed_leaves(trace.program, len(mask)), trace, params, inputs, mask)
+
+
+def one_pass_grads(
+    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+) -> tuple[Array, PerExampleGrads]:
+    """Returns the losses `(batch,)` and the factored gradients of a batch."""
+    return streamed_grads(held_in_scans(trace.program, len(mask)), trace, params, inputs, mask)
+
+
+def streamed_grads(
+    streamed: dict[int, StreamedLeaf],
+    trace: LossTrace,
+    params: PyTree,
+    inputs: tuple[PyTree, ...],
+    mask: Array,
+) -> tuple[Array, PerExampleGrads]:
+    """Returns the losses `(batch,)` and the gradients of a batch, with these leaves streamed."""
     if not streamed:
         return factored_grads(trace, params, inputs, mask)
+    program, found = trace.program, trace.program.found
     in_backward_pass = {leaf.site.path: leaf for leaf in streamed.values()}
     kept = tuple(site for site in found.sites if site.path not in in_backward_pass)
     layout = Layout(program, len(mask), elsewhere=frozenset(streamed))
@@ -161,15 +163,21 @@ def recomputed_grads(
     told = _tell(streamed, messages, blank)
     readings, cotangents, gradients, _ = pull((jnp.ones_like(losses), told))
     factors = {site.path: _factors_of(site, saved, cotangents) for site in kept}
+    held = {number: leaf for number, leaf in streamed.items() if isinstance(leaf, HeldLeaf)}
+    gradients |= {number: jax.vmap(leaf.to_leaf)(readings[number]) for number, leaf in held.items()}
+    rest = hold(_without(streamed, factors), gradients, mask, layout)
+    summed = {number: leaf for number, leaf in streamed.items() if number not in held}
+    if not summed:
+        return losses, rest
     grads = RecomputedGrads(
         norms={
             number: _squared_norms(leaf, readings[number], factors, narrow=program.is_narrow)
-            for number, leaf in streamed.items()
+            for number, leaf in summed.items()
         },
         pull=jax.tree_util.Partial(
-            functools.partial(_pull_sums, streamed), pull, losses, _tell(streamed, told, factors)
+            functools.partial(_pull_sums, summed), pull, losses, _tell(streamed, told, factors)
         ),
-        kept=hold(_without(streamed, factors), gradients, mask, layout),
+        kept=rest,
         mask=mask,
     )
     return losses, grads

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules import Factors, NormRule, TiedEmbedding, sum_weighted
 from dpoptax.per_example._norm_rules.factors import to_leaf
+from dpoptax.per_example._norm_rules.materialize import materialization_cost
 from dpoptax.per_example._norm_rules.tied_embedding import HeadParts
 from dpoptax.per_example._tracing.site import Site
 
@@ -138,6 +139,44 @@ class OneRunLeaf(StreamedLeaf):
         return to_leaf(self.site, total, self.spec)
 
 
+class HeldLeaf(StreamedLeaf):
+    """A small leaf whose gradients are formed in the backward pass and held, instead of factors.
+
+    It needs no second pass: the gradients give the norms and the sum.
+    """
+
+    @property
+    def cost(self) -> float:
+        """See `StreamedLeaf.cost`: forming the gradients."""
+        return materialization_cost([self.site], self.spec)
+
+    @property
+    def readings(self) -> Any:
+        """See `StreamedLeaf.readings`: a gradient."""
+        return jax.ShapeDtypeStruct(self.site.parameter.shape, wide_dtype(self.spec.dtype))
+
+    @property
+    def total(self) -> jax.ShapeDtypeStruct:
+        """See `StreamedLeaf.total`: nothing."""
+        return jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype))
+
+    def read(self, factors: Factors, message: Message) -> Any:
+        """See `StreamedLeaf.read`."""
+        return self.rule.gradients(self.rule.prepare([factors]))
+
+    def add_up(self, factors: Factors, message: Message) -> Array:
+        """See `StreamedLeaf.add_up`."""
+        return jnp.zeros((), self.total.dtype)
+
+    def squared_norms(self, readings: Any, kept: list[Factors]) -> Float[Array, " batch"]:
+        """Raises `AssertionError`: the gradients are held as those of a stacked leaf."""
+        raise AssertionError("a held leaf has gradients, and no norms")
+
+    def to_leaf(self, total: Array) -> Array:
+        """See `StreamedLeaf.to_leaf`; of one gradient."""
+        return to_leaf(self.site, total, self.spec)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiedLeaf(StreamedLeaf):
     """A table that is looked up and then multiplied, of which the product is streamed.
@@ -213,9 +252,7 @@ class TiedLeaf(StreamedLeaf):
         return Factors((indices.astype(jnp.int32),), cotangent)
 
 
-def tied_leaf(
-    sites: list[Site], spec: jax.ShapeDtypeStruct, rule: NormRule
-) -> StreamedLeaf | None:
+def tied_leaf(sites: list[Site], spec: jax.ShapeDtypeStruct, rule: NormRule) -> StreamedLeaf | None:
     """Returns the streamed form of a tied table, or None if both uses must be kept."""
     if not isinstance(rule, TiedEmbedding):
         return None

@@ -13,7 +13,6 @@ scans and checkpoints keep doing their work, and the cotangents g are the same i
 `_streamed_leaf.py` says what is read and summed.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax import _jax_compat
-from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule
-from dpoptax.per_example._streamed_leaf import Message, OneRunLeaf, StreamedLeaf, tied_leaf
+from dpoptax.per_example._norm_rules import Factors
+from dpoptax.per_example._streamed_leaf import Message, StreamedLeaf
 from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
@@ -50,36 +49,6 @@ def zeros_of(specs: Any, *axes: int) -> Any:
 def zeros_key(site: Site) -> EqnPath:
     """Returns the key of a site's zeros among the taps; no equation has a negative number."""
     return (*site.path, -1)
-
-
-def is_streamable(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether each number of the leaf is used by one run of one equation.
-
-    Then the squared norms of the runs add up to that of the leaf. A weight that is used twice, or
-    shared by the steps of a scan, needs the factors of all its uses together. Under `vmap` a `cond`
-    may give its parameters a batch axis, so its sites are left out.
-    """
-    (site, *others) = sites
-    return (
-        not others
-        and not site.in_cond
-        and all(scan.sliced for scan in site.scans)
-        and site.output_window is None
-        and site.preserves_norms(spec)
-    )
-
-
-def rule_of_one_run(site: Site) -> NormRule:
-    """Returns the norm rule of one run of a site, as if the slice that it uses were the leaf."""
-    alone = dataclasses.replace(site, scans=(), steps=())
-    return choose_rule([alone], site.parameter)
-
-
-def streamed_leaf(sites: list[Site], spec: jax.ShapeDtypeStruct) -> StreamedLeaf | None:
-    """Returns how a leaf with these sites is streamed, or None if its factors must be kept."""
-    if is_streamable(sites, spec):
-        return OneRunLeaf(spec, sites[0], rule_of_one_run(sites[0]))
-    return tied_leaf(sites, spec, choose_rule(sites, spec))
 
 
 class StreamRunner(TapRunner):
