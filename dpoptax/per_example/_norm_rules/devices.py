@@ -6,6 +6,7 @@ the program is compiled ahead of time for a machine that is not there. Without a
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -75,11 +76,16 @@ def device_named(kind: str, platform: str) -> Device:
 
 def current_device() -> Device:
     """Returns the figures of the device for which a program is traced."""
+    return device_named(*kind_of_device())
+
+
+def kind_of_device() -> tuple[str, str]:
+    """Returns the kind and the platform of that device."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     if described is not None:
-        return device_named(described.device_kind, described.platform)
-    default = jax.config.jax_default_device  # ty: ignore
+        return described.device_kind, described.platform
+    default: Any = jax.config.jax_default_device  # ty: ignore
     if isinstance(default, str):  # a platform
         (default, *_) = jax.devices(default)
     device = default or jax.devices()[0]
-    return device_named(device.device_kind, device.platform)
+    return device.device_kind, device.platform
