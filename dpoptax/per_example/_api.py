@@ -13,14 +13,11 @@ from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
-from dpoptax.per_example._choose_form import automatic_grads
-from dpoptax.per_example._factored import factored_grads
+from dpoptax.per_example._choose_form import FORMS, automatic_grads, automatic_grads_of_part
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
 from dpoptax.per_example._parts import refuse_uneven
-from dpoptax.per_example._recomputed import recomputed_grads
 from dpoptax.per_example._self_check import check_form
-from dpoptax.per_example._stacked import stacked_grads
 
 # `loss_fn(params, example)` or `loss_fn(params, example, key)`, which returns a scalar.
 LossFn: TypeAlias = Callable[..., Float[Array, ""]]
@@ -28,9 +25,7 @@ LossFn: TypeAlias = Callable[..., Float[Array, ""]]
 Form: TypeAlias = Literal["auto", "factored", "recomputed", "stacked"]
 _FORMS: dict[str, Any] = {
     "auto": automatic_grads,
-    "factored": factored_grads,
-    "recomputed": recomputed_grads,
-    "stacked": stacked_grads,
+    **FORMS,
 }
 
 
@@ -84,11 +79,13 @@ def per_example_grads(
             multiplications. `"stacked"` is the reference: `vmap` of the gradient, which takes
             `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
             `jax.checkpoint` around parameters, because keeping factors would undo it, and
-            `"factored"` otherwise.
+            `"factored"` otherwise. Within a form, a cost model chooses how the norms of each
+            parameter are computed. `explain` prints the choice.
         microbatch_size: process this many examples of the whole batch at a time, for a batch that
-            does not fit into memory. None processes the whole batch at once. The sum is the same.
-            If several devices share the batch, it must be a multiple of their number: each device
-            processes its own examples.
+            does not fit into memory. None processes the whole batch at once, except that
+            `form="auto"` takes microbatches if factors and stacked gradients would need more than
+            half of the memory of all devices. The sum is the same. If several devices share the
+            batch, it must be a multiple of their number: each device processes its own examples.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the
             returned function. Under `jit` the check runs once, on made-up values. It warns if the
             loss is not finite there: an example without a finite gradient contributes nothing.
@@ -215,7 +212,8 @@ def deferred_values_and_grads(
     # Microbatching wraps every form: it computes that form for each microbatch.
     if microbatch_size is not None:
         size = _validate.count("microbatch_size", microbatch_size)
-        form_of = functools.partial(microbatched_grads, form_of, size, shards)
+        of_part = automatic_grads_of_part if form == "auto" else form_of
+        form_of = functools.partial(microbatched_grads, of_part, size, shards)
 
     @by_example
     def run(

@@ -23,6 +23,7 @@ from dpoptax.per_example._norm_rules import (
     is_materialized,
     sum_weighted,
 )
+from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
@@ -63,8 +64,8 @@ class Layout:
                 self.rules[leaf] = choose_rule(sites, spec)
                 if is_materialized(self.rules[leaf], batch):
                     self.materialized.add(leaf)
-        # The batch size takes part: it decides which leaves are materialized.
-        self._signature = (*program.signature, batch, elsewhere)
+        # Batch size and device take part: they decide on rules, and which leaves are materialized.
+        self._signature = (*program.signature, batch, elsewhere, current_device())
 
     def sites_of(self, leaf: int) -> list[Site]:
         """The sites of a leaf, in the order of the program."""

@@ -5,8 +5,9 @@ the factors. The second one computes the weighted sum. Both start from one forwa
 is that of a plain step, also inside `jax.checkpoint` and `jax.lax.scan`, where factors would have
 to be kept for all layers.
 
-Leaves whose uses must be seen together, such as tied tables and weights shared over time, keep
-their factors, and leaves without a norm rule keep their gradients, as in the factored form.
+Leaves whose uses must be seen together, such as weights shared over time, keep their factors, and
+leaves without a norm rule keep their gradients, as in the factored form. A tied table keeps what
+its lookup needs, but not the cotangents of its product.
 
 Li et al. 2022 (arXiv:2110.05679) and Bu et al. 2023 (arXiv:2210.00038) scale the losses in the
 second pass. Here both passes compute the same cotangents, and the weights are multiplied in float32
@@ -17,28 +18,29 @@ norms of a computation in 16 or 8 bits are increased by `narrow_margin`.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax._precision import wide_dtype
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
-from dpoptax.per_example._loss_trace import LossProgram, LossTrace
+from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._norm_rules import Factors
-from dpoptax.per_example._norm_rules.factors import to_leaf
+from dpoptax.per_example._streamed_leaf import HeldLeaf, Message, StreamedLeaf
 from dpoptax.per_example._streamed_site import (
     SiteZeros,
     StreamRunner,
-    is_streamable,
-    rule_of_one_run,
     zeros_key,
+    zeros_of,
 )
+from dpoptax.per_example._streaming import held_in_scans, streamed_leaves
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
+
+AllFactors: TypeAlias = dict[EqnPath, Factors]
 
 # Added to the squared norms, in units of them, if the layers compute in 16 bits: 1.6 % of the norm.
 # On a CPU the two passes differed by up to .005 % of the norm in bfloat16. Nothing bounds what a
@@ -91,85 +93,117 @@ class RecomputedGrads(PerExampleGrads):
         return self.kept.parameter_specs()
 
 
-def streamed_sites(program: LossProgram) -> dict[int, Site]:
-    """Returns, by leaf, the sites whose norms are computed during the backward pass."""
-    # `vmap` could spread NaN from one example to others, and the remedy in `_stacked.py` needs
-    # examples one at a time.
-    if program.found.may_spread_nan:
-        return {}
-    by_leaf: dict[int, list[Site]] = {}
-    for site in program.found.sites:
-        by_leaf.setdefault(site.leaf, []).append(site)
-    return {
-        leaf: sites[0]
-        for leaf, sites in by_leaf.items()
-        if is_streamable(sites, program.param_specs[leaf])
-    }
-
-
 def recomputed_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
 ) -> tuple[Values, PerExampleGrads]:
     """Returns the values and the recomputed gradients of a batch."""
-    program, found = trace.program, trace.program.found
-    streamed = streamed_sites(program)
+    return streamed_grads(streamed_leaves(trace.program, len(mask)), trace, params, inputs, mask)
+
+
+def one_pass_grads(
+    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+) -> tuple[Values, PerExampleGrads]:
+    """Returns the values and the factored gradients of a batch."""
+    return streamed_grads(held_in_scans(trace.program, len(mask)), trace, params, inputs, mask)
+
+
+def streamed_grads(
+    streamed: dict[int, StreamedLeaf],
+    trace: LossTrace,
+    params: PyTree,
+    inputs: tuple[PyTree, ...],
+    mask: Array,
+) -> tuple[Values, PerExampleGrads]:
+    """Returns the values and the gradients of a batch, with these leaves streamed."""
     if not streamed:
         return factored_grads(trace, params, inputs, mask)
-    rules = {site.path: (site, rule_of_one_run(site)) for site in streamed.values()}
-    kept = tuple(site for site in found.sites if site.leaf not in streamed)
+    program, found = trace.program, trace.program.found
+    in_backward_pass = {leaf.site.path: leaf for leaf in streamed.values()}
+    kept = tuple(site for site in found.sites if site.path not in in_backward_pass)
     layout = Layout(program, len(mask), elsewhere=frozenset(streamed))
     leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
     size = len(mask)
 
-    norm_zeros, sum_zeros = {}, {}
-    for leaf, site in streamed.items():
-        runs, dtype = [scan.length for scan in site.scans], wide_dtype(layout.specs[leaf].dtype)
-        norm_zeros[leaf] = jnp.zeros((size, *runs), dtype)
-        sum_zeros[leaf] = jnp.zeros((*runs, *site.parameter.shape), dtype)
-    taps = {
-        site.tap: jnp.zeros((size, *spec.shape), spec.dtype)
-        for site in kept
-        for spec in (tap_spec(site),)
-    }
+    readings, totals = {}, {}
+    for number, leaf in streamed.items():
+        runs = [scan.length for scan in leaf.site.scans]
+        readings[number] = zeros_of(leaf.readings, size, *runs)
+        totals[number] = zeros_of(leaf.total, *runs)
+    taps = {site.tap: zeros_of(tap_spec(site), size) for site in kept}
     # Leaves without a norm rule get one copy per example, so that each has its own gradient.
     copies = {
         leaf: jnp.broadcast_to(leaves[leaf], (size, *jnp.shape(leaves[leaf])))
         for leaf in found.fallback_reasons
     }
-    runner = StreamRunner(kept, rules, found.fallback_reasons)
+    runner = StreamRunner(kept, in_backward_pass, found.fallback_reasons)
 
-    def loss(norms: Any, taps: Any, copies: Any, flat: Any, sums: Any) -> Any:
+    def loss(readings: Any, taps: Any, copies: Any, flat: Any, totals: Any) -> Any:
         zeros = {
-            zeros_key(site): SiteZeros(norms[leaf], sums[leaf]) for leaf, site in streamed.items()
+            zeros_key(leaf.site): SiteZeros(readings[number], totals[number])
+            for number, leaf in streamed.items()
         }
         values = [copies.get(i, leaf) for i, leaf in enumerate(leaves)]
         (value, aux), saved = run_with_taps(
             program.jaxpr, runner, trace.constants, values, flat, taps | zeros
         )
-        weights = {leaf: saved.pop(site.path)[0] for leaf, site in streamed.items()}
-        return (value, weights), (aux, saved)
+        messages = {
+            number: jax.tree.unflatten(jax.tree.structure(leaf.message), saved.pop(leaf.site.path))
+            for number, leaf in streamed.items()
+        }
+        return (value, messages), (aux, saved)
 
-    def of_batch(norms: Any, taps: Any, copies: Any, sums: Any) -> Any:
+    def of_batch(readings: Any, taps: Any, copies: Any, totals: Any) -> Any:
         each = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))
-        return each(norms, taps, copies, flat_inputs, sums)
+        return each(readings, taps, copies, flat_inputs, totals)
 
-    (losses, zeros), pull, (aux, saved) = jax.vjp(
-        of_batch, norm_zeros, taps, copies, sum_zeros, has_aux=True
+    (losses, messages), pull, (aux, saved) = jax.vjp(
+        of_batch, readings, taps, copies, totals, has_aux=True
     )
-    norms, cotangents, gradients, _ = pull((jnp.ones_like(losses), zeros))
+    blank = {
+        site.path: Factors(saved[site.path], zeros_of(site.output, size, *_runs(site)))
+        for site in kept
+    }
+    told = _tell(streamed, messages, blank)
+    readings, cotangents, gradients, _ = pull((jnp.ones_like(losses), told))
     factors = {site.path: _factors_of(site, saved, cotangents) for site in kept}
+    held = {number: leaf for number, leaf in streamed.items() if isinstance(leaf, HeldLeaf)}
+    gradients |= {number: jax.vmap(leaf.to_leaf)(readings[number]) for number, leaf in held.items()}
+    rest = hold(_without(streamed, factors), gradients, mask, layout)
+    summed = {number: leaf for number, leaf in streamed.items() if number not in held}
+    if not summed:
+        return Values(losses, aux), rest
     grads = RecomputedGrads(
         norms={
-            leaf: _norm_of_runs(streamed[leaf], norm, bits=program.fewest_bits)
-            for leaf, norm in norms.items()
+            number: _squared_norms(leaf, readings[number], factors, bits=program.fewest_bits)
+            for number, leaf in summed.items()
         },
         pull=jax.tree_util.Partial(
-            functools.partial(_pull_sums, streamed, program.param_specs), pull, losses, zeros
+            functools.partial(_pull_sums, summed), pull, losses, _tell(streamed, told, factors)
         ),
-        kept=hold(factors, gradients, mask, layout),
+        kept=rest,
         mask=mask,
     )
     return Values(losses, aux), grads
+
+
+def _runs(site: Site) -> list[int]:
+    return [scan.length for scan in site.scans]
+
+
+def _tell(
+    streamed: dict[int, StreamedLeaf], messages: dict[int, Message], factors: AllFactors
+) -> dict[int, Message]:
+    """Returns the messages with what the leaves have kept elsewhere."""
+    return {
+        number: leaf.tell(messages[number], [factors[site.path] for site in leaf.kept])
+        for number, leaf in streamed.items()
+    }
+
+
+def _without(streamed: dict[int, StreamedLeaf], factors: AllFactors) -> AllFactors:
+    """Returns the factors of the leaves that are not streamed."""
+    others = {site.path for leaf in streamed.values() for site in leaf.kept}
+    return {path: found for path, found in factors.items() if path not in others}
 
 
 def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath, Array]) -> Factors:
@@ -177,11 +211,9 @@ def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath,
     return Factors(saved[site.path], window(cotangents[site.tap]))
 
 
-def _norm_of_runs(site: Site, norms: Array, *, bits: int) -> Array:
-    """Adds up the squared norms of the runs of a site, `(batch, *scans)`, rounded up."""
-    total = norms.sum(axis=tuple(range(1, norms.ndim)))
-    margin = 4 * site.num_runs * float(jnp.finfo(total.dtype).eps)
-    return total * (1 + margin + narrow_margin(bits))
+def _squared_norms(leaf: StreamedLeaf, readings: Any, factors: AllFactors, *, bits: int) -> Array:
+    norms = leaf.squared_norms(readings, [factors[site.path] for site in leaf.kept])
+    return norms * (1 + narrow_margin(bits))
 
 
 def narrow_margin(bits: int) -> float:
@@ -192,14 +224,20 @@ def narrow_margin(bits: int) -> float:
 
 
 def _pull_sums(
-    streamed: dict[int, Site], specs: Any, pull: Any, losses: Array, zeros: Any, weights: Array
+    streamed: dict[int, StreamedLeaf],
+    pull: Any,
+    losses: Array,
+    messages: dict[int, Message],
+    weights: Array,
 ) -> dict[int, Array]:
     # The cotangents are those of the first pass: the weights enter where the sums are formed.
-    spread = jax.tree.map(
-        lambda zero: jnp.broadcast_to(
-            weights.astype(zero.dtype).reshape(-1, *[1] * (zero.ndim - 1)), zero.shape
-        ),
-        zeros,
-    )
-    _, _, _, sums = pull((jnp.ones_like(losses), spread))
-    return {leaf: to_leaf(site, sums[leaf], specs[leaf]) for leaf, site in streamed.items()}
+    def weigh(zeros: Array) -> Array:
+        spread = weights.astype(zeros.dtype).reshape(-1, *[1] * (zeros.ndim - 1))
+        return jnp.broadcast_to(spread, zeros.shape)
+
+    weighed = {
+        number: message._replace(weights=weigh(message.weights))
+        for number, message in messages.items()
+    }
+    _, _, _, totals = pull((jnp.ones_like(losses), weighed))
+    return {number: leaf.to_leaf(totals[number]) for number, leaf in streamed.items()}

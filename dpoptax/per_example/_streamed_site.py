@@ -1,18 +1,18 @@
 """A linear use that computes squared norms, or its part of the sum, during the backward pass.
 
 The equation gets two more inputs, which it does not read: zeros for the norm of each example, and
-zeros for the gradient of the parameter. It gets one more output: a zero for each example.
+zeros for the gradient of the parameter. It gets one more output: zeros for each example.
 
-    output, zero = equation(operands, parameter, norm_zeros, sum_zeros)
+    output, zeros = equation(operands, parameter, norm_zeros, sum_zeros)
 
-The backward pass receives the cotangent of `output`, which is g, and the cotangent of `zero`, which
-is the weight of the example. It returns the squared norms of the gradients x_i' g_i as the
-cotangent of `norm_zeros`, and `sum_i weight_i x_i' g_i` as the cotangent of `sum_zeros`. So inputs
-and cotangents of a layer are needed only while that layer is differentiated, scans and checkpoints
-keep doing their work, and the cotangents g are the same in both backward passes.
+The backward pass receives the cotangent of `output`, which is g, and the cotangent of `zeros`, the
+message, which holds the weight of the example. It returns the squared norms of the gradients
+x_i' g_i as the cotangent of `norm_zeros`, and `sum_i weight_i x_i' g_i` as the cotangent of
+`sum_zeros`. So inputs and cotangents of a layer are needed only while that layer is differentiated,
+scans and checkpoints keep doing their work, and the cotangents g are the same in both passes.
+`_streamed_leaf.py` says what is read and summed.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dpoptax.per_example._norm_rules import Factors, NormRule, choose_rule, sum_weighted
+from dpoptax.per_example._norm_rules import Factors
 from dpoptax.per_example._primitives import run_equation
+from dpoptax.per_example._streamed_leaf import Message, StreamedLeaf
 from dpoptax.per_example._tracing.interpreter import LinearUse
 from dpoptax.per_example._tracing.site import EqnPath, Site
 from dpoptax.per_example._tracing.taps import Saved, Taps
@@ -32,40 +33,22 @@ class SiteZeros(NamedTuple):
     """The zeros that a streamed site receives.
 
     Attributes:
-        norm: one number per example.
-        total: shape of the parameter, float32 or wider.
+        readings: what the first backward pass reads of each example, such as a norm.
+        total: of the sum, float32 or wider.
     """
 
-    norm: Array
+    readings: Any
     total: Array
+
+
+def zeros_of(specs: Any, *axes: int) -> Any:
+    """Returns zeros with these shapes and dtypes, after some leading axes."""
+    return jax.tree.map(lambda spec: jnp.zeros((*axes, *spec.shape), spec.dtype), specs)
 
 
 def zeros_key(site: Site) -> EqnPath:
     """Returns the key of a site's zeros among the taps; no equation has a negative number."""
     return (*site.path, -1)
-
-
-def is_streamable(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether each number of the leaf is used by one run of one equation.
-
-    Then the squared norms of the runs add up to that of the leaf. A weight that is used twice, or
-    shared by the steps of a scan, needs the factors of all its uses together. Under `vmap` a `cond`
-    may give its parameters a batch axis, so its sites are left out.
-    """
-    (site, *others) = sites
-    return (
-        not others
-        and not site.in_cond
-        and all(scan.sliced for scan in site.scans)
-        and site.output_window is None
-        and site.preserves_norms(spec)
-    )
-
-
-def rule_of_one_run(site: Site) -> NormRule:
-    """Returns the norm rule of one run of a site, as if the slice that it uses were the leaf."""
-    alone = dataclasses.replace(site.equation, scans=(), steps=())
-    return choose_rule([alone], site.parameter)
 
 
 class StreamRunner(TapRunner):
@@ -74,7 +57,7 @@ class StreamRunner(TapRunner):
     def __init__(
         self,
         kept: tuple[Site, ...],
-        streamed: dict[EqnPath, tuple[Site, NormRule]],
+        streamed: dict[EqnPath, StreamedLeaf],
         fallback_reasons: dict[int, str],
     ) -> None:
         super().__init__(kept, fallback_reasons)
@@ -83,18 +66,18 @@ class StreamRunner(TapRunner):
     def run_linear_use(
         self, uses: Sequence[LinearUse], values: Sequence[Any], taps: Taps
     ) -> tuple[list[Any], Saved]:
-        """Runs the equation; saves the zeros whose cotangents are the weights."""
+        """Runs the equation; saves the zeros whose cotangent is the message."""
         use = uses[0]
         if use.path not in self._streamed:
             return super().run_linear_use(uses, values, taps)
-        site, rule = self._streamed[use.path]
-        output, zero = _run_streamed(use, rule, values, taps[zeros_key(site)])
-        return [output], {use.path: (zero,)}
+        leaf = self._streamed[use.path]
+        output, zeros = _run_streamed(use, leaf, values, taps[zeros_key(leaf.site)])
+        return [output], {use.path: tuple(jax.tree.leaves(zeros))}
 
 
 def _run_streamed(
-    use: LinearUse, rule: NormRule, values: Sequence[Any], zeros: SiteZeros
-) -> tuple[Array, Array]:
+    use: LinearUse, leaf: StreamedLeaf, values: Sequence[Any], zeros: SiteZeros
+) -> tuple[Array, Message]:
     """Runs an equation of one example as a streamed site."""
     parameter = values[use.position]
     others = [value for i, value in enumerate(values) if i != use.position]
@@ -108,8 +91,9 @@ def _run_streamed(
         return jax.vmap(one)(others)
 
     @jax.custom_vjp
-    def of_batch(others: list[Any], parameter: Array, zeros: SiteZeros) -> tuple[Array, Array]:
-        return run(others, parameter), jnp.zeros_like(zeros.norm)
+    def of_batch(others: list[Any], parameter: Array, zeros: SiteZeros) -> tuple[Array, Message]:
+        batch = jax.tree.leaves(zeros.readings)[0].shape[0]
+        return run(others, parameter), zeros_of(leaf.message, batch)
 
     def forward(others: list[Any], parameter: Array, zeros: SiteZeros) -> Any:
         inputs = [*others[: use.position], parameter, *others[use.position :]]
@@ -118,25 +102,22 @@ def _run_streamed(
         return of_batch(others, parameter, zeros), (saved, parameter, numbers)
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        (saved, parameter, numbers), (cotangent, weights) = residuals, cotangents
-        factors = rule.prepare([Factors(saved, cotangent)])
-        norms = rule.squared_norms(factors)
-        total = sum_weighted(rule, factors, weights, weights != 0)
-        return (
-            _pull_operands(run, specs, numbers, parameter, cotangent),
-            None,
-            SiteZeros(norms, total),
-        )
+        (saved, parameter, numbers), (cotangent, message) = residuals, cotangents
+        factors = Factors(saved, cotangent)
+        found = SiteZeros(leaf.read(factors, message), leaf.add_up(factors, message))
+        return _pull_operands(run, specs, numbers, parameter, cotangent), None, found
 
     of_batch.defvjp(forward, backward)
 
     # The rules need the whole batch at once: to sum over it, and to split it into chunks. So the
     # function of one example has its own rule for `vmap`.
     @jax.custom_batching.custom_vmap
-    def of_example(others: list[Any], parameter: Array, zeros: SiteZeros) -> tuple[Array, Array]:
-        rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], others)
-        output, zero = of_batch(rows, parameter, SiteZeros(zeros.norm[None], zeros.total))
-        return output[0], zero[0]
+    def of_example(others: list[Any], parameter: Array, zeros: SiteZeros) -> tuple[Array, Message]:
+        rows, readings = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[None], (others, zeros.readings)
+        )
+        outputs = of_batch(rows, parameter, SiteZeros(readings, zeros.total))
+        return jax.tree.map(lambda leaf: leaf[0], outputs)
 
     @of_example.def_vmap
     def _(axis_size: int, in_batched: Any, others: Any, parameter: Any, zeros: Any) -> Any:
@@ -145,11 +126,10 @@ def _run_streamed(
 
         others_batched, parameter_batched, zeros_batched = in_batched
         assert not parameter_batched, "a parameter has no batch axis"
-        norm = rows(zeros.norm, zeros_batched.norm)
-        outputs = of_batch(
-            jax.tree.map(rows, others, others_batched), parameter, SiteZeros(norm, zeros.total)
-        )
-        return outputs, (True, True)
+        others = jax.tree.map(rows, others, others_batched)
+        readings = jax.tree.map(rows, zeros.readings, zeros_batched.readings)
+        outputs = of_batch(others, parameter, SiteZeros(readings, zeros.total))
+        return outputs, jax.tree.map(lambda _: True, outputs)
 
     return of_example(others, parameter, zeros)
 

@@ -37,9 +37,10 @@ def test_the_table_has_a_line_per_leaf():
 
     params = {"w": jnp.ones((30, 20)), "b": jnp.ones(20)}
     explanation = dpoptax.explain(loss_fn, params, jnp.ones((128, 30)))
-    header, rule, *rows = str(explanation).splitlines()
+    header, rule, *rows, summary = str(explanation).splitlines()
     assert header.startswith("leaf")
     assert set(rule) == {"-"}
     assert ["['b']" in rows[0], "['w']" in rows[1]] == [True, True]
     assert "30 x 20" in rows[1]
     assert len(rows) == 2
+    assert summary.startswith("form: factored: one backward pass")

@@ -16,17 +16,18 @@ from dpoptax.per_example._batch_sum import (
     sum_in_chunks,
 )
 from dpoptax.per_example._norm_rules import cost_model
+from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._packed import pack, unpack
 
 
 def on_cpu() -> bool:
-    """Whether the default backend, for which the program is compiled, is a CPU."""
-    return jax.default_backend() == "cpu"
+    """Whether the program is traced for a CPU."""
+    return current_device().is_cpu
 
 
 def chunk_size(num_floats: int) -> int:
     """Examples per chunk, if each needs `num_floats` floats: a power of two, at least one."""
-    budget = cost_model.CPU_CHUNK_FLOATS if on_cpu() else cost_model.ACCELERATOR_CHUNK_FLOATS
+    budget = cost_model.constants().chunk_floats
     return 2 ** max(0, (budget // max(1, num_floats)).bit_length() - 1)
 
 

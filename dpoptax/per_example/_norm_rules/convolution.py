@@ -89,7 +89,7 @@ class ConvolutionPatches(ConvolutionRule):
     @property
     def cost(self) -> float:
         """See `NormRule.cost`: the product, and copying the patches."""
-        copied = cost_model.PATCH_COPY_COST * self.sizes.window * self.sizes.channels
+        copied = cost_model.constants(self.sites).copy * self.sizes.window * self.sizes.channels
         return self.sizes.outputs * (self.sizes.kernel + copied)
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
@@ -124,7 +124,7 @@ class ConvolutionPixelGram(ConvolutionRule):
     def cost(self) -> float:
         """See `NormRule.cost`: two Gram matrices, and adding up the shifted views of one."""
         sizes = self.sizes
-        shifted = cost_model.PATCH_COPY_COST * sizes.window
+        shifted = cost_model.constants(self.sites).copy * sizes.window
         return sizes.pixels**2 * sizes.channels + sizes.outputs**2 * (sizes.features + shifted)
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:

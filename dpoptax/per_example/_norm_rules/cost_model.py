@@ -1,10 +1,21 @@
 """Cost model: the constants that decide which program computes the norms and sums of a leaf.
 
 Costs count multiplications of a large matrix product; other work counts more, by the factors below.
-A wrong constant makes a model slower, never wrong. The timings in the comments were read with
-JAX 0.10.2 on an x86-64 CPU with 2 busy cores (programs in turn, the best of many runs): trust
-ratios of two or more. Nothing here was measured on an accelerator.
+A wrong constant makes a model slower, never wrong.
+
+The constants for CPUs are measured. The timings in the comments were read with JAX 0.10.2 on an
+x86-64 CPU with 2 busy cores (programs in turn, the best of many runs): trust ratios of two or more.
+Those for other devices are computed from the table in `devices.py`, by `_of_accelerator`. None of
+them was measured.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from dpoptax.per_example._norm_rules.devices import Device, current_device
+from dpoptax.per_example._tracing.site import Site
 
 # Gradients of a leaf are held instead of its factors only if those of the whole batch are fewer
 # floats than this (32 MiB). Holding saves computing them twice, for the norms and for the sum, but
@@ -57,6 +68,81 @@ SEGMENT_CHUNK_FACTOR = 8
 # is 1.9x faster for the first and as fast for the second.
 CPU_CHUNK_FLOATS = 2**22
 
-# The same on an accelerator (256 MiB), where only memory limits a chunk and larger products use
-# more of the device. Not measured.
-ACCELERATOR_CHUNK_FLOATS = 2**26
+
+class Constants(NamedTuple):
+    """What work costs, in multiplications of a large matrix product.
+
+    Attributes:
+        product: a float of a product that is squared and dropped.
+        gram: a float of the Gram matrices; there are two for one of them.
+        copy: copying a float of a patch or of a shifted Gram matrix.
+        segment_sum: a segment sum, per float of the cotangents.
+        materialize: a multiplication of gradients that are computed example by example.
+        materialized: a float of those gradients, which are squared and dropped.
+        held: a float of the gradients that are held.
+        max_held_ratio: how many times as large as its factors a gradient that is held may be.
+        max_held_floats: how many floats the held gradients of a leaf may have.
+        chunk_floats: how many floats a chunk of examples may have.
+    """
+
+    product: float
+    gram: float
+    copy: float
+    segment_sum: float
+    materialize: float
+    materialized: float
+    held: float
+    max_held_ratio: float
+    max_held_floats: float
+    chunk_floats: int
+
+
+CPU = Constants(
+    product=2.0,
+    gram=2.0,
+    copy=PATCH_COPY_COST,
+    segment_sum=SEGMENT_SUM_COST,
+    materialize=MATERIALIZE_OVERHEAD,
+    materialized=0.0,
+    held=MATERIALIZED_TRAFFIC,
+    max_held_ratio=MAX_MATERIALIZED_RATIO,
+    max_held_floats=MAX_MATERIALIZED_FLOATS,
+    chunk_floats=CPU_CHUNK_FLOATS,
+)
+
+
+def constants(sites: Sequence[Site] = ()) -> Constants:
+    """Returns the constants of the device for which the program is traced, for these sites."""
+    device = current_device()
+    return CPU if device.is_cpu else _of_accelerator(device, narrow=_is_narrow(sites))
+
+
+def _of_accelerator(device: Device, *, narrow: bool) -> Constants:
+    flops = device.narrow_flops if narrow else device.wide_flops
+    # A float that is written and read again moves 8 bytes. A multiplication is 2 operations.
+    copy = (8 / device.bandwidth) * (flops / 2)
+    return Constants(
+        product=copy,
+        gram=2 * copy,
+        copy=copy,
+        # It reads the cotangents, and reads and writes the sums.
+        segment_sum=2 * copy,
+        # Products of single examples may fill half of the matrix unit. An assumption.
+        materialize=2.0,
+        materialized=copy,
+        # Written once, and read for the norms and for the sum.
+        held=1.5 * copy,
+        # No more memory than factors take, and no more than 1/64 of that of the device.
+        max_held_ratio=1.0,
+        max_held_floats=device.memory / 4 / 64,
+        # Only memory limits a chunk, and larger products use more of the device.
+        chunk_floats=int(device.memory / 4 / 64),
+    )
+
+
+def _is_narrow(sites: Sequence[Site]) -> bool:
+    """Whether all factors are 16-bit floats, which are multiplied as they are."""
+    dtypes = {spec.dtype for site in sites for spec in (*site.operands, site.output)}
+    return bool(dtypes) and all(
+        jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 16 for dtype in dtypes
+    )

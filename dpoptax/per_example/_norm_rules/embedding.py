@@ -102,7 +102,7 @@ def tokens_of(site: Site, width: int) -> int:
 def segment_cost(site: Site, spec: jax.ShapeDtypeStruct) -> float:
     """The cost of `segment_squared_norms` for one example."""
     width = math.prod(spec.shape[1:])
-    return cost_model.SEGMENT_SUM_COST * tokens_of(site, width) * width
+    return cost_model.constants([site]).segment_sum * tokens_of(site, width) * width
 
 
 def as_rows(

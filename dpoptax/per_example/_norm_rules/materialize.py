@@ -42,7 +42,9 @@ class Materialize(NormRule):
     @property
     def cost(self) -> float:
         """See `NormRule.cost`."""
-        return cost_model.MATERIALIZE_OVERHEAD * materialization_cost(self.sites, self.spec)
+        costs = cost_model.constants(self.sites)
+        products = materialization_cost(self.sites, self.spec)
+        return costs.materialize * products + costs.materialized * math.prod(self.spec.shape)
 
     def squared_norms(self, factors: Sequence[Factors]) -> Float[Array, " batch"]:
         """See `NormRule.squared_norms`."""

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from dpoptax._precision import wide_dtype
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
+from dpoptax.per_example._norm_rules.cost_model import constants
 from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.matmul_layout import (
     Pair,
@@ -145,7 +146,7 @@ class DirectMatmul(MatmulRule):
     def cost(self) -> float:
         """See `NormRule.cost`."""
         h, t, k, n = self.sizes
-        return h * t * k * n + 2 * h * k * n
+        return h * t * k * n + constants(self.sites).product * h * k * n
 
     @property
     def floats_of_norms(self) -> int:
@@ -175,7 +176,7 @@ class GramMatmul(MatmulRule):
     def cost(self) -> float:
         """See `NormRule.cost`."""
         h, t, k, n = self.sizes
-        return h * t * t * (k + n) + 2 * h * t * t
+        return h * t * t * (k + n) + constants(self.sites).gram * h * t * t
 
     @property
     def floats_of_norms(self) -> int:

@@ -48,10 +48,11 @@ def is_materialized(rule: NormRule, batch: int) -> bool:
     all three hold: they are not much larger than the factors, those of the batch are not too large,
     and reading and writing them costs less than the norms from factors.
     """
+    costs = cost_model.constants(rule.sites)
     size = math.prod(rule.spec.shape)
     factors = sum(site.num_floats for site in rule.sites)
     return (
-        size <= cost_model.MAX_MATERIALIZED_RATIO * factors
-        and size * batch < cost_model.MAX_MATERIALIZED_FLOATS
-        and size * cost_model.MATERIALIZED_TRAFFIC < rule.cost
+        size <= costs.max_held_ratio * factors
+        and size * batch < costs.max_held_floats
+        and size * costs.held < rule.cost
     )

@@ -1,0 +1,266 @@
+"""What a streamed leaf does in the backward pass: which norms it reads, and which sum it forms.
+
+The first backward pass reads numbers of each example, such as norms, and the second one forms the
+sum. In between, the leaf may use what the first pass found elsewhere. It tells its site in a
+message, which the site receives as a cotangent.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dpoptax._precision import wide_dtype
+from dpoptax.per_example._norm_rules import Factors, NormRule, TiedEmbedding, sum_weighted
+from dpoptax.per_example._norm_rules.factors import to_leaf
+from dpoptax.per_example._norm_rules.materialize import materialization_cost
+from dpoptax.per_example._norm_rules.tied_embedding import HeadParts
+from dpoptax.per_example._tracing.site import Site
+
+# Indices travel in float32, which holds whole numbers up to this exactly.
+MAX_ROWS = 2**24
+
+
+class Message(NamedTuple):
+    """What a site receives in the backward pass, with one row per example.
+
+    Attributes:
+        weights: of the examples in the sum.
+        lookup: the index and the cotangent of each lookup in a tied table; empty otherwise.
+    """
+
+    weights: Array
+    lookup: tuple[Array, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedLeaf(abc.ABC):
+    """A leaf whose norms and sum are formed while one of its sites is differentiated.
+
+    Attributes:
+        spec: shape and dtype of the leaf.
+        site: the site.
+        rule: the norm rule.
+    """
+
+    spec: jax.ShapeDtypeStruct
+    site: Site
+    rule: NormRule
+
+    @property
+    def kept(self) -> tuple[Site, ...]:
+        """The other sites of the leaf, whose factors are kept."""
+        return ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites of the leaf."""
+        return (*self.kept, self.site)
+
+    @property
+    @abc.abstractmethod
+    def cost(self) -> float:
+        """Multiplications per example for the norms, as in `NormRule`."""
+
+    @property
+    def message(self) -> Message:
+        """Shapes and dtypes of the message to one run of the site, for one example."""
+        return Message(jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype)))
+
+    @property
+    @abc.abstractmethod
+    def readings(self) -> Any:
+        """Shapes and dtypes of what `read` returns for one example."""
+
+    @property
+    @abc.abstractmethod
+    def total(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what one run adds to the sum."""
+
+    @abc.abstractmethod
+    def read(self, factors: Factors, message: Message) -> Any:
+        """Returns the readings of one run, with an axis of examples."""
+
+    @abc.abstractmethod
+    def add_up(self, factors: Factors, message: Message) -> Array:
+        """Returns the weighted sum of one run over the examples."""
+
+    @abc.abstractmethod
+    def squared_norms(self, readings: Any, kept: list[Factors]) -> Float[Array, " batch"]:
+        """Returns the squared norms, from the readings `(batch, *scans, ...)` of all runs."""
+
+    @abc.abstractmethod
+    def to_leaf(self, total: Array) -> Array:
+        """Brings the sums of all runs, `(*scans, ...)`, to the shape of the leaf."""
+
+    def tell(self, message: Message, kept: list[Factors]) -> Message:
+        """Returns the message with what the kept sites have found, or zeros for what is unknown."""
+        return message
+
+
+class OneRunLeaf(StreamedLeaf):
+    """Each number of the leaf is used by one run of one site: the norms of the runs add up."""
+
+    @property
+    def cost(self) -> float:
+        """See `StreamedLeaf.cost`."""
+        return self.site.num_runs * self.rule.cost
+
+    @property
+    def readings(self) -> Any:
+        """See `StreamedLeaf.readings`."""
+        return jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype))
+
+    @property
+    def total(self) -> jax.ShapeDtypeStruct:
+        """See `StreamedLeaf.total`."""
+        return jax.ShapeDtypeStruct(self.site.parameter.shape, wide_dtype(self.spec.dtype))
+
+    def read(self, factors: Factors, message: Message) -> Any:
+        """See `StreamedLeaf.read`."""
+        return self.rule.squared_norms(self.rule.prepare([factors]))
+
+    def add_up(self, factors: Factors, message: Message) -> Array:
+        """See `StreamedLeaf.add_up`."""
+        weights = message.weights
+        return sum_weighted(self.rule, self.rule.prepare([factors]), weights, weights != 0)
+
+    def squared_norms(self, readings: Any, kept: list[Factors]) -> Float[Array, " batch"]:
+        """See `StreamedLeaf.squared_norms`; rounded up."""
+        total = readings.sum(axis=tuple(range(1, readings.ndim)))
+        return total * (1 + 4 * self.site.num_runs * float(jnp.finfo(total.dtype).eps))
+
+    def to_leaf(self, total: Array) -> Array:
+        """See `StreamedLeaf.to_leaf`."""
+        return to_leaf(self.site, total, self.spec)
+
+
+class HeldLeaf(StreamedLeaf):
+    """A small leaf whose gradients are formed in the backward pass and held, instead of factors.
+
+    It needs no second pass: the gradients give the norms and the sum.
+    """
+
+    @property
+    def cost(self) -> float:
+        """See `StreamedLeaf.cost`: forming the gradients."""
+        return materialization_cost([self.site.equation], self.spec)
+
+    @property
+    def readings(self) -> Any:
+        """See `StreamedLeaf.readings`: a gradient."""
+        return jax.ShapeDtypeStruct(self.site.parameter.shape, wide_dtype(self.spec.dtype))
+
+    @property
+    def total(self) -> jax.ShapeDtypeStruct:
+        """See `StreamedLeaf.total`: nothing."""
+        return jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype))
+
+    def read(self, factors: Factors, message: Message) -> Any:
+        """See `StreamedLeaf.read`."""
+        return self.rule.gradients(self.rule.prepare([factors]))
+
+    def add_up(self, factors: Factors, message: Message) -> Array:
+        """See `StreamedLeaf.add_up`."""
+        return jnp.zeros((), self.total.dtype)
+
+    def squared_norms(self, readings: Any, kept: list[Factors]) -> Float[Array, " batch"]:
+        """Raises `AssertionError`: the gradients are held as those of a stacked leaf."""
+        raise AssertionError("a held leaf has gradients, and no norms")
+
+    def to_leaf(self, total: Array) -> Array:
+        """See `StreamedLeaf.to_leaf`; of one gradient."""
+        return to_leaf(self.site, total, self.spec)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiedLeaf(StreamedLeaf):
+    """A table that is looked up and then multiplied, of which the product is streamed.
+
+    The cotangents of the product, one per token and row of the table, are not kept. The cross term
+    of the norm needs those of the looked-up rows only.
+
+    Attributes:
+        lookup: the site of the lookup.
+    """
+
+    rule: TiedEmbedding
+    lookup: Site
+
+    @property
+    def kept(self) -> tuple[Site, ...]:
+        """See `StreamedLeaf.kept`."""
+        return (self.lookup,)
+
+    @property
+    def cost(self) -> float:
+        """See `StreamedLeaf.cost`."""
+        return self.rule.cost
+
+    @property
+    def message(self) -> Message:
+        """See `StreamedLeaf.message`."""
+        scans = tuple(scan.length for scan in self.lookup.scans)
+        (indices,), output = self.lookup.operands, self.lookup.output
+        shapes = (
+            jax.ShapeDtypeStruct((*scans, *indices.shape), jnp.float32),
+            jax.ShapeDtypeStruct((*scans, *output.shape), output.dtype),
+        )
+        return super().message._replace(lookup=shapes)
+
+    @property
+    def readings(self) -> Any:
+        """See `StreamedLeaf.readings`."""
+        return self.rule.head_specs
+
+    @property
+    def total(self) -> jax.ShapeDtypeStruct:
+        """See `StreamedLeaf.total`."""
+        return jax.ShapeDtypeStruct(self.spec.shape, wide_dtype(self.spec.dtype))
+
+    def read(self, factors: Factors, message: Message) -> HeadParts:
+        """See `StreamedLeaf.read`."""
+        return self.rule.head_parts(self._of_lookup(message), factors)
+
+    def add_up(self, factors: Factors, message: Message) -> Array:
+        """See `StreamedLeaf.add_up`."""
+        weights = message.weights
+        both = self.rule.in_order(self._of_lookup(message), factors)
+        return sum_weighted(self.rule, both, weights, weights != 0)
+
+    def squared_norms(self, readings: HeadParts, kept: list[Factors]) -> Float[Array, " batch"]:
+        """See `StreamedLeaf.squared_norms`."""
+        return self.rule.norms_from_parts(kept[0], readings)
+
+    def to_leaf(self, total: Array) -> Array:
+        """See `StreamedLeaf.to_leaf`."""
+        return total
+
+    def tell(self, message: Message, kept: list[Factors]) -> Message:
+        """See `StreamedLeaf.tell`."""
+        (indices,), cotangent = kept[0]
+        # An index beyond the table stays beyond it, and becomes one that float32 holds exactly.
+        indices = jnp.clip(indices.astype(jnp.float32), -1, self.spec.shape[0])
+        return message._replace(lookup=(indices, cotangent))
+
+    def _of_lookup(self, message: Message) -> Factors:
+        indices, cotangent = message.lookup
+        return Factors((indices.astype(jnp.int32),), cotangent)
+
+
+def tied_leaf(sites: list[Site], spec: jax.ShapeDtypeStruct, rule: NormRule) -> StreamedLeaf | None:
+    """Returns the streamed form of a tied table, or None if both uses must be kept."""
+    if not isinstance(rule, TiedEmbedding):
+        return None
+    lookup, head = sites[rule.lookup], sites[1 - rule.lookup]
+    streamable = (
+        not head.scans
+        and not any(site.in_cond or site.output_window is not None for site in sites)
+        and jnp.issubdtype(head.operands[0].dtype, jnp.floating)
+        and math.prod(spec.shape[:1]) <= MAX_ROWS
+    )
+    return TiedLeaf(spec, head, rule, lookup) if streamable else None
