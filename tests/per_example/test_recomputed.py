@@ -134,6 +134,26 @@ def test_computation_in_bfloat16_is_summed_in_float32():
     )
 
 
+def test_uses_that_are_the_same_for_all_examples_have_a_cotangent_for_each():
+    """Positions looked up twice, and a scale times a number: no example in another's gradient."""
+
+    def loss_fn(params, x):
+        layer = jax.checkpoint(lambda x, w: (jnp.sin(x @ w), None))
+        x, _ = jax.lax.scan(layer, x + params["positions"][jnp.arange(5)], params["layers"])
+        x = x * (0.5 * params["scale"]) + jnp.sin(2.0 * params["scale"])
+        return jnp.sum(jnp.tanh(x * params["positions"][jnp.arange(1, 6)]))
+
+    params = {
+        "positions": jnp.ones((6, WIDTH)),
+        "layers": 0.1 * jnp.ones((2, WIDTH, WIDTH)),
+        "scale": jnp.ones(WIDTH),
+    }
+    assert_close(
+        readings(loss_fn, params, examples(), form="recomputed"),
+        readings(loss_fn, params, examples(), form="stacked"),
+    )
+
+
 def test_a_mask_that_is_replaced_counts_for_all_parameters():
     params, batch = deep_params(), examples()
     grads = dpoptax.per_example_grads(deep_loss)(params, batch)

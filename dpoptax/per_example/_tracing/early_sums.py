@@ -16,6 +16,7 @@ from dpoptax import _jax_compat
 from dpoptax._precision import wide_dtype, widen
 from dpoptax.per_example._tracing.concatenated import Window
 from dpoptax.per_example._tracing.site import EqnPath, Site
+from dpoptax.per_example._tracing.taps import batched_like
 
 
 def tap_of(eqn_path: EqnPath) -> EqnPath:
@@ -59,10 +60,10 @@ def run_summed(eqn: Any, position: int, values: Sequence[Any], zeros: Array) -> 
 
     @jax.custom_vjp
     def run(other: Array, parameter: Array, zeros: Array) -> Array:
-        return product(other, parameter)
+        return batched_like(product(other, parameter), zeros)
 
     def forward(other: Array, parameter: Array, zeros: Array) -> Any:
-        return product(other, parameter), (other, parameter)
+        return run(other, parameter, zeros), (other, parameter)
 
     def backward(residuals: Any, cotangent: Array) -> Any:
         other, parameter = residuals

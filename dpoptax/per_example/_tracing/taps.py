@@ -6,6 +6,7 @@
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax import _jax_compat
@@ -17,13 +18,25 @@ Taps: TypeAlias = dict[EqnPath, Any]
 Saved: TypeAlias = dict[EqnPath, tuple[Any, ...]]
 
 
+def batched_like(output: Array, zeros: Array) -> Array:
+    """Returns `output`; under `vmap` it gets the batch axis of `zeros`.
+
+    An output that is the same for all examples would have one cotangent for all of them: the sum
+    over the batch. XLA removes the selection.
+    """
+    return jnp.where(jnp.zeros((), bool), jnp.sum(zeros).astype(output.dtype), output)
+
+
 @jax.custom_vjp
 def tap(output: Array, tap: Array) -> Array:
     """Returns `output`. The derivative with respect to `tap` is the cotangent of `output`."""
-    return output
+    return batched_like(output, tap)
 
 
-tap.defvjp(lambda output, tap: (output, None), lambda _, cotangent: (cotangent, cotangent))
+tap.defvjp(
+    lambda output, tap: (batched_like(output, tap), None),
+    lambda _, cotangent: (cotangent, cotangent),
+)
 
 
 def following_additions(jaxpr: Any) -> dict[int, int]:
