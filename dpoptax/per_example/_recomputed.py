@@ -124,11 +124,8 @@ def streamed_grads(
     leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
     size = len(mask)
 
-    readings, totals = {}, {}
-    for number, leaf in streamed.items():
-        runs = [scan.length for scan in leaf.site.scans]
-        readings[number] = zeros_of(leaf.readings, size, *runs)
-        totals[number] = zeros_of(leaf.total, *runs)
+    readings = {i: zeros_of(leaf.readings, size, *_runs(leaf.site)) for i, leaf in streamed.items()}
+    totals = {i: zeros_of(leaf.total, *_runs(leaf.site)) for i, leaf in streamed.items()}
     taps = {site.tap: zeros_of(tap_spec(site), size) for site in kept}
     # Leaves without a norm rule get one copy per example, so that each has its own gradient.
     copies = {
@@ -159,35 +156,35 @@ def streamed_grads(
     (losses, messages), pull, (aux, saved) = jax.vjp(
         of_batch, readings, taps, copies, totals, has_aux=True
     )
-    blank = {
-        site.path: Factors(saved[site.path], zeros_of(site.output, size, *_runs(site)))
-        for site in kept
-    }
-    told = _tell(streamed, messages, blank)
+    told = _tell(
+        streamed, messages, {site.path: _no_cotangents(site, saved, size) for site in kept}
+    )
     readings, cotangents, gradients, _ = pull((jnp.ones_like(losses), told))
     factors = {site.path: _factors_of(site, saved, cotangents) for site in kept}
-    held = {number: leaf for number, leaf in streamed.items() if isinstance(leaf, HeldLeaf)}
-    gradients |= {number: jax.vmap(leaf.to_leaf)(readings[number]) for number, leaf in held.items()}
+    held = {i: leaf for i, leaf in streamed.items() if isinstance(leaf, HeldLeaf)}
+    gradients |= {i: jax.vmap(leaf.to_leaf)(readings[i]) for i, leaf in held.items()}
     rest = hold(_without(streamed, factors), gradients, mask, layout)
-    summed = {number: leaf for number, leaf in streamed.items() if number not in held}
+    summed = {i: leaf for i, leaf in streamed.items() if i not in held}
     if not summed:
         return Values(losses, aux), rest
-    grads = RecomputedGrads(
-        norms={
-            number: _squared_norms(leaf, readings[number], factors, bits=program.fewest_bits)
-            for number, leaf in summed.items()
-        },
-        pull=jax.tree_util.Partial(
-            functools.partial(_pull_sums, summed), pull, losses, _tell(streamed, told, factors)
-        ),
-        kept=rest,
-        mask=mask,
+    norms = {
+        i: _squared_norms(leaf, readings[i], factors, bits=program.fewest_bits)
+        for i, leaf in summed.items()
+    }
+    sums = functools.partial(_pull_sums, summed)
+    messages = _tell(streamed, told, factors)
+    return Values(losses, aux), RecomputedGrads(
+        norms, jax.tree_util.Partial(sums, pull, losses, messages), rest, mask
     )
-    return Values(losses, aux), grads
 
 
 def _runs(site: Site) -> list[int]:
     return [scan.length for scan in site.scans]
+
+
+def _no_cotangents(site: Site, saved: dict[EqnPath, Any], size: int) -> Factors:
+    """Returns what is known of a site after the forward pass."""
+    return Factors(saved[site.path], zeros_of(site.output, size, *_runs(site)))
 
 
 def _tell(

@@ -33,8 +33,8 @@ class Message(NamedTuple):
         lookup: the index and the cotangent of each lookup in a tied table; empty otherwise.
     """
 
-    weights: Array
-    lookup: tuple[Array, ...] = ()
+    weights: Any
+    lookup: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ def held_in_scans(program: LossProgram, batch: int) -> dict[int, StreamedLeaf]:
 
     A scan would stack their factors. Outside of scans the compiler frees factors when it can.
     """
-    found = {
+    found: dict[int, StreamedLeaf] = {
         leaf: OneRunLeaf(program.param_specs[leaf], sites[0], rule_of_one_run(sites[0]))
         for leaf, sites in _sites_by_leaf(program).items()
         if sites[0].scans and is_streamable(sites, program.param_specs[leaf])

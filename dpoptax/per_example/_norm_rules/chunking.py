@@ -56,7 +56,12 @@ def sum_examples(
         num_floats: how many floats `function` needs per example.
     """
     size = examples_per_chunk(num_terms)
-    return sum_in_chunks(function, examples, size, chunk_size(size * num_floats))
+    at_once = chunk_size(size * num_floats)
+    # On a CPU, two large products side by side are slower than one after the other. Measured for
+    # the sums of a decoder of width 512 with 256 tokens: 1.2x slower.
+    if at_once == 2 and on_cpu():
+        at_once = 1
+    return sum_in_chunks(function, examples, size, at_once)
 
 
 def _batch_size(examples: Any) -> int:

@@ -84,7 +84,8 @@ def kind_of_device() -> tuple[str, str]:
     described = jax.sharding.get_abstract_mesh().abstract_device
     if described is not None:
         return described.device_kind, described.platform
-    default: Any = jax.config.jax_default_device  # ty: ignore
+    config: Any = jax.config
+    default = config.jax_default_device
     if isinstance(default, str):  # a platform
         (default, *_) = jax.devices(default)
     device = default or jax.devices()[0]

@@ -25,7 +25,7 @@ from dpoptax.per_example._tracing.site import Site
 
 
 class HeadParts(NamedTuple):
-    """What the norms of a tied table need of its product.
+    """What the norms of a tied table need of its product, or shapes and dtypes of that.
 
     Attributes:
         norm: squared norms of the gradients of the product alone, `(batch,)`.
@@ -35,10 +35,10 @@ class HeadParts(NamedTuple):
         by_column: the other factor, `(batch, S, width)`.
     """
 
-    norm: Float[Array, " batch"]
-    terms: Float[Array, " batch"]
-    looked_up: Float[Array, "batch s t"]
-    by_column: Float[Array, "batch s width"]
+    norm: Any
+    terms: Any
+    looked_up: Any
+    by_column: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
