@@ -118,9 +118,11 @@ class ClippedGradient:
             allow_unused=True,
             has_aux=self.output.has_aux,
         )
-        values, grads = grads_fn(params, rows, mask=mask)
+        # Without the mask: what is returned beside the sum has all rows, as in JAX Privacy.
+        values, grads = grads_fn(params, rows)
         values, aux = values if self.output.has_aux else (values, None)
-        total = clip_and_sum(grads, self.weights, transform)
+        real = grads if mask is None else dataclasses.replace(grads, mask=grads.mask & mask)  # type: ignore[type-var]
+        total = clip_and_sum(real, self.weights, transform)
         if self.dtype is not None:
             total = jax.tree.map(lambda leaf: leaf.astype(self.dtype), total)
         outputs = self.output.aux_type(
