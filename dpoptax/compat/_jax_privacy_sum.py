@@ -95,7 +95,8 @@ class ClippedGradient:
     def __call__(self, *args: Any, is_padding_example: Any = None, **kwargs: Any) -> Any:
         """Returns the sum for one batch, or a pair of it and the outputs of each example."""
         given = self.layout.split(args, kwargs)
-        mask = None if is_padding_example is None else ~_as_boolean(is_padding_example)
+        size = len(jax.tree.leaves(given.rows)[0])
+        mask = None if is_padding_example is None else _real_rows(is_padding_example, size)
         transform = self.transform if _changes(self.transform, given.params) else None
         arguments = (given.params, given.rows, given.shared, mask)
         total, outputs = run_with_automatic_axes(
@@ -117,9 +118,11 @@ class ClippedGradient:
             allow_unused=True,
             has_aux=self.output.has_aux,
         )
-        values, grads = grads_fn(params, rows, mask=mask)
+        # Without the mask: what is returned beside the sum has all rows, as in JAX Privacy.
+        values, grads = grads_fn(params, rows)
         values, aux = values if self.output.has_aux else (values, None)
-        total = clip_and_sum(grads, self.weights, transform)
+        real = grads if mask is None else dataclasses.replace(grads, mask=grads.mask & mask)  # type: ignore[type-var]
+        total = clip_and_sum(real, self.weights, transform)
         if self.dtype is not None:
             total = jax.tree.map(lambda leaf: leaf.astype(self.dtype), total)
         outputs = self.output.aux_type(
@@ -197,14 +200,19 @@ def wide_sum_dtype(dtype: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _as_boolean(is_padding_example: Any) -> Array:
+def _real_rows(is_padding_example: Any, size: int) -> Array:
     padding = jnp.asarray(is_padding_example)
     if padding.dtype != jnp.bool_:
         raise TypeError(
             f"is_padding_example must be boolean, True for padding; got {padding.dtype}. Pass "
             "is_padding_example.astype(bool)."
         )
-    return padding
+    if padding.shape != (size,):
+        raise ValueError(
+            f"is_padding_example must have shape ({size},), one entry per row; got "
+            f"{padding.shape}. Pass that of this batch."
+        )
+    return ~padding
 
 
 def _changes(transform: Callable[[PyTree], PyTree], params: PyTree) -> bool:

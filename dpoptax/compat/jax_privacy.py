@@ -70,8 +70,8 @@ def clipped_grad(
         A `BoundedSensitivityCallable`: a function with the arguments of `fun`, and
         `is_padding_example`, bool `(batch,)`. Other keyword arguments have one row per example. It
         returns the sum, a tree like the trained arguments, or a pair of it and a named tuple
-        `(values, grad_norms, aux)` with one row per example. Rows of padding are zero. Its method
-        `sensitivity(relation)` returns how far one example moves the sum.
+        `(values, grad_norms, aux)` with one row per example; leave out the rows of padding.
+        Its method `sensitivity(relation)` returns how far one example moves the sum.
 
     Raises:
         ValueError: a number out of range, argument numbers that overlap, a `dtype` below 32 bits,

@@ -61,7 +61,7 @@ def test_padding_and_non_finite_examples_contribute_nothing():
     options = {"return_values": True, "return_grad_norms": True}
     total, aux = sum_of({"is_padding_example": padding}, **options)
     np.testing.assert_allclose(total, [0.0, 1.6], atol=1e-6)
-    np.testing.assert_allclose(aux.grad_norms, [5.0, 0.0, 10.0], rtol=1e-5)
+    np.testing.assert_allclose(aux.grad_norms, [5.0, 0.5, 10.0], rtol=1e-5)
     # Also from `dpoptax.samplers.take`.
     total, _ = sum_of(x=MaskedExamples(X, ~padding), **options)
     np.testing.assert_allclose(total, [0.0, 1.6], atol=1e-6)
@@ -118,6 +118,8 @@ def test_bad_calls_are_refused():
         grad_fn(W, X, w=jnp.ones(2))
     with pytest.raises(TypeError, match="is_padding_example must be boolean"):
         grad_fn(W, X, is_padding_example=jnp.zeros(3, jnp.int32))
+    with pytest.raises(ValueError, match=r"is_padding_example must have shape \(3,\)"):
+        grad_fn(W, X, is_padding_example=jnp.zeros(2, bool))
     with pytest.raises(AssertionError) as error:
         clipped_grad(loss_fn, l2_clip_norm=1.0, keep_batch_dim=False)(W, X)
     assert "dpoptax called fun with one row" in "".join(error.value.__notes__)
