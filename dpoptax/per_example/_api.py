@@ -82,7 +82,8 @@ def per_example_grads(
             multiplications. `"stacked"` is the reference: `vmap` of the gradient, which takes
             `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
             `jax.checkpoint` around parameters, because keeping factors would undo it, and
-            `"factored"` otherwise.
+            `"factored"` otherwise; but `"stacked"` if all parameters are small adapters in scanned
+            or checkpointed layers.
         microbatch_size: process this many examples at a time, for a batch that does not fit into
             memory. None processes the whole batch at once. The sum is the same.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the

@@ -12,6 +12,7 @@ from dpoptax.per_example._choose_form import is_recomputed
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._norm_rules import materialize
 from dpoptax.per_example._recomputed import streamed_sites
+from dpoptax.per_example._small_gradients import are_small
 from dpoptax.per_example._streamed_site import rule_of_one_run
 from dpoptax.per_example._tracing.site import Site
 
@@ -27,7 +28,7 @@ class LeafExplanation(NamedTuple):
         form: `factored`: inputs and cotangents are in memory. `materialized`: the gradient of every
             example is computed from them once and kept. `recomputed`: only norms are kept, and the
             backward pass runs twice. `stacked`: plain differentiation of every example.
-        rule: how norms follow from the factors. For a stacked leaf, the reason why no rule applies.
+        rule: how norms follow from the factors. For a stacked leaf, why it is stacked.
         memory: numbers in memory per example, divided by the size of the leaf.
         operations: multiplications per example for the norms, divided by those that form the
             gradient; NaN for a stacked leaf.
@@ -96,7 +97,15 @@ def explain(
     program = trace.program
     streamed = streamed_sites(program) if is_recomputed(program) else {}
     layout = Layout(program, batch, elsewhere=frozenset(streamed))
-    return Explanation(_rows(layout, streamed))
+    rows = _rows(layout, streamed)
+    return Explanation(map(_as_stacked, rows) if are_small(program) else rows)
+
+
+def _as_stacked(row: LeafExplanation) -> LeafExplanation:
+    """The row of a leaf whose gradients are stacked because they are small."""
+    if row.form == "stacked":
+        return row
+    return row._replace(form="stacked", rule="smaller than factors", memory=1.0, operations=1.0)
 
 
 def _rows(layout: Layout, streamed: dict[int, Site]) -> Iterator[LeafExplanation]:
