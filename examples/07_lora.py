@@ -201,6 +201,7 @@ def run_all(options: argparse.Namespace) -> None:
             key=key,
             progress=not options.quiet,
         )
+        print(f"  test accuracy {found[name].accuracy:.1f} percent", flush=True)
 
     print(f"\nTest accuracy on {len(chosen)} texts, in percent, after {plan.num_steps} steps")
     print(f"  {'trained':<32}{'parameters':>12}{'accuracy':>10}{'epsilon':>9}")

@@ -79,7 +79,8 @@ class Encoder(nnx.Module):
         x = self.norm(self.words(ids) + self.positions[...])
         for block in self.blocks:
             x = block(x, real)
-        return jnp.sum(jnp.where(real[:, None], x, 0), axis=0) / jnp.maximum(jnp.sum(real), 1)
+        count = jnp.sum(real, dtype=x.dtype)
+        return jnp.sum(jnp.where(real[:, None], x, 0), axis=0) / jnp.maximum(count, 1)
 
 
 def load(tokens: int) -> Encoder:

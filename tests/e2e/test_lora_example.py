@@ -1,4 +1,4 @@
-"""The code of examples/07_lora.py on a tiny random model; `trainers/test_lora.py` has the real one."""
+"""The code of examples/07_lora.py on a tiny model; `trainers/test_lora.py` has a real one."""
 
 import importlib.metadata
 import pathlib
@@ -62,16 +62,11 @@ def test_only_adapters_and_head_are_trained_and_accounted(example):
         num_steps=2,
         delta=1e-3,
     )
-    trained = example.train(
-        example.RUNS["adapters"],
-        new_model,
-        rows(),
-        rows(),
-        plan,
-        rank=2,
-        key=jax.random.key(0),
-        progress=False,
-    )
+    run, key = example.RUNS["adapters"], jax.random.key(0)
+    with jax.numpy_dtype_promotion("standard"):  # the default outside these tests
+        trained = example.train(
+            run, new_model, rows(), rows(), plan, rank=2, key=key, progress=False
+        )
     assert trained.parameters == 4 * 2 * 8 + 8 * CLASSES + CLASSES
     assert 0 <= trained.accuracy <= 100
     assert trained.result.epsilon() == plan.epsilon()

@@ -41,7 +41,8 @@ def test_the_pretrained_model_gives_its_published_embedding(run_program):
 
 
 def test_adapters_learn_the_topics_of_private_texts(run_program):
-    options = "--runs adapters --steps 30 --tokens 24 --test-texts 500 --seed 0 --quiet".split()
+    options = ["--runs", "adapters", "--steps", "30", "--tokens", "24", "--test-texts", "500"]
+    options += ["--seed", "0", "--quiet"]
     printed = run_program(LIBRARIES, RUN, str(EXAMPLES), *options, without_dependencies=FILES)
     row = re.search(r"adapters and head, private +([\d,]+) +([\d.]+) +([\d.]+)", printed)
     assert row[1] == "44,564"
