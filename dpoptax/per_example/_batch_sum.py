@@ -7,6 +7,7 @@ double-word arithmetic: as an unevaluated sum of two floats, with about 48 bits.
 states what this proves, and how the constants below enter.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,10 @@ CHUNK = 256
 
 # So many chunk totals are added in float32 before their sum joins the double-word total.
 RUN = 4
+
+# Up to so many chunks are worked on one by one. Measured for 384 x 1536 weights, 32 tokens and 128
+# examples on a CPU: 4 products by `vmap` take 13 times as long as 4 plain products.
+MAX_UNROLLED = 8
 
 # Limits the errors of the additions in such a run, see `_float32_additions`.
 MAX_FLOAT32_ADDITIONS = RUN * (RUN - 1) * CHUNK
@@ -68,8 +73,9 @@ def sum_in_chunks(
     def add_examples(step: Any) -> Array:
         step = unpack(step, examples)
         # Without `vmap` a product stays a plain product, which XLA on a CPU computes faster.
-        if at_once == 1:
-            return function(jax.tree.map(lambda leaf: leaf[0], step))
+        if at_once <= MAX_UNROLLED:
+            chunks = [jax.tree.map(lambda leaf, i=i: leaf[i], step) for i in range(at_once)]
+            return functools.reduce(jnp.add, map(function, chunks))
         return jnp.sum(jax.vmap(function)(step), axis=0)
 
     if lanes == 1:

@@ -39,7 +39,7 @@ class LeafExplanation(NamedTuple):
         form: `factored`: inputs and cotangents are in memory. `materialized`: the gradient of every
             example is computed from them once and kept. `recomputed`: only norms are kept, and the
             backward pass runs twice. `stacked`: plain differentiation of every example.
-        rule: how norms follow from the factors. For a stacked leaf, the reason why no rule applies.
+        rule: how norms follow from the factors. For a stacked leaf, why it is stacked.
         memory: numbers in memory per example, divided by the size of the leaf.
         operations: multiplications per example for the norms, divided by those that form the
             gradient; NaN for a stacked leaf.

@@ -22,6 +22,7 @@ from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
 from dpoptax.training._memory import microbatch_size_for_plan
 from dpoptax.training._objective import Objective
+from dpoptax.training._packed_rows import refuse_packed_rows
 from dpoptax.training._progress import Listener
 from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
@@ -177,6 +178,7 @@ def check_arguments(
 ) -> None:
     """Refuses data that do not fit the plan, and parameters that cannot be trained."""
     check_size(len(data), plan.sampler)
+    refuse_packed_rows(data, plan.sampler)
     check_params(params)
     check_optimizer(optimizer, params)
 

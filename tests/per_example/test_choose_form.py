@@ -208,3 +208,20 @@ def test_explain_shows_what_a_form_does_not_serve_and_why():
     assert "chosen by the caller" in str(explanation)
     with pytest.raises(ValueError, match="form must be one of auto, factored"):
         dpoptax.explain(loss_fn, params, INPUTS, form="ghost")
+
+
+def test_a_step_of_held_gradients_costs_the_multiplications_of_a_plain_one():
+    def loss_fn(params, x):
+        return adapter_loss(BASE, params, x, jax.checkpoint)
+
+    def plain(params, rows):
+        return jax.grad(lambda params: jnp.mean(jax.vmap(loss_fn, (None, 0))(params, rows)))(params)
+
+    def private(form, params, rows):
+        grads = dpoptax.per_example_grads(loss_fn, form=form)(params, rows)
+        return grads.clip_and_sum(dpoptax.clipping.FlatClip(1.0).weights)
+
+    def flops(function):
+        return jax.jit(function).lower(ADAPTERS, INPUTS).compile().cost_analysis()["flops"]
+
+    assert flops(functools.partial(private, "auto")) < 1.1 * flops(plain)
