@@ -43,8 +43,8 @@ def check_model(model: Any) -> None:
     keras = import_keras()
     if keras.backend.backend() != "jax":
         raise ValueError(
-            f"expected Keras on JAX; got the backend {keras.backend.backend()}. Set the environment "
-            "variable KERAS_BACKEND=jax before Keras is imported."
+            f"expected Keras on JAX; got the backend {keras.backend.backend()}. Set the "
+            "environment variable KERAS_BACKEND=jax before Keras is imported."
         )
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model; got {type(model).__name__}.")

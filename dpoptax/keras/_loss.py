@@ -57,9 +57,7 @@ def loss_of(model: Any, names: list[str]) -> Callable[..., Float[Array, ""]]:
         return loss
 
     # `takes_key` reads these signatures.
-    def with_key(
-        params: dict[str, Array], example: PyTree, key: PRNGKeyArray
-    ) -> Float[Array, ""]:
+    def with_key(params: dict[str, Array], example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         return run(params, example, key)
 
     def without_key(params: dict[str, Array], example: PyTree) -> Float[Array, ""]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from dpoptax._plan import Plan
+from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.keras._arguments import check_data, check_model, import_keras, refuse_arguments
 from dpoptax.keras._loss import loss_of, parameters
 from dpoptax.keras._optimizer import as_transformation, check_optimizer
@@ -164,7 +165,7 @@ class PrivateModel:
 
     def _train(self, state: KerasState, validation: Any, callbacks: Any, verbose: Any) -> Any:
         run, model = state.run, self.model
-        steps = max(1, round(self.plan.sampler.num_examples / self.plan.sampler.expected_batch_size))
+        steps = num_steps_of(self.plan.sampler, 1.0, None)
         history = import_keras().callbacks.CallbackList(
             callbacks,
             add_history=True,

@@ -13,7 +13,7 @@ from dpoptax.transforms._privatize import PrivatizeState
 _MAX_NAMES = 3
 
 
-class Optimizer(nnx.Optimizer[Any]):
+class Optimizer(nnx.Optimizer[Any]):  # type: ignore[misc]
     """An `nnx.Optimizer` whose `update` takes per-example gradients.
 
     The gradients are those that `dpoptax.per_example_grads` returns for the loss and the parameters
@@ -67,7 +67,7 @@ class Optimizer(nnx.Optimizer[Any]):
         self.tx = tx
         self.structure = structures[0]
 
-    def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> optax.Updates:  # type: ignore[override]
+    def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> optax.Updates:
         """Clips, adds noise and updates the model in place; see `privatize`.
 
         Args:

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 from tunix.sft import metrics_logger
@@ -15,7 +14,7 @@ import dpoptax.nnx
 from dpoptax._plan import Plan
 from dpoptax.reports import Report
 from dpoptax.training import DeviceData, HostData, PrivateRun
-from dpoptax.tunix._make_private import check_settings
+from dpoptax.tunix._settings import check_settings
 
 
 def check_type(trainer: Any) -> None:
@@ -30,27 +29,26 @@ def check_type(trainer: Any) -> None:
 
 def check_data(data: Any) -> None:
     """Raises for data that are no arrays, such as a loader that yields batches."""
-    for leaf in [] if isinstance(data, DeviceData | HostData) else jax.tree.leaves(data):
-        if not isinstance(leaf, np.ndarray | jax.Array):
+    if isinstance(data, DeviceData | HostData):
+        return
+    for node in [data] if isinstance(data, list) else jax.tree.leaves(data):
+        if not isinstance(node, np.ndarray | jax.Array):
             raise TypeError(
                 "train_ds must be arrays with one row per example, such as a TrainingInput of all "
-                f"training data; got {type(leaf).__name__}. A loader that yields batches has drawn "
-                "them already, with another guarantee. Pass the arrays, and the plan draws the "
-                "batches."
+                f"training data; got {type(node).__name__}. A loader or a list of batches has "
+                "drawn them already, with another guarantee. Pass the arrays, and the plan draws "
+                "the batches."
             )
 
 
-class PrivateTrainer(PeftTrainer):
+class PrivateTrainer(PeftTrainer):  # type: ignore[misc]
     """A `PeftTrainer` for one run of a plan; see `make_private`."""
 
     def __init__(self, trainer: PeftTrainer, plan: Plan, **settings: Any) -> None:
         # The state of the trainer, without the work of its `__init__` a second time.
-        vars(self).update(vars(trainer))
+        self.__dict__.update(vars(trainer))
         self.plan = plan
-        self._tx, self._settings = self.optimizer.tx, settings
-        self._wrt = nnx.LoRAParam if self._lora_enabled else nnx.Param
-        # The run has the state of the optimizer. Tunix only saves this one.
-        self.optimizer = nnx.Optimizer(self.model, optax.identity(), wrt=self._wrt)
+        self._settings = settings
         self._run: PrivateRun | None = None
         self._epsilons: dict[int, float] = {}
         self.clear_jit_cache()
@@ -83,12 +81,17 @@ class PrivateTrainer(PeftTrainer):
             )
         check_settings(self, self.plan)
         check_data(train_ds)
-        loss_fn, params = dpoptax.nnx.loss_fn(self.model, self._loss(train_ds), wrt=self._wrt)
+        loss_fn, params = dpoptax.nnx.loss_fn(self.model, self._loss(), wrt=self.optimizer.wrt)
         with PrivateRun(
-            loss_fn, params, train_ds, plan=self.plan, optimizer=self._tx, **self._settings
+            loss_fn,
+            jax.tree.map(_uncommitted, params),
+            train_ds,
+            plan=self.plan,
+            optimizer=self.optimizer.tx,
+            **self._settings,
         ) as run:
             self._run = run
-            nnx.update(self.model, run.params)
+            self._take_over()
             self._train_steps = self._iter_steps = run.steps_done
             # One empty batch for each step. Tunix skips those before `_iter_steps`.
             batches = [()] * self.plan.num_steps
@@ -127,7 +130,7 @@ class PrivateTrainer(PeftTrainer):
         del batch
         run = self._started()
         run.step()
-        nnx.update(self.model, run.params)
+        self._take_over()
         # Not at each step: an epsilon takes longer than a small step.
         if not run.steps_left or run.steps_done % self.config.eval_every_n_steps == 0:
             self._epsilons[run.steps_done] = run.epsilon()
@@ -135,7 +138,15 @@ class PrivateTrainer(PeftTrainer):
         nothing = jnp.full((), jnp.nan, jnp.float32)
         return nothing, None, nothing
 
-    def _loss(self, data: Any) -> Any:
+    def _take_over(self) -> None:
+        """Gives the model and the optimizer of Tunix the arrays of the run, for its checkpoints."""
+        run = self._started()
+        _, opt_state = run.state.opt_state
+        nnx.update(self.model, run.params)
+        nnx.update(self.optimizer.opt_state, nnx.state(nnx.as_pure(opt_state)))
+        self.optimizer.step[...] = run.steps_done
+
+    def _loss(self) -> Any:
         """The loss of one example, from the functions of the trainer for a batch."""
         loss, inputs_of, has_aux = self.loss_fn, self.gen_model_input_fn, self._has_aux
 
@@ -168,3 +179,11 @@ class PrivateTrainer(PeftTrainer):
                 "call plan.epsilon()."
             )
         return self._run
+
+
+def _uncommitted(leaf: Array) -> Array:
+    """Returns an array that is not bound to its device.
+
+    Restored arrays are. That shows in the program of the run, which would then draw other noise.
+    """
+    return leaf if len(leaf.sharding.device_set) > 1 else jnp.asarray(np.asarray(leaf))

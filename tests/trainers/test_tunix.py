@@ -22,14 +22,14 @@ for kind, same in ((nnx.LoRAParam, False), (nnx.Not(nnx.LoRAParam), True)):
 """
 
 # It starts from the definitions of the page.
-SETUP = program_of("tunix").split("plan = ")[0] + """
+SETUP = (
+    program_of("tunix").split("plan = ")[0]
+    + """
 import sys
 import numpy as np
 from tunix.sft import hooks
 
 rows = jax.tree.map(lambda leaf: leaf[:40], train)
-# Sequences of different lengths: the loss of Tunix is a mean over the tokens of a batch.
-lengths = np.arange(40)[:, None] % 4 + 3
 
 
 def make(model=None, optimizer=None, trainer=PeftTrainer, **config):
@@ -55,6 +55,7 @@ def weights(trainer, kind=nnx.Param):
     leaves = jax.tree.leaves(nnx.state(trainer.model, kind))
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
 """
+)
 
 # Without clip and noise, and with all examples in each batch, a private run is that of Tunix.
 SAME_STEPS = """
@@ -66,7 +67,7 @@ class Plain(nnx.Module):
         return self.embed.attend(self.embed(tokens)), cache
 
 
-def loss(model, input_tokens, input_mask, **others):
+def loss(model, input_tokens, input_mask, positions, attention_mask):
     logits, _ = model(input_tokens, None, None, None)
     found = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], input_tokens[:, 1:])
     return found.mean(), {"largest": logits.max()}
@@ -159,10 +160,12 @@ refused("resume=folder", lambda: private(make(checkpoint_root_directory=sys.argv
 started = make()
 started.train([rows])
 refused("before its first step; got one after 1", lambda: private(started))
-refused("rows", lambda: private(make()).train([rows, rows, train]))
+refused("got list. A loader or a list", lambda: private(make()).train([rows] * 40), TypeError)
 refused("40", lambda: private(make()).train(train))
-refused("yields batches", lambda: private(make()).train(iter([rows])), TypeError)
-clipping = dpoptax.dp_sgd(0.1, 1.0, noise_multiplier=1.0, expected_batch_size=4, key=jax.random.key(1))
+refused("got list_iterator", lambda: private(make()).train(iter([rows])), TypeError)
+clipping = dpoptax.dp_sgd(
+    0.1, 1.0, noise_multiplier=1.0, expected_batch_size=4, key=jax.random.key(1)
+)
 refused("plain transformation", lambda: private(make(optimizer=clipping)).train(rows))
 done = private(make())
 refused("call of train before", done.report)
