@@ -63,7 +63,7 @@ def check_model(model: Any) -> None:
 
 
 def check_data(x: PyTree, y: PyTree) -> PyTree:
-    """Returns `(x, y)`; refuses what is no tree of arrays, such as a generator of batches."""
+    """Returns `(x, y)`, without lists; refuses what is no tree of arrays, such as a generator."""
     import jax
 
     for leaf in jax.tree.leaves((x, y)):
@@ -73,7 +73,14 @@ def check_data(x: PyTree, y: PyTree) -> PyTree:
                 f"{type(leaf).__name__}. A data set that yields batches has drawn them already, "
                 "with another guarantee. Pass the arrays, and the plan draws the batches."
             )
-    return x, y
+    return _with_tuples((x, y))
+
+
+def _with_tuples(node: PyTree) -> PyTree:
+    """Returns the tree with tuples for lists: in Keras a list has an entry per input."""
+    if isinstance(node, dict):
+        return {name: _with_tuples(part) for name, part in node.items()}
+    return tuple(map(_with_tuples, node)) if isinstance(node, list | tuple) else node
 
 
 def import_keras() -> Any:

@@ -91,7 +91,8 @@ class PrivateModel:
         Args:
             x: inputs: an array with one row per example, or a list or dict of such arrays.
             y: targets, in the same form; None if the loss needs none.
-            validation_data: `(x, y)`, which share no people with the training data.
+            validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set, as in Keras. They
+                must share no people with the training data.
             callbacks: of Keras. They see the logs above. One that sets `model.stop_training` ends
                 the run. One that changes weights or the learning rate is refused.
             verbose: as in Keras: "auto", 0, 1 or 2.
@@ -208,7 +209,8 @@ class PrivateModel:
     def _validate(self, data: Any) -> dict[str, float]:
         if data is None:
             return {}
-        found = self.model.evaluate(*data, verbose=0, return_dict=True)
+        x, y, weight = (*data, None)[:3] if isinstance(data, tuple | list) else (data, None, None)
+        found = self.model.evaluate(x, y, sample_weight=weight, verbose=0, return_dict=True)
         return {f"val_{name}": value for name, value in found.items()}
 
 

@@ -47,5 +47,5 @@ def check_optimizer(optimizer: Any) -> None:
             "expected an optimizer without gradient_accumulation_steps, which averages gradients "
             f"over steps; got {optimizer.gradient_accumulation_steps}. Each example must be "
             "clipped alone, and the noise is added once per batch. For a larger batch, plan a "
-            "larger expected_batch_size. To save memory, use make_private(..., microbatch_size=...)."
+            "larger expected_batch_size. To save memory, use microbatch_size= of make_private."
         )
