@@ -41,9 +41,9 @@ def make_private(
     Raises:
         ImportError: Tunix is not installed.
         TypeError: `trainer` is no `PeftTrainer`, or a subclass. From `train`: the data are batches.
-        ValueError: the trainer accumulates gradients, has made steps already, takes its batches
-            from data hooks, saves checkpoints while `resume` is missing, or wants more steps than
-            the plan has.
+        ValueError: the trainer accumulates gradients, has made steps that the folder of the run
+            does not know, takes its batches from data hooks, saves checkpoints while `resume` is
+            missing, or wants more steps than the plan has.
 
     Example:
         >>> trainer = PeftTrainer(model, optax.adamw(1e-3), config)  # doctest: +SKIP

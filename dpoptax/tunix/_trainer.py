@@ -91,10 +91,17 @@ class PrivateTrainer(PeftTrainer):  # type: ignore[misc]
             **self._settings,
         ) as run:
             self._run = run
+            if self.train_steps > run.ledger.num_steps:
+                raise ValueError(
+                    f"expected a checkpoint of Tunix with the {run.ledger.num_steps} steps that "
+                    f"the folder of the run knows, or fewer; got one with {self.train_steps}. Its "
+                    "weights cost privacy that is not counted. Pass the folder of that run, or "
+                    "start in an empty checkpoint_root_directory."
+                )
             self._take_over()
             self._train_steps = self._iter_steps = run.steps_done
             # One empty batch for each step. Tunix skips those before `_iter_steps`.
-            batches = [()] * self.plan.num_steps
+            batches = [()] * (run.steps_left if self.is_managed_externally else self.plan.num_steps)
             # Without `skip_jit` it would look for the compiled step of its own.
             super().train(batches, eval_ds, skip_jit=True, cache_nnx_graph=cache_nnx_graph)
 

@@ -41,7 +41,6 @@ def test_it_makes_the_steps_of_a_loop_with_the_same_transformation(wrt):
     model = Adapted()
     optimizer = dpoptax.nnx.Optimizer(model, private(0, optax.sgd(0.1, momentum=0.9)), wrt=wrt)
     loss_fn, params = dpoptax.nnx.loss_fn(model, loss, wrt=wrt)
-    params = jax.tree.map(jnp.copy, params)
     tx = private(0, optax.sgd(0.1, momentum=0.9))
     state = tx.init(params)
     before = np.asarray(model.base.kernel[...])
@@ -106,3 +105,11 @@ def test_the_optimizer_of_nnx_names_the_one_to_use():
     optimizer = nnx.Optimizer(model, private(5, optax.sgd(1.0)), wrt=nnx.Param)
     with pytest.raises(ValueError, match=r"use dpoptax\.nnx\.Optimizer"):
         optimizer.update(model, dpoptax.per_example_grads(loss_fn)(params, X))
+
+
+def test_a_loss_and_its_parameters_do_not_change_with_the_model():
+    model = Adapted()
+    loss_fn, params = dpoptax.nnx.loss_fn(model, loss, wrt=nnx.LoRAParam)
+    before = loss_fn(params, X[0])
+    nnx.update(model, jax.tree.map(lambda leaf: leaf + 1, nnx.state(model)))
+    assert loss_fn(params, X[0]) == before

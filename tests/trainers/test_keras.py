@@ -116,8 +116,8 @@ def listed():
 
 
 start, own, ours = (listed() for _ in range(3))
-own.fit([x, y], x[:, 0], batch_size=40, epochs=3, shuffle=False, verbose=0)
-private_fit(ours, plan(), [x, y], x[:, 0], validation_data=([x, y], x[:, 0], y[:, 0] ** 2))
+own.fit([x, y], x[:, :1], batch_size=40, epochs=3, shuffle=False, verbose=0)
+private_fit(ours, plan(), [x, y], x[:, :1], validation_data=([x, y], x[:, :1], y[:, 0] ** 2))
 assert distance(start, own) > 1e-2 and distance(own, ours) < 1e-5
 """
 

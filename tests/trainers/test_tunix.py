@@ -108,12 +108,12 @@ RESUMED = """
 folder = sys.argv[1]
 
 
-def fit(name, **config):
+def fit(name, resume=None, **config):
     sampler = dpoptax.samplers.Poisson(40, 10)
     made = dpoptax.Plan(sampler=sampler, clip=1.0, noise_multiplier=1.0, num_steps=6, delta=1e-3)
     tunix = folder + "/tunix-" + name
     trainer = make(checkpoint_root_directory=tunix, **config)
-    found = private(trainer, made, resume=folder + "/" + name)
+    found = private(trainer, made, resume=folder + "/" + (resume or name))
     found.train(rows, [rows])
     return found
 
@@ -124,6 +124,14 @@ second = fit("twice")
 assert second.train_steps == 6 and second.epsilon() == once.epsilon() == once.plan.epsilon()
 assert np.array_equal(weights(once), weights(second))
 assert not np.array_equal(weights(once), weights(first))
+
+# Weights of steps that nobody counted: the checkpoints of one run with the folder of another.
+try:
+    fit("twice", resume="new")
+except ValueError as error:
+    assert "privacy that is not counted" in str(error), error
+else:
+    raise AssertionError
 """
 
 REFUSALS = """
