@@ -89,14 +89,18 @@ def test_what_is_not_private_is_refused():
     model = Adapted()
     with pytest.raises(ValueError, match=r"tx must hold privatize.*plan\.privatize\(key\)"):
         dpoptax.nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
-    averaging = optax.MultiSteps(private(3, optax.sgd(1.0)), 2)
-    with pytest.raises(ValueError, match="averages gradients before they are clipped"):
-        dpoptax.nnx.Optimizer(model, averaging, wrt=nnx.Param)
     tx = private(4, optax.sgd(1.0))
     optimizer = dpoptax.nnx.Optimizer(model, tx, wrt=nnx.Param)
     averaged = nnx.grad(lambda model: jnp.mean(jax.vmap(loss, (None, 0))(model, X)))(model)
     with pytest.raises(ValueError, match="one leading batch axis"):
         optimizer.update(model, averaged)
+
+
+@pytest.mark.untyped  # `MultiSteps` is no `GradientTransformation`
+def test_averaging_before_the_clip_is_refused():
+    averaging = optax.MultiSteps(private(3, optax.sgd(1.0)), 2)
+    with pytest.raises(ValueError, match="averages gradients before they are clipped"):
+        dpoptax.nnx.Optimizer(Adapted(), averaging, wrt=nnx.Param)
 
 
 def test_the_optimizer_of_nnx_names_the_one_to_use():
