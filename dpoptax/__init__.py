@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dpoptax import (
         accounting,
         clipping,
+        keras,
         mechanisms,
         nnx,
         per_example,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         schedules,
         training,
         transforms,
+        tunix,
         vi,
     )
     from dpoptax._plan import Plan
@@ -51,6 +53,8 @@ __all__ = [
     "training",
     "vi",
     "nnx",
+    "keras",
+    "tunix",
     # Functions and classes, in the same order
     "PerExampleGrads",
     "per_example_grads",

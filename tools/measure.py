@@ -259,12 +259,13 @@ def _exported(tree: ast.Module, path: pathlib.Path) -> list[str]:
 def _public_names(modules: dict[str, Module]) -> list[str]:
     """Returns every public name once, also if two packages export it.
 
-    The names in `compat` are those of other libraries, so they do not count.
+    The adapters to other libraries that are optional do not count.
     """
     names = {}
     for module in sorted(modules.values(), key=lambda module: -module.name.count(".")):
         for name in module.public_names:
-            if not name.startswith("__") and ".compat" not in module.name:
+            adapter = module.name.split(".")[1:2] in (["compat"], ["keras"], ["tunix"])
+            if not name.startswith("__") and not adapter:
                 names.setdefault(name, f"{module.name}.{name}")
     return sorted(names.values())
 

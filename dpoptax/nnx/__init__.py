@@ -1,5 +1,6 @@
-"""Flax NNX: a model as a loss of parameters, one example and a key."""
+"""Flax NNX: a model as the loss of one example, and an optimizer for its gradients."""
 
 from dpoptax.nnx._loss import loss_fn
+from dpoptax.nnx._optimizer import Optimizer
 
-__all__ = ["loss_fn"]
+__all__ = ["loss_fn", "Optimizer"]

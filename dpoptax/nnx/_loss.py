@@ -57,7 +57,9 @@ def loss_fn(
             "its graph definition or its state."
         )
     loss_takes_key = takes_key(loss, "loss", "model")
-    graph, params, streams, rest = nnx.split(model, wrt, nnx.RngState, ...)
+    graph, *states = nnx.split(model, wrt, nnx.RngState, ...)
+    # Variables of its own: those of the split are the model's, and change with it.
+    params, streams, rest = (jax.tree.map(lambda leaf: leaf, state) for state in states)
     if not jax.tree.leaves(params):
         raise ValueError(
             f"wrt={wrt!r} must match Variables of the model; got none. Pass nnx.Param, or the type "

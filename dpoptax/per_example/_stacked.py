@@ -170,9 +170,11 @@ def _refuse_mismatch(specs: PyTree, params: PyTree) -> None:
     structure: Any = jax.tree.structure(specs)
     expected: Any = jax.tree.structure(params)
     if structure != expected:
+        # nnx.Optimizer takes from the gradients what is an NNX Variable, which is nothing here.
+        remedy = "" if jax.tree.leaves(specs) else " With nnx.Optimizer, use dpoptax.nnx.Optimizer."
         raise ValueError(
             "per-example gradients and parameters must have the same tree structure; got "
-            f"{structure} and {expected}."
+            f"{structure} and {expected}.{remedy}"
         )
     labelled = jax.tree_util.tree_leaves_with_path(specs)
     for (path, spec), param in zip(labelled, jax.tree.leaves(params), strict=True):

@@ -37,12 +37,15 @@ ORDER = [
     "training",
     "vi",
     "nnx",
+    "keras",
+    "tunix",
     "compat",
     "__main__",
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 # Imported where they are used, so that `import dpoptax` stays quick.
-HEAVY = ["dp_accounting", "flax", "matplotlib", "numpyro", "orbax", "scipy.stats", "tqdm"]
+HEAVY = ["dp_accounting", "flax", "keras", "matplotlib", "numpyro", "orbax", "scipy.stats"]
+HEAVY += ["tqdm", "tunix"]
 
 
 def part_of(path):

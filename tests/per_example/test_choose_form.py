@@ -1,5 +1,7 @@
 """The automatic choice of a form, and the figures of devices that it reads."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
