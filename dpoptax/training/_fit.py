@@ -16,12 +16,17 @@ from dpoptax.per_example._validate_loss import check_loss, check_params, takes_k
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._check_size import check_size
-from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._data import (
+    DeviceData,
+    HostData,
+    as_training_data,
+    example_of_batch,
+)
 from dpoptax.training._diagnostics import warn_if_many
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
 from dpoptax.training._memory import microbatch_size_for_plan
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._progress import Listener
 from dpoptax.training._result import FitResult, StopReason, make_result
 from dpoptax.training._resume.run import open_run
@@ -152,8 +157,8 @@ def prepare(
     The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     """
     check_arguments(data, params, plan, optimizer)
-    example = data.first_example()
-    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
+    example = example_of_batch(data, plan.sampler)
+    tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root)
     has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan)
@@ -192,10 +197,11 @@ def _check_loss(
 
     Returns whether the loss returns a pair `(loss, metrics)`.
     """
-    if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
-        check_loss(loss_fn.loss, point, examples, state.model_key, allow_unused=True)
+    loss_of, point_of = split_objective(loss_fn)
+    point = jax.eval_shape(point_of, state.params, state.opt_state)
+    key = state.model_key if takes_key(loss_of) else None
+    if isinstance(loss_fn, Objective):  # another part of it may train what the loss leaves out
+        check_loss(loss_of, point, examples, key, allow_unused=True)
         return False
-    key = state.model_key if takes_key(loss_fn) else None
-    trace = check_loss(loss_fn, state.params, examples, key, has_aux=has_aux)
+    trace = check_loss(loss_of, point, examples, key, has_aux=has_aux)
     return trace.program.aux_treedef is not None

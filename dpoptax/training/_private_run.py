@@ -14,7 +14,12 @@ from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.samplers import Batch, MaskedExamples
-from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._data import (
+    DeviceData,
+    HostData,
+    as_training_data,
+    example_of_batch,
+)
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._fit import check_arguments, prepare
 from dpoptax.training._multihost import from_first_process
@@ -115,7 +120,8 @@ class PrivateRun(OpenRun):
                     f"saved and has no loss; got {type(plan.sampler).__name__}, which ties the "
                     "steps of a run together. Pass the loss, or leave resume out."
                 )
-            tx, state = start_run(None, params, data.first_example(), plan, optimizer, root)
+            example = example_of_batch(data, plan.sampler)
+            tx, state = start_run(None, params, data, example, plan, optimizer, root)
             self._update = Update(tx, take_over_digest(None, tx))
             make_step = functools.partial(make_sampling_step, plan.sampler)
         else:

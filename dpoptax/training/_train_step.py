@@ -20,7 +20,7 @@ from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take, take_plain
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._noise_binding import bind_noise
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import take_over_digest
 from dpoptax.training._validate_optimizer import check_transformation
 
@@ -173,14 +173,13 @@ def make_train_step(
         1
     """
     check_transformation("tx", tx)
-    objective = loss_fn if isinstance(loss_fn, Objective) else None
-    loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
+    loss_of, point_of = split_objective(loss_fn)
     # Another part of an objective may train a parameter that its loss leaves out.
     grads_fn = value_and_per_example_grads(
         loss_of,
         microbatch_size=microbatch_size,
         has_aux=has_aux,
-        allow_unused=objective is not None,
+        allow_unused=isinstance(loss_fn, Objective),
     )
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
@@ -194,9 +193,7 @@ def make_train_step(
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
         # Some objectives take the gradient at draws kept in the optimizer state, not at the
         # parameters. The update is applied to the parameters in any case.
-        point = state.params
-        if objective is not None:
-            point = objective.gradient_point(state.params, state.opt_state)
+        point = point_of(state.params, state.opt_state)
         examples, batch = take_plain(take, data, batch)
         values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
         losses, aux = values if has_aux else (values, None)
