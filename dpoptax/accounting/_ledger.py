@@ -64,6 +64,13 @@ class Ledger:
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
         self._known_epsilons: dict[Any, float] = {}
 
+    def __copy__(self) -> "Ledger":
+        """Returns a ledger of the same charges. Charges to one do not count in the other."""
+        copied = Ledger(self.sampler, self.clip, delta=self.delta)
+        copied._steps = ChargedSteps(self._steps.segments)
+        copied._others = list(self._others)
+        return copied
+
     @property
     def noise_multiplier(self) -> ScalarOrSchedule:
         """The noise multiplier of the charged steps; 0 if there are none."""

@@ -53,8 +53,10 @@ def fit(
 ) -> FitResult:
     """Trains privately: runs all steps of `plan`, with a progress bar that shows epsilon.
 
-    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps that are running. The result and
-    its report then count only the steps that ran. A second Ctrl-C acts as usual.
+    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps that are running. After SIGTERM
+    and `time_limit`, the guarantee is that of the steps that ran. After Ctrl-C it is that of all
+    planned steps, because you may have looked at the parameters; the report states both. A second
+    Ctrl-C acts as usual.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
@@ -73,7 +75,7 @@ def fit(
             parameters or data differ, and are equal bit for bit if nothing differs.
         progress: whether to show the bar; or a function that is called with a `Progress` from
             time to time; or `Every(function, steps=100)` for regular calls; or a list of these. A
-            function that returns True ends the run; see `Every` on the epsilon to state then.
+            function that returns True ends the run, with the guarantee of all planned steps.
         resume: a folder, or `Checkpoints`, where the run is saved. If it holds a run, training
             continues there, bit for bit. If the program or the data changed since, training draws
             new noise. Steps that a crash lost then stay charged: they count in epsilon.
@@ -85,7 +87,7 @@ def fit(
             noise. `dpoptax.mechanisms.norm_histogram` is a private alternative.
 
     Returns:
-        A `FitResult` with the parameters and the report of the steps that ran.
+        A `FitResult` with the parameters and the report of the run.
 
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is

@@ -40,9 +40,10 @@ class PrivateRun(OpenRun):
     runs. It makes no more steps than planned. It takes the arguments of `fit`, except `progress`,
     and gives the numbers of `fit`.
 
-    You may stop early: `epsilon` and `report` then count only the steps that ran. If the private
-    parameters decided when to stop, for example by their validation accuracy, state the epsilon of
-    all planned steps, `plan.epsilon()`.
+    You may stop early. `epsilon` counts the steps that ran so far. It is the cost of the run only
+    if nothing that was released decided when to stop. If the private parameters decided it, for
+    example by their validation accuracy, the cost is that of all planned steps. `report` states
+    both.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax

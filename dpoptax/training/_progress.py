@@ -57,9 +57,9 @@ class Every:
     """Calls a function at regular times of a run, for example to evaluate the model.
 
     The function gets a `Progress`. It costs no privacy if it uses only the parameters and data that
-    are not in the training set. If it returns True, the run ends, and the result and its report
-    count only the steps that ran. If the parameters decided this, for example by their validation
-    accuracy, state the epsilon of all planned steps, `plan.epsilon()`.
+    are not in the training set. If it returns True, the run ends. Because the parameters may have
+    decided this, the result then guarantees the epsilon of all planned steps. Its report also
+    states the epsilon of the steps that ran.
 
     Attributes:
         function: `function(progress)` returns True to stop; None or False to go on.
