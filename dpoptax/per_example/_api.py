@@ -13,6 +13,7 @@ from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, select
+from dpoptax.per_example._call_note import refuse_no_function
 from dpoptax.per_example._choose_form import automatic_grads
 from dpoptax.per_example._factored import factored_grads
 from dpoptax.per_example._microbatched import aux_of_batch, microbatched_grads
@@ -54,7 +55,9 @@ class ValueAndGradsFn(Protocol):
 
 def _form_of(form: str) -> Any:
     if form not in _FORMS:
-        raise ValueError(f"form must be one of {', '.join(_FORMS)}; got {form!r}.")
+        raise ValueError(
+            f"form must be one of {', '.join(_FORMS)}; got {_validate.described(form)}."
+        )
     return _FORMS[form]
 
 
@@ -173,6 +176,7 @@ def value_and_per_example_grads(
         >>> losses, grads.stacked()
         (Array([0.5, 0. ], dtype=float32), Array([-1.,  0.], dtype=float32))
     """
+    refuse_no_function(loss_fn)
     form_of: Any = _form_of(form)
     # Microbatching wraps every form: it computes that form for each microbatch.
     if microbatch_size is not None:

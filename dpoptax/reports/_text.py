@@ -208,7 +208,12 @@ def _attacker(values: ReportValues) -> dict[str, str]:
 
 def _settings(record: dict[str, Any]) -> str:
     """The class of a sampler, clip rule or mechanism, and its settings."""
-    settings = [f"{name} {_short(value)}" for name, value in record.items() if name != "kind"]
+    # A switch that is off says nothing to a reader; the JSON has it.
+    settings = [
+        f"with {name}" if value is True else f"{name} {_short(value)}"
+        for name, value in record.items()
+        if name != "kind" and value is not False
+    ]
     # A class of the user's own is written as "module:Outer.Class".
     name = re.split("[:.]", record["kind"])[-1]
     return f"{name} ({', '.join(settings)})" if settings else name

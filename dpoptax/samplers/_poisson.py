@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, truncated_poisson_event
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
 from dpoptax.samplers import feistel
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
@@ -57,6 +58,7 @@ class Poisson(Sampler):
     expected_batch_size: float
     max_batch_size: int
 
+    @answer_foreign_names
     def __init__(
         self, num_examples: int, expected_batch_size: float, max_batch_size: int | None = None
     ) -> None:

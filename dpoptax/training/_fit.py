@@ -15,6 +15,7 @@ from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._automatic_axes import with_automatic_axes
+from dpoptax.training._check_arguments import check_microbatch_size, check_plan
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import (
     DeviceData,
@@ -159,6 +160,7 @@ def prepare(
     The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     """
     check_arguments(data, params, plan, optimizer)
+    check_microbatch_size(microbatch_size)
     example = example_of_batch(data, plan.sampler)
     tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root)
     has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
@@ -183,6 +185,7 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
 ) -> None:
     """Refuses data that do not fit the plan, and parameters that cannot be trained."""
+    check_plan(plan)
     check_size(len(data), plan.sampler)
     check_params(params)
     check_optimizer(optimizer, params)

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.samplers import Batch, MaskedExamples
@@ -73,6 +74,7 @@ class PrivateRun(OpenRun):
         50
     """
 
+    @answer_foreign_names
     def __init__(
         self,
         loss_fn: Callable[..., Float[Array, ""]] | Objective | None,

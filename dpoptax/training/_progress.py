@@ -93,7 +93,9 @@ class Every:
     def __attrs_post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise TypeError(
-                f"give either steps or seconds; got steps={self.steps}, seconds={self.seconds}. "
+                f"give either steps or seconds; got "
+                f"steps={_validate.described(self.steps)}, "
+                f"seconds={_validate.described(self.seconds)}. "
                 "Pass one of the two and leave out the other."
             )
         if self.steps is not None:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
@@ -121,6 +122,7 @@ def init_state(
     )
 
 
+@answer_foreign_names
 def make_train_step(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     *,
