@@ -22,6 +22,6 @@ def test_the_report_names_the_prng_and_who_made_the_key():
 def test_a_number_is_refused_with_what_to_pass():
     with pytest.raises(
         TypeError,
-        match=r"got a number. For a test pass jax.random.key\(number\).*For real data leave the key out",
+        match=r"got a number\. For a test pass jax.random.key\(number\).*leave the key out",
     ):
         root_key(7)
