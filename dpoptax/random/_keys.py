@@ -81,4 +81,4 @@ def describe_key(key: Any) -> str:
         return "ChaCha20, 256 bits of entropy of the operating system"
     tag = str(jax.random.key_impl(_validate.typed_key("key", key)))
     name = "ChaCha20" if tag == CHACHA20_TAG else tag
-    return f"{name}, given by the caller, who must keep it secret"
+    return f"{name}, with a key from the caller, who must keep it secret"
