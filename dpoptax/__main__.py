@@ -2,13 +2,13 @@
 
 import argparse
 import pathlib
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpoptax import _validate, accounting, samplers
+from dpoptax._command_line_errors import show_warning, with_flags
 from dpoptax._plan import Plan
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.reports import Report, round_up
@@ -19,16 +19,6 @@ EXAMPLES = """examples:
   dpoptax epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1.0
   dpoptax calibrate --num-examples 50000 --batch-size 1000 --epochs 20 --epsilon 3 --delta 1e-6
   dpoptax report plan.json --figure report.png"""
-
-
-# What arguments of the library are called here.
-FLAGS = {
-    "expected_batch_size": "--batch-size",
-    "batch_size": "--batch-size",
-    "num_examples": "--num-examples",
-    "num_steps": "--steps",
-    "noise_multiplier": "--noise-multiplier",
-}
 
 
 def _whole(size: float) -> float:
@@ -66,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = show_warning
             options.run(options)
     # What a user can mistype; anything else is a bug and keeps its traceback.
     except OSError as error:
@@ -74,26 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dpoptax: {reason}", file=sys.stderr)
         return 2
     except (TypeError, ValueError) as error:
-        print(f"dpoptax: {_with_flags(str(error))}", file=sys.stderr)
+        print(f"dpoptax: {with_flags(str(error))}", file=sys.stderr)
         return 2
     return 0
-
-
-def _show_warning(message: Any, *details: Any, **more: Any) -> None:
-    """Prints a warning without the line of our program that it came from."""
-    del details, more
-    print(f"dpoptax: warning: {_with_flags(str(message))}", file=sys.stderr)
-
-
-def _with_flags(message: str) -> str:
-    """Returns an error of the library with the names of the command line."""
-    # In a formula, N as in the help.
-    message = re.sub(r"([*/] )num_examples\b", r"\1N", message)
-    message = re.sub(r"\brelation='(\w+)'", r"--relation \1", message)
-    message = re.sub(r"^(clip|delta|epsilon|epochs)(?= (bounds|must|should))", r"--\1", message)
-    for name, flag in FLAGS.items():
-        message = re.sub(rf"\b{name}\b", flag, message)
-    return message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    _add_epsilon(commands)
+    _add_calibrate(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_epsilon(commands: Any) -> None:
     epsilon = commands.add_parser(
         "epsilon",
         help="compute the epsilon of a run",
@@ -122,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     epsilon.set_defaults(run=_epsilon)
 
+
+def _add_calibrate(commands: Any) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         help="find the noise, the steps or the batch size for a budget",
@@ -149,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.set_defaults(run=_calibrate)
 
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="print the privacy report of a plan",
@@ -169,7 +153,6 @@ def _parser() -> argparse.ArgumentParser:
         help="also draw the report, to a file such as report.png; needs matplotlib",
     )
     report.set_defaults(run=_report)
-    return parser
 
 
 def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dpoptax._validate import described
 
-__all__ = ["Relation", "parse_relation"]
+__all__ = ["parse_relation"]
 
 # One of the three names above, or dp-accounting's enum.
 if TYPE_CHECKING:

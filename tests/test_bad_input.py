@@ -315,11 +315,11 @@ WRONG_CALLS = {
         "got 4 rows and 3 entries",
     ),
     "permutation of nothing": (
-        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 0),
+        lambda: samplers._feistel.permute(KEY, jnp.arange(3), 0),
         "num_examples must be at least 1",
     ),
     "permutation too large": (
-        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 2**31 + 1),
+        lambda: samplers._feistel.permute(KEY, jnp.arange(3), 2**31 + 1),
         r"at most 2\*\*31",
     ),
     "negative step": (lambda: SAMPLER.init(KEY, step=-1), "step must be at least 0"),

@@ -14,8 +14,8 @@ import scipy.special
 from dpoptax import _serialize, _validate
 from dpoptax._dp_events import count_passes
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger, event_epsilon, event_privacy_loss, trade_off
-from dpoptax.accounting._epsilon import coarse_epsilon
+from dpoptax.accounting import Ledger, event_epsilon, trade_off
+from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
 from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text

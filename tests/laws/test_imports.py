@@ -38,6 +38,7 @@ ORDER = [
     "vi",
     "nnx",
     "compat",
+    "_command_line_errors",
     "__main__",
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
