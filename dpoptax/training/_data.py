@@ -173,7 +173,7 @@ def example_of_batch(data: DeviceData | HostData, sampler: Sampler) -> PyTree:
         return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), dtype)
 
     arrays = data.first_example() if isinstance(data, HostData) else data.arrays
-    batch = Batch(
+    batch: Any = Batch(
         jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), jnp.bool_)
     )
     examples, _ = jax.eval_shape(
