@@ -173,11 +173,10 @@ def example_of_batch(data: DeviceData | HostData, sampler: Sampler) -> PyTree:
         return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), dtype)
 
     arrays = data.first_example() if isinstance(data, HostData) else data.arrays
-    batch: Any = Batch(
-        jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), jnp.bool_)
-    )
+    indices: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
+    mask: Any = jax.ShapeDtypeStruct((size,), jnp.bool_)
     examples, _ = jax.eval_shape(
-        functools.partial(take_plain, data.take), jax.tree.map(spec, arrays), batch
+        functools.partial(take_plain, data.take), jax.tree.map(spec, arrays), Batch(indices, mask)
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), examples
