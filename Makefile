@@ -50,9 +50,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml $(VENV)/bin/python
+	@echo 'Installing dpoptax and what it needs into $(VENV). This takes some minutes the first time.'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/bin/python
+	@echo 'Installing dpoptax and what it needs into $(VENV). This takes some minutes the first time.'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.demo

@@ -3,13 +3,16 @@
 import argparse
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpoptax import _validate, accounting, samplers
+from dpoptax._command_line_errors import show_warning, with_flags
 from dpoptax._plan import Plan
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.reports import Report, round_up
+from dpoptax.reports._round import round_up_significant
 from dpoptax.samplers import Sampler
 
 EXAMPLES = """examples:
@@ -52,10 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            options.run(options)
     # What a user can mistype; anything else is a bug and keeps its traceback.
-    except (OSError, TypeError, ValueError) as error:
-        print(f"dpoptax: {error}", file=sys.stderr)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"dpoptax: {reason}", file=sys.stderr)
+        return 2
+    except (TypeError, ValueError) as error:
+        print(f"dpoptax: {with_flags(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -63,19 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpoptax",
-        description="Computes the privacy of training runs.",
+        description="Computes what a private training run costs (epsilon), finds the noise, the "
+        "steps or the batch size for a budget, and prints privacy reports.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    _add_epsilon(commands)
+    _add_calibrate(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_epsilon(commands: Any) -> None:
     epsilon = commands.add_parser(
         "epsilon",
         help="compute the epsilon of a run",
         description="Computes the epsilon of a run from its noise, batch size and length.",
     )
     _add_run(epsilon, required=True)
-    epsilon.add_argument("--delta", type=float, help="default 1 / (10 N)")
+    epsilon.add_argument(
+        "--delta", type=float, metavar="D", help="of the guarantee; default 1 / (10 N)"
+    )
     epsilon.add_argument(
         "--relation",
         choices=["add_or_remove_one", "replace_one", "replace_special"],
@@ -83,44 +102,74 @@ def _parser() -> argparse.ArgumentParser:
     )
     epsilon.set_defaults(run=_epsilon)
 
+
+def _add_calibrate(commands: Any) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         help="find the noise, the steps or the batch size for a budget",
-        description="Finds the one of noise multiplier, number of steps and batch size that is not "
-        "given: the least noise, the most steps or the largest batch within the budget.",
+        description="Give two of these three: the noise multiplier, the batch size, and the length "
+        "(steps or epochs). The third is found: the least noise, the largest batch or the most "
+        "steps within the budget.",
     )
     _add_run(calibrate, required=False)
-    calibrate.add_argument("--epsilon", type=float, required=True, help="the budget")
-    calibrate.add_argument("--delta", type=float, required=True, help="well below 1 / N")
+    calibrate.add_argument("--epsilon", type=float, required=True, metavar="EPS", help="the budget")
     calibrate.add_argument(
-        "--l2-clip",
+        "--delta", type=float, required=True, metavar="D", help="of the budget; well below 1 / N"
+    )
+    calibrate.add_argument(
+        *("--clip", "--l2-clip"),
         type=float,
         default=1.0,
-        help="clip bound of the plan that is written; default 1",
+        metavar="C",
+        help="clip bound of the plan that is written; it does not change epsilon; default 1",
     )
-    calibrate.add_argument("--out", type=pathlib.Path, metavar="PLAN", help="write a plan's JSON")
+    calibrate.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write the plan to this file, as JSON that `dpoptax report` and Plan.from_json read",
+    )
     calibrate.set_defaults(run=_calibrate)
 
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="print the privacy report of a plan",
-        description="Reads a plan that Plan.to_json wrote and prints its privacy report.",
+        description="Prints the privacy report of a plan: what it guarantees, under which "
+        "conditions, and what an attacker can find out.",
     )
-    report.add_argument("plan", type=pathlib.Path, help="a JSON file")
-    report.add_argument("--steps", type=int, help="report on the first STEPS steps only")
-    report.add_argument("--json", action="store_true", help="print JSON")
-    report.add_argument("--figure", type=pathlib.Path, help="draw to this file; needs matplotlib")
+    report.add_argument(
+        "plan", type=pathlib.Path, help="a file from `dpoptax calibrate --out` or Plan.to_json"
+    )
+    report.add_argument(
+        "--steps", type=int, metavar="T", help="report on the first T planned steps only"
+    )
+    report.add_argument("--json", action="store_true", help="print JSON in place of text")
+    report.add_argument(
+        "--figure",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="also draw the report, to a file such as report.png; needs matplotlib",
+    )
     report.set_defaults(run=_report)
-    return parser
 
 
 def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Adds the arguments that describe a run."""
     parser.add_argument(
-        "--num-examples", type=int, required=True, metavar="N", help="size of the training data"
+        "--num-examples",
+        type=int,
+        required=True,
+        metavar="N",
+        help="how many examples the training data have",
     )
     parser.add_argument(
-        "--batch-size", type=float, required=required, metavar="B", help="mean number of examples"
+        "--batch-size",
+        type=float,
+        required=required,
+        metavar="B",
+        help="how many examples a batch has on average; not a sampling rate",
     )
     parser.add_argument(
         "--noise-multiplier",
@@ -130,12 +179,19 @@ def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="standard deviation of the noise on the sum, divided by the clip bound",
     )
     length = parser.add_mutually_exclusive_group(required=required)
-    length.add_argument("--steps", type=int, metavar="T", help="how many steps run")
+    length.add_argument("--steps", type=int, metavar="T", help="how many steps the run has")
     length.add_argument(
-        "--epochs", type=float, metavar="E", help="T = ceil(E N / B) steps: E passes over the data"
+        "--epochs",
+        type=float,
+        metavar="E",
+        help="how many passes over the data, in place of --steps: T = ceil(E N / B)",
     )
     parser.add_argument(
-        "--sampler", choices=list(SAMPLERS), default="poisson", help="how batches are drawn"
+        "--sampler",
+        choices=list(SAMPLERS),
+        default="poisson",
+        help="how batches are drawn; default poisson, where each example joins a batch "
+        "independently",
     )
 
 
@@ -161,7 +217,11 @@ def _epsilon(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    report = Report.from_plan(Plan.from_json(options.plan.read_text()), options.steps)
+    try:
+        plan = Plan.from_json(options.plan.read_text())
+    except ValueError as error:  # also a file that is no text
+        raise ValueError(f"{options.plan} is not a plan: {error}") from None
+    report = Report.from_plan(plan, options.steps)
     print(report.to_json() if options.json else report)
     if options.figure:
         report.save_figure(options.figure)
@@ -194,17 +254,17 @@ def _calibrate(options: argparse.Namespace) -> None:
         noise, spent = accounting.calibrate_noise_multiplier(
             sampler=sampler, num_steps=steps, **budget
         )
-        found = f"noise_multiplier {noise:.6g}"
+        found = f"noise_multiplier {round_up_significant(noise, 6)}"
     elif no_length:
         steps, spent = accounting.calibrate_num_steps(
             sampler=sampler, noise_multiplier=noise, **budget
         )
         found = f"num_steps {steps}"
-    print(f"{found} at epsilon = {spent:.6g}, delta = {options.delta:g}")
+    print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {options.delta:g}")
     if options.out:
         plan = Plan(
             sampler=sampler,
-            clip=options.l2_clip,
+            clip=options.clip,
             noise_multiplier=noise,
             num_steps=steps,
             delta=options.delta,

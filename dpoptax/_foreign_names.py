@@ -52,7 +52,8 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "prng_key": (JAX_PRIVACY, ("key",)),
     "secure_mode": (OPACUS, ("key",)),
     "noise_generator": (OPACUS, ("key",)),
-    "lr": (OTHERS, ("learning_rate",)),
+    "lr": (OTHERS, ("learning_rate", "optimizer")),
+    "learning_rate": ("dpoptax.dp_sgd", ("optimizer", "tx")),
     "module": (OPACUS, ("params",)),
     "model": (OTHERS, ("params",)),
     "data_loader": (OPACUS, ("data",)),
@@ -60,6 +61,7 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "criterion": (OPACUS, ("loss_fn",)),
     "loss": (OTHERS, ("loss_fn",)),
     "tx": (OTHERS, ("optimizer",)),
+    "optimizer": ("dpoptax.training.fit", ("tx",)),
     "callback": (OTHERS, ("progress",)),
 }
 # What to write, where more than the name differs.
@@ -72,6 +74,8 @@ _REMEDIES = {
     "sampler": "sampler=dpoptax.samplers.Poisson(num_examples, expected_batch_size)",
     "key": "key=jax.random.key(seed), or dpoptax.random.secure_key() for secret noise",
     "data": "data= arrays, or HostData(source) with random access",
+    "optimizer": "optimizer=optax.sgd(learning_rate), or another optimizer of Optax",
+    "tx": "tx=optax.chain(plan.privatize(key), optax.sgd(learning_rate))",
     "params": "params=, a tree of arrays, and a loss of one example",
 }
 # Arguments of a plan, for functions that take the plan.
@@ -86,27 +90,36 @@ def answer_foreign_names(function: Function) -> Function:
 
     The signature stays as it is, for editors and type checkers.
     """
-    known = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    known = signature.parameters
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        called = function.__qualname__
+        if called.endswith(".__init__") and args:
+            called = type(args[0]).__name__  # samplers share a constructor
         for name in kwargs:
             if name not in known:
-                raise TypeError(_answer(function.__qualname__, name, known))
+                raise TypeError(_answer(called, name, known))
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{called}: {error}. {_takes(known)}{_unpack(args)}") from None
         return function(*args, **kwargs)
 
     return cast(Function, checked)
 
 
 def _answer(function: str, name: str, known: Iterable[str]) -> str:
-    names = [other for other in known if other not in ("self", "cls")]
+    names = _names(known)
     called = function.removesuffix(".__init__")
     library, candidates = _NAMES.get(name, ("", (name,)))
     expected = f"{called} has no argument {name!r}{f', a name in {library}' if library else ''}."
     for ours in candidates:
         if ours in names:
             is_rate = ours == "expected_batch_size" and name != "batch_size"
-            return f"{expected} Pass {_RATE if is_rate else _REMEDIES.get(ours, f'{ours}=')}."
+            remedy = _RATE if is_rate else _REMEDIES.get(ours)
+            return f"{expected} Pass {ours}=..." if remedy is None else f"{expected} Pass {remedy}."
     # A budget belongs to a calibration, which returns the plan that keeps it.
     if called == "Plan" and "epsilon" in candidates:
         return f"{expected} For a budget, call dpoptax.Plan.calibrate(epsilon=..., delta=..., ...)."
@@ -116,4 +129,20 @@ def _answer(function: str, name: str, known: Iterable[str]) -> str:
         return f"{expected} It belongs to the plan: pass plan=dpoptax.Plan(...)."
     close = difflib.get_close_matches(name, names, 1)
     meant = f" Did you mean {close[0]}?" if close else ""
-    return f"{expected}{meant} It takes {', '.join(names)}."
+    return f"{expected}{meant} {_takes(known)}"
+
+
+def _names(known: Iterable[str]) -> list[str]:
+    return [name for name in known if name not in ("self", "cls")]
+
+
+def _takes(known: Iterable[str]) -> str:
+    return f"It takes {', '.join(_names(known))}."
+
+
+def _unpack(args: tuple[Any, ...]) -> str:
+    """A hint for a pair of loss and parameters in the place of two arguments."""
+    pairs = [arg for arg in args if isinstance(arg, tuple) and arg and callable(arg[0])]
+    if not pairs:
+        return ""
+    return " For the pair that dpoptax.nnx.loss_fn returns, write loss, params = ... first."

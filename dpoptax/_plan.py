@@ -16,7 +16,12 @@ from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._epochs import num_steps_of
-from dpoptax.accounting._epsilon import PrivacyLoss, resolve_relation, run_event
+from dpoptax.accounting._epsilon import (
+    PrivacyLoss,
+    event_privacy_loss,
+    resolve_relation,
+    run_event,
+)
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
@@ -208,7 +213,7 @@ class Plan:
         """Returns the privacy loss of the first `num_steps` steps, to read many guarantees off."""
         relation = resolve_relation(relation, self.sampler.relation)
         event = self.event(num_steps, relation)
-        return accounting.event_privacy_loss(event, delta=self.delta, relation=relation)
+        return event_privacy_loss(event, delta=self.delta, relation=relation)
 
     def epsilon(
         self,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dpoptax._validate import described
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms import Mechanism
 from dpoptax.samplers import Poisson, Sampler
@@ -13,7 +14,7 @@ def check_sampler(sampler: Any) -> None:
     if not isinstance(sampler, Sampler):
         raise TypeError(
             "sampler must be one of dpoptax.samplers, or derive from dpoptax.samplers.Sampler; "
-            f"got {sampler!r}. Pass for example dpoptax.samplers.Poisson(num_examples, "
+            f"got {described(sampler)}. Pass for example dpoptax.samplers.Poisson(num_examples, "
             "expected_batch_size)."
         )
 
@@ -24,7 +25,7 @@ def check_mechanism(mechanism: Any) -> None:
     if not isinstance(mechanism, Mechanism) or isinstance(mechanism, type):
         raise TypeError(
             "mechanism must be one of dpoptax.mechanisms, such as Gaussian(), or have release, "
-            f"check and caveat; got {mechanism!r}."
+            f"check and caveat; got {described(mechanism)}. Leave it out for Gaussian()."
         )
 
 
@@ -47,8 +48,8 @@ def one_sampler(
         return Poisson(num_examples, expected_batch_size)
     raise TypeError(
         "give either sampler, or num_examples and expected_batch_size for Poisson sampling; got "
-        f"sampler={sampler!r}, num_examples={num_examples}, "
-        f"expected_batch_size={expected_batch_size}."
+        f"sampler={described(sampler)}, num_examples={described(num_examples)}, "
+        f"expected_batch_size={described(expected_batch_size)}. Leave out what you do not need."
     )
 
 

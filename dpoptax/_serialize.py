@@ -9,15 +9,22 @@ is read is exactly the plan that was written.
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import attrs
 import numpy as np
 
+from dpoptax._validate import described
 from dpoptax.schedules import Schedule
 
 Value = TypeVar("Value")
+
+
+_CLASS_NAME = re.compile(r"[\w.]{1,100}:[\w.<>]{1,100}", re.ASCII)
+# How many names of a file an error lists.
+_MAX_NAMES = 5
 
 
 class _Record(NamedTuple):
@@ -147,7 +154,8 @@ def decode(record: Any, expected: type[Value], classes: Iterable[type] = ()) -> 
     own = {kind_of(cls): _own_record(cls) for cls in classes}
     value = _decode(mapping(f"the record of a {what}", record), what, own)
     if not isinstance(value, expected):
-        raise ValueError(f"expected the record of a {what}; got one of kind {record['kind']!r}.")
+        kind = described(record.get("kind"))
+        raise ValueError(f"expected the record of a {what}; got one of kind {kind}.")
     return value
 
 
@@ -184,6 +192,19 @@ def _describe(value: Any, names: Iterable[str]) -> dict[str, Any]:
     return described
 
 
+def summary(record: Any) -> str:
+    """Returns the kind and the numbers of a record of `encode_or_describe`, in a bounded text."""
+    if not isinstance(record, dict):
+        return described(record)
+    numbers = [
+        f"{described(name)[1:-1]} {item}"
+        for name, item in record.items()
+        if isinstance(item, int | float)
+    ]
+    listed = f" ({', '.join(numbers[:_MAX_NAMES])})" if numbers else ""
+    return f"{described(str(record.get('kind')).rpartition(':')[2])[1:-1]}{listed}"
+
+
 def write_document(format_name: str, content: dict[str, Any]) -> str:
     """Returns a JSON document that names its format."""
     return json.dumps({"format": format_name, **content}, indent=2, allow_nan=False)
@@ -194,11 +215,17 @@ def read_document(text: str, format_name: str, names: Collection[str]) -> dict[s
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON; got {text[:40]!r}: {error}.") from None
+        raise ValueError(
+            f"expected JSON; got {described(text)} that cannot be read: {error.msg} at line "
+            f"{error.lineno}, column {error.colno}. Pass the text that to_json wrote."
+        ) from None
     document = dict(mapping("the document", document))
     found = document.pop("format", None)
     if found != format_name:
-        raise ValueError(f"expected a document of format {format_name!r}; got {found!r}.")
+        raise ValueError(
+            f"expected a document of format {format_name!r}; got {described(found)}. Pass the text "
+            "that to_json of this class wrote."
+        )
     _check_names("the document", document, names)
     return document
 
@@ -206,7 +233,9 @@ def read_document(text: str, format_name: str, names: Collection[str]) -> dict[s
 def mapping(what: str, record: Any) -> dict[str, Any]:
     """Returns `record` if it is a JSON object."""
     if not isinstance(record, dict):
-        raise ValueError(f"{what} must be a JSON object; got {record!r}.")
+        raise ValueError(
+            f"{what} must be a JSON object; got {described(record)}. Pass what to_json wrote."
+        )
     return record
 
 
@@ -228,10 +257,13 @@ def _decode(record: Any, what: str, own: dict[str, _Record]) -> Any:
         return dict(_decode(content["items"], what, own))
     known = _CLASSES | own
     if kind not in known:
-        module, colon, name = str(kind).rpartition(":")
-        remedy = f" To read a class of {module}, pass it: classes=[{name}]." if colon else ""
+        # Text of a file is shown only if it is the name of a class.
+        is_class = isinstance(kind, str) and _CLASS_NAME.fullmatch(kind) is not None
+        module, _, name = kind.rpartition(":") if is_class else ("", "", "")
+        remedy = f" To read a class of {module}, pass it: classes=[{name}]." if is_class else ""
         raise ValueError(
-            f"unknown kind of {what}: {kind!r}; expected one of {', '.join(sorted(known))}.{remedy}"
+            f"unknown kind of {what}: {repr(kind) if is_class else described(kind)}; expected one "
+            f"of {', '.join(sorted(known))}.{remedy}"
         )
     cls, names, make = known[kind]
     _check_names(f"the record of a {cls.__name__}", content, names)
@@ -241,8 +273,12 @@ def _decode(record: Any, what: str, own: dict[str, _Record]) -> Any:
 def _check_names(what: str, record: dict[str, Any], names: Collection[str]) -> None:
     if set(record) != set(names):
         missing, extra = sorted(set(names) - set(record)), sorted(set(record) - set(names))
+        shown = ", ".join(map(described, extra[:_MAX_NAMES]))
+        if len(extra) > _MAX_NAMES:
+            shown += f" and {len(extra) - _MAX_NAMES} more"
         raise ValueError(
-            f"{what} must have the fields {sorted(names)}; missing: {missing}, unknown: {extra}."
+            f"{what} must have the fields {sorted(names)}; missing: {missing}, unknown: [{shown}]. "
+            "Write it again with this version of dpoptax."
         )
 
 

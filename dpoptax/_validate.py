@@ -10,6 +10,7 @@ import numbers
 import operator
 import os
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Text that an error may show: a short word such as "replace_one", or the name of a format.
+_NAME = re.compile(r"[\w.:<>-]{1,30}|dpoptax [a-z]{1,20} \d{1,3}", re.ASCII)
 _LIBRARY = f"{pathlib.Path(__file__).parent}{os.sep}"
 
 
@@ -41,11 +44,23 @@ def real(name: str, value: Any) -> float:
 
 
 def described(value: Any) -> str:
-    """Returns a number, or else the type of a value only: it may be data, a key or a gradient."""
+    """Returns a number or a short name, or else only the type and size of a value.
+
+    The value may be data, a key or a gradient, and a text may come from a file.
+    """
     if value is None or isinstance(value, (bool, numbers.Number)):
         return str(value)
+    if isinstance(value, str):
+        return repr(value) if _NAME.fullmatch(value) else f"a string of {len(value)} characters"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array of {value.dtype} with shape {value.shape}"
+    if isinstance(value, tuple | list | dict):
+        size = len(value)
+        return f"a {type(value).__name__} of {size} {'entry' if size == 1 else 'entries'}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
     return f"a value of type {type(value).__name__}"
 
 
@@ -98,15 +113,22 @@ def num_examples(value: Any) -> int:
     return result
 
 
-def expected_batch_size(name: str, value: Any, num_examples: int) -> float:
-    """Returns a batch size from 1 to num_examples as a float; raises for a sampling rate."""
+def batch_size(name: str, value: Any, num_examples: int | None = None) -> float:
+    """Returns a batch size of at least 1 as a float; raises for a sampling rate."""
     result = positive(name, value)
     # Most libraries take a sampling rate here: a number below 1 is surely one.
     if result < 1:
+        product = "" if num_examples is None else f" = {result * num_examples:g}"
         raise ValueError(
             f"{name} is a number of examples, at least 1; got {result}. For a sampling rate of "
-            f"{result} pass {result} * num_examples = {result * num_examples:g}."
+            f"{result} pass {result} * num_examples{product}."
         )
+    return result
+
+
+def expected_batch_size(name: str, value: Any, num_examples: int) -> float:
+    """Returns a batch size from 1 to num_examples as a float; raises for a sampling rate."""
+    result = batch_size(name, value, num_examples)
     if result > num_examples:
         raise ValueError(
             f"{name} cannot exceed num_examples; got {result:g} of {num_examples}. Pass at most "
@@ -125,8 +147,8 @@ def epochs_or_steps(epochs: Any, num_steps: Any) -> None:
     """Raises unless exactly one of the two is given."""
     if (epochs is None) == (num_steps is None):
         raise TypeError(
-            f"give either epochs or num_steps; got epochs={epochs}, num_steps={num_steps}. Pass "
-            "one of the two and leave out the other."
+            f"give either epochs or num_steps; got epochs={described(epochs)}, "
+            f"num_steps={described(num_steps)}. Pass one of the two and leave out the other."
         )
 
 

@@ -11,7 +11,9 @@ releases of neighbours, and the relation says what "differ" means:
 import enum
 from typing import TYPE_CHECKING, TypeAlias
 
-__all__ = ["Relation", "parse_relation"]
+from dpoptax._validate import described
+
+__all__ = ["parse_relation"]
 
 # One of the three names above, or dp-accounting's enum.
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ def parse_relation(relation: Relation) -> "NeighboringRelation":
     if isinstance(relation, NeighboringRelation):
         return relation
     names = {value.name.lower(): value for value in NeighboringRelation}
-    if relation not in names:
-        raise ValueError(f"relation must be one of {', '.join(sorted(names))}; got {relation!r}.")
+    if not isinstance(relation, str) or relation not in names:
+        raise ValueError(
+            f"relation must be one of {', '.join(sorted(names))}; got "
+            f"{described(relation)}. Leave it out for that of the sampler."
+        )
     return names[relation]

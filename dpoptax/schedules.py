@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 
-__all__ = ["Schedule", "as_schedule", "tabulate"]
+__all__ = ["Schedule", "tabulate"]
 
 
 def _values(values: Iterable[float]) -> tuple[float, ...]:

@@ -1,9 +1,8 @@
 """A convolutional network in NNX, trained with differential privacy, in a run that can resume.
 
-NNX keeps parameters inside the model. `nnx.split` takes them out for training, `nnx.merge` puts
-them back inside the loss, and everything else is as with any other model. The activations are
-tanh, because bounded activations lose less under clipping than ReLU (Papernot et al. 2021,
-arXiv:2007.14191).
+NNX keeps parameters inside the model. `dpoptax.nnx.loss_fn` takes them out for training, and makes
+a loss of one example. `nnx.update` puts the trained ones back. The activations are tanh, because
+bounded activations lose less under clipping than ReLU (Papernot et al. 2021, arXiv:2007.14191).
 
     python examples/03_mnist_cnn.py                      # scikit-learn's digits, a minute
     python examples/03_mnist_cnn.py --dataset mnist      # MNIST through TensorFlow Datasets, longer
@@ -16,7 +15,6 @@ pip install 'dpoptax[examples]'.
 """
 
 from pathlib import Path
-from typing import Any
 
 import example_data
 import example_options
@@ -82,10 +80,9 @@ class Cnn(nnx.Module):
 # 2. Evaluate and draw
 
 
-def predict(graph: Any, params: Any, images: np.ndarray) -> np.ndarray:
+def predict(model: Cnn, images: np.ndarray) -> np.ndarray:
     """Returns the probability of each digit, for each image."""
-    logits = jax.jit(lambda params, rows: nnx.merge(graph, params)(rows))(params, images)
-    return np.asarray(nnx.softmax(logits))
+    return np.asarray(nnx.softmax(nnx.jit(lambda model, rows: model(rows))(model, images)))
 
 
 def draw(path: Path, title: str, images: np.ndarray, chances: np.ndarray) -> None:
@@ -118,13 +115,12 @@ def main() -> None:
             clip=options.l2_clip,
         )
 
-        # The parameters leave the model here, and come back inside the loss.
-        graph, initial = nnx.split(Cnn(train.shape[1], nnx.Rngs(0)), nnx.Param)
-
-        def loss_fn(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def loss_of(model: Cnn, example: tuple[jax.Array, jax.Array]) -> jax.Array:
             image, digit = example
-            logits = nnx.merge(graph, params)(image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, digit)
+            return optax.softmax_cross_entropy_with_integer_labels(model(image), digit)
+
+        model = Cnn(train.shape[1], nnx.Rngs(0))
+        loss_fn, initial = dpoptax.nnx.loss_fn(model, loss_of)
 
         print(f"Training privately: {plan.num_steps} steps", flush=True)
         result = dpoptax.training.fit(
@@ -139,8 +135,10 @@ def main() -> None:
         )
 
     print(f"\nTest accuracy on {len(test)} images, in percent")
-    chances = predict(graph, result.params, test)
-    for name, found in (("private", chances), ("untrained", predict(graph, initial, test))):
+    untrained = predict(model, test)
+    nnx.update(model, result.params)
+    chances = predict(model, test)
+    for name, found in (("private", chances), ("untrained", untrained)):
         print(f"  {name:<11}{100 * np.mean(found.argmax(axis=1) == data.test_labels):8.2f}")
     print(f"\n{result.report()}")
 

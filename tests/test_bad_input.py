@@ -4,6 +4,7 @@ Every error says what was expected, what came and what to do about it.
 """
 
 import inspect
+import json
 import re
 
 import flax.linen as nn
@@ -33,6 +34,12 @@ def grads(loss_fn=quadratic, params=None, examples=None, **options):
     return dpoptax.per_example_grads(loss_fn)(params, examples, **options)
 
 
+def privatize(clip=1.0, noise_multiplier=1.0, expected_batch_size=8):
+    return dpoptax.privatize(
+        clip, noise_multiplier, expected_batch_size=expected_batch_size, key=KEY
+    )
+
+
 def plan(**changes):
     fields = {
         "sampler": SAMPLER,
@@ -54,6 +61,18 @@ def fit(loss_fn=quadratic, params=None, data=None, key=KEY, **changes):
         key=key,
         progress=False,
     )
+
+
+PARAMS, DATA = jnp.full(3, 8274.5), jnp.full((100, 3), 8274.5)
+
+
+def train(loss_fn=quadratic, params=PARAMS, **changes):
+    options = {"plan": plan(), "optimizer": optax.sgd(0.1), "key": KEY, "progress": False}
+    return dpoptax.training.fit(loss_fn, params, DATA, **(options | changes))
+
+
+def histogram(grads, edges=(0.0, 1.0), **options):
+    return dpoptax.mechanisms.norm_histogram(grads, edges, 1.0, KEY, **options)
 
 
 class LinenBatchNorm(nn.Module):
@@ -131,6 +150,23 @@ WRONG_CALLS = {
     "batch size nan": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=float("nan"), key=KEY),
         "expected_batch_size must be a number",
+    ),
+    "rate for a batch size": (
+        lambda: privatize(expected_batch_size=0.05),
+        r"number of examples, at least 1; got 0.05. .*sampling rate of 0.05 pass 0.05 \* num_exam",
+    ),
+    "rate in a schedule of batch sizes": (
+        lambda: privatize(expected_batch_size=dpoptax.schedules.Schedule((8.0, 0.5), (1, 1))),
+        "number of examples, at least 1; got 0.5",
+    ),
+    "no clip": (
+        lambda: privatize(clip=None),
+        "clip must be a number, a schedule or a clip rule; got None. .*noise_multiplier=0",
+    ),
+    "text for a clip": (lambda: privatize(clip="high"), "clip must be a real number; got 'high'"),
+    "Optax schedule for a clip": (
+        lambda: privatize(clip=optax.constant_schedule(1.0)),
+        "clip as an Optax schedule .*tabulate",
     ),
     "old key": (
         lambda: dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=jax.random.PRNGKey(0)),
@@ -228,6 +264,22 @@ WRONG_CALLS = {
         ),
         "same tree structure",
     ),
+    "averaged gradients in a histogram": (
+        lambda: histogram({"w": jnp.ones((3, 2)), "b": jnp.ones(2)}),
+        "got leaves that do not share one. Gradients that are averaged.*per_example_grads",
+    ),
+    "an averaged scalar in a histogram": (
+        lambda: histogram({"w": jnp.ones((3, 2)), "b": jnp.ones(())}),
+        "got leaves that do not share one",
+    ),
+    "averaged gradients of one shape in a histogram": (
+        lambda: histogram({"w": jnp.ones((3, 2))}, params={"w": jnp.ones((3, 2))}),
+        "got the shapes of the parameters: these look like gradients that are averaged",
+    ),
+    "edges that fall": (
+        lambda: histogram(jnp.ones((3, 2)), edges=(0.0, -1.0)),
+        "edges must incr",
+    ),
     # samplers
     "rate for a size": (
         lambda: samplers.Poisson(60_000, 0.01),
@@ -263,11 +315,11 @@ WRONG_CALLS = {
         "got 4 rows and 3 entries",
     ),
     "permutation of nothing": (
-        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 0),
+        lambda: samplers._feistel.permute(KEY, jnp.arange(3), 0),
         "num_examples must be at least 1",
     ),
     "permutation too large": (
-        lambda: samplers.feistel.permute(KEY, jnp.arange(3), 2**31 + 1),
+        lambda: samplers._feistel.permute(KEY, jnp.arange(3), 2**31 + 1),
         r"at most 2\*\*31",
     ),
     "negative step": (lambda: SAMPLER.init(KEY, step=-1), "step must be at least 0"),
@@ -373,6 +425,48 @@ WRONG_CALLS = {
         ),
         "changes the state of a Flax module",
     ),
+    "settings for a plan": (
+        lambda: train(plan={"clip": 1.0}),
+        r"plan must be a dpoptax.Plan; got a dict of 1 entry. .*Plan\(\*\*settings\)",
+    ),
+    "file for a plan": (lambda: train(plan="plan.json"), r"Plan.from_json\(path.read_text\(\)\)"),
+    "no plan in a run": (
+        lambda: dpoptax.training.PrivateRun(
+            None, PARAMS, DATA, plan=None, optimizer=optax.sgd(0.1)
+        ),
+        "plan must be a dpoptax.Plan; got None",
+    ),
+    "loss and parameters as a pair": (
+        lambda: train(loss_fn=(quadratic, PARAMS)),
+        "loss_fn must be a function; got a tuple of 2 entries. .*loss, params = dpoptax.nnx",
+    ),
+    "value of a loss": (
+        lambda: dpoptax.per_example_grads(quadratic(PARAMS, DATA)),
+        r"loss_fn must be a function; got an array of float32 with shape \(\)",
+    ),
+    "labels for a key": (
+        lambda: train(loss_fn=lambda p, x, y: jnp.sum((p - x - y) ** 2)),
+        r"third argument of a loss is a PRNG key. .*third argument is y.*loss\(params, \*example\)",
+    ),
+    "labels for a key, NNX": (
+        lambda: train(
+            *dpoptax.nnx.loss_fn(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), lambda m, x, y: m(x)[0] - y)
+        ),
+        r"called with \(model, example, key\).*third argument is y.*loss\(model, \*example\)",
+    ),
+    "resume without a folder": (
+        lambda: train(resume=True),
+        "resume must be a folder .*; got True. Pass for example",
+    ),
+    "checkpoints without a folder": (lambda: dpoptax.training.Checkpoints(3), "path must be a fol"),
+    "word for a microbatch": (
+        lambda: train(microbatch_size="big"),
+        "must be a number of examples, \"auto\" or None; got 'big'",
+    ),
+    "number for a key": (
+        lambda: train(key=1234567),
+        r"got a number. For a test pass jax.random.key",
+    ),
     "side effect in the loss": (
         lambda: dpoptax.per_example_grads(effectful)(jnp.ones(2), jnp.ones((3, 2))),
         "loss_fn must be pure.*jax.debug.print may stay",
@@ -394,6 +488,39 @@ def test_error_says_what_was_expected_what_came_and_what_to_do(call, message):
         call()
     assert not isinstance(caught.value, TypeCheckError), "only the type checker of the tests raised"
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+    assert "8274.5" not in str(caught.value), "an error shows the data or the parameters"
+    assert "1234567" not in str(caught.value), "an error shows a key"
+
+
+@pytest.mark.parametrize("size", [200, 5000])
+def test_errors_about_files_do_not_show_their_content(size):
+    """Whoever passes the wrong file must not find it in a log."""
+    secret = "patient 17, " * size
+    record = json.loads(plan().to_json())
+    for text in (
+        secret,
+        json.dumps(secret),
+        json.dumps([secret]),
+        json.dumps({"format": secret}),
+        json.dumps(record | {"format": secret}),
+        json.dumps(record | {f"patient {i}": i for i in range(size)}),
+        json.dumps(record | {"sampler": secret}),
+        json.dumps(record | {"sampler": {"kind": secret}}),
+        json.dumps(record | {"sampler": {"kind": f"{secret}:{secret}"}}),
+    ):
+        with pytest.raises(ValueError, match=r"expected|must") as caught:
+            Plan.from_json(text)
+        assert "patient" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+    for wrong in (secret, [secret], {secret: 1}):
+        with pytest.raises(ValueError, match="relation must be one of") as caught:
+            plan().epsilon(relation=wrong)
+        assert "patient" not in str(caught.value)
+    saved = json.loads(plan().ledger().to_json())
+    saved["clip"] = {"kind": secret, secret: 1}
+    with pytest.raises(ValueError, match="this ledger has the clip") as caught:
+        accounting.Ledger.from_json(json.dumps(saved), sampler=SAMPLER, clip=1.0)
+    assert "patient" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.int32, np.int64, float, int])

@@ -1,6 +1,8 @@
 """Command line: epsilon, calibration, and reports of plans."""
 
 import json
+import re
+import warnings
 
 import pytest
 
@@ -71,7 +73,62 @@ def test_the_command_line_knows_other_samplers_and_relations(capsys):
     run = ["calibrate", "--num-examples", "100", "--batch-size", "10.5", "--steps", "1"]
     budget = ["--epsilon", "2", "--delta", "1e-3"]
     assert main([*run, *budget, "--sampler", "fixed-size"]) == 2
-    assert "batch_size must be a whole number; got 10.5" in capsys.readouterr().err
+    assert "--batch-size must be a whole number; got 10.5" in capsys.readouterr().err
+
+
+WRONG = {
+    "a rate": (["--batch-size", "0.02"], r"--batch-size is a number.* pass 0.02 \* N = 1000"),
+    "more than all": (["--batch-size", "60000"], "--batch-size cannot exceed --num-examples"),
+    "negative noise": (["--noise-multiplier", "-1"], "--noise-multiplier must be zero or more"),
+    "negative steps": (["--steps", "-3"], "--steps must be at least 0; got -3"),
+    "no data": (["--num-examples", "0"], "--num-examples must be at least 1; got 0"),
+    "delta": (["--delta", "2"], "--delta must lie strictly between 0 and 1"),
+    "relation": (
+        ["--sampler", "shuffled", "--relation", "add_or_remove_one"],
+        "--relation replace_special",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "match"), WRONG.values(), ids=WRONG)
+def test_errors_use_the_names_of_the_command_line(given, match, capsys):
+    assert main([*RUN, "--steps", "3", *given]) == 2
+    error = capsys.readouterr().err
+    assert re.search(match, error), error
+    assert "_" not in re.sub("add_or_remove_one|replace_(one|special)", "", error)
+
+
+def test_a_file_that_is_no_plan_is_named(tmp_path, capsys):
+    path = tmp_path / "data.csv"
+    for content in (b"age,income", b"\xff\xfe"):
+        path.write_bytes(content)
+        assert main(["report", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dpoptax: {path} is not a plan: ")
+        assert "income" not in error
+    assert main(["report", str(tmp_path / "none.json")]) == 2
+    assert (
+        capsys.readouterr().err == f"dpoptax: {tmp_path / 'none.json'}: No such file or directory\n"
+    )
+
+
+def test_a_warning_is_one_line_and_no_place_in_our_program(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main([*RUN, "--steps", "0", "--delta", "0.1"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dpoptax: warning: --delta should be well below 1 / N, which is 1 / 5")
+
+
+def test_what_calibrate_prints_keeps_the_budget(capsys):
+    budget = {"epsilon": 1.0, "delta": 1e-5}
+    assert main(["calibrate", "--num-examples", "500", "--batch-size", "100", "--steps", "10",
+                 "--epsilon", "1", "--delta", "1e-5"]) == 0  # fmt: skip
+    noise, epsilon = re.findall(r"(?:multiplier|epsilon =) ([\d.]+)", capsys.readouterr().out)
+    sampler = Poisson(500, 100)
+    exact = dpoptax.accounting.calibrate_noise_multiplier(sampler=sampler, num_steps=10, **budget)
+    assert float(noise) >= exact.noise_multiplier
+    assert float(epsilon) >= exact.epsilon
 
 
 def test_the_help_shows_a_whole_command_and_every_argument(capsys):

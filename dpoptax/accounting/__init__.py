@@ -6,7 +6,7 @@ from dpoptax.accounting._calibrate import (
     calibrate_noise_multiplier,
     calibrate_num_steps,
 )
-from dpoptax.accounting._epsilon import epsilon, event_epsilon, event_privacy_loss
+from dpoptax.accounting._epsilon import epsilon, event_epsilon
 from dpoptax.accounting._events import poisson_event
 from dpoptax.accounting._ledger import Ledger
 from dpoptax.accounting._rdp_filter import BudgetSpentError, RdpFilter
@@ -15,7 +15,6 @@ __all__ = [
     # What a run costs
     "epsilon",
     "event_epsilon",
-    "event_privacy_loss",
     # Which settings keep a budget
     "calibrate_noise_multiplier",
     "calibrate_num_steps",

@@ -30,7 +30,7 @@ LARGEST_GRID_STEP = 500.0
 class PrivacyLoss:
     """The privacy loss of a whole run, from which every guarantee can be read.
 
-    `event_privacy_loss` and `Plan.privacy_loss` make it.
+    `Plan.privacy_loss` makes it.
 
     Attributes:
         directions: the distribution of the loss on a grid, rounded up; one per direction of

@@ -5,6 +5,7 @@ from typing import Any
 import dp_accounting
 
 from dpoptax._serialize import mapping
+from dpoptax._validate import described
 from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
 
 
@@ -20,7 +21,10 @@ def decode_event(record: Any) -> dp_accounting.DpEvent:
     kinds = vars(dp_accounting.dp_event) | {KnownBranchDpEvent.__name__: KnownBranchDpEvent}
     kind = kinds.get(str(fields.pop("kind", None)))
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
-        raise ValueError(f"expected the record of an event of dp-accounting; got {record!r}.")
+        raise ValueError(
+            "expected the record of an event of dp-accounting; got one of kind "
+            f"{described(record.get('kind'))}. Pass the text that Ledger.to_json wrote."
+        )
     return kind(**{name: _decode(value) for name, value in fields.items()})
 
 

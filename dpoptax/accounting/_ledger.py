@@ -64,6 +64,13 @@ class Ledger:
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
         self._known_epsilons: dict[Any, float] = {}
 
+    def __copy__(self) -> "Ledger":
+        """Returns a ledger of the same charges. Charges to one do not count in the other."""
+        copied = Ledger(self.sampler, self.clip, delta=self.delta)
+        copied._steps = ChargedSteps(self._steps.segments)
+        copied._others = list(self._others)
+        return copied
+
     @property
     def noise_multiplier(self) -> ScalarOrSchedule:
         """The noise multiplier of the charged steps; 0 if there are none."""
@@ -123,7 +130,10 @@ class Ledger:
             TypeError: not an event, or a count that is not whole.
         """
         if not isinstance(event, dp_accounting.DpEvent):
-            raise TypeError(f"expected a dp_accounting.DpEvent; got {event!r}.")
+            raise TypeError(
+                f"expected a dp_accounting.DpEvent; got {_validate.described(event)}. "
+                "Pass for example dp_accounting.GaussianDpEvent(noise_multiplier)."
+            )
         self._others.append((event, _validate.count("count", count)))
 
     def event(self, relation: Relation | None = None) -> dp_accounting.DpEvent:
@@ -186,9 +196,10 @@ class Ledger:
         for name, now in ledger._identity().items():
             if content[name] != now:
                 raise ValueError(
-                    f"this ledger has the {name} {content[name]}, but the run that would continue "
-                    f"it has {now}. Continue with the first. Or start a new ledger and charge the "
-                    "old run to it: new.charge_event(old.event(new.sampler.relation))."
+                    f"this ledger has the {name} {_serialize.summary(content[name])}, but the run "
+                    f"that would continue it has {_serialize.summary(now)}. Continue with the "
+                    "first. Or start a new ledger and charge the old run to it: "
+                    "new.charge_event(old.event(new.sampler.relation))."
                 )
         for segment in content["segments"]:
             ledger.restart()  # does nothing before the first segment

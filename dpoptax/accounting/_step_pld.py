@@ -112,8 +112,9 @@ def step_distribution(
     if found is not None:
         return found
     raise dp_accounting.UnsupportedEventError(
-        f"no privacy loss distribution is known of {step!r} under {relation.name.lower()}. Account "
-        "this release by other means. Another relation is another guarantee."
+        f"no privacy loss distribution is known of {type(step).__name__} under "
+        f"{relation.name.lower()}. Account this release by other means. Another relation is "
+        "another guarantee."
     )
 
 

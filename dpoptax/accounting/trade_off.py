@@ -1,5 +1,6 @@
 """Membership inference bounds: what a privacy loss lets the best possible attacker find out.
 
+`Plan.privacy_loss` returns the privacy loss of a run, and `dpoptax.Report` has the usual bounds.
 The attacker wants to know whether one given example was used. The attacker knows all other
 examples, sees everything that is released, and decides optimally. Real attackers do worse.
 """
@@ -33,9 +34,12 @@ def advantage(loss: PrivacyLoss) -> float:
         delta at epsilon 0, which is the total variation distance between neighbours.
 
     Example:
-        >>> import dp_accounting
-        >>> from dpoptax.accounting import event_privacy_loss
-        >>> loss = event_privacy_loss(dp_accounting.GaussianDpEvent(2.0), delta=1e-6)
+        >>> import dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(100, 100), clip=1.0, noise_multiplier=2.0,
+        ...     num_steps=1, delta=1e-6,
+        ... )
+        >>> loss = plan.privacy_loss()
         >>> round(advantage(loss), 4)
         0.1974
     """
@@ -58,9 +62,12 @@ def true_positive_rates(
         Upper bounds on the true positive rates.
 
     Example:
-        >>> import dp_accounting
-        >>> from dpoptax.accounting import event_privacy_loss
-        >>> loss = event_privacy_loss(dp_accounting.GaussianDpEvent(1.0), delta=1e-6)
+        >>> import dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(100, 100), clip=1.0, noise_multiplier=1.0,
+        ...     num_steps=1, delta=1e-6,
+        ... )
+        >>> loss = plan.privacy_loss()
         >>> true_positive_rates(loss, [0.01]).round(3)  # Phi(Phi^-1(0.01) + 1)
         array([0.092])
     """
@@ -103,9 +110,12 @@ def dominating_mu(loss: PrivacyLoss) -> float:
         mu; inf without noise.
 
     Example:
-        >>> import dp_accounting
-        >>> from dpoptax.accounting import event_privacy_loss
-        >>> loss = event_privacy_loss(dp_accounting.GaussianDpEvent(2.0), delta=1e-6)
+        >>> import dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(100, 100), clip=1.0, noise_multiplier=2.0,
+        ...     num_steps=1, delta=1e-6,
+        ... )
+        >>> loss = plan.privacy_loss()
         >>> round(dominating_mu(loss), 3)
         0.5
 

@@ -11,7 +11,7 @@ from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._check_rule import check_rule
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
+from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
 # Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
 # margin keeps the terms of a norm at the bound well above that.
@@ -19,17 +19,15 @@ SMALLEST_CLIP = 1e-12
 _INTERFACE = ("l2_clip", "weights", "sensitivity")
 
 
-def _bound(value: ScalarOrSchedule) -> ScalarOrSchedule:
-    if isinstance(value, Schedule):
-        for number in value.values:
-            _bound(number)
-        return value
-    bound = _validate.real("l2_clip", value)
+def _bound(name: str, value: float) -> float:
+    bound = _validate.real(name, value)
     if bound <= 0:
-        raise ValueError(f"l2_clip bounds a norm and must be positive; got {bound}.")
+        raise ValueError(
+            f"{name} bounds a norm and must be positive; got {bound}. Pass a number above 0."
+        )
     if bound < SMALLEST_CLIP:
         raise ValueError(
-            f"l2_clip must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
+            f"{name} must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
             f"got {bound}. Scale the loss up instead."
         )
     return bound
@@ -71,7 +69,7 @@ class FlatClip:
 
     # Not a converter: type checkers would no longer take the field for a number.
     def __init__(self, l2_clip: ScalarOrSchedule) -> None:
-        self.__attrs_init__(_bound(l2_clip))
+        self.__attrs_init__(validated("l2_clip", l2_clip, _bound))
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
@@ -110,14 +108,19 @@ def as_clip_rule(clip: Any) -> ClipRule:
                 "a clip rule needs l2_clip, weights and sensitivity; got "
                 f"{type(clip).__name__} without {' and '.join(missing)}. Add what is missing."
             )
-        return FlatClip(clip)
+        if clip is None:
+            raise TypeError(
+                "clip must be a number, a schedule or a clip rule; got None. Pass for example 1.0, "
+                "or math.inf with noise_multiplier=0 to train without clipping."
+            )
+        return FlatClip(validated("clip", clip, _bound))
     largest = as_schedule(clip.l2_clip).max
     moves = clip.sensitivity("add_or_remove_one")
     # Not `moves > largest`, which is False for NaN.
     if not moves <= largest:
         raise ValueError(
-            f"noise is a multiple of l2_clip, which is {largest} for {clip!r}, yet one example "
-            f"more moves the sum by {moves}: make l2_clip as large as that."
+            f"noise is a multiple of l2_clip, which is {largest} for {type(clip).__name__}, yet "
+            f"one example more moves the sum by {moves}: make l2_clip as large as that."
         )
     if type(clip) is not FlatClip:
         check_rule(clip)

@@ -1,7 +1,8 @@
 """The names that d3p scripts import: batches of `d3p.minibatch`, made by `dpoptax.samplers`.
 
-`init(key)` returns the number of batches in one epoch, and a state. `get_batch(i, state)` returns
-the i-th batch. New code should use `dpoptax.samplers` directly.
+Each function returns a pair of functions. `init(key)` returns the number of batches in one epoch,
+rounded down, and a state. `get_batch(i, state)` returns batch number i. To compute epsilon, use the
+sampler that the docstring names. New code should use `dpoptax.samplers` directly.
 """
 
 from collections.abc import Callable
@@ -22,33 +23,36 @@ def q_to_batch_size(q: float, num_examples: int) -> int:
     """Returns the batch size nearest to a sampling rate, at least 1.
 
     Args:
-        q: sampling rate, a probability.
-        num_examples: number of examples.
+        q: sampling rate, above 0 and at most 1.
+        num_examples: how many examples there are.
 
     Returns:
         A number of examples.
 
     Raises:
-        ValueError: `q` is not a probability above 0.
+        ValueError: `q` or `num_examples` is out of range.
 
     Example:
         >>> q_to_batch_size(0.29, 100)
         29
     """
     if not 0 < _validate.real("q", q) <= 1:
-        raise ValueError(f"q is a probability above 0; got {q}.")
+        raise ValueError(
+            f"q is a sampling rate, above 0 and at most 1; got {_validate.described(q)}. For a "
+            "batch of b examples pass q = b / num_examples."
+        )
     return max(1, round(q * _validate.num_examples(num_examples)))
 
 
 def subsample_batchify_data(
     dataset: tuple[Array, ...], batch_size: int | None = None, q: float | None = None
 ) -> tuple[Init, Callable[[Any, Any], tuple[Array, ...]]]:
-    """Draws batches of a fixed size without replacement: `samplers.FixedSize`.
+    """Draws batches of a fixed size without replacement, by `dpoptax.samplers.FixedSize`.
 
     Args:
         dataset: arrays with a leading axis of examples.
-        batch_size: number of examples in a batch. Give either this or `q`.
-        q: fraction of the examples that is in a batch.
+        batch_size: how many examples a batch has. Give either this or `q`.
+        q: the batch size divided by the number of examples.
 
     Returns:
         `init(key) -> (num_batches, state)` and `get_batch(i, state) -> batch`.
@@ -65,7 +69,10 @@ def subsample_batchify_data(
         (10, (10,))
     """
     if (batch_size is None) == (q is None):
-        raise TypeError(f"give either batch_size or q; got batch_size={batch_size}, q={q}.")
+        raise TypeError(
+            f"give either batch_size or q; got batch_size={_validate.described(batch_size)}, "
+            f"q={_validate.described(q)}. Pass one of the two and leave out the other."
+        )
     count = _validate.leading_axis_size("dataset", dataset)
     size = q_to_batch_size(q, count) if q is not None else batch_size
     sampler = FixedSize(count, size)  # type: ignore[arg-type]
@@ -86,17 +93,18 @@ def subsample_batchify_data(
 def poisson_batchify_data(
     dataset: tuple[Array, ...], q: float, max_batch_size: int | None = None
 ) -> tuple[Init, Callable[[Any, Any], tuple[MaskedExamples, Bool[Array, " batch"]]]]:
-    """Draws batches that include every example with probability q: `samplers.Poisson`.
+    """Draws batches that each example joins with probability q, by `dpoptax.samplers.Poisson`.
 
     Args:
         dataset: arrays with a leading axis of examples.
-        q: sampling rate, a probability.
-        max_batch_size: size that batches are padded to; by default one that is almost never
-            exceeded.
+        q: sampling rate, above 0 and at most 1.
+        max_batch_size: the padded size of every batch. Larger batches are cut to it, which costs
+            epsilon; see `Poisson`. By default a size that batches almost never exceed.
 
     Returns:
-        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`. `batch` is
-        `dpoptax.samplers.MaskedExamples`: its arrays carry the mask to `DPSVI.update`.
+        `init(key) -> (num_batches, state)` and `get_batch(i, state) -> (batch, mask)`. The mask is
+        True for real examples and False for padding. `batch` is `dpoptax.samplers.MaskedExamples`,
+        which holds the mask too, so you can pass it to `DPSVI.update` as it is.
 
     Raises:
         ValueError: a number out of range, or fewer than one expected example in a batch.
@@ -113,8 +121,8 @@ def poisson_batchify_data(
     size = q_to_batch_size(q, count)
     if q * count < 1:
         raise ValueError(
-            f"q={q} of {count} examples is less than one example in a batch. Pass at least "
-            f"{1 / count:g}."
+            f"a batch must have at least one example on average; got q={q} of {count} examples. "
+            f"Pass at least q={1 / count:g}."
         )
     sampler = Poisson(count, q * count, max_batch_size=max_batch_size)
 

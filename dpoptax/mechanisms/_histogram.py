@@ -13,7 +13,12 @@ from dpoptax.random._allowed_keys import allowed_key
 
 
 def norm_histogram(
-    grads: PyTree, edges: Sequence[float], noise_multiplier: float, key: PRNGKeyArray
+    grads: PyTree,
+    edges: Sequence[float],
+    noise_multiplier: float,
+    key: PRNGKeyArray,
+    *,
+    params: PyTree | None = None,
 ) -> Float[Array, " bins"]:
     """Counts the examples with a gradient norm between two edges, with Gaussian noise.
 
@@ -36,13 +41,16 @@ def norm_histogram(
             no upper edge.
         noise_multiplier: standard deviation of the noise of a count.
         key: for this histogram and nothing else.
+        params: the parameters, if `grads` is a plain tree: averaged gradients, which have no
+            example axis, are then recognized by their shapes.
 
     Returns:
         `(len(edges),)` noisy counts. They may be negative.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the edges do not increase from 0, or the noise multiplier is out of range.
+        ValueError: the edges do not increase from 0, the noise multiplier is out of range, or the
+            gradients are not per example.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,10 +62,13 @@ def norm_histogram(
     """
     bounds = np.asarray(edges, np.float64)
     if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or not np.all(np.diff(bounds) > 0):
-        raise ValueError(f"edges must increase from 0, as in (0.0, 0.5, 1.0, 2.0); got {edges}.")
+        raise ValueError(
+            "edges must increase from 0; got numbers that do not. Pass for example "
+            "(0.0, 0.5, 1.0, 2.0), chosen without looking at the data."
+        )
     noise = _validate.non_negative("noise_multiplier", noise_multiplier)
     key = allowed_key("key", key)
-    grads = as_per_example_grads(grads)
+    grads = as_per_example_grads(grads, params)
     squared = grads.global_squared_norms()
     reached = squared[:, None] >= jnp.asarray(bounds**2, squared.dtype)
     bin_index = jnp.sum(reached, axis=1, dtype=jnp.int32) - 1

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax.per_example._call_note import not_a_key
 from dpoptax.per_example._model_checks import remedy
 from dpoptax.per_example._validate_loss import takes_key
 
@@ -71,7 +72,12 @@ def loss_fn(
         copy = nnx.merge(graph, params, _restart(streams, key), rest, copy=True)
         before = _variables(copy)
         keys = (jax.random.fold_in(key, 0),) if loss_takes_key else ()
-        value = loss(copy, example, *keys)
+        try:
+            value = loss(copy, example, *keys)
+        except Exception as error:
+            if keys and (found := not_a_key(loss, error, "loss", "model")) is not None:
+                raise found from error
+            raise
         _refuse_changes(before, _variables(copy))
         return value
 

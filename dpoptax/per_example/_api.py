@@ -13,6 +13,7 @@ from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
+from dpoptax.per_example._call_note import refuse_no_function
 from dpoptax.per_example._choose_form import FORMS, automatic_grads, automatic_grads_of_part
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
@@ -51,7 +52,9 @@ class ValueAndGradsFn(Protocol):
 
 def _form_of(form: str) -> Any:
     if form not in _FORMS:
-        raise ValueError(f"form must be one of {', '.join(_FORMS)}; got {form!r}.")
+        raise ValueError(
+            f"form must be one of {', '.join(_FORMS)}; got {_validate.described(form)}."
+        )
     return _FORMS[form]
 
 
@@ -208,6 +211,7 @@ def deferred_values_and_grads(
     Call it after the gradients are clipped and summed. The values of microbatches are then those of
     the same pass. `shards` is the number of devices that share the rows of a batch, if it is known.
     """
+    refuse_no_function(loss_fn)
     form_of: Any = _form_of(form)
     # Microbatching wraps every form: it computes that form for each microbatch.
     if microbatch_size is not None:

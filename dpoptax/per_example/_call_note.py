@@ -7,7 +7,11 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from dpoptax import _validate
+
 _MAX_LEAVES = 6
+# Parts of a name that say that an argument is a PRNG key.
+_KEY_NAMES = ("key", "rng", "seed", "rand")
 _UNPACK = "lambda params, example: loss(params, *example)"
 
 
@@ -35,10 +39,47 @@ def describe(example: PyTree) -> str:
     return ", ".join(listed)
 
 
+def refuse_no_function(loss_fn: Any, name: str = "loss_fn") -> None:
+    """Raises for anything but a function, without showing its value."""
+    if callable(loss_fn):
+        return
+    remedy = "Pass a function of (params, example)."
+    if isinstance(loss_fn, tuple) and loss_fn and callable(loss_fn[0]):
+        remedy = (
+            "dpoptax.nnx.loss_fn returns a pair: write loss, params = dpoptax.nnx.loss_fn(...), "
+            "and pass both."
+        )
+    raise TypeError(f"{name} must be a function; got {_validate.described(loss_fn)}. {remedy}")
+
+
+def not_a_key(
+    loss_fn: Callable[..., Any], error: Exception, name: str = "loss_fn", first: str = "params"
+) -> TypeError | None:
+    """Returns an error for a loss that failed with a key as its third argument, such as `y`.
+
+    None if the name of the argument says that it is a key: the loss then failed for another reason.
+    """
+    names = list(inspect.signature(loss_fn).parameters)
+    if len(names) < 3:
+        return None
+    third = names[2]
+    is_short = len(third) == 1 and third not in "xyt"
+    if is_short or any(part in third.lower() for part in _KEY_NAMES):
+        return None
+    return TypeError(
+        f"{name} is called with ({first}, example, key): the third argument of a loss is a PRNG "
+        f"key. Got a loss whose third argument is {third}, which failed with a key "
+        f"({type(error).__name__}). If inputs and labels are two arguments, pass "
+        f"{_UNPACK.replace('params', first)}, and (inputs, labels) as one example. If {third} is "
+        "meant to be the key, the error above says what failed."
+    )
+
+
 def refuse_signature(
     loss_fn: Callable[..., Any], params: PyTree, example: PyTree, keys: Sequence[Any]
 ) -> None:
     """Raises if a loss does not take these arguments."""
+    refuse_no_function(loss_fn)
     try:
         signature = inspect.signature(loss_fn)
     except (TypeError, ValueError):

@@ -154,7 +154,15 @@ def _refuse_averaged(updates: PyTree, params: PyTree) -> None:
 
 
 def _stack(gradients: PyTree) -> StackedGrads:
-    batch = _validate.leading_axis_size("updates", gradients) if jax.tree.leaves(gradients) else 0
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(gradients)}
+    if len(sizes) > 1 or () in sizes:
+        raise ValueError(
+            "expected per-example gradients, in which all leaves have one leading batch axis, "
+            "(batch, *shape); got leaves that do not share one. Gradients that are averaged or "
+            "summed have no such axis, and cannot be clipped per example. Compute them by "
+            "dpoptax.per_example_grads(loss_fn)(params, examples)."
+        )
+    batch = _validate.leading_axis_size("updates", gradients) if sizes else 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, PyTree
 
 from dpoptax import _validate
 from dpoptax.per_example import _model_checks as models
-from dpoptax.per_example._call_note import call_note, refuse_signature
+from dpoptax.per_example._call_note import (
+    call_note,
+    not_a_key,
+    refuse_no_function,
+    refuse_signature,
+)
 from dpoptax.per_example._loss_trace import LossTrace, is_pair, trace_loss
 
 # How many parameters an error lists by name.
@@ -79,8 +84,12 @@ def check_loss(
     except Exception as error:
         if (refusal := models.state_error(error)) is not None:
             raise refusal from error
+        found = not_a_key(loss_fn, error) if keys else None
         # An adapter calls the loss of another library in another way, and says how.
-        error.add_note(getattr(loss_fn, "call_note", call_note)(example, keys))
+        note_of = getattr(loss_fn, "call_note", call_note)
+        (found or error).add_note(note_of(example, keys))
+        if found is not None:
+            raise found from error
         raise
     # JAX marks jax.debug.print and jax.debug.callback as debug effects.
     if others := sorted(str(effect) for effect in effects if "Debug" not in str(effect)):
@@ -156,6 +165,7 @@ def _refuse_unused(trace: LossTrace) -> None:
 
 def takes_key(function: Callable[..., Any], name: str = "loss_fn", first: str = "params") -> bool:
     """Whether a loss takes `(params, example, key)`, not just `(params, example)`."""
+    refuse_no_function(function, name)
     positional = [
         parameter
         for parameter in inspect.signature(function).parameters.values()

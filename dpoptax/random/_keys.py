@@ -57,7 +57,9 @@ def insecure_key(seed: int) -> PRNGKeyArray:
     """
     seed = _validate.count("seed", seed, at_least=0)
     if seed >= 2**32:
-        raise ValueError(f"seed must be below 2**32; got {seed}. For a secret key: secure_key().")
+        raise ValueError(
+            "seed must be below 2**32; got a larger number. For a secret key: secure_key()."
+        )
     return jax.random.key(np.uint32(seed), impl=CHACHA20)
 
 
@@ -67,9 +69,8 @@ def root_key(key: Any) -> PRNGKeyArray:
         return secure_key()
     if isinstance(key, int | np.integer):
         raise TypeError(
-            f"key must be a typed PRNG key; got the number {key}. For a test pass "
-            f"jax.random.key({key}), in general jax.random.key(seed). For real data leave the key "
-            "out: a secret key from the operating system is then used."
+            "key must be a typed PRNG key; got a number. For a test pass jax.random.key(number). "
+            "For real data leave the key out: a secret key from the operating system is then used."
         )
     return allowed_key("key", key)
 
@@ -80,4 +81,4 @@ def describe_key(key: Any) -> str:
         return "ChaCha20, 256 bits of entropy of the operating system"
     tag = str(jax.random.key_impl(_validate.typed_key("key", key)))
     name = "ChaCha20" if tag == CHACHA20_TAG else tag
-    return f"{name}, given by the caller, who must keep it secret"
+    return f"{name}, with a key from the caller, who must keep it secret"

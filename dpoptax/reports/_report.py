@@ -14,8 +14,8 @@ import scipy.special
 from dpoptax import _serialize, _validate
 from dpoptax._dp_events import count_passes
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger, event_epsilon, event_privacy_loss, trade_off
-from dpoptax.accounting._epsilon import coarse_epsilon
+from dpoptax.accounting import Ledger, event_epsilon, trade_off
+from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
 from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
@@ -52,8 +52,12 @@ class Report(ReportValues):
         steps_done: how many of them were done.
         steps_lost: how many more were charged: they may have been released before a crash, and
             could not be repeated identically.
+        covers_all_steps: whether the numbers below are those of all planned steps, although fewer
+            were done: something that was released may have decided when the run ended.
         delta: of the guarantee.
         epsilon: of the guarantee; inf for a run without noise.
+        epsilon_of_steps_done: epsilon of the steps that were charged. With `covers_all_steps` it is
+            the guarantee only if nothing that was released decided when the run ended.
         epsilon_by_delta: epsilon at delta and at two others.
         epsilon_replace_one: epsilon under replace_one; inf where none is known.
         epsilon_by_group_size: epsilon for groups of units.
@@ -110,6 +114,7 @@ class Report(ReportValues):
         noise_multiplier: ScalarOrSchedule,
         mechanism: Mechanism,
         prng: str = _text.NO_PRNG,
+        all_steps: Ledger | None = None,
     ) -> "Report":
         """Returns the report of a run.
 
@@ -120,19 +125,23 @@ class Report(ReportValues):
             noise_multiplier: of the plan.
             mechanism: how the noise was drawn.
             prng: where the random numbers came from, in words.
+            all_steps: a ledger that also has the steps that were planned and not done. Give it if
+                something that was released may have decided when the run ended, for example the
+                accuracy of its parameters. The guarantee is then that of all planned steps.
 
         Returns:
             A `Report`.
         """
+        guarantee = ledger if all_steps is None else all_steps
         sampler, delta = ledger.sampler, ledger.delta
         relation = parse_relation(sampler.relation)
-        event = ledger.event(relation)
+        event = guarantee.event(relation)
         # The trade-off curve is read at smaller deltas than the guarantee.
         loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
         # Twelve digits, because delta / 10 has rounding errors at the end, and what is shown is
         # rounded up.
         below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
-        epsilons = {value: ledger.epsilon(value) for value in (above, delta, below) if value < 1}
+        epsilons = {value: guarantee.epsilon(value) for value in (above, delta, below) if value < 1}
         rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
         return cls(
             unit=sampler.unit,
@@ -146,10 +155,12 @@ class Report(ReportValues):
             steps_planned=steps_planned,
             steps_done=steps_done,
             steps_lost=ledger.num_steps - steps_done,
+            covers_all_steps=all_steps is not None,
             delta=delta,
             epsilon=epsilons[delta],
+            epsilon_of_steps_done=ledger.epsilon(),
             epsilon_by_delta=epsilons,
-            epsilon_replace_one=_replace_one(ledger),
+            epsilon_replace_one=_replace_one(guarantee),
             epsilon_by_group_size={
                 size: coarse_epsilon(
                     event,
@@ -160,7 +171,7 @@ class Report(ReportValues):
                 )
                 for size in GROUP_SIZES
             },
-            epsilon_unamplified=_unamplified(ledger),
+            epsilon_unamplified=_unamplified(guarantee),
             advantage=trade_off.advantage(loss),
             true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
             posterior_belief={
@@ -169,7 +180,7 @@ class Report(ReportValues):
             mu=trade_off.dominating_mu(loss),
             accountant=_accountant(),
             prng=prng,
-            assumptions=(*_text.ASSUMPTIONS, mechanism.caveat),
+            assumptions=(*_text.assumptions(all_steps is not None), mechanism.caveat),
             loss=loss,
         )
 
@@ -219,13 +230,16 @@ class Report(ReportValues):
         epsilons = np.linspace(0.0, last if math.isfinite(last) else 1.0, 500)
         deltas = self.loss.deltas(epsilons)
         shown = deltas <= largest
+        steps = f"after {self.steps_done:,} of {self.steps_planned:,} steps"
+        if self.covers_all_steps:
+            steps = f"of all {self.steps_planned:,} planned steps"
         return _figure.GuaranteeCurve(
             deltas[shown],
             epsilons[shown],
             point=(self.delta, self.epsilon) if math.isfinite(self.epsilon) else None,
             num_units=self.num_units,
             unit=self.unit,
-            title=f"The guarantee after {self.steps_done:,} of {self.steps_planned:,} steps",
+            title=f"The guarantee {steps}",
         )
 
 

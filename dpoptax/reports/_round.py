@@ -25,7 +25,7 @@ def round_up(value: float, digits: int = 3) -> str:
     return str(written.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_CEILING))
 
 
-def round_up_significant(value: float) -> str:
-    """Writes a number with three significant digits, rounded up."""
-    context = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
-    return f"{float(context.create_decimal(repr(value))):.3g}"
+def round_up_significant(value: float, digits: int = 3) -> str:
+    """Writes a number with this many significant digits, rounded up."""
+    context = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING)
+    return f"{float(context.create_decimal(repr(value))):.{digits}g}"

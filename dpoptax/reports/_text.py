@@ -17,14 +17,23 @@ from dpoptax.schedules import as_schedule
 WIDTH = 110
 RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
 NO_PRNG = "none drawn yet: this is the report of a plan"
-ASSUMPTIONS = (
+# The conditions of every statement, and between them one on the end of the run.
+KEYS_AND_RUNS = (
     "The random keys are secret, and no key was used for two runs.",
     "Other runs on the same data are not counted, for example runs to choose the model or its "
     "settings. Each of them reveals more.",
+)
+END_WITHOUT_LOOKING = (
     "Nothing that was released during the run decided when the run ended. Otherwise, for example "
-    "if the run ended at a good accuracy, the epsilon of all planned steps holds.",
+    "if the run ended at a good accuracy, the epsilon of all planned steps holds."
+)
+END_AFTER_LOOKING = (
+    "Whoever decided when the run ended used only what was released, and data that are not the "
+    "training data. For example, a decision by the training loss is not covered."
+)
+NOT_PROTECTED = (
     "Losses, gradient norms, batch sizes and the time of a step are not protected. Keep them "
-    "secret.",
+    "secret."
 )
 # The two data sets that a guarantee compares.
 COMPARED = {
@@ -32,6 +41,12 @@ COMPARED = {
     "replace_special": "the data with this {unit}, or with an empty one in its place",
     "replace_one": "the data with this {unit}, or with any other one in its place",
 }
+
+
+def assumptions(covers_all_steps: bool) -> tuple[str, ...]:
+    """Returns the conditions of a statement that do not depend on the mechanism."""
+    end = END_AFTER_LOOKING if covers_all_steps else END_WITHOUT_LOOKING
+    return (*KEYS_AND_RUNS, end, NOT_PROTECTED)
 
 
 def as_text(values: ReportValues) -> str:
@@ -103,6 +118,11 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
             f"({round_up(values.epsilon)}, {round_up_significant(values.delta)})"
             "-differential privacy (epsilon, delta)"
         )
+        if values.covers_all_steps:
+            guarantee += (
+                f". This counts all {values.steps_planned:,} planned steps, because something that "
+                "was released may have decided when the run ended"
+            )
     if values.delta > 1 / values.num_units:
         guarantee += (
             f". This delta is too large: it is above 1 / {values.num_units:,}, and a program that "
@@ -145,7 +165,14 @@ def _other_epsilons(values: ReportValues) -> dict[str, str]:
         round_up(values.epsilon_replace_one),
         round_up(values.epsilon_unamplified),
     )
+    of_steps_done = {}
+    if values.covers_all_steps:
+        of_steps_done["Of the steps that were done"] = (
+            f"{round_up(values.epsilon_of_steps_done)} at delta {delta}. This holds only if "
+            "nothing that was released decided when the run ended, for example if a time limit did"
+        )
     return {
+        **of_steps_done,
         "At other deltas": deltas,
         f"If one {values.unit} is replaced": f"{replaced} at delta {delta} (replace_one)",
         f"For several {values.unit}s together": f"{groups}, at delta {delta}",
@@ -181,7 +208,12 @@ def _attacker(values: ReportValues) -> dict[str, str]:
 
 def _settings(record: dict[str, Any]) -> str:
     """The class of a sampler, clip rule or mechanism, and its settings."""
-    settings = [f"{name} {_short(value)}" for name, value in record.items() if name != "kind"]
+    # A switch that is off says nothing to a reader; the JSON has it.
+    settings = [
+        f"with {name}" if value is True else f"{name} {_short(value)}"
+        for name, value in record.items()
+        if name != "kind" and value is not False
+    ]
     # A class of the user's own is written as "module:Outer.Class".
     name = re.split("[:.]", record["kind"])[-1]
     return f"{name} ({', '.join(settings)})" if settings else name

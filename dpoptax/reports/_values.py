@@ -23,8 +23,10 @@ class ReportValues:
     steps_planned: int
     steps_done: int
     steps_lost: int
+    covers_all_steps: bool
     delta: float
     epsilon: float
+    epsilon_of_steps_done: float
     epsilon_by_delta: dict[float, float]
     epsilon_replace_one: float
     epsilon_by_group_size: dict[int, float]

@@ -2,7 +2,6 @@
 
 from dpoptax import _serialize
 from dpoptax._masked_examples import MaskedExamples
-from dpoptax.samplers import feistel
 from dpoptax.samplers._balls_in_bins import BallsInBins
 from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
@@ -46,5 +45,4 @@ __all__ = [
     "take",
     "sharded_take",
     "iterate_batches",
-    "feistel",
 ]

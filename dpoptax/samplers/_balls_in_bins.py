@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
@@ -73,6 +74,7 @@ class BallsInBins(Sampler):
     steps_per_round: int
     max_batch_size: int
 
+    @answer_foreign_names
     def __init__(
         self, num_examples: int, steps_per_round: int, max_batch_size: int | None = None
     ) -> None:

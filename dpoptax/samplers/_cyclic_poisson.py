@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, truncated_poisson_event
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
 from dpoptax.samplers._base import (
     Batch,
@@ -62,6 +63,7 @@ class CyclicPoisson(Sampler):
 
     relation: ClassVar[str] = "replace_special"
 
+    @answer_foreign_names
     def __init__(
         self,
         num_examples: int,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from dpoptax._dp_events import compose_passes
 from dpoptax.relations import Relation
-from dpoptax.samplers import feistel
+from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import Batch, SamplerState
 from dpoptax.samplers._full_batches import FullBatches
 from dpoptax.schedules import ScalarOrSchedule
@@ -43,7 +43,7 @@ class FixedSize(FullBatches):
         """Returns the next state and the next batch, drawn independently of all others."""
         (key,) = state.keys(1)
         slots = jnp.arange(self.batch_size, dtype=jnp.int32)
-        indices = feistel.permute(key, slots, self.num_examples)
+        indices = _feistel.permute(key, slots, self.num_examples)
         return state.advanced(), Batch(indices, jnp.ones(self.batch_size, bool))
 
     def event(

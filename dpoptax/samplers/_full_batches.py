@@ -3,6 +3,7 @@
 import attrs
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.samplers._base import Sampler
 
 
@@ -14,6 +15,7 @@ class FullBatches(Sampler):
     batch_size: int
 
     # A fraction is accepted here, to be refused with the remedy for a rate.
+    @answer_foreign_names
     def __init__(self, num_examples: int, batch_size: int | float) -> None:
         num_examples = _validate.num_examples(num_examples)
         size = _validate.whole_batch_size("batch_size", batch_size, num_examples)

@@ -15,8 +15,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, truncated_poisson_event
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
-from dpoptax.samplers import feistel
+from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size, truncated_binomial
 from dpoptax.schedules import ScalarOrSchedule
@@ -57,6 +58,7 @@ class Poisson(Sampler):
     expected_batch_size: float
     max_batch_size: int
 
+    @answer_foreign_names
     def __init__(
         self, num_examples: int, expected_batch_size: float, max_batch_size: int | None = None
     ) -> None:
@@ -101,10 +103,10 @@ def draw_batch(state: SamplerState, num_examples: int, rate: float, max_batch_si
     mask = slots < size
     # Both methods draw a uniform subset. Up to MAX_SORTED examples, `permute` sorts all of them:
     # a batch of at most a quarter of them is cheaper to draw directly.
-    if 4 * max_batch_size <= num_examples <= feistel.MAX_SORTED:
+    if 4 * max_batch_size <= num_examples <= _feistel.MAX_SORTED:
         indices = _subset(permutation_key, size, num_examples, max_batch_size)
     else:
-        indices = feistel.permute(permutation_key, slots, num_examples)
+        indices = _feistel.permute(permutation_key, slots, num_examples)
     return padded_batch(indices, mask, num_examples)
 
 

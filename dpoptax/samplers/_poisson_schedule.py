@@ -20,7 +20,9 @@ def _stages(stages: Sequence[Any]) -> tuple[tuple[Poisson, int], ...]:
     checked = []
     for stage in stages:
         if not (isinstance(stage, tuple | list) and isinstance(stage[0], Poisson)):
-            raise TypeError(f"a stage is a pair (Poisson sampler, steps); got {stage!r}.")
+            raise TypeError(
+                f"a stage is a pair (Poisson sampler, steps); got {_validate.described(stage)}."
+            )
         sampler, length = stage
         checked.append((sampler, _validate.count("steps of a stage", length)))
     sizes = sorted({sampler.num_examples for sampler, _ in checked})

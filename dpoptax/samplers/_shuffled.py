@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dpoptax._dp_events import compose_passes
 from dpoptax.relations import Relation
-from dpoptax.samplers import feistel
+from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import (
     Batch,
     SamplerState,
@@ -64,7 +64,7 @@ class Shuffled(FullBatches):
         mask = slots <= (self.num_examples - 1) - number * self.batch_size
         positions = jnp.where(mask, number * self.batch_size + slots, 0)
         key = jax.random.fold_in(state.key, epoch)
-        indices = feistel.permute(key, positions, self.num_examples)
+        indices = _feistel.permute(key, positions, self.num_examples)
         return state.advanced(), padded_batch(indices, mask, self.num_examples)
 
     def event(

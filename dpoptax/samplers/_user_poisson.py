@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
 from dpoptax.samplers._poisson import Poisson
@@ -62,6 +63,7 @@ class UserPoisson(Sampler):
 
     unit: ClassVar[str] = "user"
 
+    @answer_foreign_names
     def __init__(
         self,
         user_ids: Any,

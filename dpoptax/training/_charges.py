@@ -1,5 +1,6 @@
 """Privacy charges of a run: which steps of the plan the ledger counts."""
 
+import copy
 from collections.abc import Iterable
 
 from dpoptax._plan import Plan
@@ -32,3 +33,13 @@ def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, in
     for first, end in ((0, num_steps), *lost_steps):
         charge_steps(ledger, plan, first, end)
     return ledger
+
+
+def ledger_of_all_steps(ledger: Ledger, plan: Plan, charged: int) -> Ledger:
+    """Returns a copy of a ledger that has `charged` steps of a plan, with the other steps added.
+
+    If the released parameters decided when a run ended, the run has the guarantee of all steps.
+    """
+    whole = copy.copy(ledger)
+    charge_steps(whole, plan, charged, plan.num_steps)
+    return whole

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from dpoptax.training._examples import as_example, not_an_array, stack_examples
+from dpoptax.training._examples import (
+    as_example,
+    check_numeric,
+    fields_of,
+    not_an_array,
+    stack_examples,
+)
 
 INDEX = (
     "Index, do not iterate: the sampler of the plan chooses the rows of each step by their index. "
@@ -126,21 +132,11 @@ def _array(label: str, leaf: Any) -> Any:
             leaf = leaf.to_numpy() if hasattr(leaf, "to_numpy") else np.asarray(leaf)
         except Exception as error:  # of whatever library the column is from
             raise not_an_array(label, leaf, error) from None
-    if leaf.dtype.names:
-        return {name: _array(f"{label}[{name!r}]", leaf[name]) for name in leaf.dtype.names}
+    if fields := fields_of(leaf):
+        return {name: _array(f"{label}[{name!r}]", item) for name, item in fields.items()}
     if leaf.dtype.kind == "O" and isinstance(leaf, np.ndarray):
         leaf = _unbox(label, leaf)
-    if leaf.dtype.kind in "USO":
-        _refuse(
-            label,
-            "strings or other objects",
-            "Leave the column out, or turn it into numbers: class names into their index, text "
-            "into token ids, missing values into a number and a mask",
-        )
-    if leaf.dtype.kind in "mM":
-        _refuse(label, "dates", "Turn them into numbers, such as days since a public date")
-    if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype.kind == "b"):
-        _refuse(label, f"values of type {leaf.dtype}", "Convert the column to float32 or int32")
+    check_numeric(label, leaf, "an array of numbers", "strings or other objects")
     _check_range(label, leaf)
     return leaf
 

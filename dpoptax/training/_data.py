@@ -1,17 +1,19 @@
 """Training data for `fit`, on the device or on the host, and how a batch is gathered from it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example._validate_loss import batch_mask
-from dpoptax.samplers import Batch, take
+from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training._columns import as_columns, is_source, refuse_stream
 from dpoptax.training._examples import as_example, stack_examples
 
@@ -157,6 +159,28 @@ def as_training_data(data: PyTree | DeviceData | HostData) -> DeviceData | HostD
     if isinstance(data, DeviceData | HostData):
         return data
     return HostData(data) if is_source(data) else DeviceData(data)
+
+
+def example_of_batch(data: DeviceData | HostData, sampler: Sampler) -> PyTree:
+    """Returns the shapes of one example as `data.take` returns it, with a leading axis of one."""
+    size = sampler.max_batch_size
+
+    def spec(leaf: Any) -> jax.ShapeDtypeStruct:
+        # Host data reach `take` as the rows of one batch.
+        rows = size if isinstance(data, HostData) else leaf.shape[0]
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # reads no file
+        dtype = leaf.dtype if is_key else jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), dtype)
+
+    arrays = data.first_example() if isinstance(data, HostData) else data.arrays
+    indices: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
+    mask: Any = jax.ShapeDtypeStruct((size,), jnp.bool_)
+    examples, _ = jax.eval_shape(
+        functools.partial(take_plain, data.take), jax.tree.map(spec, arrays), Batch(indices, mask)
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), examples
+    )
 
 
 def _gather(leaf: Any, indices: np.ndarray) -> np.ndarray:

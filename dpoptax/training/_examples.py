@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -64,15 +65,34 @@ def _field(label: str, leaf: Any) -> PyTree:
                 "them to one length, and add a mask of what is real."
             ) from None
         raise not_an_array(label, leaf, error) from None
-    if array.dtype.names:
-        return {key: _field(f"{label}[{key!r}]", array[key]) for key in array.dtype.names}
-    if array.dtype.kind in "USOMm":
-        kind = "text" if array.dtype.kind in "US" else f"a {type(leaf).__name__}"
-        raise TypeError(
-            f"{label} must be a number or an array of numbers; got {kind}. Leave the column out, "
-            "or turn it into numbers: class names into their index, text into token ids."
-        )
+    if fields := fields_of(array):
+        return {key: _field(f"{label}[{key!r}]", item) for key, item in fields.items()}
+    got = "text" if array.dtype.kind in "US" else f"a {type(leaf).__name__}"
+    check_numeric(label, array, "a number or an array of numbers", got)
     return array
+
+
+def fields_of(array: Any) -> dict[str, Any]:
+    """Returns the fields of a structured array by name; empty for any other array."""
+    return {name: array[name] for name in array.dtype.names or ()}
+
+
+def check_numeric(label: str, array: Any, expected: str, got: str) -> None:
+    """Raises for an array of text, dates or objects; `got` says what it is to the caller."""
+    kind = array.dtype.kind
+    if kind in "mM":
+        got, remedy = "dates", "Turn them into numbers, such as days since a public date"
+    elif kind in "USO":
+        remedy = (
+            "Leave the column out, or turn it into numbers: class names into their index, text "
+            "into token ids, missing values into a number and a mask"
+        )
+    elif not (jnp.issubdtype(array.dtype, jnp.number) or kind == "b"):
+        got = f"values of type {array.dtype}"
+        remedy = "Convert the column to float32 or int32"
+    else:
+        return
+    raise TypeError(f"{label} must be {expected}; got {got}. {remedy}.")
 
 
 def stack_examples(

@@ -15,13 +15,19 @@ from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._automatic_axes import with_automatic_axes
+from dpoptax.training._check_arguments import check_microbatch_size, check_plan
 from dpoptax.training._check_size import check_size
-from dpoptax.training._data import DeviceData, HostData, as_training_data
+from dpoptax.training._data import (
+    DeviceData,
+    HostData,
+    as_training_data,
+    example_of_batch,
+)
 from dpoptax.training._diagnostics import warn_if_many
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._loop import run_steps
 from dpoptax.training._memory import microbatch_size_for_plan
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._packed_rows import refuse_packed_rows
 from dpoptax.training._progress import Listener
 from dpoptax.training._result import FitResult, StopReason, make_result
@@ -49,8 +55,10 @@ def fit(
 ) -> FitResult:
     """Trains privately: runs all steps of `plan`, with a progress bar that shows epsilon.
 
-    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps that are running. The result and
-    its report then count only the steps that ran. A second Ctrl-C acts as usual.
+    Ctrl-C, SIGTERM and `time_limit` stop the run after the steps that are running. After SIGTERM
+    and `time_limit`, the guarantee is that of the steps that ran. After Ctrl-C it is that of all
+    planned steps, because you may have looked at the parameters; the report states both. A second
+    Ctrl-C acts as usual.
 
     Args:
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
@@ -69,7 +77,7 @@ def fit(
             parameters or data differ, and are equal bit for bit if nothing differs.
         progress: whether to show the bar; or a function that is called with a `Progress` from
             time to time; or `Every(function, steps=100)` for regular calls; or a list of these. A
-            function that returns True ends the run; see `Every` on the epsilon to state then.
+            function that returns True ends the run, with the guarantee of all planned steps.
         resume: a folder, or `Checkpoints`, where the run is saved. If it holds a run, training
             continues there, bit for bit. If the program or the data changed since, training draws
             new noise. Steps that a crash lost then stay charged: they count in epsilon.
@@ -81,7 +89,7 @@ def fit(
             noise. `dpoptax.mechanisms.norm_histogram` is a private alternative.
 
     Returns:
-        A `FitResult` with the parameters and the report of the steps that ran.
+        A `FitResult` with the parameters and the report of the run.
 
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is
@@ -152,8 +160,9 @@ def prepare(
     The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     """
     check_arguments(data, params, plan, optimizer)
-    example = data.first_example()
-    tx, state = start_run(loss_fn, params, example, plan, optimizer, root)
+    check_microbatch_size(microbatch_size)
+    example = example_of_batch(data, plan.sampler)
+    tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root)
     has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
         sharding = getattr(data.take, "sharding", None)
@@ -177,6 +186,7 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
 ) -> None:
     """Refuses data that do not fit the plan, and parameters that cannot be trained."""
+    check_plan(plan)
     check_size(len(data), plan.sampler)
     refuse_packed_rows(data, plan.sampler)
     check_params(params)
@@ -194,10 +204,11 @@ def _check_loss(
 
     Returns whether the loss returns a pair `(loss, metrics)`.
     """
-    if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
-        check_loss(loss_fn.loss, point, examples, state.model_key, allow_unused=True)
+    loss_of, point_of = split_objective(loss_fn)
+    point = jax.eval_shape(point_of, state.params, state.opt_state)
+    key = state.model_key if takes_key(loss_of) else None
+    if isinstance(loss_fn, Objective):  # another part of it may train what the loss leaves out
+        check_loss(loss_of, point, examples, key, allow_unused=True)
         return False
-    key = state.model_key if takes_key(loss_fn) else None
-    trace = check_loss(loss_fn, state.params, examples, key, has_aux=has_aux)
+    trace = check_loss(loss_of, point, examples, key, has_aux=has_aux)
     return trace.program.aux_treedef is not None

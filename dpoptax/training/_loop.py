@@ -49,4 +49,5 @@ def run_steps(
         run.save(state)
         if done == plan.num_steps:
             return state, "plan"
-        return state, interrupts.reason or ("callback" if asked else "another process")
+        # A function that asked first: a signal or a time limit may have come while it ran.
+        return state, "callback" if asked else interrupts.reason or "another process"

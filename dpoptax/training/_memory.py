@@ -20,7 +20,7 @@ from dpoptax.clipping import FlatClip
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
 from dpoptax.per_example._parts import shards_of
 from dpoptax.per_example._validate_loss import check_loss, takes_key
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._train_step import TrainState
 
 # The fraction of the device's memory for the temporaries of a step. The rest is for parameters,
@@ -93,17 +93,15 @@ def microbatch_size_for_plan(
 ) -> int | None:
     """Returns the largest microbatch size for the release that a plan makes."""
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples)
-    point = state.params
-    if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.gradient_point, state.params, state.opt_state)
-        loss_fn = loss_fn.loss
+    loss_of, point_of = split_objective(loss_fn)
+    point = jax.eval_shape(point_of, state.params, state.opt_state)
 
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.
         return plan.mechanism.release(jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0)
 
     size = plan.sampler.max_batch_size
-    return _largest_microbatch(loss_fn, point, example, release, size, default_limit(), sharding)
+    return _largest_microbatch(loss_of, point, example, release, size, default_limit(), sharding)
 
 
 def default_limit() -> int:

@@ -4,6 +4,7 @@ Some objectives take their gradient at another point than the parameters, or add
 needs no privacy. Both belong to the objective, so every training loop does them.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import optax
@@ -27,3 +28,12 @@ class Objective(Protocol):
 
         What it adds may depend on the parameters and on `key` only, never on the data.
         """
+
+
+def split_objective(
+    loss_fn: Callable[..., Any] | Objective,
+) -> tuple[Callable[..., Any], Callable[[PyTree, Any], PyTree]]:
+    """Returns the loss of one example, and where its gradient is taken for params and opt_state."""
+    if isinstance(loss_fn, Objective):
+        return loss_fn.loss, loss_fn.gradient_point
+    return loss_fn, lambda params, opt_state: params

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.reports import Report
-from dpoptax.training._charges import charge_and_authorize, ledger_of_run
+from dpoptax.training._charges import charge_and_authorize, ledger_of_all_steps, ledger_of_run
 from dpoptax.training._dispatch import Stepper
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
@@ -72,13 +72,21 @@ class OpenRun:
         return self._plan.num_steps - self._done
 
     def epsilon(self, delta: float | None = None) -> float:
-        """Returns the epsilon of everything that ran, under the relation of the sampler."""
+        """Returns the epsilon of everything that ran so far, under the relation of the sampler."""
         return self._ledger.epsilon(delta)
 
     def report(self) -> Report:
-        """Returns the privacy statement of the steps that ran."""
+        """Returns the privacy statement of the run.
+
+        Your loop may end the run because of its parameters. So before the last step, the guarantee
+        is that of all planned steps. The report also states the epsilon of the steps that ran.
+        """
+        all_steps = None
+        if self.steps_left:
+            all_steps = ledger_of_all_steps(self._ledger, self._plan, self._charged)
         return Report.from_ledger(
             self._ledger,
+            all_steps=all_steps,
             steps_done=self._done,
             steps_planned=self._plan.num_steps,
             noise_multiplier=self._plan.noise_multiplier,

@@ -11,11 +11,16 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.samplers import Batch, MaskedExamples
 from dpoptax.training._automatic_axes import enter_automatic_axes
-from dpoptax.training._data import DeviceData, HostData
+from dpoptax.training._data import (
+    DeviceData,
+    HostData,
+    example_of_batch,
+)
 from dpoptax.training._dispatch import make_stepper
 from dpoptax.training._fit import check_arguments, prepare
 from dpoptax.training._multihost import from_first_process
@@ -36,9 +41,10 @@ class PrivateRun(OpenRun):
     runs. It makes no more steps than planned. It takes the arguments of `fit`, except `progress`,
     and gives the numbers of `fit`.
 
-    You may stop early: `epsilon` and `report` then count only the steps that ran. If the private
-    parameters decided when to stop, for example by their validation accuracy, state the epsilon of
-    all planned steps, `plan.epsilon()`.
+    You may stop early. `epsilon` counts the steps that ran so far. It is the cost of the run only
+    if nothing that was released decided when to stop. If the private parameters decided it, for
+    example by their validation accuracy, the cost is that of all planned steps. `report` states
+    both.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -68,6 +74,7 @@ class PrivateRun(OpenRun):
         50
     """
 
+    @answer_foreign_names
     def __init__(
         self,
         loss_fn: Callable[..., Float[Array, ""]] | Objective | None,
@@ -139,7 +146,8 @@ class PrivateRun(OpenRun):
                     f"saved and has no loss; got {type(plan.sampler).__name__}, which ties the "
                     "steps of a run together. Pass the loss, or leave resume out."
                 )
-            tx, state = start_run(None, params, data.first_example(), plan, optimizer, root)
+            example = example_of_batch(data, plan.sampler)
+            tx, state = start_run(None, params, data, example, plan, optimizer, root)
             self._update = Update(tx, take_over_digest(None, tx))
             make_step = functools.partial(make_sampling_step, plan.sampler)
         else:

@@ -57,9 +57,9 @@ class Every:
     """Calls a function at regular times of a run, for example to evaluate the model.
 
     The function gets a `Progress`. It costs no privacy if it uses only the parameters and data that
-    are not in the training set. If it returns True, the run ends, and the result and its report
-    count only the steps that ran. If the parameters decided this, for example by their validation
-    accuracy, state the epsilon of all planned steps, `plan.epsilon()`.
+    are not in the training set. If it returns True, the run ends. Because the parameters may have
+    decided this, the result then guarantees the epsilon of all planned steps. Its report also
+    states the epsilon of the steps that ran.
 
     Attributes:
         function: `function(progress)` returns True to stop; None or False to go on.
@@ -93,7 +93,9 @@ class Every:
     def __attrs_post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise TypeError(
-                f"give either steps or seconds; got steps={self.steps}, seconds={self.seconds}. "
+                f"give either steps or seconds; got "
+                f"steps={_validate.described(self.steps)}, "
+                f"seconds={_validate.described(self.seconds)}. "
                 "Pass one of the two and leave out the other."
             )
         if self.steps is not None:

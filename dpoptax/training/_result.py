@@ -8,13 +8,16 @@ from jaxtyping import PyTree
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
 from dpoptax.reports import Report
-from dpoptax.training._charges import ledger_of_run
+from dpoptax.training._charges import ledger_of_all_steps, ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
 
 StopReason: TypeAlias = Literal[
     "plan", "SIGINT", "SIGTERM", "time limit", "callback", "another process"
 ]
+# A clock or a scheduler decided. Behind each other reason there may be somebody, or a function,
+# who looked at the parameters.
+STOPS_WITHOUT_LOOKING: tuple[StopReason, ...] = ("plan", "SIGTERM", "time limit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ class FitResult:
         prng: where the random numbers came from, in words.
         stopped: why training ended. "plan": all steps are done. "SIGINT" (Ctrl-C), "SIGTERM": a
             signal. "time limit": see `time_limit`. "callback": a function in `progress` asked for
-            it. "another process": a process that trains together with this one had to stop.
+            it. "another process": a process that trains together with this one had to stop. After
+            "callback", "SIGINT" and "another process" the guarantee is that of all planned steps.
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
             nothing. None if this call made no step. Not private, and no part of the report.
@@ -48,19 +52,31 @@ class FitResult:
     nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
 
     def epsilon(self, delta: float | None = None) -> float:
-        """Returns the epsilon of everything that ran, under the relation of the sampler."""
-        return self.ledger.epsilon(delta)
+        """Returns the epsilon that the run guarantees, under the relation of the sampler.
+
+        If a function in `progress` or Ctrl-C ended the run, this is the epsilon of all planned
+        steps, because the parameters may have decided it. `ledger.epsilon()` is that of the steps
+        that ran. It holds if nothing that was released decided when the run ended.
+        """
+        return (self._ledger_of_all_steps() or self.ledger).epsilon(delta)
 
     def report(self) -> Report:
-        """Returns the privacy statement of the steps that ran."""
+        """Returns the privacy statement of the run, with both epsilons if it ended early."""
         return Report.from_ledger(
             self.ledger,
+            all_steps=self._ledger_of_all_steps(),
             steps_done=self.num_steps,
             steps_planned=self.plan.num_steps,
             noise_multiplier=self.plan.noise_multiplier,
             mechanism=self.plan.mechanism,
             prng=self.prng,
         )
+
+    def _ledger_of_all_steps(self) -> Ledger | None:
+        """The ledger of the guarantee, if it is not `ledger`."""
+        if self.stopped in STOPS_WITHOUT_LOOKING:
+            return None
+        return ledger_of_all_steps(self.ledger, self.plan, self.num_steps)
 
 
 def make_result(

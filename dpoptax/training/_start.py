@@ -10,8 +10,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import derive_key, split_by_purpose
+from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._noise_binding import bind_key
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import start_digest
 from dpoptax.training._train_step import TrainState, init_state
 
@@ -19,6 +20,7 @@ from dpoptax.training._train_step import TrainState, init_state
 def start_run(
     loss_fn: Callable[..., Any] | Objective | None,
     params: PyTree,
+    data: DeviceData | HostData,
     example: PyTree,
     plan: Plan,
     optimizer: optax.GradientTransformation,
@@ -29,7 +31,8 @@ def start_run(
     Args:
         loss_fn: of one example, or an `Objective`; None if the caller computes the gradients.
         params: the initial parameters.
-        example: the first example, with a leading axis of one.
+        data: of the run.
+        example: shapes of an example as `take` returns it, with a leading axis of one.
         plan: of the run.
         optimizer: follows the private transformation.
         root: the root key.
@@ -43,15 +46,14 @@ def start_run(
     program = start_digest(loss_fn, tx)
     opt_state = jax.eval_shape(tx.init, params)
     point, loss_key = params, None
-    if isinstance(loss_fn, Objective):
-        point = jax.eval_shape(loss_fn.gradient_point, params, opt_state)
-        loss_key = keys.model_key
-    elif loss_fn is not None and takes_key(loss_fn):
-        loss_key = keys.model_key
+    if loss_fn is not None:
+        loss_of, point_of = split_objective(loss_fn)
+        point = jax.eval_shape(point_of, params, opt_state)
+        loss_key = keys.model_key if takes_key(loss_of) else None
     digest, _ = program(point, example, loss_key, params, opt_state)
     # Two runs that share their batches cost more together than the sum of their epsilons. So the
     # batches are bound too: to what is known before the first step, for any kind of data.
-    sampling_key = bind_key(keys.sampling_key, (params, example), digest)
+    sampling_key = bind_key(keys.sampling_key, (params, data.first_example()), digest)
     state = init_state(
         params, tx=tx, sampler=plan.sampler, sampling_key=sampling_key, model_key=keys.model_key
     )

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.per_example import PerExampleGrads
@@ -22,7 +23,7 @@ from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take, take_plain
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._noise_binding import bind_noise
-from dpoptax.training._objective import Objective
+from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import take_over_digest
 from dpoptax.training._validate_optimizer import check_transformation
 
@@ -123,6 +124,7 @@ def init_state(
     )
 
 
+@answer_foreign_names
 def make_train_step(
     loss_fn: Callable[..., Float[Array, ""]] | Objective,
     *,
@@ -175,15 +177,14 @@ def make_train_step(
         1
     """
     check_transformation("tx", tx)
-    objective = loss_fn if isinstance(loss_fn, Objective) else None
-    loss_of = loss_fn.loss if isinstance(loss_fn, Objective) else loss_fn
+    loss_of, point_of = split_objective(loss_fn)
     # Another part of an objective may train a parameter that its loss leaves out.
     grads_fn = deferred_values_and_grads(
         loss_of,
         microbatch_size=microbatch_size,
         shards=_known_shards(take, sampler.max_batch_size, microbatch_size),
         has_aux=has_aux,
-        allow_unused=objective is not None,
+        allow_unused=isinstance(loss_fn, Objective),
     )
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)
@@ -197,9 +198,7 @@ def make_train_step(
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
         # Some objectives take the gradient at draws kept in the optimizer state, not at the
         # parameters. The update is applied to the parameters in any case.
-        point = state.params
-        if objective is not None:
-            point = objective.gradient_point(state.params, state.opt_state)
+        point = point_of(state.params, state.opt_state)
         examples, batch = take_plain(take, data, batch)
         values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
         program, captured = program_digest(point, examples, key, state.params, state.opt_state)

@@ -102,11 +102,12 @@ def privatize(
     Raises:
         TypeError: an argument has the wrong type, for example a key that is not a typed Threefry or
             ChaCha20 key.
-        ValueError: the bound is not positive, the noise is negative, or there is noise without a
-            finite bound. From `init` or `update`: a second run of this transformation in this
-            process, another transformation with the same key in the same chain, another release
-            from the same state, a transformation of Optax around or before this one, a function
-            that is mapped over devices, no parameters, or gradients that are not per example.
+        ValueError: the bound is not positive, the noise is negative, the batch size is below 1 as a
+            sampling rate is, or there is noise without a finite bound. From `init` or `update`: a
+            second run of this transformation in this process, another transformation with the same
+            key in the same chain, another release from the same state, a transformation of Optax
+            around or before this one, a function that is mapped over devices, no parameters, or
+            gradients that are not per example.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -129,7 +130,7 @@ def privatize(
     rule = as_clip_rule(clip)
     noise = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
     mechanism.check(rule, noise)
-    size = validated("expected_batch_size", expected_batch_size, _validate.positive)
+    size = validated("expected_batch_size", expected_batch_size, _validate.batch_size)
     root = allowed_key("key", key)
     # Without noise there is none to draw twice.
     guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None

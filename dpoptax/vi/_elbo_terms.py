@@ -86,5 +86,5 @@ def checked_num_samples(num_samples: int) -> int:
 def is_kl_clipped(kl: str) -> bool:
     """Whether the divergence is clipped with the loss; refuses an unknown word."""
     if kl not in ("after_noise", "clipped"):
-        raise ValueError(f'kl must be "after_noise" or "clipped"; got {kl!r}.')
+        raise ValueError(f'kl must be "after_noise" or "clipped"; got {_validate.described(kl)}.')
     return kl == "clipped"

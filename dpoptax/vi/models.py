@@ -19,10 +19,8 @@ from dpoptax import _validate
 from dpoptax.vi._local_elbo import local_elbo_loss
 
 __all__ = [
-    "ConvVAE",
     "DenseVAE",
     "bernoulli_vae_loss",
-    "gaussian_mixture",
     "hierarchical_logistic_regression",
     "logistic_regression",
 ]
@@ -78,53 +76,6 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
         return jnp.concatenate([x, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], -1)
 
 
-class ConvVAE(nn.Module):  # type: ignore[misc]
-    """Convolutional variational autoencoder: three strided convolutions each way, Bernoulli pixels.
-
-    For images `(32, 32, 3)` it has 640,423 parameters, as the CIFAR VAE of the d3p paper
-    (arXiv:2103.11648).
-
-    Attributes:
-        latent: dimension of the latent.
-        features: output channels of each convolution.
-        shape: shape of an image; its sides are multiples of 8.
-    """
-
-    latent: int = 50
-    features: tuple[int, ...] = (32, 64, 128)
-    shape: tuple[int, int, int] = (32, 32, 3)
-
-    def setup(self) -> None:
-        """Makes the layers."""
-        rows, columns, channels = self.shape
-        # Every convolution has stride 2.
-        reduced = 2 ** len(self.features)
-        self.small = (rows // reduced, columns // reduced, self.features[-1])
-        self.down = [nn.Conv(size, (4, 4), strides=2) for size in self.features]
-        self.loc, self.log_scale = nn.Dense(self.latent), nn.Dense(self.latent)
-        self.wide = nn.Dense(int(np.prod(self.small)))
-        upwards = (*reversed(self.features[:-1]), channels)
-        self.up = [nn.ConvTranspose(size, (4, 4), strides=(2, 2)) for size in upwards]
-
-    def encode(self, image: Array) -> tuple[Array, Array]:
-        """Returns the mean and the standard deviation of q(z | x)."""
-        for layer in self.down:
-            image = nn.relu(layer(image))
-        flat = image.reshape(-1)
-        return self.loc(flat), jnp.exp(self.log_scale(flat))
-
-    def decode(self, latent: Array) -> Array:
-        """Returns the logits of p(x | z), one for each pixel and channel."""
-        image = nn.relu(self.wide(latent)).reshape(self.small)
-        for layer in self.up[:-1]:
-            image = nn.relu(layer(image))
-        return self.up[-1](image)
-
-    def __call__(self, image: Array) -> Array:
-        """Returns the logits of a reconstruction from the mean of q(z | x)."""
-        return self.decode(self.encode(image)[0])
-
-
 def bernoulli_vae_loss(
     model: nn.Module, *, num_samples: int = 1, redraw: bool = False
 ) -> Callable[[PyTree, PyTree, PRNGKeyArray], Float[Array, ""]]:
@@ -135,7 +86,7 @@ def bernoulli_vae_loss(
     probabilities.
 
     Args:
-        model: a `DenseVAE` or `ConvVAE`, or a module with the same `encode` and `decode`.
+        model: a `DenseVAE`, or a module with the same `encode` and `decode`.
         num_samples: draws of the latent per image.
         redraw: if True, draw a black-and-white image from the probabilities in every step, as d3p
             does.
@@ -250,33 +201,3 @@ def hierarchical_logistic_regression(
         return jax.nn.logsumexp(jax.nn.log_sigmoid((2 * y - 1) * logits) + log_weights)
 
     return log_likelihood
-
-
-def gaussian_mixture(latents: PyTree, point: Float[Array, " inputs"]) -> Float[Array, ""]:
-    """Returns log p(x) of a mixture of isotropic normals.
-
-    The assignment to a component is summed over, so a point has no local latent.
-
-    Args:
-        latents: `{"weights": (components,), "centres": (components, inputs), "variances":
-            (components,)}`; weights on the simplex, variances positive; see
-            `dpoptax.vi.guides.Constrained`.
-        point: one point x.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> latents = {
-        ...     "weights": jnp.full(2, 0.5), "centres": jnp.zeros((2, 2)), "variances": jnp.ones(2)
-        ... }
-        >>> round(float(gaussian_mixture(latents, jnp.zeros(2))), 4)  # -log(2 pi)
-        -1.8379
-
-    Reference: Prediger et al. 2022, arXiv:2103.11648, section 5.
-    """
-    variances = latents["variances"]
-    distances = jnp.sum((point - latents["centres"]) ** 2, axis=1) / variances
-    log_scale = point.size * jnp.log(2 * jnp.pi * variances)
-    return jax.nn.logsumexp(jnp.log(latents["weights"]) - 0.5 * (distances + log_scale))

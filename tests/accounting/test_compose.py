@@ -8,9 +8,9 @@ import pytest
 from dp_accounting import NeighboringRelation, gaussian_mechanism
 from dp_accounting.pld import privacy_loss_distribution
 
-from dpoptax.accounting import epsilon, event_epsilon, event_privacy_loss
+from dpoptax.accounting import epsilon, event_epsilon
 from dpoptax.accounting._compose import compositions
-from dpoptax.accounting._epsilon import coarse_epsilon
+from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
 from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.accounting._subsampled_gaussian import poisson
 from dpoptax.samplers import Poisson

@@ -11,7 +11,8 @@ import scipy.stats
 from dp_accounting import gaussian_mechanism
 
 import dpoptax
-from dpoptax.accounting import epsilon, event_epsilon, event_privacy_loss
+from dpoptax.accounting import epsilon, event_epsilon
+from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION
 from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
 

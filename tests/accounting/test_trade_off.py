@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 
 from dpoptax import Plan
-from dpoptax.accounting import event_privacy_loss, trade_off
+from dpoptax.accounting import trade_off
+from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.samplers import Poisson
 
 

@@ -150,7 +150,7 @@ BAD_OPTIONS = {
     "delta": (("--delta", "2"), "delta must lie strictly between 0 and 1"),
     "rate": (("--batch-size", "0.1"), "For a sampling rate of 0.1"),
     "batch": (("--batch-size", "99999"), "cannot exceed num_examples"),
-    "clip": (("--l2-clip", "0"), "l2_clip bounds a norm"),
+    "clip": (("--l2-clip", "0"), "clip bounds a norm"),
     "steps": (("--steps", "0"), "num_steps must be at least 1"),
     "word": (("--steps", "many"), "invalid int value"),
     "dataset": (("--dataset", "cats"), "invalid choice"),

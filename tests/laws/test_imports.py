@@ -40,6 +40,7 @@ ORDER = [
     "keras",
     "tunix",
     "compat",
+    "_command_line_errors",
     "__main__",
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -62,6 +62,9 @@ def test_a_run_that_stops_early_reports_what_ran():
     assert (run.steps_done, run.steps_left) == (2, 1)
     assert run.epsilon() == PLAN.epsilon(2)
     assert "2 done of 3 planned" in str(run.report())
+    # The run cannot know whether the parameters decided the end.
+    assert run.report().epsilon == PLAN.epsilon()
+    assert run.report().epsilon_of_steps_done == PLAN.epsilon(2)
     with pytest.raises(ValueError, match="at most 1 more steps"):
         run.step(2)
     assert run.ledger.num_steps == run.steps_done == 2

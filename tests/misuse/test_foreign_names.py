@@ -12,7 +12,7 @@ import pytest
 import dpoptax
 from dpoptax import Plan, accounting
 from dpoptax._foreign_names import _NAMES
-from dpoptax.training import fit
+from dpoptax.training import PrivateRun, fit, make_train_step
 
 PROGRAM = pathlib.Path(__file__).with_name("typed_program.py")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,6 +20,7 @@ FUNCTIONS = (
     *(dpoptax.privatize, dpoptax.dp_sgd, dpoptax.dp_adam, Plan, Plan.calibrate, fit),
     *(accounting.epsilon, accounting.calibrate_noise_multiplier),
     *(accounting.calibrate_num_steps, accounting.calibrate_batch_size),
+    *(PrivateRun, make_train_step, dpoptax.samplers.Poisson, dpoptax.samplers.FixedSize),
 )
 
 CALLS = [
@@ -50,6 +51,14 @@ CALLS = [
     (dpoptax.privatize, "l2_clip", r"Pass clip=bound"),
     (fit, "clip", r"belongs to the plan"),
     (fit, "noise_multiplier", r"belongs to the plan"),
+    (fit, "learning_rate", r"a name in dpoptax\.dp_sgd\. Pass optimizer=optax\.sgd\(learning_rate"),
+    (fit, "lr", r"Pass optimizer=optax\.sgd\(learning_rate"),
+    (PrivateRun, "epochs", r"belongs to the plan: pass plan=dpoptax\.Plan"),
+    (PrivateRun, "batch_size", r"belongs to the plan"),
+    (make_train_step, "optimizer", r"Pass tx=optax\.chain\(plan\.privatize"),
+    (dpoptax.samplers.Poisson, "dataset_size", r"Pass num_examples="),
+    (dpoptax.samplers.Poisson, "sample_rate", r"Pass expected_batch_size=rate \* num_examples"),
+    (dpoptax.samplers.Shuffled, "n", r"Pass num_examples="),
     (dpoptax.dp_sgd, "learningrate", r"Did you mean learning_rate\?"),
 ]
 
@@ -75,8 +84,17 @@ def test_signatures_and_other_errors_stay_as_they_are(function):
         parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         for parameter in inspect.signature(function).parameters.values()
     )
-    with pytest.raises(TypeError, match="missing"):
+    with pytest.raises(TypeError, match=r"missing.*It takes"):
         function()
+
+
+def test_a_pair_of_loss_and_parameters_is_unpacked_first():
+    pair = (lambda params, example: 0.0, {"w": 31337.0})
+    with pytest.raises(
+        TypeError, match=r"missing a required argument: 'data'.*loss, params ="
+    ) as e:
+        fit(pair, [1.0], plan=None, optimizer=None)
+    assert "31337" not in str(e.value)
 
 
 def test_the_clip_bound_has_one_name():

@@ -15,7 +15,7 @@ import dpoptax
 from dpoptax._jax_compat import define_prng_impl
 from dpoptax.random import _chacha20, insecure_key
 from dpoptax.random._threefry_unrolled import unrolled
-from dpoptax.samplers import feistel
+from dpoptax.samplers import _feistel as feistel
 
 # A user's own type, with the name and the code of ours: only the type itself tells them apart.
 OWN = define_prng_impl(

@@ -287,7 +287,7 @@ def test_a_run_of_own_classes_is_reported_and_resumed(tmp_path):
     resumed = train(longer, tmp_path / "run")
     assert resumed.num_steps == 4
     assert float(resumed.params) == float(train(longer, None).params)
-    assert "Doubled (inner Gaussian (num_draws 1, jax_random False))" in report_of(longer)
+    assert "Doubled (inner Gaussian (num_draws 1))" in report_of(longer)
     with pytest.raises(ValueError, match="PowerClip"):
         train(longer.replace(clip=PowerClip(1.0, power=3.0)), tmp_path / "run")
     with pytest.raises(ValueError, match="num_draws"):

@@ -233,7 +233,7 @@ def test_a_private_run_uses_a_secure_key_by_default():
     report = first.report()
     assert "ChaCha20, 256 bits of entropy of the operating system" in str(report)
     assert report.prng in report.to_json()
-    assert "ChaCha20, given by the caller" in given.prng
+    assert "ChaCha20, with a key from the caller" in given.prng
     assert "threefry" in fit(jax.random.key(7)).prng
     with pytest.raises(TypeError, match=r"For real data leave the key out|Type-check error"):
         fit(7)

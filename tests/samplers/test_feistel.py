@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dpoptax.samplers import feistel
+from dpoptax.samplers import _feistel as feistel
 
 LEVEL = 1e-4
 

@@ -1,5 +1,7 @@
 """Functions that are called during a run: when, with what, and how they end it."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ import optax
 import pytest
 
 import dpoptax
+from dpoptax.reports import round_up
 from dpoptax.training import Every, HostData, fit
 from dpoptax.training._progress import ProgressReporter
+from dpoptax.training._result import make_result
+from dpoptax.training._resume.run import NoResume
 from dpoptax.vi.contrib import average_iterates
 
 STEPS = 12
@@ -66,7 +71,7 @@ def test_they_get_epsilon_parameters_their_average_and_metrics(calls):
     np.testing.assert_array_equal(fifth[-1].params, result.params)
 
 
-def test_one_may_end_the_run_with_a_valid_report(calls):
+def test_one_may_end_the_run_with_the_guarantee_of_the_plan(calls):
     """Data on the host are read in larger parts: a stop, or a call, may cut such a part."""
     each, *_ = calls
     stop_at, seen, last = 7, [], []
@@ -81,12 +86,51 @@ def test_one_may_end_the_run_with_a_valid_report(calls):
         diagnostics=False,
     )
     assert (result.num_steps, result.stopped) == (stop_at, "callback")
-    assert result.epsilon() == PLAN.epsilon(stop_at)
-    assert f"{stop_at} done of {STEPS} planned" in str(result.report())
+    assert_both_epsilons_are_reported(result, stop_at)
     # Functions that were not due see the last parameters too.
     assert seen[-1].step == last[-1].step == stop_at
     for progress in seen:
         np.testing.assert_allclose(progress.params, each[progress.step - 1].params, rtol=1e-6)
+
+
+def assert_both_epsilons_are_reported(result, done):
+    """The parameters may have decided the end: the plan counts, and the rest is conditional."""
+    report, text = result.report(), " ".join(str(result.report()).split())
+    assert result.epsilon() == report.epsilon == PLAN.epsilon()
+    assert report.epsilon_of_steps_done == result.ledger.epsilon() == PLAN.epsilon(done)
+    assert report.epsilon_replace_one == PLAN.epsilon(relation="replace_one")
+    assert f"{done} done of {STEPS} planned" in text
+    assert f"({round_up(PLAN.epsilon())}, 0.001)-differential privacy" in text
+    assert f"counts all {STEPS} planned steps, because something that was released may" in text
+    assert f"{round_up(PLAN.epsilon(done))} at delta 0.001. This holds only if nothing" in text
+    assert "decision by the training loss is not covered" in text
+
+
+@pytest.mark.parametrize(
+    ("stopped", "looked"),
+    [
+        *(("plan", False), ("time limit", False), ("SIGTERM", False)),
+        *(("callback", True), ("SIGINT", True), ("another process", True)),
+    ],
+)
+def test_what_ended_a_run_decides_which_steps_its_epsilon_counts(stopped, looked):
+    result = make_result(state_at(5), PLAN, NoResume("test"), stopped)
+    if looked:
+        assert_both_epsilons_are_reported(result, 5)
+    else:
+        assert result.epsilon() == result.report().epsilon == PLAN.epsilon(5)
+        assert "planned steps, because" not in " ".join(str(result.report()).split())
+
+
+def test_a_signal_during_a_function_that_asks_to_stop_is_not_the_reason():
+    """Else a function could wait for the time limit when it likes the parameters."""
+
+    def ask(progress):
+        signal.raise_signal(signal.SIGTERM)
+        return True
+
+    result = run(Every(ask, steps=2))
+    assert (result.num_steps, result.stopped) == (2, "callback")
 
 
 def test_without_averaging_there_is_no_average():

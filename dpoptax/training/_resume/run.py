@@ -29,6 +29,7 @@ from jaxtyping import PyTree
 from dpoptax import _validate, samplers
 from dpoptax._plan import Plan
 from dpoptax.random._derive import derive_key
+from dpoptax.training._check_arguments import check_folder
 from dpoptax.training._multihost import any_process, barrier
 from dpoptax.training._resume.base import Folder
 from dpoptax.training._resume.identity import identity_of
@@ -210,10 +211,12 @@ def open_run(
         return NoResume(prng)
     from dpoptax.training._resume.checkpoints import RunFolder  # imports Orbax
 
-    settings = resume if isinstance(resume, Checkpoints) else Checkpoints(resume)
-    folder = RunFolder(settings, identity_of(plan, params, key))
+    if not isinstance(resume, Checkpoints):
+        check_folder("resume", resume)
+        resume = Checkpoints(resume)
+    folder = RunFolder(resume, identity_of(plan, params, key))
     barrier("the log is read")  # before the first process writes to it
-    return ResumableRun(folder, every_seconds=settings.every_seconds, prng=prng)
+    return ResumableRun(folder, every_seconds=resume.every_seconds, prng=prng)
 
 
 def _on_all_processes(state: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from dpoptax import _validate
+from dpoptax.training._check_arguments import check_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,5 +32,6 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        check_folder("path", self.path)
         _validate.non_negative("every_seconds", self.every_seconds)
         _validate.count("keep", self.keep, at_least=2)

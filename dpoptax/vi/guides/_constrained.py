@@ -158,7 +158,10 @@ def _bijections(latents: PyTree, supports: PyTree) -> _Bijections:
                 "in the log-likelihood."
             )
         if not bool(jnp.all(support(jnp.asarray(leaf)))):
-            raise ValueError(f"{name} must start within its support, {support}; got {leaf}.")
+            raise ValueError(
+                f"{name} must start within its support, {support}; got a value outside. Choose "
+                "an initial value inside."
+            )
     return _Bijections(treedef, tuple(biject_to(support) for support in leaves))
 
 
@@ -166,10 +169,10 @@ def _unconstrained_location(latents: PyTree, bijections: _Bijections) -> PyTree:
     """Returns the latents on the real line; refuses a boundary, which is at infinity there."""
     location = bijections.inverse(jax.tree.map(jnp.asarray, latents))
     paths = jax.tree_util.tree_leaves_with_path(latents)
-    for (path, leaf), value in zip(paths, jax.tree.leaves(location), strict=True):
+    for (path, _), value in zip(paths, jax.tree.leaves(location), strict=True):
         if not bool(jnp.all(jnp.isfinite(value))):
             raise ValueError(
                 f"latents{jax.tree_util.keystr(path)} must start inside its support, not at an "
-                f"end; got {leaf}."
+                "end, which is at infinity on the real line. Choose another initial value."
             )
     return location

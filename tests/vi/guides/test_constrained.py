@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 import dpoptax
-from dpoptax.vi import aligned_elbo, global_elbo, guides, models
+from dpoptax.vi import aligned_elbo, global_elbo, guides
 
 constraints = pytest.importorskip("numpyro.distributions").constraints
 
@@ -92,23 +92,6 @@ def test_the_rate_of_counts_finds_its_gamma_posterior(make):
     assert abs(math.exp(float(found["loc"]["rate"])) / posterior.mean() - 1) < 0.01
     scale = float(jax.nn.softplus(found["raw_scale"][0]))
     assert abs(scale / (posterior.std() / posterior.mean()) - 1) < 0.15
-
-
-@pytest.mark.slow
-def test_a_mixture_is_the_sum_of_its_components():
-    latents = {
-        "weights": jnp.array([0.2, 0.8]),
-        "centres": jnp.array([[0.0, 1.0], [-2.0, 0.5]]),
-        "variances": jnp.array([0.5, 2.0]),
-    }
-    point = jnp.array([-1.0, 0.3])
-    expected = sum(
-        weight * scipy.stats.multivariate_normal(centre, variance).pdf(point)
-        for weight, centre, variance in zip(*map(np.asarray, latents.values()), strict=True)
-    )
-    assert math.isclose(
-        float(models.gaussian_mixture(latents, point)), math.log(expected), rel_tol=1e-5
-    )
 
 
 def test_wrong_arguments_are_refused():

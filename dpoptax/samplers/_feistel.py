@@ -26,8 +26,6 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 from dpoptax import _validate
 from dpoptax.random._allowed_keys import allowed_key
 
-__all__ = ["permute"]
-
 # NIST SP 800-38G asks for ten rounds with halves as small as ours. More rounds only cost time.
 NUM_ROUNDS = 12
 # Up to this many elements, all of them are sorted. A small network is the weakest one, since it has

@@ -1,0 +1,31 @@
+"""Errors and warnings of the library in the names of the command line."""
+
+import re
+import sys
+from typing import Any
+
+# What arguments of the library are called here.
+FLAGS = {
+    "expected_batch_size": "--batch-size",
+    "batch_size": "--batch-size",
+    "num_examples": "--num-examples",
+    "num_steps": "--steps",
+    "noise_multiplier": "--noise-multiplier",
+}
+
+
+def show_warning(message: Any, *details: Any, **more: Any) -> None:
+    """Prints a warning without the line of our program that it came from."""
+    del details, more
+    print(f"dpoptax: warning: {with_flags(str(message))}", file=sys.stderr)
+
+
+def with_flags(message: str) -> str:
+    """Returns an error of the library with the names of the command line."""
+    # In a formula, N as in the help.
+    message = re.sub(r"([*/] )num_examples\b", r"\1N", message)
+    message = re.sub(r"\brelation='(\w+)'", r"--relation \1", message)
+    message = re.sub(r"^(clip|delta|epsilon|epochs)(?= (bounds|must|should))", r"--\1", message)
+    for name, flag in FLAGS.items():
+        message = re.sub(rf"\b{name}\b", flag, message)
+    return message
