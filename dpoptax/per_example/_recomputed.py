@@ -121,8 +121,7 @@ def streamed_grads(
     in_backward_pass = {leaf.site.path: leaf for leaf in streamed.values()}
     kept = tuple(site for site in found.sites if site.path not in in_backward_pass)
     layout = Layout(program, len(mask), elsewhere=frozenset(streamed))
-    leaves, flat_inputs = jax.tree.leaves(params), jax.tree.leaves(inputs)
-    size = len(mask)
+    leaves, flat_inputs, size = jax.tree.leaves(params), jax.tree.leaves(inputs), len(mask)
 
     readings = {i: zeros_of(leaf.readings, size, *_runs(leaf.site)) for i, leaf in streamed.items()}
     totals = {i: zeros_of(leaf.total, *_runs(leaf.site)) for i, leaf in streamed.items()}
