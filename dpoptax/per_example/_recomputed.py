@@ -168,8 +168,7 @@ def streamed_grads(
         i: _squared_norms(leaf, readings[i], factors, narrow=program.is_narrow)
         for i, leaf in summed.items()
     }
-    sums = functools.partial(_pull_sums, summed)
-    messages = _tell(streamed, told, factors)
+    sums, messages = functools.partial(_pull_sums, summed), _tell(streamed, told, factors)
     return losses, RecomputedGrads(
         norms, jax.tree_util.Partial(sums, pull, losses, messages), rest, mask
     )
