@@ -170,8 +170,7 @@ def streamed_grads(
         i: _squared_norms(leaf, readings[i], factors, bits=program.fewest_bits)
         for i, leaf in summed.items()
     }
-    sums = functools.partial(_pull_sums, summed)
-    messages = _tell(streamed, told, factors)
+    sums, messages = functools.partial(_pull_sums, summed), _tell(streamed, told, factors)
     return Values(losses, aux), RecomputedGrads(
         norms, jax.tree_util.Partial(sums, pull, losses, messages), rest, mask
     )
