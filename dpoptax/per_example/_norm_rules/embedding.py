@@ -69,7 +69,7 @@ class EmbeddingLookup(NormRule):
     def _sum_of_rows(self, chunk: tuple[Array, Array]) -> Float[Array, "..."]:
         ids, rows = chunk
         table = jnp.zeros((self.spec.shape[0], rows.shape[-1]), rows.dtype)
-        return _add_rows(table, (ids, rows)).reshape(self.spec.shape)
+        return add_rows(table, (ids, rows)).reshape(self.spec.shape)
 
 
 def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
@@ -135,11 +135,11 @@ def add_equal_tokens(
         batch, tokens, width = rows.shape
         if not on_cpu():
             # One table per example: a device then needs only the rows of its own examples.
-            return jax.vmap(_add_rows)(jnp.zeros_like(rows), (slots, rows))
+            return jax.vmap(add_rows)(jnp.zeros_like(rows), (slots, rows))
         # Every example has `tokens` slots in one array, as it has at most that many distinct ids.
         slots = slots + tokens * jnp.arange(batch, dtype=jnp.int32)[:, None]
         table = jnp.zeros((batch * tokens, width), rows.dtype)
-        return _add_rows(table, (slots, rows)).reshape(rows.shape)
+        return add_rows(table, (slots, rows)).reshape(rows.shape)
 
     return map_chunks(sums, (_slots(ids, rows_in_table), rows), _floats_per_example(rows))
 
@@ -157,7 +157,8 @@ def _floats_per_example(rows: Float[Array, "batch t width"]) -> int:
     return cost_model.SEGMENT_CHUNK_FACTOR * math.prod(rows.shape[1:])
 
 
-def _add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
+def add_rows(table: Array, chunk: tuple[Array, Array]) -> Array:
+    """Adds rows `(..., width)` to the rows of a table at their ids `(...)`, all inside of it."""
     ids, rows = chunk
     flat = rows.reshape(ids.size, rows.shape[-1])
     return table.at[ids.reshape(-1)].add(flat, mode="promise_in_bounds")

@@ -17,7 +17,7 @@ from dpoptax._precision import wide_dtype, widen
 from dpoptax.per_example._norm_rules import embedding, matmul
 from dpoptax.per_example._norm_rules.base import NormRule
 from dpoptax.per_example._norm_rules.chunking import map_chunks
-from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors, leaf_gradient
+from dpoptax.per_example._norm_rules.factors import HIGHEST, Factors
 from dpoptax.per_example._norm_rules.materialize import materialize
 from dpoptax.per_example._norm_rules.matmul_layout import as_pair, sizes_of
 from dpoptax.per_example._norm_rules.rounding import round_up, sum_of_squares
@@ -164,9 +164,10 @@ class TiedEmbedding(NormRule):
 
     def weighted_sum(self, factors: Sequence[Factors]) -> Float[Array, "..."]:
         """See `NormRule.weighted_sum`."""
-        rows, of_rows = self.sites[self.lookup], factors[self.lookup]
         product = self.product.weighted_sum([factors[1 - self.lookup]])
-        return leaf_gradient([rows], [of_rows], self.spec) + product
+        looked_up = embedding.as_rows(self.sites[self.lookup], factors[self.lookup], self.spec)
+        # Into the product itself: a second table would take as much memory again.
+        return embedding.add_rows(product, looked_up)
 
     @property
     def _floats_per_example(self) -> int:
