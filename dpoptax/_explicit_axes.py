@@ -204,7 +204,8 @@ def sharded_by_example(params: PyTree, examples: PyTree) -> SpecsOf:
     leaves = [leaf for leaf in jax.tree.leaves(examples) if jax.numpy.ndim(leaf)]
     specs = [_spec_of_array(leaf) for leaf in leaves]
     split = [spec[0] for spec in specs if len(spec) and spec[0] is not None]
-    size = leaves[0].shape[0]
+    # Without arrays of examples nothing is sharded. The loss is checked later.
+    size = leaves[0].shape[0] if leaves else None
 
     def spec_of(leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
         # Wherever an array is: a wrong guess costs time and memory, and changes no number.

@@ -8,7 +8,7 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
     checkpoint   1 more for every backward pass
 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
-must fit into a part of the memory of the devices, by the table in `_norm_rules/devices.py`. The
+must fit into a part of the memory of the devices, by the table in `_devices.py`. The
 choice depends on shapes, on the kind of device and on the number of devices only, so that a program
 always makes the same one. All choices give the same numbers up to rounding, except that recomputed
 norms are rounded up by `NARROW_MARGIN` if the loss computes in 16 bits.
@@ -22,10 +22,10 @@ import jax
 from jaxtyping import Array, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads
+from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._microbatched import microbatched_grads
-from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
 from dpoptax.per_example._recomputed import one_pass_grads, recomputed_grads
 from dpoptax.per_example._stacked import stacked_grads

@@ -10,8 +10,8 @@ from dpoptax._explicit_axes import of_shapes
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._choose_form import FORMS, Choice, FormPlan, choose
+from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._norm_rules import materialize
-from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._streamed_leaf import HeldLeaf
 from dpoptax.per_example._streaming import why_kept
 from dpoptax.per_example._tracing.site import Site

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
+from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import (
     Factors,
@@ -23,7 +24,6 @@ from dpoptax.per_example._norm_rules import (
     is_materialized,
     sum_weighted,
 )
-from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps

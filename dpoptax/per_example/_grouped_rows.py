@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from dpoptax.per_example._devices import current_device
+
 
 def _sorts() -> bool:
     """Whether rows are sorted by group, for the `ragged_dot` of the device."""
-    return jax.default_backend() != "cpu"
+    return not current_device().is_cpu
 
 
 def group_of_rows(group_sizes: Int[Array, " groups"], num_rows: int) -> Int[Array, " rows"]:

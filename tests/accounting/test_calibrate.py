@@ -18,6 +18,7 @@ from dpoptax.accounting._search import largest_feasible, smallest_root
 from dpoptax.samplers import FixedSize, Poisson, PoissonSchedule, Shuffled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "delta", "num_examples", "expected", "steps", "reference"),
     [

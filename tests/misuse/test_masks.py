@@ -79,6 +79,7 @@ def largest_move(batches, gather):
     return jax.vmap(move)(batches).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", registry.SAMPLERS.values(), ids=registry.SAMPLERS)
 def test_without_a_mask_one_example_moves_the_sum_by_one_clip(make):
     sampler = make(NUM_EXAMPLES, 8)

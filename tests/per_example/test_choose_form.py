@@ -9,9 +9,9 @@ import pytest
 
 import dpoptax
 from dpoptax.per_example import _choose_form, _streaming
+from dpoptax.per_example import _devices as devices
 from dpoptax.per_example._factored import FactoredGrads
 from dpoptax.per_example._microbatched import MicrobatchedGrads
-from dpoptax.per_example._norm_rules import devices
 from dpoptax.per_example._recomputed import RecomputedGrads
 
 BATCH, TOKENS, WIDTH, LAYERS, ROWS, RANK = 6, 12, 16, 3, 24, 1

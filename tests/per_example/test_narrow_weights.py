@@ -67,6 +67,7 @@ def test_narrow_base_weights_do_not_stop_adapters_from_being_factored():
     assert not any(row.rule.startswith("used by") for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["factored", "recomputed"])
 def test_weights_cast_to_8_bits_are_summed_in_float32(form):
     """The gradient is not rounded to 8 bits, as `vmap(grad)` rounds it."""

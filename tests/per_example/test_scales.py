@@ -142,6 +142,7 @@ def test_norms_and_sums_are_those_of_vmap_grad():
         check(of_form, exact, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_mixed_dtypes")
 @pytest.mark.parametrize("form", FORMS)
 def test_scales_in_16_bits_have_gradients_in_float32(form):

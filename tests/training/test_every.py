@@ -71,6 +71,7 @@ def test_they_get_epsilon_parameters_their_average_and_metrics(calls):
     np.testing.assert_array_equal(fifth[-1].params, result.params)
 
 
+@pytest.mark.slow
 def test_one_may_end_the_run_with_the_guarantee_of_the_plan(calls):
     """Data on the host are read in larger parts: a stop, or a call, may cut such a part."""
     each, *_ = calls

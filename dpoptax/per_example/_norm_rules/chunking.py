@@ -15,8 +15,8 @@ from dpoptax.per_example._batch_sum import (
     num_lanes,
     sum_in_chunks,
 )
+from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._norm_rules import cost_model
-from dpoptax.per_example._norm_rules.devices import current_device
 from dpoptax.per_example._packed import pack, unpack
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from dpoptax.per_example._norm_rules.devices import Device, current_device
+from dpoptax.per_example._devices import Device, current_device
 from dpoptax.per_example._tracing.site import Site
 
 # Gradients of a leaf are held instead of its factors only if those of the whole batch are fewer

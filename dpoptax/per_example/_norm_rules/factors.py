@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax._precision import wide_dtype, widen
+from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._primitives import LinearPrimitive, linear_primitive
 from dpoptax.per_example._tracing.site import Site
 
@@ -41,7 +42,7 @@ def narrow_dtype(
     if integers:
         dtypes = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
     # XLA on a CPU casts 16-bit floats to float32 before it multiplies them.
-    if len(dtypes) != 1 or jax.default_backend() == "cpu" or wide_dtype(spec.dtype) != jnp.float32:
+    if len(dtypes) != 1 or current_device().is_cpu or wide_dtype(spec.dtype) != jnp.float32:
         return None
     (dtype,) = dtypes
     return dtype if dtype in (jnp.bfloat16, jnp.float16) else None

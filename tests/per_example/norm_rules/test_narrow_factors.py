@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dpoptax
-from dpoptax.per_example import _batch_sum
+from dpoptax.per_example import _batch_sum, _devices
 
 BATCH, TOKENS, WIDTH = 6, 512, 4
 
@@ -34,7 +34,7 @@ def problem():
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(_devices, "kind_of_device", lambda: ("TPU v5 lite", "tpu"))
 
 
 def test_products_of_16_bit_factors_are_exact_in_float32(problem, accelerator):
