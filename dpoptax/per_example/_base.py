@@ -74,7 +74,8 @@ class PerExampleGrads(abc.ABC):
         """Returns `sum_i weights_i * gradient_i`, a tree like the parameters, in float32 or wider.
 
         An example with zero weight, or a padded row, adds exactly zero, even if its gradient is
-        NaN.
+        NaN. To clip, call `clip_and_sum`: it computes norms and sum from the same numbers, also
+        where microbatches are computed again for the sum.
         """
 
     def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:

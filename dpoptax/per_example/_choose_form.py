@@ -10,8 +10,7 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
 must fit into a part of the memory of the devices, by the table in `_devices.py`. The
 choice depends on shapes, on the kind of device and on the number of devices only, so that a program
-always makes the same one. All choices give the same numbers up to rounding, except that recomputed
-norms are rounded up by `NARROW_MARGIN` if the loss computes in 16 bits.
+always makes the same one. All choices give the same numbers up to rounding.
 """
 
 import dataclasses

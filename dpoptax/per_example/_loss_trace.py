@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dpoptax import _jax_compat
@@ -94,17 +93,6 @@ class LossProgram:
     def may_spread_nan(self) -> bool:
         """Whether `vmap` of the gradient may spread NaN from one example to others."""
         return may_spread_nan(_jax_compat.equations(self.jaxpr))
-
-    @functools.cached_property
-    def fewest_bits(self) -> int:
-        """The bits of the narrowest floating-point type that the loss computes in."""
-        dtypes = {
-            getattr(variable.aval, "dtype", None)
-            for eqn in _jax_compat.equations(self.jaxpr)
-            for variable in eqn.outvars
-        }
-        floats = [t for t in dtypes if t is not None and jnp.issubdtype(t, jnp.floating)]
-        return min((jnp.finfo(dtype).bits for dtype in floats), default=64)
 
     def __eq__(self, other: object) -> bool:
         return (

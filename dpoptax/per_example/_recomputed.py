@@ -10,10 +10,9 @@ leaves without a norm rule keep their gradients, as in the factored form. A tied
 its lookup needs, but not the cotangents of its product.
 
 Li et al. 2022 (arXiv:2110.05679) and Bu et al. 2023 (arXiv:2210.00038) scale the losses in the
-second pass. Here both passes compute the same cotangents, and the weights are multiplied in float32
-or wider where the sum is formed. So a small weight is not rounded to 16 bits on its way through the
-layers. XLA may still round narrow numbers at other places in the second pass than in the first, so
-norms of a computation in 16 or 8 bits are increased by `narrow_margin`.
+second pass. Here the weights are multiplied in float32 or wider where the sum is formed. So a small
+weight is not rounded to 16 bits on its way through the layers. The layers may be rounded
+differently in the two passes: see `_streamed_leaf.py` for why no gradient escapes its clip.
 """
 
 import dataclasses
@@ -41,14 +40,6 @@ from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
 
 AllFactors: TypeAlias = dict[EqnPath, Factors]
-
-# Added to the squared norms, in units of them, if the layers compute in 16 bits: 1.6 % of the norm.
-# On a CPU the two passes differed by up to .005 % of the norm in bfloat16. Nothing bounds what a
-# compiler does, so this allows for 300 times as much.
-NARROW_MARGIN = 1 / 32
-
-# The same in 8 bits, where a rounding is up to 32 times as coarse as in bfloat16: 41 % of the norm.
-EIGHT_BIT_MARGIN = 32 * NARROW_MARGIN
 
 
 @register_form
@@ -166,11 +157,9 @@ def streamed_grads(
     summed = {i: leaf for i, leaf in streamed.items() if i not in held}
     if not summed:
         return Values(losses, aux), rest
-    norms = {
-        i: _squared_norms(leaf, readings[i], factors, bits=program.fewest_bits)
-        for i, leaf in summed.items()
-    }
-    sums, messages = functools.partial(_pull_sums, summed), _tell(streamed, told, factors)
+    norms = {i: _squared_norms(leaf, readings[i], factors) for i, leaf in summed.items()}
+    messages = _tell(streamed, told, factors, readings)
+    sums = functools.partial(_pull_sums, summed)
     return Values(losses, aux), RecomputedGrads(
         norms, jax.tree_util.Partial(sums, pull, losses, messages), rest, mask
     )
@@ -186,11 +175,18 @@ def _no_cotangents(site: Site, saved: dict[EqnPath, Any], size: int) -> Factors:
 
 
 def _tell(
-    streamed: dict[int, StreamedLeaf], messages: dict[int, Message], factors: AllFactors
+    streamed: dict[int, StreamedLeaf],
+    messages: dict[int, Message],
+    factors: AllFactors,
+    readings: dict[int, Any] | None = None,
 ) -> dict[int, Message]:
-    """Returns the messages with what the leaves have kept elsewhere."""
+    """Returns the messages with what the first pass has found; without `readings` before it."""
     return {
-        number: leaf.tell(messages[number], [factors[site.path] for site in leaf.kept])
+        number: leaf.tell(
+            messages[number],
+            [factors[site.path] for site in leaf.kept],
+            None if readings is None else readings[number],
+        )
         for number, leaf in streamed.items()
     }
 
@@ -206,16 +202,8 @@ def _factors_of(site: Site, saved: dict[EqnPath, Any], cotangents: dict[EqnPath,
     return Factors(saved[site.path], window(cotangents[site.tap]))
 
 
-def _squared_norms(leaf: StreamedLeaf, readings: Any, factors: AllFactors, *, bits: int) -> Array:
-    norms = leaf.squared_norms(readings, [factors[site.path] for site in leaf.kept])
-    return norms * (1 + narrow_margin(bits))
-
-
-def narrow_margin(bits: int) -> float:
-    """What is added to squared norms, in units of them, if the layers compute in so few bits."""
-    if bits >= 32:
-        return 0.0
-    return NARROW_MARGIN if bits >= 16 else EIGHT_BIT_MARGIN
+def _squared_norms(leaf: StreamedLeaf, readings: Any, factors: AllFactors) -> Array:
+    return leaf.squared_norms(readings, [factors[site.path] for site in leaf.kept])
 
 
 def _pull_sums(
@@ -225,7 +213,7 @@ def _pull_sums(
     messages: dict[int, Message],
     weights: Array,
 ) -> dict[int, Array]:
-    # The cotangents are those of the first pass: the weights enter where the sums are formed.
+    # The weights enter where the sums are formed, not at the losses.
     def weigh(zeros: Array) -> Array:
         spread = weights.astype(zeros.dtype).reshape(-1, *[1] * (zeros.ndim - 1))
         return jnp.broadcast_to(spread, zeros.shape)

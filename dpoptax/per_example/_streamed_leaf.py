@@ -3,6 +3,11 @@
 The first backward pass reads numbers of each example, such as norms, and the second one forms the
 sum. In between, the leaf may use what the first pass found elsewhere. It tells its site in a
 message, which the site receives as a cotangent.
+
+A compiler may round differently in the two passes. For a loss with a jump, or a steep one, a
+gradient may then be much longer in the second pass than the norm by which it was clipped. So the
+second pass reads the norm again, from the arrays that it sums, and `never_longer` reduces the
+weight of such an example.
 """
 
 import abc
@@ -30,11 +35,32 @@ class Message(NamedTuple):
 
     Attributes:
         weights: of the examples in the sum.
+        norms: the squared norms by which the examples were clipped, as the first pass read them;
+            empty for a leaf without a second pass.
         lookup: the index and the cotangent of each lookup in a tied table; empty otherwise.
     """
 
     weights: Any
+    norms: tuple[Any, ...] = ()
     lookup: tuple[Any, ...] = ()
+
+
+def never_longer(
+    weights: Float[Array, " batch"], first: Float[Array, " batch"], again: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Reduces the weights of gradients that are longer than when they were clipped.
+
+    Args:
+        weights: of the examples in the sum.
+        first: the squared norms by which they were clipped.
+        again: the squared norms of what is summed now.
+
+    Returns:
+        Weights with which no gradient contributes more than `weights * sqrt(first)`.
+    """
+    scale = jnp.sqrt(jnp.where(again > first, first / again, 1))
+    counts = (weights != 0) & jnp.isfinite(again)
+    return jnp.where(counts, weights * scale.astype(weights.dtype), 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +95,8 @@ class StreamedLeaf(abc.ABC):
     @property
     def message(self) -> Message:
         """Shapes and dtypes of the message to one run of the site, for one example."""
-        return Message(jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype)))
+        number = jax.ShapeDtypeStruct((), wide_dtype(self.spec.dtype))
+        return Message(number, norms=(number,))
 
     @property
     @abc.abstractmethod
@@ -97,8 +124,14 @@ class StreamedLeaf(abc.ABC):
     def to_leaf(self, total: Array) -> Array:
         """Brings the sums of all runs, `(*scans, ...)`, to the shape of the leaf."""
 
-    def tell(self, message: Message, kept: list[Factors]) -> Message:
-        """Returns the message with what the kept sites have found, or zeros for what is unknown."""
+    def tell(self, message: Message, kept: list[Factors], readings: Any = None) -> Message:
+        """Returns the message with what the first pass has found.
+
+        Args:
+            message: the message so far.
+            kept: the factors of the kept sites, with zeros for what is unknown.
+            readings: of all runs of the site; None before the first pass.
+        """
         return message
 
 
@@ -126,8 +159,14 @@ class OneRunLeaf(StreamedLeaf):
 
     def add_up(self, factors: Factors, message: Message) -> Array:
         """See `StreamedLeaf.add_up`."""
-        weights = message.weights
-        return sum_weighted(self.rule, self.rule.prepare([factors]), weights, weights != 0)
+        prepared = self.rule.prepare([factors])
+        again = self.rule.squared_norms(prepared)
+        weights = never_longer(message.weights, message.norms[0], again)
+        return sum_weighted(self.rule, prepared, weights, weights != 0)
+
+    def tell(self, message: Message, kept: list[Factors], readings: Any = None) -> Message:
+        """See `StreamedLeaf.tell`: the norm of each run."""
+        return message if readings is None else message._replace(norms=(readings,))
 
     def squared_norms(self, readings: Any, kept: list[Factors]) -> Float[Array, " batch"]:
         """See `StreamedLeaf.squared_norms`; rounded up."""
@@ -149,6 +188,11 @@ class HeldLeaf(StreamedLeaf):
     def cost(self) -> float:
         """See `StreamedLeaf.cost`: forming the gradients."""
         return materialization_cost([self.site.equation], self.spec)
+
+    @property
+    def message(self) -> Message:
+        """See `StreamedLeaf.message`."""
+        return super().message._replace(norms=())
 
     @property
     def readings(self) -> Any:
@@ -228,9 +272,10 @@ class TiedLeaf(StreamedLeaf):
 
     def add_up(self, factors: Factors, message: Message) -> Array:
         """See `StreamedLeaf.add_up`."""
-        weights = message.weights
-        both = self.rule.in_order(self._of_lookup(message), factors)
-        return sum_weighted(self.rule, both, weights, weights != 0)
+        lookup = self._of_lookup(message)
+        again = self.rule.norms_from_parts(lookup, self.rule.head_parts(lookup, factors))
+        weights = never_longer(message.weights, message.norms[0], again)
+        return sum_weighted(self.rule, self.rule.in_order(lookup, factors), weights, weights != 0)
 
     def squared_norms(self, readings: HeadParts, kept: list[Factors]) -> Float[Array, " batch"]:
         """See `StreamedLeaf.squared_norms`."""
@@ -240,8 +285,10 @@ class TiedLeaf(StreamedLeaf):
         """See `StreamedLeaf.to_leaf`."""
         return total
 
-    def tell(self, message: Message, kept: list[Factors]) -> Message:
+    def tell(self, message: Message, kept: list[Factors], readings: Any = None) -> Message:
         """See `StreamedLeaf.tell`."""
+        if readings is not None:
+            message = message._replace(norms=(self.squared_norms(readings, kept),))
         (indices,), cotangent = kept[0]
         # An index beyond the table stays beyond it, and becomes one that float32 holds exactly.
         indices = jnp.clip(indices.astype(jnp.float32), -1, self.spec.shape[0])

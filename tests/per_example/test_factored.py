@@ -115,7 +115,8 @@ def test_norms_and_sums_are_those_of_vmap_grad(make):
     "name", ["linen convolutions", "linen embedding", "linen tied embedding", "nested grad"]
 )
 def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, numbers, monkeypatch):
-    monkeypatch.setattr(dpoptax.per_example._norm_rules.cost_model, "CPU_CHUNK_FLOATS", numbers)
+    cost_model = dpoptax.per_example._norm_rules.cost_model
+    monkeypatch.setattr(cost_model, "CPU", cost_model.CPU._replace(chunk_floats=numbers))
     monkeypatch.setattr(dpoptax.per_example._factored, "is_materialized", lambda *_: False)
     with jax.numpy_dtype_promotion("standard"):
         compare(*ARCHITECTURES[name](5))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dpoptax
-from dpoptax.per_example._recomputed import EIGHT_BIT_MARGIN, NARROW_MARGIN, narrow_margin
 
 BATCH, TOKENS, WIDTH, RANK = 4, 5, 6, 2
 FLOAT8 = jnp.float8_e4m3fn
@@ -53,10 +52,8 @@ def test_adapters_have_the_gradients_of_vmap_grad(form):
     for name, leaf in exact.items():
         flat = np.asarray(leaf, np.float64).reshape(BATCH, -1)
         squares = np.sum(flat**2, axis=1)
-        # The recomputed form adds a margin where the loss computes in 8 bits.
         assert np.all(norms[name] >= squares * (1 - 1e-5))
-        margin = EIGHT_BIT_MARGIN if form == "recomputed" else 0.0
-        np.testing.assert_allclose(norms[name], squares * (1 + margin), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(norms[name], squares, rtol=1e-4, err_msg=name)
         expected = np.arange(1.0, BATCH + 1) @ flat
         np.testing.assert_allclose(np.ravel(sums[name]), expected, rtol=1e-4, atol=1e-4)
 
@@ -83,8 +80,3 @@ def test_weights_cast_to_8_bits_are_summed_in_float32(form):
     found = np.asarray(grads.weighted_sum(jnp.ones(BATCH)), np.float64)
     assert np.linalg.norm(found - exact.sum(0)) <= 1e-5 * np.linalg.norm(exact.sum(0))
     assert np.all(grads.squared_norms() >= np.sum(exact**2, axis=(1, 2)) * (1 - 1e-5))
-
-
-def test_the_margin_grows_as_the_bits_get_fewer():
-    assert narrow_margin(64) == narrow_margin(32) == 0
-    assert 0 < narrow_margin(16) == NARROW_MARGIN < narrow_margin(8)

@@ -5,7 +5,7 @@ A wrong constant makes a model slower, never wrong.
 
 The constants for CPUs are measured. The timings in the comments were read with JAX 0.10.2 on an
 x86-64 CPU with 2 busy cores (programs in turn, the best of many runs): trust ratios of two or more.
-Those for other devices are computed from the table in `devices.py`, by `_of_accelerator`. None of
+Those for other devices are computed from the table in `_devices.py`, by `_of_accelerator`. None of
 them was measured.
 """
 

@@ -27,10 +27,14 @@ def lookup(w, i):
     return jnp.sum(jnp.tanh(w[i]))
 
 
+def use_chunks_of(floats, monkeypatch):
+    monkeypatch.setattr(cost_model, "CPU", cost_model.CPU._replace(chunk_floats=floats))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("examples_per_chunk", [1, 2, 4, 8])
 def test_maps_and_sums_are_those_of_the_whole_batch(examples_per_chunk, monkeypatch):
-    monkeypatch.setattr(cost_model, "CPU_CHUNK_FLOATS", 3 * examples_per_chunk)
+    use_chunks_of(3 * examples_per_chunk, monkeypatch)
     examples = {"x": jnp.arange(14.0).reshape(7, 2), "y": jnp.arange(7.0)}
     assert chunking.chunk_size(3) == examples_per_chunk
 
@@ -84,6 +88,6 @@ def test_a_chunk_has_at_least_one_example():
     ids=["product", "lookup", "convolution"],
 )
 def test_rules_obey_the_laws_in_chunks_of_one_example(rules, loss_fn, shape, example, monkeypatch):
-    monkeypatch.setattr(cost_model, "CPU_CHUNK_FLOATS", 1)
+    use_chunks_of(1, monkeypatch)
     use = sites_of(loss_fn, shape, example)
     check_laws(*(rule.matches(*use) for rule in rules))
