@@ -9,7 +9,8 @@ import jax
 from dpoptax import _jax_compat
 from dpoptax.per_example._loss_trace import LossProgram
 from dpoptax.per_example._norm_rules import NormRule, choose_rule
-from dpoptax.per_example._streamed_leaf import HeldLeaf, OneRunLeaf, StreamedLeaf, tied_leaf
+from dpoptax.per_example._streamed_leaf import HeldLeaf, OneRunLeaf, StreamedLeaf
+from dpoptax.per_example._streamed_tied import tied_leaf
 from dpoptax.per_example._tracing.site import Site
 
 # A gradient is held instead of factors if it takes at most this part of their memory.
