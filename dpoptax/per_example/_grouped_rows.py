@@ -18,8 +18,8 @@ def _sorts() -> bool:
     return not current_device().is_cpu
 
 
-def group_of_rows(group_sizes: Int[Array, " groups"], num_rows: int) -> Int[Array, " rows"]:
-    """Returns the group of each row, if groups come one after the other.
+def group_of_rows(group_sizes: Any, num_rows: int) -> Int[Array, " rows"]:
+    """Returns the group of each row, if groups of these sizes come one after the other.
 
     Rows beyond the last group get the number of groups, and belong to none.
     """
@@ -30,7 +30,7 @@ def group_of_rows(group_sizes: Int[Array, " groups"], num_rows: int) -> Int[Arra
 
 
 def ragged_product(
-    rows: Array, weights: Array, group_sizes: Array, *, precision: Any, dtype: Any
+    rows: Array, weights: Array, group_sizes: Any, *, precision: Any, dtype: Any
 ) -> Array:
     """`jax.lax.ragged_dot` of `(rows, k)` and `(groups, k, n)`, also under `vmap` and `grad`."""
     return _differentiable(

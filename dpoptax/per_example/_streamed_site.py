@@ -124,7 +124,7 @@ def _run_streamed(
 
     @of_example.def_vmap
     def _(axis_size: int, in_batched: Any, others: Any, parameter: Any, zeros: Any) -> Any:
-        def rows(leaf: Array, batched: bool) -> Array:
+        def rows(leaf: Any, batched: bool) -> Any:
             return leaf if batched else jnp.broadcast_to(leaf, (axis_size, *jnp.shape(leaf)))
 
         others_batched, parameter_batched, zeros_batched = in_batched

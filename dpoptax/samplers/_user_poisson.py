@@ -159,7 +159,7 @@ class UserPoisson(Sampler):
         present = jnp.asarray(self._present)
 
         # Missing examples are zeroed, since a gathered row of another user must not leak in.
-        def gather(leaf: Array) -> Array:
+        def gather(leaf: Any) -> Array:
             picked = jnp.asarray(leaf)[self._rows]
             mask = present.reshape(*present.shape, *[1] * (picked.ndim - 2))
             return jnp.where(mask, picked, jnp.zeros_like(picked))

@@ -70,7 +70,7 @@ def readings(form):
 
     def run(params, examples):
         grads = dpoptax.per_example_grads(loss_fn, form=form)(params, examples, mask=MASK)
-        return grads.squared_norms(), grads.weighted_sum(WEIGHTS), grads.stacked()
+        return grads.squared_norms(), grads.weighted_sum(jnp.asarray(WEIGHTS)), grads.stacked()
 
     return jax.jit(run)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array
 
 # The start and the size of a part of an array along each axis.
 Box: TypeAlias = tuple[tuple[int, int], ...]
@@ -18,7 +17,7 @@ Box: TypeAlias = tuple[tuple[int, int], ...]
 Window: TypeAlias = Box | None
 
 
-def cut(value: Array, window: Window) -> Array:
+def cut(value: Any, window: Window) -> Any:
     """Cuts a window out of the last axes of an array."""
     if window is None:
         return value

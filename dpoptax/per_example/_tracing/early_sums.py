@@ -54,15 +54,15 @@ def run_summed(eqn: Any, position: int, values: Sequence[Any], zeros: Array) -> 
     The gradient is summed in float32 or wider.
     """
 
-    def product(other: Array, parameter: Array) -> Array:
+    def product(other: Any, parameter: Array) -> Array:
         inputs = [parameter, other] if position == 0 else [other, parameter]
         return _jax_compat.bind(eqn, inputs)[0]
 
     @jax.custom_vjp
-    def run(other: Array, parameter: Array, zeros: Array) -> Array:
+    def run(other: Any, parameter: Array, zeros: Array) -> Array:
         return batched_like(product(other, parameter), zeros)
 
-    def forward(other: Array, parameter: Array, zeros: Array) -> Any:
+    def forward(other: Any, parameter: Array, zeros: Array) -> Any:
         return run(other, parameter, zeros), (other, parameter)
 
     def backward(residuals: Any, cotangent: Array) -> Any:
