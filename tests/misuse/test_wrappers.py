@@ -214,6 +214,7 @@ AFTER = {
 }
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # Optax's wrappers mix integers and floats
 @pytest.mark.parametrize("name", AFTER)
 def test_what_follows_privatize_may_be_any_transformation(name):

@@ -78,6 +78,7 @@ def test_norms_and_sums_are_those_of_vmap_grad(name):
         assert_close(found, readings(loss_fn, params, batch, form="stacked"))
 
 
+@pytest.mark.slow
 def test_layers_in_a_checkpoint_are_recomputed_and_others_factored():
     params = deep_params()
     grads = dpoptax.per_example_grads(deep_loss)(params, examples())

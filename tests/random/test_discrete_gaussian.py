@@ -30,6 +30,7 @@ def goodness_of_fit(draws, bits):
     return scipy.stats.chisquare(observed, np.array(expected) * draws.size).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("make", [jax.random.key, insecure_key], ids=["threefry", "chacha20"])
 def test_draws_have_the_exact_probabilities(bits, make):

@@ -284,6 +284,7 @@ REFUSED = {
 LONG = ("size", "coupled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
