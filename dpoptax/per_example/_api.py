@@ -80,8 +80,8 @@ def per_example_grads(
             the backward pass a second time for the sum. It takes about the memory of a plain
             gradient, also if layers are inside `jax.checkpoint` and `jax.lax.scan`, and about 1.8
             times its multiplications. `"stacked"` is the reference: `vmap` of the gradient, which
-            takes `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss uses
-            `jax.checkpoint` around parameters, because keeping factors would undo it, and
+            takes `batch x params` numbers of memory. `"auto"` chooses `"recomputed"` if the loss
+            uses `jax.checkpoint` around parameters, because keeping factors would undo it, and
             `"factored"` otherwise. Within a form, a cost model chooses how the norms of each
             parameter are computed. `explain` prints the choice.
         microbatch_size: process this many examples of the whole batch at a time, for a batch that
