@@ -1,13 +1,8 @@
 """A mesh with explicit axes, which `jax.make_mesh` returns, trains what automatic axes train."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from eight_devices import run_on_eight_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import sys, jax, jax.numpy as jnp, numpy as np, optax, dpoptax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -167,14 +162,7 @@ print("explicit as automatic")
 
 @pytest.mark.e2e
 def test_explicit_axes_train_what_automatic_ones_train(tmp_path):
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], capture_output=True, text=True,
-        cwd=ROOT, check=False, env=os.environ | settings, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "explicit as automatic" in done.stdout
+    printed = run_on_eight_devices(
+        PROGRAM, str(tmp_path / "run"), JAX_NUMPY_DTYPE_PROMOTION="strict"
+    )
+    assert "explicit as automatic" in printed

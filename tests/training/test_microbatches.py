@@ -1,20 +1,15 @@
 """Microbatches in a compiled step: no work is done twice, and no example moves between devices."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from eight_devices import run_on_eight_devices
 
 import dpoptax
 from dpoptax.per_example._api import deferred_values_and_grads
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import re, jax, jax.numpy as jnp, numpy as np, optax, dpoptax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -98,17 +93,8 @@ print("nothing moves")
 
 @pytest.mark.e2e
 def test_microbatches_take_the_rows_of_a_device_where_they_are():
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, check=False,
-        env=os.environ | settings, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "nothing moves" in done.stdout
+    printed = run_on_eight_devices(PROGRAM, JAX_NUMPY_DTYPE_PROMOTION="strict")
+    assert "nothing moves" in printed
 
 
 @pytest.mark.slow

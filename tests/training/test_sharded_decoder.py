@@ -1,13 +1,8 @@
 """A decoder on a mesh with explicit axes: scan, remat, tied table, bfloat16, against float64."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from eight_devices import run_on_eight_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import re, jax, jax.numpy as jnp, numpy as np, optax, dpoptax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -113,13 +108,5 @@ print("decoder as in float64")
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_decoder_on_explicit_axes_gives_the_clipped_sum_of_float64():
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, check=False,
-        env=os.environ | settings, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "decoder as in float64" in done.stdout
+    printed = run_on_eight_devices(PROGRAM)
+    assert "decoder as in float64" in printed
