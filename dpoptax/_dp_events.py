@@ -42,6 +42,61 @@ class KnownBranchDpEvent(DpEvent):  # type: ignore[misc]
     probability: float
 
 
+if hasattr(dp_accounting.dp_event, "RandomAllocationDpEvent"):
+    RandomAllocationDpEvent = dp_accounting.dp_event.RandomAllocationDpEvent
+else:
+
+    @attrs.frozen
+    class RandomAllocationDpEvent(DpEvent):  # type: ignore[misc]
+        """One round of `num_steps` releases, of which an example joins `num_selected` at random.
+
+        Every set of `num_selected` steps is equally likely, independently of the other examples.
+        Newer versions of dp-accounting have this class.
+
+        Attributes:
+            event: each release, for an example that joins it.
+            num_selected: how many releases an example joins.
+            num_steps: how many releases there are.
+        """
+
+        event: DpEvent
+        num_selected: int
+        num_steps: int
+
+
+@attrs.frozen
+class TruncatedRandomAllocationDpEvent(DpEvent):  # type: ignore[misc]
+    """One round of noisy sums, of which each example joins one at random while there is room.
+
+    Where the other examples fill the batch of a step, one example more displaces another one, and
+    moves the sum of that step by two clip bounds.
+
+    Attributes:
+        dataset_size: the number of examples.
+        num_steps: the number of noisy sums.
+        truncated_batch_size: the largest batch.
+        noise_multiplier: standard deviation of the noise on a sum, divided by the clip bound.
+    """
+
+    dataset_size: int
+    num_steps: int
+    truncated_batch_size: int
+    noise_multiplier: float
+
+    def probability_of_full(self) -> float:
+        """Returns the probability that the other examples fill a given batch."""
+        import scipy.stats  # slow to import
+
+        others = scipy.stats.binom(self.dataset_size - 1, 1 / self.num_steps)
+        return float(others.sf(self.truncated_batch_size - 1))
+
+
+def random_allocation_event(num_steps: int, noise_multiplier: float) -> DpEvent:
+    """Returns the event of one round of noisy sums, of which each example joins one at random."""
+    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+    return gaussian if num_steps == 1 else RandomAllocationDpEvent(gaussian, 1, num_steps)
+
+
 def truncated_poisson_event(
     num_examples: int, sampling_rate: float, max_batch_size: int, noise_multiplier: float
 ) -> DpEvent:

@@ -11,10 +11,7 @@ import numpy as np
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-# The one name of this event for the whole package.
-from dpoptax._dp_events import KnownBranchDpEvent
-
-__all__ = ["GridLoss", "KnownBranchDpEvent", "distribution", "from_deltas", "grid_losses"]
+__all__ = ["GridLoss", "distribution", "from_deltas", "grid_losses"]
 
 
 class GridLoss(NamedTuple):

@@ -4,9 +4,15 @@ from typing import Any
 
 import dp_accounting
 
+from dpoptax._dp_events import (
+    KnownBranchDpEvent,
+    RandomAllocationDpEvent,
+    TruncatedRandomAllocationDpEvent,
+)
 from dpoptax._serialize import mapping
 from dpoptax._validate import described
-from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
+
+_OUR_EVENTS = (KnownBranchDpEvent, RandomAllocationDpEvent, TruncatedRandomAllocationDpEvent)
 
 
 def encode_event(event: dp_accounting.DpEvent) -> Any:
@@ -18,7 +24,7 @@ def decode_event(record: Any) -> dp_accounting.DpEvent:
     """Returns the event that `encode_event` wrote; refuses anything else."""
     fields = dict(mapping("the record of an event", record))
     # Classes are looked up by name among known ones, never imported by what the text says.
-    kinds = vars(dp_accounting.dp_event) | {KnownBranchDpEvent.__name__: KnownBranchDpEvent}
+    kinds = vars(dp_accounting.dp_event) | {kind.__name__: kind for kind in _OUR_EVENTS}
     kind = kinds.get(str(fields.pop("kind", None)))
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
         raise ValueError(

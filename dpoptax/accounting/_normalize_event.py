@@ -6,6 +6,7 @@ the event of one example becomes the event of a group.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import dp_accounting
@@ -13,7 +14,12 @@ import numpy as np
 from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 
-from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
+from dpoptax._dp_events import (
+    KnownBranchDpEvent,
+    RandomAllocationDpEvent,
+    TruncatedRandomAllocationDpEvent,
+    random_allocation_event,
+)
 
 # The largest fraction of delta that may pay for batches that overflow. It costs at most 0.2 % of
 # epsilon or so; beyond it, the truncated batch itself is accounted, ten times slower.
@@ -110,8 +116,28 @@ def _flatten(
                 ),
                 count,
             )
+        case _ if isinstance(event, RandomAllocationDpEvent):
+            yield _of_one_selected(event), count * int(event.num_selected)
         case _ if count > 0:
             yield event, count
+
+
+def _of_one_selected(event: Any) -> dp_accounting.DpEvent:
+    """Returns a round in which an example joins one step; `num_selected` of them are as costly.
+
+    Draw k disjoint sets of t // k steps at random, and let the example join one step of each. This
+    is a random set of k steps. An adversary who knows the sets sees k rounds (Feldman and Shenfeld
+    2025, arXiv:2502.08202).
+    """
+    selected, steps = int(event.num_selected), int(event.num_steps)
+    if not 1 <= selected <= steps:
+        raise ValueError(
+            f"num_selected must be from 1 to num_steps; got {selected} of {steps} steps."
+        )
+    if selected == 1 and steps > 1:
+        return event
+    steps //= selected
+    return event.event if steps == 1 else RandomAllocationDpEvent(event.event, 1, steps)
 
 
 def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
@@ -149,6 +175,11 @@ def _split_overflow(
             return overflow, dp_accounting.PoissonSampledDpEvent(rate, gaussian)
         case KnownBranchDpEvent(usual=usual, probability=overflow) if group_size == 1:
             return overflow, usual
+        case TruncatedRandomAllocationDpEvent(
+            num_steps=steps, noise_multiplier=noise_multiplier
+        ) if group_size == 1:
+            overflow = min(steps * step.probability_of_full(), 1.0)
+            return overflow, random_allocation_event(steps, noise_multiplier)
     return 0.0, step
 
 

@@ -7,7 +7,11 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.rdp import RdpAccountant
 
 from dpoptax import _validate
-from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
+from dpoptax._dp_events import (
+    KnownBranchDpEvent,
+    RandomAllocationDpEvent,
+    TruncatedRandomAllocationDpEvent,
+)
 from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION, normalize
 from dpoptax.relations import Relation, parse_relation
 
@@ -130,6 +134,11 @@ class RdpFilter:
                 case KnownBranchDpEvent(rare=rare):
                     # An upper bound: as if the worse branch were always taken.
                     step = rare
+                case TruncatedRandomAllocationDpEvent(noise_multiplier=noise):
+                    # An upper bound: as if the step were known, and its batch always full.
+                    step = dp_accounting.GaussianDpEvent(noise / 2)
+                case _ if isinstance(step, RandomAllocationDpEvent):
+                    step = step.event  # an upper bound: as if the step were known
             steps.append(dp_accounting.SelfComposedDpEvent(step, count))
         return steps, normalized.overflow
 

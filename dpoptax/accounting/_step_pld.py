@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -9,8 +10,13 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 
+from dpoptax._dp_events import (
+    KnownBranchDpEvent,
+    RandomAllocationDpEvent,
+    TruncatedRandomAllocationDpEvent,
+)
+from dpoptax.accounting import _random_allocation as allocation
 from dpoptax.accounting import _subsampled_gaussian as subsampled
-from dpoptax.accounting._dp_accounting_compat import KnownBranchDpEvent
 
 # Grid steps, in units of epsilon. A finer grid is tighter, and slower. USUAL is dp-accounting's
 # default.
@@ -40,17 +46,13 @@ def grid_step(counts: dict[dp_accounting.DpEvent, int]) -> float:
     coarsest = COARSEST
     finest = max(FINEST, 1e-9 * math.sqrt(sum(counts.values())))
     for step, count in counts.items():
-        shifts = _shift_distribution(step)
-        if shifts is None:
+        found = _spread(step)
+        if found is None:
             return USUAL
-        probabilities, moves = shifts
-        joins = float(probabilities[moves > 0].sum())
-        # The chi-squared divergence between neighbours, which is about the variance of the loss.
-        exponents = np.minimum(np.outer(moves, moves), 300.0)
-        spread = math.sqrt(probabilities @ np.expm1(exponents) @ probabilities)
+        spread, joins, largest_move = found
         variance += count * spread**2
         size += count * min(spread, 2 * joins)  # E|L|, or its bound where losses are rare
-        coarsest = max(coarsest, USUAL * float(moves.max()) ** 2)
+        coarsest = max(coarsest, USUAL * largest_move**2)
         finest = max(finest, _longest_loss(step) / MAX_POINTS)
     if not size:
         return USUAL
@@ -76,21 +78,16 @@ def step_distribution(
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
-            if not replaces and rate <= 0.5:
-                # Our closed form: faster, but not for the other cases.
+            # Our closed forms are faster, but not for all cases.
+            if replaces:
+                return subsampled.poisson_replacing(rate, noise, grid_step)
+            if rate <= 0.5:
                 return subsampled.poisson(rate, noise, grid_step)
             return pld.from_gaussian_mechanism(
                 noise, sampling_prob=rate, neighboring_relation=relation, **grid
             )
         case TruncatedSubsampledGaussianDpEvent():
-            return pld.from_truncated_subsampled_gaussian_mechanism(
-                dataset_size=step.dataset_size,
-                sampling_probability=step.sampling_probability,
-                truncated_batch_size=step.truncated_batch_size,
-                noise_multiplier=step.noise_multiplier,
-                neighboring_relation=relation,
-                **grid,
-            )
+            return _truncated_poisson(step, relation, grid_step)
         case dp_accounting.SampledWithoutReplacementDpEvent(
             source_dataset_size=size,
             sample_size=sample,
@@ -108,6 +105,14 @@ def step_distribution(
             return step_distribution(rare, relation, grid_step).compute_mixture(
                 step_distribution(usual, relation, grid_step), probability
             )
+        case TruncatedRandomAllocationDpEvent() if not replaces:
+            return allocation.truncated_random_allocation(step, grid_step)
+    allocated = _allocation(step)
+    if allocated is not None and not isinstance(step, TruncatedRandomAllocationDpEvent):
+        by_relation = (
+            allocation.random_allocation_replacing if replaces else allocation.random_allocation
+        )
+        return by_relation(*allocated, grid_step)
     found = _other_distribution(step, relation, grid_step)
     if found is not None:
         return found
@@ -116,6 +121,39 @@ def step_distribution(
         f"{relation.name.lower()}. Account this release by other means. Another relation is "
         "another guarantee."
     )
+
+
+def _truncated_poisson(
+    event: TruncatedSubsampledGaussianDpEvent, relation: NeighboringRelation, grid_step: float
+) -> pld.PrivacyLossDistribution:
+    """The loss of one noisy sum over a Poisson batch that is cut to a largest size.
+
+    Where the other examples fill the batch, the example takes the place of another one. Fix who is
+    in the batch without the example. With it, the example then replaces a random one of them with
+    a probability that does not depend on who they are, and the sum moves by at most two clip
+    bounds. By joint convexity, this is a Poisson batch of half the noise. Under the other relations
+    both neighbours move away from that batch (arXiv:2508.15089).
+    """
+    import scipy.stats  # slow to import
+
+    size, rate = event.dataset_size, event.sampling_probability
+    largest, noise = event.truncated_batch_size, event.noise_multiplier
+
+    def poisson(
+        rate: float, noise: float, relation: NeighboringRelation
+    ) -> pld.PrivacyLossDistribution:
+        sampled = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+        return step_distribution(sampled, relation, grid_step)
+
+    unlimited = poisson(rate, noise, relation)
+    full = float(scipy.stats.binom.sf(largest - 1, size - 1, rate))
+    if full == 0:
+        return unlimited
+    # The probability that the example is in the batch, if the others fill it.
+    joins = min(float(scipy.stats.binom.sf(largest, size, rate)) * largest / full / size, 1.0)
+    adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
+    moved = poisson(joins, noise / 2, relation if adds else NeighboringRelation.REPLACE_ONE)
+    return moved.compute_mixture(unlimited, full)
 
 
 def _other_distribution(
@@ -150,6 +188,33 @@ def _other_distribution(
     return None
 
 
+def _spread(step: dp_accounting.DpEvent) -> tuple[float, float, float] | None:
+    """The deviation of the loss, the probability that an example joins, and its largest move."""
+    allocated = _allocation(step)
+    if allocated is not None:
+        steps, noise = allocated
+        return math.sqrt(allocation.chi_squared(steps, noise)), 1.0, 1 / noise
+    shifts = _shift_distribution(step)
+    if shifts is None:
+        return None
+    probabilities, moves = shifts
+    # The chi-squared divergence between neighbours, which is about the variance of the loss.
+    exponents = np.minimum(np.outer(moves, moves), 300.0)
+    spread = math.sqrt(probabilities @ np.expm1(exponents) @ probabilities)
+    return spread, float(probabilities[moves > 0].sum()), float(moves.max())
+
+
+def _allocation(step: Any) -> tuple[int, float] | None:
+    """The number of steps of a random allocation and its noise multiplier, or None."""
+    if isinstance(step, TruncatedRandomAllocationDpEvent):
+        return step.num_steps, step.noise_multiplier
+    if isinstance(step, RandomAllocationDpEvent) and isinstance(
+        step.event, dp_accounting.GaussianDpEvent
+    ):
+        return step.num_steps, step.event.noise_multiplier
+    return None
+
+
 def _longest_loss(step: dp_accounting.DpEvent) -> float:
     """Roughly the largest loss on the grid; inf where it is not known."""
     if isinstance(step, TruncatedSubsampledGaussianDpEvent):
@@ -157,6 +222,9 @@ def _longest_loss(step: dp_accounting.DpEvent) -> float:
         # fewer points do little harm.
         move = 4 / step.noise_multiplier
         return (move**2 / 2 + 10 * move) / TRUNCATED_POINTS
+    allocated = _allocation(step)
+    if allocated is not None:
+        return allocation.largest_loss(*allocated)
     shifts = _shift_distribution(step)
     if shifts is None:
         return math.inf

@@ -43,23 +43,67 @@ def poisson(rate: float, noise_multiplier: float, grid_step: float) -> PrivacyLo
     return distribution(grid_step, removed, GridLoss(added[::-1], -highest, TAIL))
 
 
+def poisson_replacing(
+    rate: float, noise_multiplier: float, grid_step: float
+) -> PrivacyLossDistribution:
+    """Returns the loss of one noisy sum over a Poisson batch, where one example may be replaced.
+
+    An upper bound. The worst pair is (1 - q) N(0, 1) + q N(s, 1) against the same with -s, whose
+    loss grows with the output. So the profile is the difference of the probabilities above the
+    output x at which the loss is epsilon (Zhu, Dong and Wang 2022, arXiv:2106.08567).
+    """
+    shift = 1 / noise_multiplier
+    furthest = shift + _standard_deviations(TAIL)
+    last = math.ceil(float(_replacing_loss(np.array(furthest), rate, shift)) / grid_step)
+    epsilons = grid_step * np.arange(last + 1)
+    points = np.linspace(0.0, 1.01 * furthest, 20_000)
+    outputs = np.interp(epsilons, _replacing_loss(points, rate, shift), points)
+    # Newton's method. The profile is flat in x at the solution, so errors of x are squared.
+    for _ in range(3):
+        joined = rate * np.exp(np.stack([outputs, -outputs]) * shift - shift**2 / 2)
+        slopes = shift * (joined / (1 - rate + joined)).sum(axis=0)
+        outputs = outputs + (epsilons - _replacing_loss(outputs, rate, shift)) / slopes
+    joins = scipy.special.ndtr(shift - outputs) - np.exp(
+        epsilons + scipy.special.log_ndtr(-shift - outputs)
+    )
+    with np.errstate(divide="ignore"):  # the logarithm of zero, at epsilon zero
+        growth = epsilons + np.log(-np.expm1(-epsilons))
+    stays_out = -np.exp(scipy.special.log_ndtr(-outputs) + growth)
+    above = np.clip(rate * joins + (1 - rate) * stays_out, 0.0, 1.0)
+    return _symmetric(above, grid_step)
+
+
+def _replacing_loss(outputs: np.ndarray, rate: float, shift: float) -> np.ndarray:
+    exponents = np.stack([outputs, -outputs]) * shift - shift**2 / 2 + math.log(rate)
+    stays_out = math.log1p(-rate) if rate < 1 else -math.inf
+    first, second = np.logaddexp(stays_out, exponents)
+    return first - second
+
+
+def _symmetric(above: np.ndarray, grid_step: float) -> PrivacyLossDistribution:
+    """The loss with this profile on the grid from zero on, the same in both directions.
+
+    Below zero, delta(-epsilon) = 1 - exp(-epsilon) + exp(-epsilon) delta(epsilon).
+    """
+    epsilons = grid_step * np.arange(len(above))
+    below = -np.expm1(-epsilons) + np.exp(-epsilons) * above
+    deltas = np.concatenate([below[:0:-1], above])
+    last = len(above) - 1
+    return distribution(grid_step, from_deltas(grid_step, -last, last, deltas))
+
+
 def without_replacement(
     rate: float, noise_multiplier: float, grid_step: float
 ) -> PrivacyLossDistribution:
     """Returns the loss of one noisy sum over a full batch, where one example may be replaced.
 
     An upper bound; `rate` is batch_size / num_examples. Replacing an example moves the sum by twice
-    the clip bound if it is in the batch. The loss is symmetric, and follows from (1) and
-
-        delta(-epsilon) = 1 - exp(-epsilon) + exp(-epsilon) delta(epsilon).
+    the clip bound if it is in the batch. The loss is symmetric, and follows from (1).
     """
     shift = 2 / noise_multiplier
     last = math.ceil(_largest_loss(rate, shift) / grid_step)
     epsilons = grid_step * np.arange(last + 1)
-    above = _profile(epsilons, rate, shift)
-    below = -np.expm1(-epsilons) + np.exp(-epsilons) * above
-    deltas = np.concatenate([below[:0:-1], above])
-    return distribution(grid_step, from_deltas(grid_step, -last, last, deltas))
+    return _symmetric(_profile(epsilons, rate, shift), grid_step)
 
 
 def _standard_deviations(tail: float) -> float:

@@ -6,12 +6,15 @@ import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
-import scipy.stats
 from dp_accounting import NeighboringRelation
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
+from dpoptax._dp_events import (
+    TruncatedRandomAllocationDpEvent,
+    compose_passes,
+    random_allocation_event,
+)
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
@@ -41,8 +44,7 @@ class BallsInBins(Sampler):
     """Random allocation: in each round, each example draws the one step in which it takes part.
 
     Every example is seen once per round, as in shuffled epochs, and independently of the others,
-    as in Poisson batches. It is accounted by an upper bound, one Gaussian release per round: its
-    amplification has no closed form, and the Poisson curve would be wrong.
+    as in Poisson batches. Its privacy loss is computed numerically, as a certified upper bound.
 
     The order of a round is drawn at the first step of the round and costs a sort of all examples.
     Every other step costs as much as its batch.
@@ -52,9 +54,8 @@ class BallsInBins(Sampler):
         steps_per_round: how many batches they are distributed over.
         max_batch_size: the padded size of every batch; None in the constructor for a size that is
             exceeded with probability below 1e-14. Further examples sit out: the batch is cut to a
-            uniform random subset. If one example more would make another one sit out, the round
-            is accounted at half the noise. If the probability of this is far below delta, it is
-            paid from delta instead.
+            uniform random subset. Where one example more would make another one sit out, it moves
+            the sum by twice the clip bound. The accountant includes this.
 
     Raises:
         TypeError: a count is not a whole number.
@@ -67,7 +68,8 @@ class BallsInBins(Sampler):
         >>> sampler.expected_batch_size, batch.indices.shape[0] == sampler.max_batch_size
         (25.0, True)
 
-    Reference: Chua et al. 2024, arXiv:2412.16802.
+    Reference: Chua et al. 2024, arXiv:2412.16802, for the sampler; Feldman and Shenfeld 2025,
+    arXiv:2502.08202, for its privacy.
     """
 
     num_examples: int
@@ -115,28 +117,31 @@ class BallsInBins(Sampler):
         state = BallsInBinsState(state.step + 1, state.key, order, starts)
         return state, padded_batch(indices, mask, self.num_examples)
 
+    def resized(self, max_batch_size: int | None) -> "BallsInBins":
+        """See `Sampler.resized`."""
+        return BallsInBins(self.num_examples, self.steps_per_round, max_batch_size)
+
     def event(
         self,
         noise_multiplier: ScalarOrSchedule,
         num_steps: int,
         relation: Relation | None = None,
     ) -> dp_accounting.DpEvent:
-        """Returns an upper bound on `num_steps` noisy sums: one Gaussian per round begun.
+        """Returns the event of `num_steps` noisy sums: one random allocation per round begun.
 
-        Fix the steps that the other examples drew. The example is in one batch of the round and
-        moves its sum by the clip bound. If the others fill that batch, one example more displaces
-        another one and moves the sum by twice the clip bound.
+        The example is in one batch of the round, and nobody knows which. A round that is cut short,
+        or whose noise grows, costs no more than a whole round at its smallest noise.
         """
-        others = scipy.stats.binom(self.num_examples - 1, 1 / self.steps_per_round)
-        full = float(others.sf(self.max_batch_size - 1))
         adds = parse_relation(relation or self.relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
 
         def one_round(noise_multiplier: float) -> dp_accounting.DpEvent:
-            usual = dp_accounting.GaussianDpEvent(noise_multiplier)
-            if full > 0 and adds:
-                twice = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
-                return KnownBranchDpEvent(usual, twice, full)
-            return usual
+            truncated = TruncatedRandomAllocationDpEvent(
+                self.num_examples, self.steps_per_round, self.max_batch_size, noise_multiplier
+            )
+            # Under the other relations both neighbours fill the same batches.
+            if adds and self.max_batch_size < self.num_examples:
+                return truncated
+            return random_allocation_event(self.steps_per_round, noise_multiplier)
 
         return compose_passes(one_round, noise_multiplier, num_steps, self.steps_per_round)
 

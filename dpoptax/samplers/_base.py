@@ -168,6 +168,17 @@ class Sampler(abc.ABC):
             ValueError: nothing is proven about this sampler under `relation`.
         """
 
+    def resized(self, max_batch_size: int | None) -> "Sampler | None":
+        """Returns this sampler with batches of another padded size.
+
+        Args:
+            max_batch_size: the size; None for a size that is practically never exceeded.
+
+        Returns:
+            A sampler; None where the size of batches is not random, or cannot be chosen.
+        """
+        return None
+
 
 def padded_batch(
     indices: Int[Array, " batch"],

@@ -112,6 +112,11 @@ class CyclicPoisson(Sampler):
         indices = batch.indices * self.num_groups + group
         return state.advanced(), padded_batch(indices, batch.mask, self.num_examples)
 
+    def resized(self, max_batch_size: int | None) -> "CyclicPoisson":
+        """See `Sampler.resized`."""
+        sizes = (self.num_examples, self.expected_batch_size, self.num_groups)
+        return CyclicPoisson(*sizes, max_batch_size)
+
     def event(
         self,
         noise_multiplier: ScalarOrSchedule,

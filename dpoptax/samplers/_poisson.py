@@ -29,9 +29,10 @@ class Poisson(Sampler):
 
     A batch of more than `max_batch_size` examples is cut to a uniform random subset of that size.
     The privacy event accounts for the cut (arXiv:2508.15089). The default size is so large that a
-    cut practically never happens (probability at most 1e-14 per step). A smaller size saves time
-    and costs epsilon. The expected size plus 4.2 times its square root costs about 1 % of epsilon
-    at 10,000 steps; the expected size itself costs about six times epsilon.
+    cut practically never happens (probability at most 1e-14 per step). A `Plan` replaces this
+    default by the smallest size that costs at most 0.1 % of epsilon. An even smaller size saves
+    time and costs epsilon. The expected size plus 4.2 times its square root costs about 1 % of
+    epsilon at 10,000 steps; the expected size itself costs about six times epsilon.
 
     Attributes:
         num_examples: how many examples there are.
@@ -80,6 +81,10 @@ class Poisson(Sampler):
         """Returns the next state and the next batch, drawn independently of all others."""
         batch = draw_batch(state, self.num_examples, self.sampling_rate, self.max_batch_size)
         return state.advanced(), batch
+
+    def resized(self, max_batch_size: int | None) -> "Poisson":
+        """See `Sampler.resized`."""
+        return Poisson(self.num_examples, self.expected_batch_size, max_batch_size)
 
     def event(
         self,

@@ -127,6 +127,21 @@ class UserPoisson(Sampler):
         """The probability that a user is in a batch."""
         return self._poisson.sampling_rate
 
+    def resized(self, max_batch_size: int | None) -> "UserPoisson":
+        """See `Sampler.resized`."""
+        poisson = self._poisson.resized(max_batch_size)
+        copy = type(self).__new__(type(self))
+        copy.__attrs_init__(
+            self.user_ids,
+            poisson.expected_batch_size,
+            self.max_examples_per_user,
+            poisson.max_batch_size,
+            self._rows,
+            self._present,
+            poisson,
+        )
+        return copy
+
     def arrange(
         self, data: PyTree
     ) -> tuple[PyTree, Bool[Array, "num_users max_examples_per_user"]]:

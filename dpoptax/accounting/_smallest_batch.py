@@ -1,0 +1,83 @@
+"""The padded size of random batches: as small as it may be without raising epsilon noticeably.
+
+Batches of random size are padded to a static one, and longer batches are cut. A size that is never
+exceeded wastes time on padding. A smaller one costs epsilon where a batch is cut, because one
+example more then displaces another one.
+"""
+
+import functools
+import math
+
+from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
+from dpoptax.samplers import Sampler
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
+
+# How much of epsilon smaller batches may cost.
+MAX_COST = 1e-3
+# Below this size there is little padding to save, and a search would take longer.
+SMALLEST_SEARCHED = 64
+# Epsilon is compared on a grid that is coarser by this factor, and as much faster to compute.
+COARSENING = 4.0
+
+
+def with_smallest_batch(
+    sampler: Sampler, noise_multiplier: ScalarOrSchedule, num_steps: int, delta: float
+) -> Sampler:
+    """Returns the sampler with the smallest batches that cost at most MAX_COST of epsilon.
+
+    A `max_batch_size` that the user chose stays as it is. So does every size under a sampler
+    without `resized`.
+    """
+    default = sampler.resized(None)
+    if default is None or sampler.max_batch_size != default.max_batch_size:
+        return sampler
+    if sampler.max_batch_size < SMALLEST_SEARCHED or num_steps == 0:
+        return sampler
+    if as_schedule(noise_multiplier).slice(0, num_steps).min == 0:
+        return sampler
+    size = _smallest_size(_Unhashed(sampler), noise_multiplier, num_steps, delta)
+    return sampler.resized(size) or sampler
+
+
+class _Unhashed:
+    """A sampler as an argument of a cached function: compared by its event, which is a value."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self._event = sampler.event(1.0, 1)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed) and self._event == other._event
+
+    def __hash__(self) -> int:
+        return hash(self._event)
+
+
+@functools.lru_cache(maxsize=64)
+def _smallest_size(
+    argument: _Unhashed, noise_multiplier: ScalarOrSchedule, num_steps: int, delta: float
+) -> int:
+    sampler = argument.sampler
+    relation = resolve_relation(None, sampler.relation)
+
+    def epsilon(size: int) -> float:
+        resized = sampler.resized(size)
+        assert resized is not None, "the sampler has other sizes"
+        event = run_event(resized, noise_multiplier, num_steps, sampler.relation)
+        return coarse_epsilon(event, delta=delta, relation=relation, coarsening=COARSENING)
+
+    highest = sampler.max_batch_size
+    budget = (1 + MAX_COST) * epsilon(highest)
+    if not math.isfinite(budget):
+        return highest
+    expected = as_schedule(sampler.expected_batch_size).max
+    # The cost falls steeply with the size. Six of the default's seven standard deviations are more
+    # than enough, and three are too few.
+    lowest = int(expected + (highest - expected) / 3)
+    while highest - lowest > 1:
+        middle = (lowest + highest) // 2
+        if epsilon(middle) <= budget:
+            highest = middle
+        else:
+            lowest = middle
+    return highest
