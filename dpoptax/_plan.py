@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax.accounting._calibrate import with_noise_for
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._epsilon import (
     PrivacyLoss,
@@ -177,7 +178,7 @@ class Plan:
         if smaller is not sampler:
             # Smaller batches cost a little, which a little more noise makes up for.
             sampler = smaller
-            found = accounting.calibrate_noise_multiplier(sampler=sampler, **budget)
+            found = with_noise_for(sampler, found, **budget)
         return cls(
             sampler=sampler,
             clip=clip,

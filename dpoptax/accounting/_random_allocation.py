@@ -42,12 +42,14 @@ TAIL = 1e-22
 # square to the variance of each sum of two, so about 0.4 % for hundreds of steps, and half of that
 # to epsilon.
 SPACING = 1 / 25
-# How the spacing grows with the distance from the mean: far from it, by so much per unit.
-GROWTH = 1 / 80
-# The largest relative spacing below the mean.
-LARGEST_RATIO = 1 / 40
+# How the spacing grows with the distance from the mean, and its largest ratio to a value; both are
+# multiplied by the spacing above.
+GROWTH = 0.3
+LARGEST_RATIO = 0.6
 # A bound on the relative rounding error of the probabilities: sums of up to 1e7 positive terms.
 ROUNDING = 1e-8
+# So many rows of sums are split at once, which fit into the processor's cache.
+ROWS = 16
 # So many full batches of a round are told apart; if there are more, all count as full.
 MAX_FULL = 4
 # How a loss is shared between the two halves of a replacement, as fractions of epsilon.
@@ -141,6 +143,11 @@ def random_allocation_replacing(
     return distribution(grid_step, from_deltas(grid_step, -2 * last, 2 * last, deltas))
 
 
+def usual_grid_step(num_steps: int, noise_multiplier: float) -> float:
+    """Returns the step of losses that suits one round alone: a twentieth of their deviation."""
+    return min(math.sqrt(chi_squared(num_steps, noise_multiplier)) / 20, 1e-3)
+
+
 def chi_squared(num_steps: int, noise_multiplier: float) -> float:
     """Returns the variance of Y, which is about that of the loss where a round costs little."""
     return math.expm1(min(noise_multiplier**-2, 300.0)) / num_steps
@@ -157,7 +164,10 @@ def _losses(
     num_steps: int, noise_multiplier: float, grid_step: float, num_full: int
 ) -> tuple[GridLoss, GridLoss]:
     """The loss of one round on the grid when the example is removed, and when it is added."""
-    values, probs, cut = _sum_with_full(num_steps, noise_multiplier, num_full)
+    # A search on a coarse grid of losses does not need a fine grid here either.
+    coarse = grid_step > 2 * usual_grid_step(num_steps, noise_multiplier)
+    spacing = 2 * SPACING if coarse else SPACING
+    values, probs, cut = _sum_with_full(num_steps, noise_multiplier, spacing, num_full)
     values, cut = values / num_steps, cut / num_steps
     first, last = values[1], values[-1]
     lowest = math.floor(math.log(first) / grid_step)
@@ -174,35 +184,39 @@ def _losses(
 
 
 @functools.lru_cache(maxsize=64)
-def _sum_of(num_terms: int, noise_multiplier: float) -> _Ratio:
+def _sum_of(num_terms: int, noise_multiplier: float, spacing: float) -> _Ratio:
     """An upper bound of X_1 + ... + X_n in the convex order."""
     if num_terms == 1:
-        return _lognormal(noise_multiplier)
-    half = _sum_of(num_terms // 2, noise_multiplier)
-    even = _add(half, half)
-    return even if num_terms % 2 == 0 else _add(even, _sum_of(1, noise_multiplier))
+        return _lognormal(noise_multiplier, spacing)
+    half = _sum_of(num_terms // 2, noise_multiplier, spacing)
+    even = _add(half, half, spacing)
+    if num_terms % 2 == 0:
+        return even
+    return _add(even, _sum_of(1, noise_multiplier, spacing), spacing)
 
 
-def _sum_with_full(num_terms: int, noise_multiplier: float, num_full: int) -> _Ratio:
+def _sum_with_full(
+    num_terms: int, noise_multiplier: float, spacing: float, num_full: int
+) -> _Ratio:
     """The same, where so many terms have half the noise."""
     if num_full == 0:
-        return _sum_of(num_terms, noise_multiplier)
+        return _sum_of(num_terms, noise_multiplier, spacing)
     # The sum of most terms is shared by all cases.
     rest = min(MAX_FULL, num_terms)
-    terms = [_sum_of(1, noise_multiplier / 2)] * num_full
-    terms += [_sum_of(1, noise_multiplier)] * (rest - num_full)
+    terms = [_sum_of(1, noise_multiplier / 2, spacing)] * num_full
+    terms += [_sum_of(1, noise_multiplier, spacing)] * (rest - num_full)
     if rest < num_terms:
-        terms.insert(0, _sum_of(num_terms - rest, noise_multiplier))
-    return functools.reduce(_add, terms)
+        terms.insert(0, _sum_of(num_terms - rest, noise_multiplier, spacing))
+    return functools.reduce(functools.partial(_add, spacing=spacing), terms)
 
 
-def _lognormal(noise_multiplier: float) -> _Ratio:
+def _lognormal(noise_multiplier: float, spacing: float) -> _Ratio:
     """An upper bound of one X in the convex order."""
     shift = 1 / noise_multiplier
     reach = _deviations(TAIL) * shift
     deviation = math.sqrt(math.expm1(min(shift**2, 600.0)))
     smallest, largest = math.exp(-reach - shift**2 / 2), math.exp(min(reach + shift**2 / 2, 600.0))
-    points = _grid(1.0, deviation, smallest, largest)
+    points = _grid(1.0, deviation, smallest, largest, spacing)
     bounds = np.concatenate([[-math.inf], np.log(points[1:]), [math.inf]]) * noise_multiplier
     # Between two points lie the probability of X under Q, and its mean there, which is a
     # probability under P.
@@ -224,7 +238,7 @@ def _interval_probability(bounds: np.ndarray) -> np.ndarray:
     return below - scipy.special.ndtr(np.where(upper, -high, low))
 
 
-def _add(first: _Ratio, second: _Ratio) -> _Ratio:
+def _add(first: _Ratio, second: _Ratio, spacing: float) -> _Ratio:
     """An upper bound of the sum of two independent variables."""
     means = [float(one.probs @ one.values) for one in (first, second)]
     squares = [float(one.probs @ np.square(one.values)) for one in (first, second)]
@@ -232,19 +246,20 @@ def _add(first: _Ratio, second: _Ratio) -> _Ratio:
     smallest = first.values[1] + second.values[1]
     # A large sum has one large term.
     largest = max(first.values[-1] + means[1], second.values[-1] + means[0])
-    points = _grid(sum(means), math.sqrt(variance), smallest, largest)
+    points = _grid(sum(means), math.sqrt(variance), smallest, largest, spacing)
     probs = np.zeros(len(points))
     cut = first.cut + second.cut
-    # One row of sums at a time: all together would not fit into the processor's cache.
-    for row, (value, prob) in enumerate(zip(first.values, first.probs, strict=True)):
-        if prob == 0:
-            continue
-        values, of_row = second.values + value, prob * second.probs
+    for start in range(0, len(first.values), ROWS):
+        rows = slice(start, start + ROWS)
+        # The sums of two different values of one variable occur twice.
+        columns = slice(start, None) if first is second else slice(None)
+        weights = np.multiply.outer(first.probs[rows], second.probs[columns])
         if first is second:
-            # The sums of two different values occur twice.
-            values, of_row = values[row:], 2 * of_row[row:]
-            of_row[0] /= 2
-        found, beyond = _split(values, of_row, points)
+            size = len(weights)
+            weights[:, :size] *= np.triu(np.full((size, size), 2.0)) - np.eye(size)
+            weights[:, size:] *= 2
+        values = np.add.outer(first.values[rows], second.values[columns])
+        found, beyond = _split(values.ravel(), weights.ravel(), points)
         probs += found
         cut += beyond
     return _without_rare(_Ratio(points, probs, cut))
@@ -255,12 +270,13 @@ def _split(values: np.ndarray, probs: np.ndarray, points: np.ndarray) -> tuple[n
 
     The first point is zero.
     """
-    above = np.clip(np.searchsorted(points, values), 1, len(points) - 1)
-    low, high = points[above - 1], points[above]
-    parts = np.minimum((values - low) / (high - low), 1.0)
-    found = np.bincount(above, probs * parts, len(points))
-    found += np.bincount(above - 1, probs * (1 - parts), len(points))
-    return found, float(probs @ np.maximum(values - points[-1], 0.0))
+    inside = np.minimum(values, points[-1])
+    lower = np.maximum(points.searchsorted(inside) - 1, 0)
+    to_upper = probs * ((inside - points[lower]) / np.diff(points)[lower])
+    found = np.zeros(len(points))
+    found[1:] += np.bincount(lower, to_upper, len(points) - 1)
+    found[:-1] += np.bincount(lower, probs - to_upper, len(points) - 1)
+    return found, float((probs * (values - inside)).sum())
 
 
 def _without_rare(ratio: _Ratio) -> _Ratio:
@@ -275,15 +291,17 @@ def _without_rare(ratio: _Ratio) -> _Ratio:
     return _Ratio(points, probs, ratio.cut)
 
 
-def _grid(mean: float, deviation: float, smallest: float, largest: float) -> np.ndarray:
+def _grid(
+    mean: float, deviation: float, smallest: float, largest: float, spacing: float
+) -> np.ndarray:
     """Returns zero, and points that are denser around the mean."""
     # Where one large term dominates, the standard deviation says little about the bulk.
     deviation = min(deviation, mean)
     points, point = [0.0], smallest
     while point < largest:
         points.append(point)
-        spacing = math.hypot(SPACING * deviation, GROWTH * (point - mean))
-        point += min(spacing, LARGEST_RATIO * point)
+        step = spacing * math.hypot(deviation, GROWTH * (point - mean))
+        point += min(step, spacing * LARGEST_RATIO * point)
     return np.array([*points, largest])
 
 

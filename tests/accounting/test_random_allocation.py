@@ -122,7 +122,6 @@ def test_a_finer_grid_only_tightens_the_bound(monkeypatch):
     at = np.array([0.1, 0.5])
     usual = deltas(one_round(37, 1.0), at)
     monkeypatch.setattr(_random_allocation, "SPACING", 1 / 8)
-    monkeypatch.setattr(_random_allocation, "LARGEST_RATIO", 1 / 8)
     for cached in (_random_allocation._sum_of, _random_allocation._losses):
         cached.cache_clear()
     coarse = deltas(one_round(37, 1.0), at)
