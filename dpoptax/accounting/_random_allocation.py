@@ -48,6 +48,8 @@ GROWTH = 0.3
 LARGEST_RATIO = 0.6
 # A bound on the relative rounding error of the probabilities: sums of up to 1e7 positive terms.
 ROUNDING = 1e-8
+# How far grids of sums reach beyond the mean, in standard deviations.
+DEVIATIONS = 12
 # So many rows of sums are split at once, which fit into the processor's cache.
 ROWS = 16
 # So many full batches of a round are told apart; if there are more, all count as full.
@@ -244,9 +246,11 @@ def _add(first: _Ratio, second: _Ratio, spacing: float) -> _Ratio:
     squares = [float(one.probs @ np.square(one.values)) for one in (first, second)]
     variance = sum(square - mean**2 for square, mean in zip(squares, means, strict=True))
     smallest = first.values[1] + second.values[1]
-    # A large sum has one large term.
+    mean, deviation = sum(means), math.sqrt(max(variance, 0.0))
+    # A large sum has one large term, or many that are a little larger than usual.
     largest = max(first.values[-1] + means[1], second.values[-1] + means[0])
-    points = _grid(sum(means), math.sqrt(variance), smallest, largest, spacing)
+    largest = max(largest, mean + DEVIATIONS * deviation)
+    points = _grid(mean, deviation, smallest, largest, spacing)
     probs = np.zeros(len(points))
     cut = first.cut + second.cut
     for start in range(0, len(first.values), ROWS):
