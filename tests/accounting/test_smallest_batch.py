@@ -1,0 +1,59 @@
+"""The padded size that a plan chooses: small, at no noticeable cost."""
+
+import pytest
+
+from dpoptax import Plan
+from dpoptax.accounting import epsilon
+from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, UserPoisson
+
+RUN = {"noise_multiplier": 1.1, "num_steps": 1000, "delta": 1e-5}
+
+
+def plan_of(sampler, **changes):
+    return Plan(sampler=sampler, clip=1.0, **(RUN | changes))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Poisson(60_000, 128),
+        pytest.param(CyclicPoisson(60_000, 128, 10), marks=pytest.mark.slow),
+        pytest.param(BallsInBins(6_000, 47), marks=pytest.mark.slow),
+        pytest.param(UserPoisson(range(6_000), 128, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler):
+    plan = plan_of(sampler)
+    size = plan.sampler.max_batch_size
+    assert type(plan.sampler) is type(sampler)
+    assert plan.sampler.expected_batch_size == sampler.expected_batch_size
+    assert 1.3 * 128 < size < sampler.max_batch_size - 25
+    unlimited = epsilon(sampler=sampler, **RUN)
+    assert unlimited < plan.epsilon() < 1.0012 * unlimited
+    assert epsilon(sampler=sampler.resized(size - 2), **RUN) > 1.001 * unlimited
+
+
+def test_a_size_that_was_given_stays():
+    assert plan_of(Poisson(60_000, 128, 150)).sampler.max_batch_size == 150
+    assert plan_of(FixedSize(60_000, 128)).sampler.max_batch_size == 128
+
+
+def test_a_run_without_steps_noise_or_padding_keeps_its_sampler():
+    sampler = Poisson(60_000, 128)
+    assert plan_of(sampler, num_steps=0).sampler == sampler
+    assert plan_of(sampler, noise_multiplier=0.0).sampler == sampler
+    assert plan_of(Poisson(60_000, 10)).sampler == Poisson(60_000, 10)
+
+
+def test_a_plan_that_was_read_has_the_size_that_was_written():
+    plan = plan_of(Poisson(60_000, 128))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.replace(num_steps=10).sampler == plan.sampler
+
+
+def test_calibration_pays_for_the_smaller_batches():
+    sampler = Poisson(60_000, 128)
+    run = {"clip": 1.0, "epochs": 1, "epsilon": 1.0, "delta": 1e-5}
+    plan = Plan.calibrate(sampler=sampler, **run)
+    assert plan.sampler.max_batch_size < sampler.max_batch_size
+    assert 0.997 < plan.epsilon() <= 1.0
