@@ -27,6 +27,8 @@ OVERFLOW_FRACTION = 0.05
 # The smallest probability that some member of a group takes part. At smaller ones dp-accounting
 # treats the group as never taking part, which would understate epsilon.
 SMALLEST_GROUP_RATE = 1e-7
+# Groups of which so many members take part in a step are told apart from larger ones.
+FEW_MEMBERS = 2
 # Noise below this counts as none: its square underflows.
 SMALLEST_NOISE = 1e-150
 
@@ -194,17 +196,42 @@ def _group_event(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEven
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
-            import scipy.stats  # slow to import
-
-            # Of a group of k, binomially many take part, and j of them move the sum j times as
-            # far. A higher rate only costs more.
-            rate = max(rate, SMALLEST_GROUP_RATE / size)
-            joined = np.arange(size + 1)
-            probabilities = scipy.stats.binom.pmf(joined, size, rate)
-            return MixtureOfGaussiansDpEvent(
-                noise, tuple(map(float, joined)), tuple(map(float, probabilities))
+            return _poisson_group(rate, noise, size)
+        case TruncatedSubsampledGaussianDpEvent(sampling_probability=rate, noise_multiplier=noise):
+            # Each member who takes part may displace another example, if the others leave too
+            # little room for all who do. How many do does not depend on who else is in the batch.
+            few = min(FEW_MEMBERS, size)
+            for_all, for_few = (_split_overflow(step, members)[0] for members in (size, few))
+            if for_all == 0:
+                return _poisson_group(rate, noise, size)
+            crowded = KnownBranchDpEvent(
+                _poisson_group(rate, noise, size, most_without_displacing=few),
+                _poisson_group(rate, noise, size, most_without_displacing=0),
+                min(for_few / for_all, 1.0),
             )
+            return KnownBranchDpEvent(_poisson_group(rate, noise, size), crowded, for_all)
     return None
+
+
+def _poisson_group(
+    rate: float, noise_multiplier: float, size: int, *, most_without_displacing: int | None = None
+) -> dp_accounting.DpEvent:
+    """The event of a step that a group joins at random.
+
+    If more members take part than are given, each of them displaces another example.
+    """
+    import scipy.stats  # slow to import
+
+    # Binomially many members take part, and j of them move the sum j times as far. A higher rate
+    # only costs more.
+    rate = max(rate, SMALLEST_GROUP_RATE / size)
+    joined = np.arange(size + 1)
+    probabilities = scipy.stats.binom.pmf(joined, size, rate)
+    most = size if most_without_displacing is None else most_without_displacing
+    moves = np.where(joined <= most, joined, 2 * joined)
+    return MixtureOfGaussiansDpEvent(
+        noise_multiplier, tuple(map(float, moves)), tuple(map(float, probabilities))
+    )
 
 
 def _merge_gaussians(counts: dict[dp_accounting.DpEvent, int]) -> dict[dp_accounting.DpEvent, int]:

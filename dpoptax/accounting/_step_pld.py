@@ -26,6 +26,8 @@ MAX_POINTS = 125_000
 # How many times the variance of the loss exceeds what rounding adds to it: 20 overstates epsilon by
 # about 0.1 %. A schedule of more than MANY_KINDS kinds of steps would take long, and gets 8.
 VARIANCE_RATIO, MANY_KINDS, VARIANCE_RATIO_OF_MANY = 20, 10, 8
+# Limits the weight of large moves in the choice of the grid.
+LARGEST_EXPONENT = 8.0
 # How many times more points a step with truncation may have: it mixes two distributions of
 # different scale, and the grid must resolve the smaller one.
 TRUNCATED_POINTS = 4
@@ -198,8 +200,9 @@ def _spread(step: dp_accounting.DpEvent) -> tuple[float, float, float] | None:
     if shifts is None:
         return None
     probabilities, moves = shifts
-    # The chi-squared divergence between neighbours, which is about the variance of the loss.
-    exponents = np.minimum(np.outer(moves, moves), 300.0)
+    # The chi-squared divergence between neighbours, which is about the variance of the loss where
+    # moves are small. It grows much faster where a rare move is large.
+    exponents = np.minimum(np.outer(moves, moves), LARGEST_EXPONENT)
     spread = math.sqrt(probabilities @ np.expm1(exponents) @ probabilities)
     return spread, float(probabilities[moves > 0].sum()), float(moves.max())
 

@@ -303,3 +303,33 @@ def test_one_truncated_step_costs_at_least_what_the_worst_data_reveal(
         for first, second in ((old, new), (new, old)):
             exact = np.maximum(first - math.exp(at) * second, 0).sum() * spacing
             assert exact <= loss.delta(at) + 1e-9
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_a_truncated_step_costs_a_group_at_least_what_the_worst_data_reveal(group):
+    """All others add -1 and each member of the group adds 1: by exact densities."""
+    others, rate, capacity, noise = 5, 0.4, 3, 1.5
+    outputs = np.linspace(-14, 14, 20_001)
+
+    def density(members):
+        total = np.zeros_like(outputs)
+        for joined, present in itertools.product(range(others + 1), range(members + 1)):
+            weight = scipy.stats.binom.pmf(joined, others, rate)
+            weight *= scipy.stats.binom.pmf(present, members, rate)
+            drawn = min(joined + present, capacity)
+            # How many of the group are among those who are drawn.
+            for inside in range(min(present, drawn) + 1):
+                chance = scipy.stats.hypergeom.pmf(inside, joined + present, present, drawn)
+                if chance > 0:
+                    mean = inside - (drawn - inside)
+                    total += weight * chance * scipy.stats.norm.pdf(outputs, mean, noise)
+        return total
+
+    event = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+        others + group, rate, capacity, noise
+    )
+    with_group, without = density(group), density(0)
+    for first, second in ((with_group, without), (without, with_group)):
+        for at in (0.3, 1.0):
+            exact = np.maximum(first - math.exp(at) * second, 0).sum() * (outputs[1] - outputs[0])
+            assert event_epsilon(event, delta=exact, group_size=group) >= at - 1e-6
