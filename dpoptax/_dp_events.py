@@ -47,7 +47,7 @@ if hasattr(dp_accounting.dp_event, "RandomAllocationDpEvent"):
 else:
 
     @attrs.frozen
-    class RandomAllocationDpEvent(DpEvent):  # type: ignore[misc]
+    class RandomAllocationDpEvent(DpEvent):  # type: ignore[misc,no-redef]
         """One round of `num_steps` releases, of which an example joins `num_selected` at random.
 
         Every set of `num_selected` steps is equally likely, independently of the other examples.

@@ -11,7 +11,7 @@ import scipy.stats
 from dp_accounting.dp_event import GaussianDpEvent
 
 from dpoptax._dp_events import RandomAllocationDpEvent, TruncatedRandomAllocationDpEvent
-from dpoptax.accounting import Ledger, _random_allocation, epsilon, event_epsilon
+from dpoptax.accounting import Ledger, _lognormal_sums, _random_allocation, epsilon, event_epsilon
 from dpoptax.accounting._compose import compositions
 from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.samplers import BallsInBins
@@ -121,11 +121,11 @@ def test_epsilon_is_a_tight_upper_bound(noise, steps, rounds, delta, reference):
 def test_a_finer_grid_only_tightens_the_bound(monkeypatch):
     at = np.array([0.1, 0.5])
     usual = deltas(one_round(37, 1.0), at)
-    monkeypatch.setattr(_random_allocation, "SPACING", 1 / 8)
-    for cached in (_random_allocation._sum_of, _random_allocation._losses):
+    monkeypatch.setattr(_lognormal_sums, "SPACING", 1 / 8)
+    for cached in (_lognormal_sums.sum_of, _random_allocation._losses):
         cached.cache_clear()
     coarse = deltas(one_round(37, 1.0), at)
-    for cached in (_random_allocation._sum_of, _random_allocation._losses):
+    for cached in (_lognormal_sums.sum_of, _random_allocation._losses):
         cached.cache_clear()
     assert np.all(np.array(coarse) > np.array(usual))
 
