@@ -145,61 +145,68 @@ def test_the_first_view_may_be_the_example_itself():
     assert np.array_equal(views_of(1, keep_original=True)[0], [np.arange(3.0)])
 
 
-def clipped_sum(grads):
-    weights = dpoptax.clipping.FlatClip(CLIP).weights(grads.global_squared_norms(), step=0)
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads.weighted_sum(weights))])
-
-
 def steep(params, view):
     """All views have nearly the same gradient, far beyond the clip bound."""
     return jnp.sum(100 * params["w"] @ view) + 100 * params["b"]
 
 
-@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
-def test_an_example_moves_the_sum_by_the_clip_bound_however_many_views_it_has(options):
+def moved_by_the_last_example(loss, examples, num_views, **options):
+    """The distance between the clipped sums with and without the last example and its views."""
+    params, num_rows = {"w": jnp.ones((4, 3)), "b": jnp.zeros(())}, len(examples)
+    grads_fn = dpoptax.per_example_grads(loss, **options)
+
+    @jax.jit
+    def clipped_sum(mask):
+        grads = grads_fn(params, examples, mask=mask, key=jax.random.key(2))
+        return grads.clip_and_sum(dpoptax.clipping.FlatClip(CLIP).weights)
+
+    rows = np.arange(num_rows)
+    sums = [clipped_sum(rows < num_rows - left_out) for left_out in (0, num_views)]
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, *sums)))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "factored",
+        *(pytest.param(form, marks=slow) for form in ("recomputed", "microbatched", "stacked")),
+    ],
+)
+def test_an_example_moves_the_sum_by_the_clip_bound_however_many_views_it_has(form):
     """Law 7."""
-    params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(())}
-    key, examples = jax.random.key(2), 5 + floats(3, 3)
-
-    def moved_by(grads_fn, examples, rows):
-        with_last = clipped_sum(grads_fn(params, examples, mask=rows(3), key=key))
-        without = clipped_sum(grads_fn(params, examples, mask=rows(2), key=key))
-        return np.linalg.norm(with_last - without)
-
+    options, examples = FORMS.get(form, {"form": "stacked"}), 5 + floats(3, 3)
     loss = dpoptax.average_views(steep, lambda key, x: x + jax.random.normal(key, x.shape), VIEWS)
-    of_example = dpoptax.per_example_grads(loss, **options)
-    moved = moved_by(of_example, examples, lambda count: np.arange(3) < count)
-    np.testing.assert_allclose(moved, CLIP, rtol=1e-4)
-    # Views that are examples of their own would move it further.
-    of_view = dpoptax.per_example_grads(lambda params, x, key: steep(params, x), **options)
-    views = jnp.repeat(examples, VIEWS, axis=0)
-    moved = moved_by(of_view, views, lambda count: np.arange(3 * VIEWS) < VIEWS * count)
+    np.testing.assert_allclose(
+        moved_by_the_last_example(loss, examples, 1, **options), CLIP, rtol=1e-4
+    )
+
+
+def test_views_that_are_examples_of_their_own_move_the_sum_further():
+    """So the test above has power."""
+    views = jnp.repeat(5 + floats(3, 3), VIEWS, axis=0)
+    moved = moved_by_the_last_example(lambda params, x, key: steep(params, x), views, VIEWS)
     assert moved > (VIEWS - 0.1) * CLIP
 
 
+@slow
 def test_views_in_fit_and_in_a_loop_of_ones_own():
-    """A model of NNX with dropout; the loop makes the steps of the fit."""
+    """A model of NNX that draws masks; microbatches and a loop make the same steps."""
     model = nnx.Sequential(
-        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)),
-        nnx.Linear(4, 1, rngs=nnx.Rngs(2)),
+        nnx.Dropout(0.5, rngs=nnx.Rngs(1)), nnx.Linear(3, 1, rngs=nnx.Rngs(0))
     )  # fmt: skip
     of_view, params = dpoptax.nnx.loss_fn(model, lambda model, x: jnp.mean(model(x) ** 2))
     loss = dpoptax.average_views(of_view, shaken, 2, keep_original=True)
     plan = dpoptax.Plan(
-        sampler=dpoptax.samplers.Poisson(20, 8), clip=1.0, noise_multiplier=1.0, num_steps=3,
+        sampler=dpoptax.samplers.Poisson(20, 8), clip=1.0, noise_multiplier=1.0, num_steps=2,
         delta=1e-3,
     )  # fmt: skip
-    data, optimizer, key = floats(20, 3), optax.sgd(0.1), jax.random.key(5)
-
-    def fitted(**options):
-        return dpoptax.training.fit(
-            loss, params, data, plan=plan, optimizer=optimizer, key=key, progress=False, **options
-        )
-
-    result, in_parts = fitted(), fitted(microbatch_size=2)
-    assert result.num_steps == 3
-    assert result.epsilon() == plan.epsilon()
-    for leaf, other in zip(*map(jax.tree.leaves, (result.params, in_parts.params)), strict=True):
+    arguments = loss, params, floats(20, 3)
+    options = {"plan": plan, "optimizer": optax.sgd(0.1), "key": jax.random.key(5)}
+    result = dpoptax.training.fit(*arguments, **options, microbatch_size=2, progress=False)
+    run = dpoptax.training.PrivateRun(*arguments, **options)
+    assert sum(1 for _ in run) == result.num_steps == 2
+    assert run.epsilon() == result.epsilon() == plan.epsilon()
+    for leaf, other in zip(*map(jax.tree.leaves, (result.params, run.params)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
 
 
