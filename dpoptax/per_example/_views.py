@@ -80,7 +80,6 @@ def average_views(
         trace = validation.check_loss(
             loss_fn, params, views, loss_key if needs_key else None, has_aux=None, allow_unused=True
         )
-
         if _has_no_vmap(trace.program.jaxpr):
             losses, aux = jax.lax.map(
                 lambda inputs: trace.without_vmap(params, *inputs), (views, *keys)
@@ -97,9 +96,14 @@ def average_views(
 
 def _has_no_vmap(jaxpr: Any) -> bool:
     """Whether the parameters of a loss would have no factors under `vmap` over the views."""
-    # `vmap` turns a `cond` into a selection, and has no rule for products by groups.
-    has_cond = _jax_compat.contains_primitive(jaxpr, jax.lax.cond_p)
-    return has_cond or needs_own_run(_jax_compat.equations(jaxpr))
+    equations = list(_jax_compat.equations(jaxpr))
+    # `vmap` turns a `cond` into a selection, and has no rule for products by groups. A branch by
+    # platform is chosen when the program is compiled.
+    has_cond = any(
+        eqn.primitive is jax.lax.cond_p and eqn.params.get("branches_platforms") is None
+        for eqn in equations
+    )
+    return has_cond or needs_own_run(equations)
 
 
 def _call_note(example: PyTree, keys: Any) -> str:
@@ -129,7 +133,8 @@ def _views(
 def _check_view(view: PyTree, example: PyTree, *, same_dtypes: bool) -> None:
     """Raises unless a view looks like its example."""
     remedy = "Return a tree like the example, with the parts that do not change as they are."
-    found, expected = jax.tree.structure(view), jax.tree.structure(example)
+    found: Any = jax.tree.structure(view)
+    expected: Any = jax.tree.structure(example)
     if found != expected:
         raise ValueError(
             f"augment must return a view with the structure of the example, {expected}; got "
