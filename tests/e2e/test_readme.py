@@ -44,7 +44,7 @@ def test_the_program_of_the_page_on_augmentation_runs(tmp_path):
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert float(re.search(r"accuracy ([\d.]+)", done.stdout).group(1)) > 0.75
+    assert float(re.search(r"accuracy ([\d.]+)", done.stdout).group(1)) > 0.65
 
 
 @pytest.mark.slow

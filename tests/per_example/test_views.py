@@ -48,9 +48,8 @@ def models(names):
 
 
 OTHERS = (
-    "nnx convolution", "linen embedding",
-    "linen attention", "linen convolutions", "linen wide convolution", "linen lstm", "nnx gru",
-    "nnx text", "linen tied embedding", "decoder", "linen depth", "experts",
+    "nnx convolution", "linen convolutions", "linen wide convolution", "linen embedding",
+    "linen tied embedding", "linen attention", "nnx gru", "decoder", "experts",
 )  # fmt: skip
 
 
