@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dpoptax._plan import Plan
     from dpoptax.per_example import (
         PerExampleGrads,
+        average_views,
         explain,
         per_example_grads,
         value_and_per_example_grads,
@@ -59,6 +60,7 @@ __all__ = [
     "PerExampleGrads",
     "per_example_grads",
     "value_and_per_example_grads",
+    "average_views",
     "explain",
     "privatize",
     "dp_sgd",
@@ -73,6 +75,7 @@ _MODULES = {
     "PerExampleGrads": "dpoptax.per_example",
     "per_example_grads": "dpoptax.per_example",
     "value_and_per_example_grads": "dpoptax.per_example",
+    "average_views": "dpoptax.per_example",
     "explain": "dpoptax.per_example",
     "privatize": "dpoptax.transforms",
     "dp_sgd": "dpoptax.transforms",

@@ -143,6 +143,13 @@ def equations_inside(eqn: Any) -> Iterator[Any]:
         yield from equations(jaxpr)
 
 
+def constants_inside(jaxpr: Any) -> Iterator[Any]:
+    """Yields the constants of all jaxprs inside a jaxpr, such as arrays that a `jit` captured."""
+    for eqn in equations(jaxpr):
+        for inner in _jaxprs([eqn.params, getattr(_operation(eqn), "params", None)]):
+            yield from getattr(inner, "consts", ())
+
+
 def contains_primitive(jaxpr: Any, primitive: Any) -> bool:
     """Whether a jaxpr, or a jaxpr inside it, has an equation of a primitive."""
     return any(eqn.primitive is primitive for eqn in equations(jaxpr))

@@ -3,5 +3,12 @@
 from dpoptax.per_example._api import per_example_grads, value_and_per_example_grads
 from dpoptax.per_example._base import PerExampleGrads
 from dpoptax.per_example._explain import explain
+from dpoptax.per_example._views import average_views
 
-__all__ = ["PerExampleGrads", "per_example_grads", "value_and_per_example_grads", "explain"]
+__all__ = [
+    "PerExampleGrads",
+    "per_example_grads",
+    "value_and_per_example_grads",
+    "average_views",
+    "explain",
+]

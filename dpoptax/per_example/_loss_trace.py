@@ -124,6 +124,12 @@ class LossTrace:
         loss, *aux = _run(self.program.jaxpr, self.constants, values)
         return loss, aux
 
+    def without_vmap(self, params: PyTree, *example: PyTree) -> tuple[Array, list[Array]]:
+        """Returns the same by the equations as they are, which `vmap` may not know."""
+        values = jax.tree.leaves((params, example))
+        loss, *aux = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
+        return loss, aux
+
 
 def _run(jaxpr: Any, constants: list[Any], values: list[Any]) -> list[Any]:
     """Runs a loss so that `vmap` works."""

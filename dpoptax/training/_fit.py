@@ -11,10 +11,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._jax_compat import constants_inside
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._automatic_axes import with_automatic_axes
+from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._check_arguments import check_microbatch_size, check_plan
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import (
@@ -163,7 +165,7 @@ def prepare(
     check_microbatch_size(microbatch_size)
     example = example_of_batch(data, plan.sampler)
     tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root)
-    has_aux = _check_loss(loss_fn, state, example, has_aux=None if diagnostics else False)
+    has_aux = _check_loss(loss_fn, state, example, data, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
         sharding = getattr(data.take, "sharding", None)
         microbatch_size = microbatch_size_for_plan(loss_fn, state, example, plan, sharding)
@@ -197,6 +199,7 @@ def _check_loss(
     loss_fn: Callable[..., Any] | Objective,
     state: TrainState,
     examples: PyTree,
+    data: DeviceData | HostData,
     *,
     has_aux: bool | None,
 ) -> bool:
@@ -208,7 +211,9 @@ def _check_loss(
     point = jax.eval_shape(point_of, state.params, state.opt_state)
     key = state.model_key if takes_key(loss_of) else None
     if isinstance(loss_fn, Objective):  # another part of it may train what the loss leaves out
-        check_loss(loss_of, point, examples, key, allow_unused=True)
-        return False
-    trace = check_loss(loss_of, point, examples, key, has_aux=has_aux)
+        trace = check_loss(loss_of, point, examples, key, allow_unused=True)
+    else:
+        trace = check_loss(loss_of, point, examples, key, has_aux=has_aux)
+    captured = (*trace.constants, *constants_inside(trace.program.jaxpr))
+    refuse_captured_data(captured, data)
     return trace.program.aux_treedef is not None

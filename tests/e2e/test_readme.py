@@ -35,6 +35,18 @@ def test_the_programs_of_the_readme_run(program, tmp_path):
         assert "200 steps" in done.stdout
 
 
+@pytest.mark.e2e
+def test_the_program_of_the_page_on_augmentation_runs(tmp_path):
+    page = (ROOT / "docs" / "augmentation.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"accuracy ([\d.]+)", done.stdout).group(1)) > 0.65
+
+
 @pytest.mark.slow
 def test_the_report_in_the_docs_is_that_of_the_plan_beside_it(capsys):
     assert main(["report", str(ROOT / "docs" / "mnist_vae_plan.json")]) == 0

@@ -178,10 +178,16 @@ def layers_of_experts(w, x):
     return jax.lax.scan(lambda c, w: (c, experts(w, x)), 0.0, w)[1].sum()
 
 
+def shared_by_a_scan(w, x):
+    """The scan that slices the layers is inside of the one that shares them."""
+    return jax.lax.map(lambda scale: layers_of_experts(w, scale * x), jnp.arange(1.0, 4.0)).sum()
+
+
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [
         (experts, (EXPERTS, WIDTH, HIDDEN)),
+        (shared_by_a_scan, (2, EXPERTS, WIDTH, HIDDEN)),
         pytest.param(layers_of_experts, (2, EXPERTS, WIDTH, HIDDEN), marks=pytest.mark.slow),
     ],
 )
@@ -205,10 +211,6 @@ def used_twice(w, x):
     return experts(w, x) + experts(w, jnp.sin(x))
 
 
-def shared_by_a_scan(w, x):
-    return jax.lax.scan(lambda c, _: (c + experts(w, x * c), None), 1.0, None, length=2)[0]
-
-
 def repeated(w, x):
     return experts(jnp.broadcast_to(w, (EXPERTS, WIDTH, HIDDEN)), x)
 
@@ -217,7 +219,6 @@ def repeated(w, x):
     ("loss", "shape"),
     [
         (used_twice, (EXPERTS, WIDTH, HIDDEN)),
-        (shared_by_a_scan, (EXPERTS, WIDTH, HIDDEN)),
         (repeated, (WIDTH, HIDDEN)),
         (lambda w, x: jnp.sum(x @ w), (WIDTH, HIDDEN)),
     ],

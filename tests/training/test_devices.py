@@ -34,7 +34,7 @@ plan = dpoptax.Plan(
 def loss_fn(params, row):
     return jnp.vdot(jnp.tanh(row @ params["a"]), params["b"]) ** 2
 
-def train(params, data, **options):
+def train(params, data, loss_fn=loss_fn, **options):
     return dpoptax.training.fit(loss_fn, params, data, plan=plan, optimizer=optax.sgd(0.5),
                                 key=jax.random.key(0), progress=False, **options)
 """
@@ -59,6 +59,13 @@ for name, params, data in (
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(many.params)):
         assert b.sharding.is_equivalent_to(a.sharding, a.ndim), (name, b.sharding)
     assert many.epsilon() == one.epsilon()
+
+# The views of an example have the same keys, wherever it is.
+views = dpoptax.average_views(loss_fn, lambda key, x: x + jax.random.normal(key, x.shape), 2)
+one, many = (train(params, data, views) for params, data in (
+    (start, x), (jax.device_put(start, everywhere), DeviceData(jax.device_put(x, spread), over))))
+for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 # Drawing noise needs no more memory than a few times one device's part.
 size = 1 << 20

@@ -116,9 +116,9 @@ class ConvolutionPixelGram(ConvolutionRule):
 
     @staticmethod
     def applies(site: Site, sizes: layout.Sizes) -> bool:
-        """Accepts one group of features and one frame, the usual convolution of one image."""
-        frames_axis = site.params["dimension_numbers"].lhs_spec[0]
-        return sizes.groups == 1 and site.operands[0].shape[frames_axis] == 1
+        """Accepts one group of features, the usual convolution."""
+        del site
+        return sizes.groups == 1
 
     @property
     def cost(self) -> float:
@@ -144,19 +144,23 @@ def _patch_gram(site: Site, chunk: Factors) -> Float[Array, "batch ..."]:
     """The inner products of all pairs of patches, `(batch, *outputs, *outputs)`.
 
     Two patches at outputs t and s have the inner product sum_o <x[t + o], x[s + o]>, over the
-    offsets o in the window: a sum along the diagonals of the inner products of pixels.
+    offsets o in the window: a sum along the diagonals of the inner products of pixels. The patches
+    may be of two frames, such as two views of one example.
     """
-    pixels = layout.channels_last(site, chunk)[:, 0]  # batch, *image, channels
-    image = pixels.shape[1:-1]
-    pixels = pixels.reshape(len(pixels), math.prod(image), pixels.shape[-1])
+    pixels = layout.channels_last(site, chunk)  # batch, frames, *image, channels
+    batch, *grid, channels = pixels.shape
+    pixels = pixels.reshape(batch, math.prod(grid), channels)
     gram = jnp.einsum("bpc,bqc->bpq", pixels, pixels, precision=HIGHEST)
-    dimensions = len(image)
-    gram = gram.reshape(len(pixels), *image, *image)
-    gram = layout.pad_image(site, gram, range(1, 1 + 2 * dimensions))
+    gram = gram.reshape(batch, *grid, *grid)
+    window = layout.window_of(site)
+    # The axes of the image, in both copies of the pixels.
+    own_axes = range(2, 2 + len(window))
+    other_axes = range(3 + len(window), 3 + 2 * len(window))
+    gram = layout.pad_image(site, gram, (*own_axes, *other_axes))
     # The window is a product of ranges, so its offsets are added along one axis after the other;
     # both copies of that axis are shifted by the same offset.
-    for image_axis, size in enumerate(layout.window_of(site)):
-        own, other = 1 + image_axis, 1 + dimensions + image_axis
+    for image_axis, size in enumerate(window):
+        own, other = own_axes[image_axis], other_axes[image_axis]
         views = [
             layout.shift(site, layout.shift(site, gram, own, image_axis, i), other, image_axis, i)
             for i in range(size)

@@ -5,7 +5,8 @@ The rules are those of `matmul`, for rows that meet only the rows of their own g
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,19 +38,21 @@ class RaggedRule(NormRule):
 
     @classmethod
     def matches(cls, sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> "RaggedRule | None":
-        """Accepts a leaf with one use, which no scan shares."""
+        """Accepts a leaf with one use."""
         if len(sites) != 1 or sites[0].primitive is not RAGGED_DOT.primitive:
             return None
         (site,) = sites
-        if not site.preserves_norms(spec) or not all(scan.sliced for scan in site.scans):
+        if not site.preserves_norms(spec):
             return None
         return cls(tuple(sites), spec)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
-        """Returns H runs, T rows, E groups, and matrices of K x N."""
+        """Returns H slices, T rows of each slice, E groups, and matrices of K x N."""
         (site,) = self.sites
-        return site.num_runs, site.output.shape[0], *site.parameter.shape
+        # The rows of every step of a scan that shares the leaf are more rows.
+        rows = site.output.shape[0] * (site.num_runs // max(1, site.num_slices))
+        return site.num_slices, rows, *site.parameter.shape
 
     @property
     @abc.abstractmethod
@@ -85,13 +88,24 @@ class RaggedRule(NormRule):
 
     def _rows(self, factors: Sequence[Factors]) -> Rows:
         ((a, group_sizes), g) = factors[0]
+        (site,) = self.sites
         h, t, *_ = self.sizes
         dtype, batch = wide_dtype(self.spec.dtype), len(g)
-        of_run = jax.vmap(jax.vmap(lambda sizes: group_of_rows(sizes, t)))
+        of_run: Callable[[Array], Array] = functools.partial(
+            group_of_rows, num_rows=site.output.shape[0]
+        )
+        for _ in range(1 + len(site.scans)):
+            of_run = jax.vmap(of_run)
+        sliced = [1 + i for i, scan in enumerate(site.scans) if scan.sliced]
+
+        def by_slice(leaf: Array) -> Array:
+            # Scans that slice the leaf come first; those that share it become a part of T.
+            return jnp.moveaxis(leaf, sliced, range(1, 1 + len(sliced)))
+
         return Rows(
-            a.astype(dtype).reshape(batch, h, t, a.shape[-1]),
-            g.astype(dtype).reshape(batch, h, t, g.shape[-1]),
-            of_run(group_sizes.reshape(batch, h, group_sizes.shape[-1])),
+            by_slice(a.astype(dtype)).reshape(batch, h, t, a.shape[-1]),
+            by_slice(g.astype(dtype)).reshape(batch, h, t, g.shape[-1]),
+            by_slice(of_run(group_sizes)).reshape(batch, h, t),
         )
 
     def _outer(self, a: Array, g: Array, groups: Array) -> Array:
@@ -100,7 +114,7 @@ class RaggedRule(NormRule):
 
     def _to_leaf(self, products: Float[Array, "h e k n"]) -> Array:
         (site,) = self.sites
-        slices = [scan.length for scan in site.scans]
+        slices = [scan.length for scan in site.scans if scan.sliced]
         return to_leaf(site, products.reshape(*slices, *products.shape[1:]), self.spec)
 
 

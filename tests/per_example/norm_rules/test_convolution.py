@@ -54,26 +54,24 @@ KINDS = {
         of(numbers=("NCHW", "OIHW", "NCHW")), (4, 2, 3, 3), floats(2, 5, 4)
     ),
     "one axis, long window": (over_time, (20, 2, 3), floats(30, 2)),
+    "frames": (over_frames, (3, 2, 2, 4), floats(2, 4, 3, 2)),
 }  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("loss_fn", "shape", "example"), KINDS.values(), ids=KINDS)
-def test_patches_and_pixel_grams_obey_the_laws(loss_fn, shape, example):
-    use = sites_of(loss_fn, shape, example)
-    check_laws(*(rule.matches(*use) for rule in BOTH))
 
 
 @pytest.mark.parametrize(
     ("loss_fn", "shape", "example"),
     [
-        (of(feature_group_count=2), (3, 3, 2, 4), floats(5, 4, 4)),
-        (over_frames, (3, 3, 2, 4), floats(2, 5, 4, 2)),
+        pytest.param(*kind, id=name, marks=() if name == "frames" else pytest.mark.slow)
+        for name, kind in KINDS.items()
     ],
-    ids=["groups", "frames"],
 )
-def test_groups_and_frames_are_left_to_patches(loss_fn, shape, example):
+def test_patches_and_pixel_grams_obey_the_laws(loss_fn, shape, example):
     use = sites_of(loss_fn, shape, example)
+    check_laws(*(rule.matches(*use) for rule in BOTH))
+
+
+def test_groups_are_left_to_patches():
+    use = sites_of(of(feature_group_count=2), (3, 3, 2, 4), floats(5, 4, 4))
     check_laws(ConvolutionPatches.matches(*use))
     assert ConvolutionPixelGram.matches(*use) is None
 
