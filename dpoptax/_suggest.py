@@ -4,8 +4,9 @@ import math
 import textwrap
 
 import attrs
+import dp_accounting
 
-from dpoptax import _validate, clipping
+from dpoptax import _validate, accounting, clipping
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.accounting._budget import Budget
@@ -66,18 +67,34 @@ class Suggestion:
     l2_clip: float
     reasons: tuple[str, ...]
 
-    def plan(self, *, clip: ClipRule | None = None, mechanism: Mechanism = Gaussian()) -> Plan:
+    def plan(
+        self,
+        *,
+        clip: ClipRule | float | None = None,
+        mechanism: Mechanism = Gaussian(),
+        earlier: dp_accounting.DpEvent | None = None,
+    ) -> Plan:
         """Returns the plan with these settings and the least noise that keeps the budget.
 
         Args:
-            clip: a clip rule; None for an automatic one with the bound `l2_clip`.
+            clip: a clip rule or a bound; None for an automatic rule with the bound `l2_clip`.
             mechanism: how the noise is drawn.
+            earlier: the event of other releases on the same data, such as a private quantile of the
+                norms. The budget pays for them too: charge them to the ledger of the run.
         """
-        return Plan.calibrate(
-            sampler=Poisson(self.num_examples, self.expected_batch_size),
-            clip=_automatic_clip(self.l2_clip) if clip is None else clip,
-            num_steps=self.num_steps,
+        sampler = Poisson(self.num_examples, self.expected_batch_size)
+        found = accounting.calibrate_noise_multiplier(
             epsilon=self.epsilon,
+            delta=self.delta,
+            sampler=sampler,
+            num_steps=self.num_steps,
+            earlier=earlier,
+        )
+        return Plan(
+            sampler=sampler,
+            clip=_automatic_clip(self.l2_clip) if clip is None else clip,
+            noise_multiplier=found.noise_multiplier,
+            num_steps=self.num_steps,
             delta=self.delta,
             mechanism=mechanism,
         )
@@ -164,7 +181,7 @@ def suggest(
     reasons = (
         f"Each example takes part {batch_size * steps / num_examples:.3g} times on average, in "
         f"{steps:,} steps of {batch_size:,} examples. Over the whole run, the noise of the mean "
-        f"gradient is {100 * (excess - 1):.0f} % above that of full batches, which is the least "
+        f"gradient is about {100 * (excess - 1):.0f} % above that of full batches, which is the least "
         "for this budget (Sander et al. 2022). Larger batches would leave fewer steps for the same "
         "compute (De et al. 2022; Ponomareva et al. 2023, section 5.4).",
         _about_compute(num_examples, gradients, steps, batch_size),
@@ -190,7 +207,9 @@ def suggest(
 
 
 def _automatic_clip(l2_clip: float) -> ClipRule:
-    return clipping.FlatClip(l2_clip)
+    # Flat clipping to a small bound is almost the same rule.
+    rule: ClipRule = getattr(clipping, "AutoSClip", clipping.FlatClip)(l2_clip)
+    return rule
 
 
 def _compute(num_examples: int, epochs: float | None, num_gradients: int | None) -> float:
