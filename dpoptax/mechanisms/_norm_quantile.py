@@ -1,4 +1,4 @@
-"""Private quantile of gradient norms: a noisy binary search, which must be charged to the ledger."""
+"""Private quantile of gradient norms: a noisy binary search, which must be charged."""
 
 import math
 

@@ -95,6 +95,4 @@ class Costs:
         """The privacy loss of one run, for the smallest delta of a report."""
         assert self._runs is not None
         smallest = self._ledger.delta / 10 / self._runs.mean
-        return event_privacy_loss(
-            self._ledger.event(relation), delta=smallest, relation=relation
-        )
+        return event_privacy_loss(self._ledger.event(relation), delta=smallest, relation=relation)

@@ -178,7 +178,10 @@ class Report(ReportValues):
             mu=trade_off.dominating_mu(loss),
             accountant=_accountant(),
             prng=prng,
-            assumptions=(*_text.assumptions(all_steps is not None, runs is not None), mechanism.caveat),
+            assumptions=(
+                *_text.assumptions(all_steps is not None, runs is not None),
+                mechanism.caveat,
+            ),
             loss=loss,
         )
 

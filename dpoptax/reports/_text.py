@@ -166,9 +166,10 @@ def _search(values: ReportValues) -> dict[str, str]:
     mean, shape = values.runs["mean"], values.runs["shape"]
     names = {0.0: "logarithmic", 1.0: "geometric", "inf": "Poisson"}
     name = names.get(shape, f"negative binomial of shape {shape}")
+    alone = round_up(values.epsilon_of_one_run)
     return {
         "Search": f"the best of K runs, K random with mean {mean:g} ({name}). Every number here is "
-        f"that of the whole search; one run alone costs epsilon {round_up(values.epsilon_of_one_run)}"
+        f"that of the whole search; one run alone costs epsilon {alone}"
     }
 
 

@@ -154,7 +154,8 @@ def test_the_report_of_a_search_states_the_cost_of_the_whole_search():
     assert searched.epsilon > alone.epsilon
     assert searched.epsilon_of_one_run == alone.epsilon
     # Every number is that of the search.
-    assert searched.advantage > alone.advantage and searched.mu > alone.mu
+    assert searched.advantage > alone.advantage
+    assert searched.mu > alone.mu
     assert searched.epsilon_replace_one > alone.epsilon_replace_one
     assert searched.epsilon_unamplified > alone.epsilon_unamplified
     for name in ("epsilon_by_group_size", "true_positive_rate", "posterior_belief"):
@@ -163,7 +164,8 @@ def test_the_report_of_a_search_states_the_cost_of_the_whole_search():
     text = str(searched)
     assert "the best of K runs, K random with mean 10 (geometric)" in text
     assert "drawn at random from the stated distribution" in text
-    assert "Search" not in str(alone) and alone.runs is None
+    assert "Search" not in str(alone)
+    assert alone.runs is None
     assert json.loads(searched.to_json())["runs"] == {
         "kind": "RandomRuns",
         "mean": 10.0,
