@@ -181,8 +181,8 @@ def suggest(
     reasons = (
         f"Each example takes part {batch_size * steps / num_examples:.3g} times on average, in "
         f"{steps:,} steps of {batch_size:,} examples. Over the whole run, the noise of the mean "
-        f"gradient is about {100 * (excess - 1):.0f} % above that of full batches, which is the least "
-        "for this budget (Sander et al. 2022). Larger batches would leave fewer steps for the same "
+        f"gradient is about {100 * (excess - 1):.0f} % above that of full batches, which is the "
+        "least for this budget (Sander et al. 2022). Larger batches would leave fewer steps for the same "
         "compute (De et al. 2022; Ponomareva et al. 2023, section 5.4).",
         _about_compute(num_examples, gradients, steps, batch_size),
         f"The learning rate is for Adam. Noise moves a parameter by about {walk:.2g} during the "

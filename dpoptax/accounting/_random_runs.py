@@ -67,7 +67,7 @@ class RandomRuns:
         >>> import jax
         >>> runs = RandomRuns(mean=10)
         >>> runs.draw(jax.random.key(2))
-        8
+        10
 
     Reference: Papernot and Steinke 2022, arXiv:2110.03620, definition 1.
     """
