@@ -182,8 +182,8 @@ def suggest(
         f"Each example takes part {batch_size * steps / num_examples:.3g} times on average, in "
         f"{steps:,} steps of {batch_size:,} examples. Over the whole run, the noise of the mean "
         f"gradient is about {100 * (excess - 1):.0f} % above that of full batches, which is the "
-        "least for this budget (Sander et al. 2022). Larger batches would leave fewer steps for the same "
-        "compute (De et al. 2022; Ponomareva et al. 2023, section 5.4).",
+        "least for this budget (Sander et al. 2022). Larger batches would leave fewer steps for "
+        "the same compute (De et al. 2022; Ponomareva et al. 2023, section 5.4).",
         _about_compute(num_examples, gradients, steps, batch_size),
         f"The learning rate is for Adam. Noise moves a parameter by about {walk:.2g} during the "
         "run, which is 3 / num_parameters ** 0.25 and 0.7 at most. Where we measured it, half or "

@@ -46,7 +46,7 @@ def counts_of(monkeypatch, norms, mask, quantile, answers):
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.9])
 def test_one_example_moves_all_counts_together_by_what_is_accounted(monkeypatch, quantile):
     """Brute force over norms and answers, for each way in which data sets can be neighbours."""
-    norms = [0.0, 1e-9, 0.02, 1.0, 7.0, 1e3, 1e12, math.inf, math.nan]
+    norms = [0.0, 0.02, 7.0, 1e12, math.nan]
     unit = max(quantile, 1 - quantile) * math.sqrt(8)
     searches = ([True] * 8, [False] * 8, [False, True] * 4, [True, False, False, True] * 2)
     for answers in searches:
