@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         vi,
     )
     from dpoptax._plan import Plan
+    from dpoptax._suggest import Suggestion, suggest
     from dpoptax.per_example import (
         PerExampleGrads,
         average_views,
@@ -65,6 +66,8 @@ __all__ = [
     "privatize",
     "dp_sgd",
     "dp_adam",
+    "suggest",
+    "Suggestion",
     "Plan",
     "Report",
     "__version__",
@@ -80,6 +83,8 @@ _MODULES = {
     "privatize": "dpoptax.transforms",
     "dp_sgd": "dpoptax.transforms",
     "dp_adam": "dpoptax.transforms",
+    "suggest": "dpoptax._suggest",
+    "Suggestion": "dpoptax._suggest",
     "Plan": "dpoptax._plan",
     "Report": "dpoptax.reports",
 }

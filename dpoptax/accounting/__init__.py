@@ -9,12 +9,17 @@ from dpoptax.accounting._calibrate import (
 from dpoptax.accounting._epsilon import epsilon, event_epsilon
 from dpoptax.accounting._events import poisson_event
 from dpoptax.accounting._ledger import Ledger
+from dpoptax.accounting._random_runs import RandomRuns
 from dpoptax.accounting._rdp_filter import BudgetSpentError, RdpFilter
+from dpoptax.accounting._tuned import tuned
 
 __all__ = [
     # What a run costs
     "epsilon",
     "event_epsilon",
+    # What a search over several runs costs
+    "tuned",
+    "RandomRuns",
     # Which settings keep a budget
     "calibrate_noise_multiplier",
     "calibrate_num_steps",

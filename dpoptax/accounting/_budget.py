@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import dp_accounting
 
 from dpoptax import _validate
 from dpoptax.accounting import _search as search
@@ -30,11 +31,15 @@ def _delta(value: Any) -> float:
 
 @attrs.frozen
 class Budget:
-    """The epsilon and delta that a run must keep, and the neighbouring relation if one is named."""
+    """The epsilon and delta that a run must keep, and the neighbouring relation if one is named.
+
+    They also pay for `earlier`, the event of other releases on the same data.
+    """
 
     epsilon: float = attrs.field(converter=_epsilon)
     delta: float = attrs.field(converter=_delta)
     relation: Relation | None
+    earlier: dp_accounting.DpEvent | None = None
 
     def cost(
         self, sampler: Sampler, noise_multiplier: float, num_steps: int, coarsening: float = 1.0
@@ -43,6 +48,8 @@ class Budget:
         # Resolved here, for calibrate_batch_size makes a new sampler for each size.
         relation = resolve_relation(self.relation, sampler.relation)
         event = run_event(sampler, noise_multiplier, num_steps, relation)
+        if self.earlier is not None:
+            event = dp_accounting.ComposedDpEvent([self.earlier, event])
         return coarse_epsilon(event, delta=self.delta, relation=relation, coarsening=coarsening)
 
     def excess(self, cost: float) -> float:

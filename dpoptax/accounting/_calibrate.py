@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import dp_accounting
+
 from dpoptax import _validate
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting import _search as search
@@ -57,6 +59,7 @@ def calibrate_noise_multiplier(
     num_steps: int | None = None,
     epochs: float | None = None,
     relation: Relation | None = None,
+    earlier: dp_accounting.DpEvent | None = None,
 ) -> CalibratedNoise:
     """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
 
@@ -68,6 +71,8 @@ def calibrate_noise_multiplier(
         epochs: how often each example takes part on average. Give one of the two.
         relation: which data sets are neighbours; None for the sampler's own relation, which is
             `replace_special` for `Shuffled` and `CyclicPoisson`.
+        earlier: the event of other releases on the same data, which the target also pays for, such
+            as `sampler.event(noise_multiplier, 1)` of `mechanisms.norm_quantile`.
 
     Returns:
         The noise multiplier, at least 0.1, and its epsilon.
@@ -90,7 +95,12 @@ def calibrate_noise_multiplier(
         (0.67, True)
     """
     steps = num_steps_of(sampler, epochs, num_steps)
-    budget = Budget(epsilon, delta, relation)
+    if earlier is not None and not isinstance(earlier, dp_accounting.DpEvent):
+        raise TypeError(
+            f"earlier must be an event of dp-accounting; got {_validate.described(earlier)}. Pass "
+            "for example sampler.event(noise_multiplier, 1)."
+        )
+    budget = Budget(epsilon, delta, relation, earlier)
     _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
 
     def cost(log_noise: float, coarsening: float = 1.0) -> float:
@@ -106,7 +116,8 @@ def calibrate_noise_multiplier(
     if math.isinf(root) and (spent := cost(highest)) > budget.epsilon:
         raise budget.out_of_reach(
             f"even a noise multiplier of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a "
-            "larger epsilon, fewer steps, or a larger max_batch_size: overflow is paid from delta."
+            "larger epsilon, fewer steps, or a larger max_batch_size: overflow is paid from delta. "
+            "Earlier releases count too."
         )
     root = min(root, highest)
     # The slope tells how much noise the coarse grid's excess costs.

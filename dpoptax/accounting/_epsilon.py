@@ -198,7 +198,7 @@ def coarse_epsilon(
         return _privacy_loss(steps, parsed, coarsening).epsilon(delta)
     # Nothing is known of the group's own event, so use what follows for every mechanism.
     single = _privacy_loss(normalize(event, delta=delta), parsed, coarsening)
-    return _general_group_epsilon(single, group_size, delta)
+    return general_group_epsilon(single, group_size, delta)
 
 
 def event_privacy_loss(
@@ -248,7 +248,7 @@ def _privacy_loss(
     return PrivacyLoss(tuple(compositions(runs, step)), steps.overflow)
 
 
-def _general_group_epsilon(loss: PrivacyLoss, group_size: int, delta: float) -> float:
+def general_group_epsilon(loss: PrivacyLoss, group_size: int, delta: float) -> float:
     """What the guarantee of one example implies for a group, whatever the mechanism.
 
     (epsilon, d) for one implies (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k (Dwork

@@ -7,12 +7,8 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.rdp import RdpAccountant
 
 from dpoptax import _validate
-from dpoptax._dp_events import (
-    KnownBranchDpEvent,
-    RandomAllocationDpEvent,
-    TruncatedRandomAllocationDpEvent,
-)
-from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION, normalize
+from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION
+from dpoptax.accounting._renyi import renyi_steps
 from dpoptax.relations import Relation, parse_relation
 
 
@@ -89,7 +85,7 @@ class RdpFilter:
         Raises:
             dp_accounting.UnsupportedEventError: no Rényi divergence is known of the event.
         """
-        steps, overflow = self._steps(event)
+        steps, overflow = renyi_steps(event, self.delta)
         # Overflow that fits on its own may be too much in sum.
         if self._overflow + overflow > OVERFLOW_FRACTION * self.delta:
             return False
@@ -107,40 +103,13 @@ class RdpFilter:
                 f"this release would exceed epsilon = {self.epsilon:g} at delta = {self.delta:g}, "
                 f"of which {self.spent():.4g} is spent. Stop here, or add more noise."
             )
-        steps, overflow = self._steps(event)
+        steps, overflow = renyi_steps(event, self.delta)
         self._overflow += overflow
         self._charged = _merged([*self._charged, *steps])
 
     def spent(self) -> float:
         """Returns the epsilon of everything that was charged."""
         return self._epsilon(self._accountant_of(self._charged)) if self._charged else 0.0
-
-    def _steps(self, event: dp_accounting.DpEvent) -> tuple[list[dp_accounting.DpEvent], float]:
-        """The event as dp-accounting's Rényi accountant knows it, and what is paid from delta."""
-        normalized = normalize(event, delta=self.delta)
-        if not normalized.has_noise:
-            return [dp_accounting.NonPrivateDpEvent()], 0.0
-        steps = []
-        for step, count in normalized.counts.items():
-            match step:
-                case dp_accounting.SampledWithoutReplacementDpEvent(
-                    source_dataset_size=size,
-                    sample_size=sample,
-                    event=dp_accounting.GaussianDpEvent(noise_multiplier=noise),
-                ):
-                    # One example pushes another out of the batch: twice the clip bound.
-                    gaussian = dp_accounting.GaussianDpEvent(noise / 2)
-                    step = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
-                case KnownBranchDpEvent(rare=rare):
-                    # An upper bound: as if the worse branch were always taken.
-                    step = rare
-                case TruncatedRandomAllocationDpEvent(noise_multiplier=noise):
-                    # An upper bound: as if the step were known, and its batch always full.
-                    step = dp_accounting.GaussianDpEvent(noise / 2)
-                case _ if isinstance(step, RandomAllocationDpEvent):
-                    step = step.event  # an upper bound: as if the step were known
-            steps.append(dp_accounting.SelfComposedDpEvent(step, count))
-        return steps, normalized.overflow
 
     def _accountant_of(self, steps: list[dp_accounting.DpEvent]) -> RdpAccountant:
         accountant = RdpAccountant([self.order], self.relation)

@@ -1,32 +1,26 @@
 """Report: the privacy statement of a plan or of a run, as numbers, text, JSON and a figure."""
 
-import collections
 import importlib.metadata
 import math
 import pathlib
 from typing import Any
 
 import attrs
-import dp_accounting
 import numpy as np
 import scipy.special
 
 from dpoptax import _serialize, _validate
-from dpoptax._dp_events import count_passes
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger, event_epsilon, trade_off
-from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
+from dpoptax.accounting import Ledger, RandomRuns, trade_off
 from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
+from dpoptax.reports._costs import Costs
 from dpoptax.reports._round import round_up
 from dpoptax.reports._values import ReportValues
-from dpoptax.schedules import ScalarOrSchedule, as_schedule
+from dpoptax.schedules import ScalarOrSchedule
 
 GROUP_SIZES = (2, 10)
-# The distributions of groups are slow to compute. A grid eight times as coarse overstates their
-# epsilon by about one percent.
-GROUP_COARSENING = 8.0
 FALSE_POSITIVE_RATES = (1e-3, 1e-2)
 PRIORS = (0.5, 0.1, 0.01)
 # The figure starts here: smaller rates depend on smaller deltas than the report is about.
@@ -58,6 +52,8 @@ class Report(ReportValues):
         epsilon: of the guarantee; inf for a run without noise.
         epsilon_of_steps_done: epsilon of the steps that were charged. With `covers_all_steps` it is
             the guarantee only if nothing that was released decided when the run ended.
+        epsilon_of_one_run: epsilon of this run alone. It differs from `epsilon` in a search only.
+        runs: class and settings of the number of runs, if this is the best run of a search.
         epsilon_by_delta: epsilon at delta and at two others.
         epsilon_replace_one: epsilon under replace_one; inf where none is known.
         epsilon_by_group_size: epsilon for groups of units.
@@ -89,8 +85,13 @@ class Report(ReportValues):
     """
 
     @classmethod
-    def from_plan(cls, plan: Plan, num_steps: int | None = None) -> "Report":
-        """Returns the report of the first `num_steps` steps of a plan, all by default."""
+    def from_plan(
+        cls, plan: Plan, num_steps: int | None = None, runs: RandomRuns | None = None
+    ) -> "Report":
+        """Returns the report of the first `num_steps` steps of a plan, all by default.
+
+        With `runs` it is the report of a search, of which this plan is one run.
+        """
         if num_steps is None:
             num_steps = plan.num_steps
         num_steps = _validate.count("num_steps", num_steps, at_least=0)
@@ -102,6 +103,7 @@ class Report(ReportValues):
             steps_planned=plan.num_steps,
             noise_multiplier=plan.noise_multiplier,
             mechanism=plan.mechanism,
+            runs=runs,
         )
 
     @classmethod
@@ -115,6 +117,7 @@ class Report(ReportValues):
         mechanism: Mechanism,
         prng: str = _text.NO_PRNG,
         all_steps: Ledger | None = None,
+        runs: RandomRuns | None = None,
     ) -> "Report":
         """Returns the report of a run.
 
@@ -128,6 +131,8 @@ class Report(ReportValues):
             all_steps: a ledger that also has the steps that were planned and not done. Give it if
                 something that was released may have decided when the run ended, for example the
                 accuracy of its parameters. The guarantee is then that of all planned steps.
+            runs: the distribution of the number of runs, if this is the best run of a search. The
+                guarantee is then that of the search, see `dpoptax.accounting.tuned`.
 
         Returns:
             A `Report`.
@@ -135,13 +140,13 @@ class Report(ReportValues):
         guarantee = ledger if all_steps is None else all_steps
         sampler, delta = ledger.sampler, ledger.delta
         relation = parse_relation(sampler.relation)
-        event = guarantee.event(relation)
+        costs = Costs(guarantee, runs)
         # The trade-off curve is read at smaller deltas than the guarantee.
-        loss = event_privacy_loss(event, delta=delta / 10, relation=relation)
+        loss = costs.loss(delta / 10)
         # Twelve digits, because delta / 10 has rounding errors at the end, and what is shown is
         # rounded up.
         below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
-        epsilons = {value: guarantee.epsilon(value) for value in (above, delta, below) if value < 1}
+        epsilons = {value: costs.epsilon(value) for value in (above, delta, below) if value < 1}
         rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
         return cls(
             unit=sampler.unit,
@@ -158,20 +163,13 @@ class Report(ReportValues):
             covers_all_steps=all_steps is not None,
             delta=delta,
             epsilon=epsilons[delta],
-            epsilon_of_steps_done=ledger.epsilon(),
+            epsilon_of_steps_done=Costs(ledger, runs).epsilon(delta),
+            epsilon_of_one_run=guarantee.epsilon(),
+            runs=None if runs is None else _serialize.encode(runs),
             epsilon_by_delta=epsilons,
-            epsilon_replace_one=_replace_one(guarantee),
-            epsilon_by_group_size={
-                size: coarse_epsilon(
-                    event,
-                    delta=delta,
-                    relation=relation,
-                    group_size=size,
-                    coarsening=GROUP_COARSENING,
-                )
-                for size in GROUP_SIZES
-            },
-            epsilon_unamplified=_unamplified(guarantee),
+            epsilon_replace_one=costs.replace_one(),
+            epsilon_by_group_size={size: costs.of_group(size) for size in GROUP_SIZES},
+            epsilon_unamplified=costs.unamplified(),
             advantage=trade_off.advantage(loss),
             true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
             posterior_belief={
@@ -180,7 +178,10 @@ class Report(ReportValues):
             mu=trade_off.dominating_mu(loss),
             accountant=_accountant(),
             prng=prng,
-            assumptions=(*_text.assumptions(all_steps is not None), mechanism.caveat),
+            assumptions=(
+                *_text.assumptions(all_steps is not None, runs is not None),
+                mechanism.caveat,
+            ),
             loss=loss,
         )
 
@@ -241,31 +242,6 @@ class Report(ReportValues):
             unit=self.unit,
             title=f"The guarantee {steps}",
         )
-
-
-def _replace_one(ledger: Ledger) -> float:
-    """Epsilon under replace_one; inf if none is known of another release that was charged."""
-    try:
-        return ledger.epsilon(relation="replace_one")
-    except dp_accounting.UnsupportedEventError:
-        return math.inf
-
-
-def _unamplified(ledger: Ledger) -> float:
-    """Epsilon if each unit were used once per pass over the data, at a publicly known step."""
-    if ledger.num_steps == 0:
-        return 0.0
-    sampler = ledger.sampler
-    largest = as_schedule(sampler.expected_batch_size).max
-    steps_per_pass = max(math.floor(sampler.num_examples / largest), 1)
-    counts: collections.Counter[float] = collections.Counter()
-    for noise, num_steps in ledger.runs:
-        counts.update(count_passes(noise, num_steps, steps_per_pass))
-    if min(counts) == 0:
-        return math.inf
-    # Gaussian releases compose to one Gaussian, whose precision is the sum of theirs.
-    precision = sum(count / noise**2 for noise, count in counts.items())
-    return event_epsilon(dp_accounting.GaussianDpEvent(precision**-0.5), delta=ledger.delta)
 
 
 def _accountant() -> str:

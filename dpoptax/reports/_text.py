@@ -18,10 +18,17 @@ WIDTH = 110
 RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
 NO_PRNG = "none drawn yet: this is the report of a plan"
 # The conditions of every statement, and between them one on the end of the run.
-KEYS_AND_RUNS = (
-    "The random keys are secret, and no key was used for two runs.",
+KEYS = "The random keys are secret, and no key was used for two runs."
+OTHER_RUNS = (
     "Other runs on the same data are not counted, for example runs to choose the model or its "
-    "settings. Each of them reveals more.",
+    "settings. Each of them reveals more."
+)
+RUNS_OF_A_SEARCH = (
+    "The number of runs of the search was drawn at random from the stated distribution. It is "
+    "secret, and so are all runs but the best one, their scores, and the time of the search.",
+    "Each run cost at most what is counted here, its score included. A score that read the data "
+    "that are protected was noisy, and was charged.",
+    "Runs on the same data outside of the search are not counted. Each of them reveals more.",
 )
 END_WITHOUT_LOOKING = (
     "Nothing that was released during the run decided when the run ended. Otherwise, for example "
@@ -43,10 +50,11 @@ COMPARED = {
 }
 
 
-def assumptions(covers_all_steps: bool) -> tuple[str, ...]:
+def assumptions(covers_all_steps: bool, is_search: bool) -> tuple[str, ...]:
     """Returns the conditions of a statement that do not depend on the mechanism."""
     end = END_AFTER_LOOKING if covers_all_steps else END_WITHOUT_LOOKING
-    return (*KEYS_AND_RUNS, end, NOT_PROTECTED)
+    runs = RUNS_OF_A_SEARCH if is_search else (OTHER_RUNS,)
+    return (KEYS, *runs, end, NOT_PROTECTED)
 
 
 def as_text(values: ReportValues) -> str:
@@ -135,6 +143,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
     compared = COMPARED[values.relation].format(unit=values.unit)
     return {
         "Guarantee": guarantee,
+        **_search(values),
         "Who is protected": f"each single {values.unit} of {values.num_units:,}",
         "What is compared": f"{compared} ({values.relation})",
         "What was released": values.released,
@@ -147,6 +156,20 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
         "Random numbers": values.prng,
         "Calculated with": values.accountant,
+    }
+
+
+def _search(values: ReportValues) -> dict[str, str]:
+    """The search that this run is the best one of."""
+    if values.runs is None:
+        return {}
+    mean, shape = values.runs["mean"], values.runs["shape"]
+    names = {0.0: "logarithmic", 1.0: "geometric", "inf": "Poisson"}
+    name = names.get(shape, f"negative binomial of shape {shape}")
+    alone = round_up(values.epsilon_of_one_run)
+    return {
+        "Search": f"the best of K runs, K random with mean {mean:g} ({name}). Every number here is "
+        f"that of the whole search; one run alone costs epsilon {alone}"
     }
 
 

@@ -27,6 +27,8 @@ class ReportValues:
     delta: float
     epsilon: float
     epsilon_of_steps_done: float
+    epsilon_of_one_run: float
+    runs: dict[str, Any] | None
     epsilon_by_delta: dict[float, float]
     epsilon_replace_one: float
     epsilon_by_group_size: dict[int, float]

@@ -7,7 +7,7 @@ from typing import TypeVar
 from jaxtyping import PyTree
 
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger
+from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
 from dpoptax.training._charges import charge_and_authorize, ledger_of_all_steps, ledger_of_run
 from dpoptax.training._dispatch import Stepper
@@ -75,11 +75,14 @@ class OpenRun:
         """Returns the epsilon of everything that ran so far, under the relation of the sampler."""
         return self._ledger.epsilon(delta)
 
-    def report(self) -> Report:
+    def report(self, runs: RandomRuns | None = None) -> Report:
         """Returns the privacy statement of the run.
 
         Your loop may end the run because of its parameters. So before the last step, the guarantee
         is that of all planned steps. The report also states the epsilon of the steps that ran.
+
+        Args:
+            runs: the distribution of the number of runs, if this is the best run of a search.
         """
         all_steps = None
         if self.steps_left:
@@ -92,6 +95,7 @@ class OpenRun:
             noise_multiplier=self._plan.noise_multiplier,
             mechanism=self._plan.mechanism,
             prng=self._run.prng,
+            runs=runs,
         )
 
     def save(self) -> None:

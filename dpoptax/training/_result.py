@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from jaxtyping import PyTree
 
 from dpoptax._plan import Plan
-from dpoptax.accounting import Ledger
+from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
 from dpoptax.training._charges import ledger_of_all_steps, ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
@@ -60,8 +60,12 @@ class FitResult:
         """
         return (self._ledger_of_all_steps() or self.ledger).epsilon(delta)
 
-    def report(self) -> Report:
-        """Returns the privacy statement of the run, with both epsilons if it ended early."""
+    def report(self, runs: RandomRuns | None = None) -> Report:
+        """Returns the privacy statement of the run, with both epsilons if it ended early.
+
+        Args:
+            runs: the distribution of the number of runs, if this is the best run of a search.
+        """
         return Report.from_ledger(
             self.ledger,
             all_steps=self._ledger_of_all_steps(),
@@ -70,6 +74,7 @@ class FitResult:
             noise_multiplier=self.plan.noise_multiplier,
             mechanism=self.plan.mechanism,
             prng=self.prng,
+            runs=runs,
         )
 
     def _ledger_of_all_steps(self) -> Ledger | None:

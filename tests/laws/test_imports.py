@@ -33,6 +33,7 @@ ORDER = [
     "accounting",
     "_plan_arguments",
     "_plan",
+    "_suggest",
     "reports",
     "training",
     "vi",

@@ -141,3 +141,33 @@ def test_what_has_no_bound_under_replacement_is_reported_without_one():
     assert report.epsilon_replace_one == math.inf
     assert math.isfinite(report.epsilon)
     assert "inf at delta 1.67e-05 (replace_one)" in str(report)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_search_states_the_cost_of_the_whole_search():
+    one_run = plan(num_steps=100)
+    runs = dpoptax.accounting.RandomRuns(mean=10)
+    alone, searched = Report.from_plan(one_run), Report.from_plan(one_run, runs=runs)
+    event, relation = one_run.event(), one_run.sampler.relation
+    expected = dpoptax.accounting.tuned(event, runs, delta=one_run.delta, relation=relation)
+    assert searched.epsilon == pytest.approx(expected, rel=1e-6)
+    assert searched.epsilon > alone.epsilon
+    assert searched.epsilon_of_one_run == alone.epsilon
+    # Every number is that of the search.
+    assert searched.advantage > alone.advantage
+    assert searched.mu > alone.mu
+    assert searched.epsilon_replace_one > alone.epsilon_replace_one
+    assert searched.epsilon_unamplified > alone.epsilon_unamplified
+    for name in ("epsilon_by_group_size", "true_positive_rate", "posterior_belief"):
+        for key, value in getattr(alone, name).items():
+            assert getattr(searched, name)[key] > value
+    text = str(searched)
+    assert "the best of K runs, K random with mean 10 (geometric)" in text
+    assert "drawn at random from the stated distribution" in text
+    assert "Search" not in str(alone)
+    assert alone.runs is None
+    assert json.loads(searched.to_json())["runs"] == {
+        "kind": "RandomRuns",
+        "mean": 10.0,
+        "shape": 1.0,
+    }
