@@ -1,0 +1,69 @@
+"""What a recipe of the leaderboard is: a function that trains a model with dpoptax."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import attrs
+
+import dpoptax
+
+# How the settings of a recipe were found. The epsilon of a run does not cover this choice.
+Tuning = Literal[
+    "not at all",
+    "on other data",
+    "on training examples held out",
+    "by hand on the test data",
+]
+
+
+class Trained(NamedTuple):
+    """What a recipe returns.
+
+    Attributes:
+        predict: takes a batch of test inputs; `Task.score` says what it returns.
+        params: the released parameters.
+        epsilon: of everything that the recipe released, as its report states it.
+    """
+
+    predict: Callable[..., Any]
+    params: Any
+    epsilon: float
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """One row of the leaderboard.
+
+    Attributes:
+        name: the name of the module, which the command line uses.
+        task: the name of the task's module.
+        title: for the page, such as "linear model on scattering features".
+        tuned: how the settings were found.
+        train: `train(data, epsilon, delta, seed)` trains on `data.train_inputs` and
+            `data.train_labels` only, and returns `Trained`. `epsilon` is `math.inf` for the run
+            without privacy.
+        epsilons: instead of the epsilons of the task.
+        seconds: the time of one run on two cores, about.
+        notes: sentences for the page: what was tried, how many runs the tuning took.
+    """
+
+    name: str
+    task: str
+    title: str
+    tuned: Tuning
+    train: Callable[[Any, float, float, int], Trained]
+    epsilons: tuple[float, ...] | None = None
+    seconds: float = 60.0
+    notes: str = ""
+
+
+def plan_for(*, epsilon: float, delta: float, clip: Any, **arguments: Any) -> dpoptax.Plan:
+    """Returns `Plan.calibrate(...)`; with an infinite epsilon, its plan without privacy.
+
+    The plan without privacy has the same batches and steps, but no clipping and no noise.
+    """
+    if math.isfinite(epsilon):
+        return dpoptax.Plan.calibrate(epsilon=epsilon, delta=delta, clip=clip, **arguments)
+    plan = dpoptax.Plan.calibrate(epsilon=8.0, delta=delta, clip=clip, **arguments)
+    return plan.replace(clip=math.inf, noise_multiplier=0.0)
