@@ -58,12 +58,24 @@ class Recipe:
     notes: str = ""
 
 
-def plan_for(*, epsilon: float, delta: float, clip: Any, **arguments: Any) -> dpoptax.Plan:
+def plan_for(
+    *,
+    num_examples: int,
+    expected_batch_size: float,
+    num_steps: int,
+    epsilon: float,
+    delta: float,
+    clip: Any,
+) -> dpoptax.Plan:
     """Returns `Plan.calibrate(...)`; with an infinite epsilon, its plan without privacy.
 
     The plan without privacy has the same batches and steps, but no clipping and no noise.
     """
+    sampler = dpoptax.samplers.Poisson(num_examples, expected_batch_size)
     if math.isfinite(epsilon):
-        return dpoptax.Plan.calibrate(epsilon=epsilon, delta=delta, clip=clip, **arguments)
-    plan = dpoptax.Plan.calibrate(epsilon=8.0, delta=delta, clip=clip, **arguments)
-    return plan.replace(clip=math.inf, noise_multiplier=0.0)
+        return dpoptax.Plan.calibrate(
+            sampler=sampler, num_steps=num_steps, epsilon=epsilon, delta=delta, clip=clip
+        )
+    return dpoptax.Plan(
+        sampler=sampler, num_steps=num_steps, noise_multiplier=0.0, delta=delta, clip=math.inf
+    )
