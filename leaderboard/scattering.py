@@ -58,8 +58,8 @@ def _normalized(images: jax.Array, groups: int) -> jax.Array:
 def scattering(images: jax.Array) -> jax.Array:
     """Returns scattering coefficients, `(batch, side / 4, side / 4, 81)`.
 
-    The images are `(batch, side, side)`. The channels are ordered as in Kymatio: S_0; S_1 by scale and angle; S_2 by first and second
-    angle.
+    The images are `(batch, side, side)`. The channels are ordered as in Kymatio: S_0; S_1 by scale
+    and angle; S_2 by first and second angle.
     """
     side = images.shape[1]
     margin = STEP
