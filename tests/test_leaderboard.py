@@ -126,6 +126,7 @@ def test_a_plan_without_privacy_has_the_batches_of_the_private_one():
     assert (plain.sampler, plain.num_steps) == (private.sampler, private.num_steps)
 
 
+@pytest.mark.slow
 def test_the_smallest_recipe_learns_within_its_epsilon():
     [chosen] = run.planned([registry.all_recipes()["digits_linear"]], (8.0,), seeds=1)
     record = run.train(chosen, validate=False)
