@@ -42,7 +42,7 @@ class Recipe:
         tuned: how the settings were found.
         train: `train(data, epsilon, delta, seed)` trains on `data.train_inputs` and
             `data.train_labels` only, and returns `Trained`. `epsilon` is `math.inf` for the run
-            without privacy.
+            without noise.
         epsilons: instead of the epsilons of the task.
         seconds: the time of one run on two cores, about.
         notes: sentences for the page: what was tried, how many runs the tuning took.
@@ -67,9 +67,9 @@ def plan_for(
     delta: float,
     clip: Any,
 ) -> dpoptax.Plan:
-    """Returns `Plan.calibrate(...)`; with an infinite epsilon, its plan without privacy.
+    """Returns `Plan.calibrate(...)`; with an infinite epsilon, the same plan without noise.
 
-    The plan without privacy has the same batches and steps, but no clipping and no noise.
+    Gradients are clipped in both, so that one learning rate fits both.
     """
     sampler = dpoptax.samplers.Poisson(num_examples, expected_batch_size)
     if math.isfinite(epsilon):
@@ -77,5 +77,5 @@ def plan_for(
             sampler=sampler, num_steps=num_steps, epsilon=epsilon, delta=delta, clip=clip
         )
     return dpoptax.Plan(
-        sampler=sampler, num_steps=num_steps, noise_multiplier=0.0, delta=delta, clip=math.inf
+        sampler=sampler, num_steps=num_steps, noise_multiplier=0.0, delta=delta, clip=clip
     )
