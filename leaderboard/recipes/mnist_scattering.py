@@ -39,16 +39,18 @@ def train(data, epsilon, delta, seed):
         row, label = example
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, row), label)
 
+    rate = min(1.0, 0.2 * epsilon)  # the noise of all steps together is the same at each epsilon
     plan = plan_for(num_examples=count, expected_batch_size=4096, num_steps=STEPS,
                     epsilon=0.99 * epsilon, delta=delta, clip=1.0)  # fmt: skip
     result = dpoptax.training.fit(
         loss_fn, {"weights": jnp.zeros((size, 10)), "bias": jnp.zeros(10)},
         (rows, data.train_labels), plan=plan, key=keys[1], progress=False,
-        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_iterates(start=STEPS // 2)),
+        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_iterates(start=STEPS - 100)),
     )  # fmt: skip
     params = polyak_average(result.state.opt_state)
     both = dp_accounting.ComposedDpEvent([once.event(), plan.event()])
     spent = dpoptax.accounting.event_epsilon(both, delta=delta)
+    params["mean"] = mean
     return Trained(lambda images: logits(params, rows_of(images)), params, spent)
 
 
