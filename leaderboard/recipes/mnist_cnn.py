@@ -9,7 +9,7 @@ import dpoptax
 from dpoptax.vi.contrib import average_iterates, polyak_average
 from leaderboard.recipe import Recipe, Trained, plan_for
 
-STEPS = 600
+STEPS = 1500
 
 
 class Network(nn.Module):
@@ -31,14 +31,15 @@ def loss_fn(params, example):
 
 
 def train(data, epsilon, delta, seed):
-    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=4096, num_steps=STEPS,
+    rate = min(2.0, 0.45 * epsilon)  # the noise of all steps together is the same at each epsilon
+    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=2048, num_steps=STEPS,
                     epsilon=epsilon, delta=delta, clip=0.1)  # fmt: skip
     result = dpoptax.training.fit(
         loss_fn,
         Network().init(jax.random.key(seed), data.train_inputs[0])["params"],
         (data.train_inputs, data.train_labels),
         plan=plan,
-        optimizer=optax.chain(optax.sgd(4.0, momentum=0.9), average_iterates(start=STEPS // 2)),
+        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_iterates(start=STEPS - 300)),
         key=jax.random.key(seed),
         progress=False,
     )
