@@ -28,7 +28,7 @@ def scores_over_epsilon(
 
 
 def _draw(axes: Axes, metric: Metric, task: Task, rows: Mapping[Recipe, Sequence[Record]]) -> None:
-    ticks: set[float] = set()
+    ticks = {result.epsilon for result in task.published if math.isfinite(result.epsilon)}
     without: list[float] = []
     for recipe, found in rows.items():
         grouped: dict[float, list[float]] = {}
