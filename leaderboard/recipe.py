@@ -12,6 +12,7 @@ import dpoptax
 Tuning = Literal[
     "not at all",
     "on other data",
+    "from published settings",
     "on training examples held out",
     "by hand on the test data",
 ]
