@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-trainers test-nightly lint format bench reproduce-d3p clean
+.PHONY: demo test test-all test-types test-trainers test-nightly lint format bench reproduce-d3p leaderboard clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -41,6 +41,9 @@ bench: $(VENV)/.dev  ## every benchmark, and docs/benchmarks.md of it: ARGS="--o
 
 reproduce-d3p: $(VENV)/.dev  ## published experiments again: ARGS="--only vae --seeds 1", --list
 	$(BIN)/python -m reproduce $(ARGS)
+
+leaderboard: $(VENV)/.dev  ## accuracy at a given epsilon: ARGS="--only digits --seeds 1", --list
+	$(BIN)/python -m leaderboard $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-trainers out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""One module for each recipe. Each holds a `Recipe` in the name RECIPE."""

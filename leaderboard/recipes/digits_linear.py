@@ -1,0 +1,38 @@
+"""A linear model on pixels: the smallest recipe, to copy from."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import dpoptax
+from dpoptax.vi.contrib import average_iterates, polyak_average
+from leaderboard.recipe import Recipe, Trained, plan_for
+
+
+def logits(params, images):
+    return images.reshape(*images.shape[:-2], -1) @ params["weights"] + params["bias"]
+
+
+def loss_fn(params, example):
+    image, label = example
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, image), label)
+
+
+def train(data, epsilon, delta, seed):
+    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=512, num_steps=100,
+                    epsilon=epsilon, delta=delta, clip=1.0)  # fmt: skip
+    result = dpoptax.training.fit(
+        loss_fn,
+        {"weights": jnp.zeros((64, 10)), "bias": jnp.zeros(10)},
+        (data.train_inputs, data.train_labels),
+        plan=plan,
+        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_iterates(start=50)),
+        key=jax.random.key(seed),
+        progress=False,
+    )
+    params = polyak_average(result.state.opt_state)
+    return Trained(lambda images: logits(params, images), params, result.epsilon())
+
+
+RECIPE = Recipe(name="digits_linear", task="digits", title="linear model on pixels",
+                tuned="not at all", train=train, seconds=3)  # fmt: skip
