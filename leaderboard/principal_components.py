@@ -131,7 +131,8 @@ def private_components(
     variances, vectors = np.linalg.eigh(covariance)
     spread = np.sqrt(np.maximum(variances[::-1], 1e-3))
     basis = waves @ vectors[:, ::-1]
-    loadings, bias = discriminants(waves @ mean, basis[:, :latent] * spread[:latent])
+    # The latents are normal only roughly, so the discriminants of the full covariances overshoot.
+    loadings, bias = discriminants(waves @ mean, 0.85 * basis[:, :latent] * spread[:latent])
     found = (basis / spread, waves @ mean @ (basis / spread), basis, loadings.T, bias)
     return Components(*(jnp.asarray(each, jnp.float32) for each in found))
 
@@ -146,7 +147,7 @@ def discriminants(mean: np.ndarray, covariances: np.ndarray) -> tuple[np.ndarray
     Returns:
         The weights `(pixels, latent)` and the biases `(pixels,)` of the logits.
     """
-    white = np.clip(mean, 0.005, 0.995)
+    white = np.clip(mean, 0.01, 0.99)
     variance = white * (1 - white)
     explained = (covariances**2).sum(axis=1) / variance
     limit = np.minimum(explained, 0.8)  # noise may explain more than all
