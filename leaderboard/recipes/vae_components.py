@@ -23,7 +23,7 @@ def train(data, epsilon, delta, seed):
     model = component_vae(start)
     result = dpoptax.training.fit(
         bernoulli_vae_loss(model, redraw=True),
-        model.init(init_key, images[0])["params"],
+        model.init(init_key, start.bias)["params"],
         images,
         plan=dpoptax.Plan(sampler=dpoptax.samplers.Poisson(len(images), BATCH), delta=delta,
                           clip=1.0 if noises[1] else math.inf, noise_multiplier=noises[1],
@@ -35,7 +35,7 @@ def train(data, epsilon, delta, seed):
     )  # fmt: skip
     # After the private steps: more layers for the encoder, and training on the decoder's images.
     model = component_vae(start, wide=256)
-    params = model.init(init_key, images[0])["params"] | polyak_average(result.state.opt_state)
+    params = model.init(init_key, start.bias)["params"] | polyak_average(result.state.opt_state)
     params = train_on_own_images(model, params, ("wide", "wide_posterior"), own_key)
     return Trained((model, params), params, together(*noises, *setting))
 
