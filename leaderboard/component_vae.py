@@ -44,7 +44,8 @@ def component_vae(start: Components, *, wide: int = 0) -> nn.Module:
             self.change = nn.Dense(CHANGED, kernel_init=ZEROS)
             self.shift = self.param("shift", ZEROS, start.bias.shape)
             if wide:
-                self.wide, self.wide_posterior = nn.Dense(wide), nn.Dense(2 * LATENT, True, ZEROS)
+                self.wide = nn.Dense(wide)
+                self.wide_posterior = nn.Dense(2 * LATENT, kernel_init=ZEROS)
 
         def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
             scores = (image @ start.whiten - start.offset)[:SEEN]
