@@ -16,8 +16,14 @@ import numpy as np
 
 @functools.cache
 def mnist() -> example_data.Data:
-    """MNIST from the folder of `--mnist`, flat pixels in [0, 1]."""
-    return example_data.mnist()
+    """MNIST from the folder of `--mnist`, 28 x 28 pixels in [0, 1]."""
+    try:
+        return example_data.mnist()
+    except SystemExit as error:
+        reason = str(error).removeprefix("error: ").removesuffix(", or use --dataset digits")
+        raise SystemExit(
+            f"error: MNIST needs --mnist FOLDER, as TensorFlow Datasets prepares it; {reason}"
+        ) from None
 
 
 @functools.cache

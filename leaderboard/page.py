@@ -20,7 +20,7 @@ short file for each row, and [leaderboard](leaderboard) one line for each run. `
 ARGS="--only digits"` repeats the runs of a task into `out`. Tables show means over seeds, and the
 number after ± is the standard deviation. Each ε is that of the report of the run, under the
 relation add or remove one example. It covers the run, and not the choice of the settings: the
-column "settings chosen" says what that choice used.
+column "settings chosen" says what that choice used. "Not private" is the same recipe without noise.
 """
 DETAILS = """
 | recipe | parameters | seconds for a run | largest ε in the reports | settings chosen |

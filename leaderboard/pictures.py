@@ -28,7 +28,7 @@ def scores_over_epsilon(
 
 
 def _draw(axes: Axes, metric: Metric, task: Task, rows: Mapping[Recipe, Sequence[Record]]) -> None:
-    ticks: set[float] = set()
+    ticks = {result.epsilon for result in task.published if math.isfinite(result.epsilon)}
     without: list[float] = []
     for recipe, found in rows.items():
         grouped: dict[float, list[float]] = {}
@@ -54,7 +54,17 @@ def _draw(axes: Axes, metric: Metric, task: Task, rows: Mapping[Recipe, Sequence
     shown = _spread_out(sorted(ticks))
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    # Matplotlib lists lines with error bars last; ours come first.
+    handles, labels = axes.get_legend_handles_labels()
+    order = [*range(len(handles) - len(rows), len(handles)), *range(len(handles) - len(rows))]
+    axes.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        frameon=False,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -65,7 +75,9 @@ def _published(axes: Axes, metric: Metric, task: Task) -> None:
         if result.metric == metric.name and math.isfinite(result.epsilon):
             by_name.setdefault(result.name, []).append((result.epsilon, result.value))
     for (name, points), mark in zip(by_name.items(), itertools.cycle(MARKS), strict=False):
-        axes.plot(*zip(*points, strict=True), mark, color="0.35", markersize=6, label=name)
+        axes.plot(
+            *zip(*points, strict=True), mark, color="0.35", markersize=6, label=f"{name}, published"
+        )
 
 
 def _spread_out(ticks: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ import dpoptax
 Tuning = Literal[
     "not at all",
     "on other data",
+    "from published settings",
     "on training examples held out",
     "by hand on the test data",
 ]
@@ -42,7 +43,7 @@ class Recipe:
         tuned: how the settings were found.
         train: `train(data, epsilon, delta, seed)` trains on `data.train_inputs` and
             `data.train_labels` only, and returns `Trained`. `epsilon` is `math.inf` for the run
-            without privacy.
+            without noise.
         epsilons: instead of the epsilons of the task.
         seconds: the time of one run on two cores, about.
         notes: sentences for the page: what was tried, how many runs the tuning took.
@@ -58,12 +59,24 @@ class Recipe:
     notes: str = ""
 
 
-def plan_for(*, epsilon: float, delta: float, clip: Any, **arguments: Any) -> dpoptax.Plan:
-    """Returns `Plan.calibrate(...)`; with an infinite epsilon, its plan without privacy.
+def plan_for(
+    *,
+    num_examples: int,
+    expected_batch_size: float,
+    num_steps: int,
+    epsilon: float,
+    delta: float,
+    clip: Any,
+) -> dpoptax.Plan:
+    """Returns `Plan.calibrate(...)`; with an infinite epsilon, the same plan without noise.
 
-    The plan without privacy has the same batches and steps, but no clipping and no noise.
+    Gradients are clipped in both, so that one learning rate fits both.
     """
+    sampler = dpoptax.samplers.Poisson(num_examples, expected_batch_size)
     if math.isfinite(epsilon):
-        return dpoptax.Plan.calibrate(epsilon=epsilon, delta=delta, clip=clip, **arguments)
-    plan = dpoptax.Plan.calibrate(epsilon=8.0, delta=delta, clip=clip, **arguments)
-    return plan.replace(clip=math.inf, noise_multiplier=0.0)
+        return dpoptax.Plan.calibrate(
+            sampler=sampler, num_steps=num_steps, epsilon=epsilon, delta=delta, clip=clip
+        )
+    return dpoptax.Plan(
+        sampler=sampler, num_steps=num_steps, noise_multiplier=0.0, delta=delta, clip=clip
+    )

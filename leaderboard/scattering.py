@@ -56,10 +56,10 @@ def _normalized(images: jax.Array, groups: int) -> jax.Array:
 
 
 def scattering(images: jax.Array) -> jax.Array:
-    """Returns the scattering coefficients, `(batch, side / 4, side / 4, 81)`, of `(batch, side, side)`.
+    """Returns scattering coefficients, `(batch, side / 4, side / 4, 81)`.
 
-    The channels are ordered as in Kymatio: S_0; S_1 by scale and angle; S_2 by first and second
-    angle.
+    The images are `(batch, side, side)`. The channels are ordered as in Kymatio: S_0; S_1 by scale
+    and angle; S_2 by first and second angle.
     """
     side = images.shape[1]
     margin = STEP
@@ -95,7 +95,7 @@ def _subsampled(spectrum: jax.Array) -> jax.Array:
 
 @functools.cache
 def _wavelets(size: int, scale: int) -> np.ndarray:
-    """Returns the spectra of the Morlet wavelets of one scale, float32 `(angles, size, size)`."""
+    """Returns the spectra of the Morlet wavelets of one scale, complex64 `(angles, size, size)`."""
     sigma, frequency, slant = 0.8 * 2**scale, 0.75 * np.pi / 2**scale, 4 / ANGLES
     found = []
     for number in range(ANGLES):
@@ -104,7 +104,7 @@ def _wavelets(size: int, scale: int) -> np.ndarray:
         envelope = _gabor(size, sigma, angle, 0.0, slant)
         # The mean of a wavelet is zero.
         found.append(np.fft.fft2(wave - wave.sum() / envelope.sum() * envelope).real)
-    return np.array(found, np.float32)
+    return np.array(found, np.complex64)  # all of them real, for products with spectra
 
 
 def _gabor(size: int, sigma: float, angle: float, frequency: float, slant: float) -> np.ndarray:

@@ -58,7 +58,7 @@ class Task:
             what the recipe returns.
         metrics: the first one decides the order of the rows.
         delta: of all runs.
-        epsilons: of all runs; `math.inf` is the same recipe without clipping and noise.
+        epsilons: of all runs; `math.inf` is the same recipe without noise.
         published: results of others.
     """
 
