@@ -43,4 +43,6 @@ RECIPE = Recipe(
     tuned="on training examples held out",
     train=train,
     seconds=5,
+    notes="About 15 settings, compared on held-out training patients, chose the steps and the "
+    "rate; epsilon does not cover them.",
 )

@@ -43,4 +43,6 @@ RECIPE = Recipe(
     tuned="on training examples held out",
     train=train,
     seconds=5,
+    notes="About 45 settings, compared on held-out training images, chose the features, steps and "
+    "rate; epsilon does not cover them.",
 )
