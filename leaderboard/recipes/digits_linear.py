@@ -10,7 +10,8 @@ from leaderboard.recipe import Recipe, Trained, plan_for
 
 
 def logits(params, images):
-    return images.reshape(*images.shape[:-2], -1) @ params["weights"] + params["bias"]
+    # About a third of the ink is black. Centred pixels make shorter gradients.
+    return (images.reshape(*images.shape[:-2], -1) - 0.3) @ params["weights"] + params["bias"]
 
 
 def loss_fn(params, example):
@@ -19,14 +20,15 @@ def loss_fn(params, example):
 
 
 def train(data, epsilon, delta, seed):
-    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=512, num_steps=100,
+    count, steps = len(data.train_labels), int(30 * min(epsilon, 8))
+    plan = plan_for(num_examples=count, expected_batch_size=count, num_steps=steps,
                     epsilon=epsilon, delta=delta, clip=1.0)  # fmt: skip
     result = dpoptax.training.fit(
         loss_fn,
         {"weights": jnp.zeros((64, 10)), "bias": jnp.zeros(10)},
         (data.train_inputs, data.train_labels),
         plan=plan,
-        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_iterates(start=50)),
+        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_iterates(start=steps // 2)),
         key=jax.random.key(seed),
         progress=False,
     )
@@ -34,5 +36,13 @@ def train(data, epsilon, delta, seed):
     return Trained(lambda images: logits(params, images), params, result.epsilon())
 
 
-RECIPE = Recipe(name="digits_linear", task="digits", title="linear model on pixels",
-                tuned="not at all", train=train, seconds=3)  # fmt: skip
+RECIPE = Recipe(
+    name="digits_linear",
+    task="digits",
+    title="linear model on pixels, all images in every step",
+    tuned="on training examples held out",
+    train=train,
+    seconds=5,
+    notes="About 45 settings, compared on held-out training images, chose the features, steps and "
+    "rate; epsilon does not cover them.",
+)
