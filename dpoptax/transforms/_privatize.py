@@ -7,7 +7,7 @@ These steps happen once, in this order, in float32 or wider. This is algorithm 1
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from dpoptax.random._reuse_guard import KeyReuseGuard, is_placeholder
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 from dpoptax.transforms import _position
+from dpoptax.transforms._private import PrivateTransformation, released_noise_stddev
 
 
 class PrivatizeState(NamedTuple):
@@ -147,8 +148,12 @@ def privatize(
         return state
 
     def update(
-        updates: PyTree, state: PrivatizeState, params: PyTree | None = None
+        updates: PyTree,
+        state: PrivatizeState,
+        params: PyTree | None = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, PrivatizeState]:
+        del extra_args
         _position.refuse_wrapper()
         _position.refuse_follower()
         _position.refuse_masked((updates, params))
@@ -180,7 +185,11 @@ def privatize(
             guard.on_release(release_key, release)
         return release, next_state
 
-    return optax.GradientTransformation(init, update)
+    def stddev(state: PrivatizeState, params: PyTree) -> PyTree:
+        del params
+        return released_noise_stddev(rule, noise, size, state.step)
+
+    return PrivateTransformation(init, update, noise_stddev=stddev)
 
 
 def _run_release(
