@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax._precision import wide_dtype, widen
-from dpoptax.transforms._private import checked_decay
+from dpoptax.transforms._private import checked_decay, one_minus_power
 
 
 class AdamBcState(NamedTuple):
@@ -105,9 +105,7 @@ def scale_by_adam_bc(
             lambda v, g, s2: b2 * v + (1 - b2) * (jnp.square(widen(g)) - s2),
             *(state.nu, updates, variances),
         )
-        # 1 - b**t, without the cancellation that float32 has for a decay close to 1.
-        steps = count.astype(jnp.float32)
-        first, second = (-jnp.expm1(steps * _log(decay)) for decay in (b1, b2))
+        first, second = (one_minus_power(b, count.astype(jnp.float32)) for b in (b1, b2))
 
         def scaled(g: Array, m: Array, v: Array, s2: Array) -> Array:
             corrected = jnp.maximum(v / second.astype(v.dtype), floor * s2)
@@ -116,10 +114,6 @@ def scale_by_adam_bc(
         return jax.tree.map(scaled, updates, mu, nu, variances), AdamBcState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _log(decay: float) -> Array:
-    return jnp.log(jnp.asarray(decay, jnp.float32))
 
 
 def _required(noise_stddev: PyTree | None) -> PyTree:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax._precision import widen
-from dpoptax.transforms._private import checked_decay, require_params
+from dpoptax.transforms._private import checked_decay, one_minus_power, require_params
 
 
 class AverageState(NamedTuple):
@@ -74,11 +74,7 @@ def average_params(*, decay: float | None = None, start: int = 0) -> optax.Gradi
         params = require_params(params)
         # Until `start` the count stays 1, so that the average is the latest parameters.
         count = jnp.maximum(state.step - first + 1, 1).astype(jnp.float32)
-        if rate is None:
-            weight = 1 / count
-        else:
-            # 1 - d**n, without the cancellation that float32 has for a decay close to 1.
-            weight = (1 - rate) / -jnp.expm1(count * jnp.log(jnp.float32(rate)))
+        weight = 1 / count if rate is None else (1 - rate) / one_minus_power(rate, count)
 
         def moved(average: Array, parameter: Array, change: Array) -> Array:
             now = widen((parameter + change).astype(parameter.dtype))

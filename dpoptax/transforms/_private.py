@@ -5,9 +5,11 @@ noise, scale-then-privatize scales gradients before the clip, and DiSK takes the
 Two subclasses of Optax's transformation carry this. `chain` reads it, and so does `fit`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -146,3 +148,9 @@ def checked_decay(name: str, value: float) -> float:
             f"{name} must be at least 0 and below 1; got {decay}. Pass for example .9."
         )
     return decay
+
+
+def one_minus_power(decay: float, count: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns 1 - decay**count, also for a decay that is close to 1 and rounds to it."""
+    # The logarithm in double precision: float32 has three digits of 1 - 0.9999.
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones_like(count)

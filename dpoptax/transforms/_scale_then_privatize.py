@@ -163,7 +163,7 @@ def _scaled(
         return release, ScaledState(inner, moments)
 
     def noise_stddev(state: ScaledState, params: PyTree) -> PyTree:
-        factors = scale_of(params, state.second_moment)
+        factors = scale_of(require_params(params), state.second_moment)
         stddevs = stddev_of(private, state.inner, params)
         if stddevs is None:
             return None
