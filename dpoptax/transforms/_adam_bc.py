@@ -20,7 +20,7 @@ from dpoptax.transforms._private import checked_decay, one_minus_power
 class AdamBcState(NamedTuple):
     """The number of updates, and both moments in float32 or wider; `nu` without the noise."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     mu: PyTree
     nu: PyTree
 
@@ -96,7 +96,7 @@ def scale_by_adam_bc(
     ) -> tuple[PyTree, AdamBcState]:
         del params, extra_args
         stddevs = jax.tree.broadcast(_required(noise_stddev), updates)
-        count = state.count + 1
+        count = state.step + 1
         variances = jax.tree.map(
             lambda s, g: jnp.square(jnp.asarray(s, wide_dtype(g.dtype))), stddevs, updates
         )

@@ -25,7 +25,7 @@ class DiskState(NamedTuple):
     """The state of `privatize`, the number of updates, the last parameters and the estimate."""
 
     inner: Any
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     previous_params: PyTree
     gradient_estimate: PyTree
 
@@ -107,13 +107,13 @@ def disk(
             del extra_args
             params = require_params(params)
             noisy, inner = private.update(updates, state.inner, params)
-            weight = jnp.where(state.count == 0, 1.0, gain)
+            weight = jnp.where(state.step == 0, 1.0, gain)
             estimate = jax.tree.map(
                 lambda e, g: e + weight.astype(e.dtype) * (widen(g) - e),
                 *(state.gradient_estimate, noisy),
             )
             filtered = jax.tree.map(lambda e, g: e.astype(g.dtype), estimate, noisy)
-            return filtered, DiskState(inner, state.count + 1, params, estimate)
+            return filtered, DiskState(inner, state.step + 1, params, estimate)
 
         return PrivateTransformation(init, update, gradient_point=gradient_point)
 

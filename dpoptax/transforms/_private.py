@@ -23,7 +23,7 @@ NoiseStddev: TypeAlias = Callable[[Any, PyTree], PyTree]
 GradientPoint: TypeAlias = Callable[[PyTree, Any], PyTree]
 
 
-class PrivateTransformation(optax.GradientTransformationExtraArgs):
+class PrivateTransformation(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     """A private transformation that knows its noise, and where its gradients are taken.
 
     Attributes:
@@ -52,7 +52,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         return made
 
 
-class PrivateOptimizer(optax.GradientTransformationExtraArgs):
+class PrivateOptimizer(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     """An optimizer that changes what happens before the clip: `chain` wraps `privatize` in it.
 
     Attributes:

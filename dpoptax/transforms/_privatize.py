@@ -148,12 +148,8 @@ def privatize(
         return state
 
     def update(
-        updates: PyTree,
-        state: PrivatizeState,
-        params: PyTree | None = None,
-        **extra_args: Any,
+        updates: PyTree, state: PrivatizeState, params: PyTree | None = None, **_: Any
     ) -> tuple[PyTree, PrivatizeState]:
-        del extra_args
         _position.refuse_wrapper()
         _position.refuse_follower()
         _position.refuse_masked((updates, params))
@@ -176,11 +172,7 @@ def privatize(
         )
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
-        release = jax.tree.map(
-            lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
-            noisy,
-            specs,
-        )
+        release = _divided(noisy, divisor, specs)
         if guard is not None:
             guard.on_release(release_key, release)
         return release, next_state
@@ -212,6 +204,13 @@ def _run_release(
     # With explicit axes, it ran on a copy of the gradients, which found the losses.
     grads.remember(readings)
     return noisy
+
+
+def _divided(noisy: PyTree, divisor: float | Array, specs: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
+        *(noisy, specs),
+    )
 
 
 def _shapes(specs: PyTree) -> list[tuple[str, tuple[int, ...], str]]:
