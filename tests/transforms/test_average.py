@@ -73,8 +73,6 @@ def test_results_of_training_have_the_average():
         assert found.averaged_params.dtype == jnp.bfloat16
         mean = np.mean(np.stack(iterates).astype(np.float32), 0)
         np.testing.assert_allclose(found.averaged_params.astype(np.float32), mean, rtol=1e-2)
-    assert fit(loss, start, data, optimizer=optax.sgd(0.1), progress=False,
-               **options).averaged_params is None  # fmt: skip
 
 
 @pytest.mark.slow
