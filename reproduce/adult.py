@@ -19,8 +19,8 @@ import optax
 from sklearn.linear_model import LogisticRegression
 
 import dpoptax
+from dpoptax.transforms import average_params
 from dpoptax.vi import aligned_elbo, global_elbo, guides
-from dpoptax.vi.contrib import average_iterates, polyak_average
 from dpoptax.vi.models import logistic_regression
 from reproduce.runs import Record, Run
 
@@ -68,12 +68,12 @@ def train(make: Callable[..., Any], epsilon: float | None, seed: int) -> Record:
         guide.init(jax.random.key(0), jax.random.key(0))["params"],
         (rows, labels),
         plan=plan,
-        optimizer=optax.chain(optax.adam(RATE), average_iterates(start=STEPS // 2)),
+        optimizer=optax.chain(optax.adam(RATE), average_params(start=STEPS // 2)),
         key=jax.random.key(seed),
         progress=False,
     )
     return {
-        "accuracy": accuracy(guide, polyak_average(result.state.opt_state)),
+        "accuracy": accuracy(guide, result.averaged_params),
         "noise_multiplier": noise,
     }
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 from reproduce.runs import Record, Run
 
@@ -107,12 +107,12 @@ def train(name: str, seed: int, dataset: str = "mnist") -> Record:
         train_images,
         plan=plan,
         optimizer=optax.chain(
-            optax.adam(setting.learning_rate), average_iterates(start=setting.average_from)
+            optax.adam(setting.learning_rate), average_params(start=setting.average_from)
         ),
         key=jax.random.key(seed),
         progress=False,
     )
-    mean = polyak_average(result.state.opt_state)
+    mean = result.averaged_params
     return {
         "epsilon": plan.epsilon() if plan.noise_multiplier else None,
         "noise_multiplier": plan.noise_multiplier,

@@ -5,8 +5,10 @@ A new one joins all laws by one line in its table. `test_extension.py` shows how
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import dpoptax
+from dpoptax import transforms
 
 
 def stacked(loss_fn):
@@ -43,6 +45,33 @@ MECHANISMS = {
     "gaussian": dpoptax.mechanisms.Gaussian,
     "gaussian, four draws": lambda: dpoptax.mechanisms.Gaussian(num_draws=4),
     "discrete gaussian": dpoptax.mechanisms.DiscreteGaussian,
+}
+
+# From a learning rate to an optimizer for `fit`, and the one of Optax that it is without clip and
+# noise, with its own filter turned off.
+OPTIMIZERS = {
+    "adam": (optax.adam, optax.adam),
+    "adam_bc": (
+        lambda rate: optax.chain(transforms.scale_by_adam_bc(), optax.scale_by_learning_rate(rate)),
+        optax.adam,
+    ),
+    "scale_then_privatize": (
+        lambda rate: transforms.scale_then_privatize(optax.adam(rate)),
+        optax.adam,
+    ),
+    "scale_then_privatize, by leaf": (
+        lambda rate: transforms.scale_then_privatize(optax.adam(rate), per_leaf=True),
+        optax.adam,
+    ),
+    "disk": (lambda rate: transforms.disk(optax.sgd(rate), gain=1.0), optax.sgd),
+    "low_pass": (
+        lambda rate: optax.chain(transforms.low_pass((1.0,), ()), optax.sgd(rate)),
+        optax.sgd,
+    ),
+    "average_params": (
+        lambda rate: optax.chain(optax.sgd(rate), transforms.average_params()),
+        optax.sgd,
+    ),
 }
 
 # From a number of examples and a batch size to a sampler.

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from dpoptax.per_example._stacked import as_per_example_grads
+from dpoptax.transforms._private import takes_gradients_at_params
 from dpoptax.transforms._privatize import PrivatizeState
 
 _MAX_NAMES = 3
@@ -25,8 +26,9 @@ class Optimizer(nnx.Optimizer[Any]):  # type: ignore[misc]
         wrt: which Variables to train; the same as for `loss_fn`.
 
     Raises:
-        ValueError: `tx` does not hold `privatize`. From `update`: the gradients are not per
-            example, or they are of other Variables than `wrt` says.
+        ValueError: `tx` does not hold `privatize`, or it takes the gradients at another point than
+            the parameters, as `dpoptax.transforms.disk` does. From `update`: the gradients are not
+            per example, or they are of other Variables than `wrt` says.
 
     Example:
         >>> import dpoptax, jax, jax.numpy as jnp, optax
@@ -49,6 +51,12 @@ class Optimizer(nnx.Optimizer[Any]):  # type: ignore[misc]
         self, model: nnx.Module, tx: optax.GradientTransformation, *, wrt: Any, graph: Any = None
     ) -> None:
         structures: list[Any] = []
+        if not takes_gradients_at_params(tx):
+            raise ValueError(
+                "expected an optimizer whose gradients are taken at the parameters of the model; "
+                "got disk, which takes them elsewhere. Use dpoptax.transforms.low_pass, or "
+                "dpoptax.training.fit."
+            )
 
         def init(params: PyTree) -> optax.OptState:
             state = tx.init(params)

@@ -13,6 +13,7 @@ from dpoptax.training._charges import charge_and_authorize, ledger_of_all_steps,
 from dpoptax.training._dispatch import Stepper
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
+from dpoptax.transforms._average import average_like
 
 # beartype knows no `Self` in a method that it decorates apart from its class.
 Run = TypeVar("Run", bound="OpenRun")
@@ -50,6 +51,11 @@ class OpenRun:
     def params(self) -> PyTree:
         """The private parameters after the steps that ran."""
         return self.state.params
+
+    @property
+    def averaged_params(self) -> PyTree:
+        """The average that `dpoptax.transforms.average_params` keeps; None if it is not used."""
+        return average_like(self.state.params, self.state.opt_state)
 
     @property
     def state(self) -> TrainState:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 import attrs
 import jax
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 from dpoptax import _validate
@@ -17,6 +16,7 @@ from dpoptax.accounting import Ledger
 from dpoptax.reports import round_up
 from dpoptax.training._multihost import from_first_process
 from dpoptax.training._train_step import StepInfo, TrainState
+from dpoptax.transforms._average import average_like
 
 # The fraction of the running time that may be spent on computing epsilon. A larger one refreshes
 # the bar more often and slows the run down.
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
         seconds_left: an estimate.
         params: the private parameters after `step` steps.
         averaged_params: their average, if the optimizer keeps one by
-            `dpoptax.vi.contrib.average_iterates`; else None.
+            `dpoptax.transforms.average_params`; else None.
         nonprivate: diagnostics of the last step; None unless `fit(diagnostics=True)`. They are not
             private: they come from the data without noise.
     """
@@ -174,7 +174,7 @@ class ProgressReporter:
             delta=self._ledger.delta,
             seconds_left=pace * (self._num_steps - done),
             params=state.params,
-            averaged_params=_average_of(state.opt_state),
+            averaged_params=average_like(state.params, state.opt_state),
             nonprivate=info,
         )
         answers = [_asks_to_stop(self._call(number, progress)) for number in due]
@@ -256,12 +256,6 @@ def _asks_to_stop(answer: Any) -> bool:
             f"got {type(answer).__name__}. Store what it computes elsewhere, and return nothing."
         )
     return bool(answer)
-
-
-def _average_of(opt_state: optax.OptState) -> PyTree:
-    """The averaged parameters in the state of an optimizer; None if there are none."""
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "iterate_average")
-    return found[0][1] if found else None
 
 
 def _describe(info: StepInfo) -> str:

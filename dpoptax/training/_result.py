@@ -11,6 +11,7 @@ from dpoptax.reports import Report
 from dpoptax.training._charges import ledger_of_all_steps, ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
+from dpoptax.transforms._average import average_like
 
 StopReason: TypeAlias = Literal[
     "plan", "SIGINT", "SIGTERM", "time limit", "callback", "another process"
@@ -50,6 +51,14 @@ class FitResult:
     prng: str
     stopped: StopReason
     nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def averaged_params(self) -> PyTree:
+        """The average that `dpoptax.transforms.average_params` kept; None if it was not used.
+
+        It is as private as `params`, and has its dtypes.
+        """
+        return average_like(self.params, self.state.opt_state)
 
     def epsilon(self, delta: float | None = None) -> float:
         """Returns the epsilon that the run guarantees, under the relation of the sampler.

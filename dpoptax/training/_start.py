@@ -15,6 +15,8 @@ from dpoptax.training._noise_binding import bind_key
 from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import start_digest
 from dpoptax.training._train_step import TrainState, init_state
+from dpoptax.transforms import chain
+from dpoptax.transforms._private import bind, takes_gradients_at_params
 
 
 def start_run(
@@ -38,11 +40,18 @@ def start_run(
         root: the root key.
     """
     keys = split_by_purpose(root)
-    private = plan.privatize(keys.noise_key)
+    # Some optimizers act before the clip.
+    private, optimizer = bind(plan.privatize(keys.noise_key), optimizer)
+    if not takes_gradients_at_params(private) and not _is_plain(loss_fn):
+        raise ValueError(
+            "disk takes the gradients at another point than the parameters, so it needs a plain "
+            f"loss; got {'no loss' if loss_fn is None else type(loss_fn).__name__}. Pass a loss of "
+            "one example, or use dpoptax.transforms.low_pass, which filters in the same way."
+        )
     if isinstance(loss_fn, Objective):
         # After the noise, and before the optimizer: what an objective adds needs no privacy.
         private = loss_fn.wrap(private, derive_key(keys.model_key, "objective"))
-    tx = optax.chain(private, optimizer)
+    tx = chain(private, optimizer)
     program = start_digest(loss_fn, tx)
     opt_state = jax.eval_shape(tx.init, params)
     point, loss_key = params, None
@@ -58,3 +67,7 @@ def start_run(
         params, tx=tx, sampler=plan.sampler, sampling_key=sampling_key, model_key=keys.model_key
     )
     return tx, state
+
+
+def _is_plain(loss_fn: Callable[..., Any] | Objective | None) -> bool:
+    return loss_fn is not None and not isinstance(loss_fn, Objective)

@@ -26,6 +26,7 @@ from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import take_over_digest
 from dpoptax.training._validate_optimizer import check_transformation
+from dpoptax.transforms._private import gradient_point
 
 
 class TrainState(NamedTuple):
@@ -146,7 +147,7 @@ def make_train_step(
         loss_fn: the loss of one example, `loss_fn(params, example)`, or
             `loss_fn(params, example, key)` if it needs randomness; or an `Objective`.
         tx: `privatize` chained with an optimizer; for an objective, `objective.wrap(privatize)`
-            chained with an optimizer.
+            chained with an optimizer. The optimizers of `dpoptax.transforms` need its `chain`.
         sampler: the sampler of the batches, the one that `tx` was scaled for.
         take: `take(data, batch)` returns the examples of a batch, with a leading axis of
             max_batch_size: `MaskedExamples`, or plain arrays, to which the step applies
@@ -196,9 +197,9 @@ def make_train_step(
             check_size(_validate.leading_axis_size("data", data), sampler)
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
-        # Some objectives take the gradient at draws kept in the optimizer state, not at the
-        # parameters. The update is applied to the parameters in any case.
-        point = point_of(state.params, state.opt_state)
+        # Some objectives and optimizers take the gradient at a point from the optimizer state, not
+        # at the parameters. The update is applied to the parameters in any case.
+        point = point_of(gradient_point(tx, state.params, state.opt_state), state.opt_state)
         examples, batch = take_plain(take, data, batch)
         values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
         program, captured = program_digest(point, examples, key, state.params, state.opt_state)

@@ -6,6 +6,8 @@ from jaxtyping import PRNGKeyArray
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.schedules import ScalarOrSchedule
+from dpoptax.transforms._adam_bc import scale_by_adam_bc
+from dpoptax.transforms._chain import chain
 from dpoptax.transforms._privatize import privatize
 
 
@@ -106,4 +108,59 @@ def dp_adam(
     return optax.chain(
         privatize(clip, noise_multiplier, expected_batch_size=expected_batch_size, key=key),
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
+    )
+
+
+@answer_foreign_names
+def dp_adam_bc(
+    learning_rate: optax.ScalarOrSchedule,
+    clip: ClipRule | ScalarOrSchedule,
+    *,
+    noise_multiplier: ScalarOrSchedule,
+    expected_batch_size: ScalarOrSchedule,
+    key: PRNGKeyArray,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    floor: float = 0.01,
+) -> optax.GradientTransformation:
+    """Private Adam without the noise in the second moment: `privatize`, then `scale_by_adam_bc`.
+
+    With `clip=math.inf` and `noise_multiplier=0` it is `optax.adam` on the mean gradient.
+
+    Args:
+        learning_rate: a number or an Optax schedule.
+        clip: as in `privatize`.
+        noise_multiplier: as in `privatize`.
+        expected_batch_size: as in `privatize`.
+        key: as in `privatize`.
+        b1: as in `scale_by_adam_bc`.
+        b2: as in `scale_by_adam_bc`.
+        eps: as in `scale_by_adam_bc`.
+        floor: as in `scale_by_adam_bc`.
+
+    Returns:
+        A transformation of per-example gradients.
+
+    Raises:
+        TypeError: as in `privatize`.
+        ValueError: as in `privatize`, or a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> tx = dp_adam_bc(
+        ...     0.1, 1.0, noise_multiplier=1.1, expected_batch_size=2, key=jax.random.key(0)
+        ... )
+        >>> params = {"w": jnp.zeros(1)}
+        >>> updates, _ = tx.update({"w": jnp.array([[1.0], [3.0]])}, tx.init(params), params)
+        >>> updates["w"].shape
+        (1,)
+
+    Reference: Tang, Shpilevskiy and Lécuyer 2024, arXiv:2312.14334, algorithm 1.
+    """
+    return chain(
+        privatize(clip, noise_multiplier, expected_batch_size=expected_batch_size, key=key),
+        optax.chain(
+            scale_by_adam_bc(b1, b2, eps, floor=floor), optax.scale_by_learning_rate(learning_rate)
+        ),
     )

@@ -7,7 +7,7 @@ These steps happen once, in this order, in float32 or wider. This is algorithm 1
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from dpoptax.random._reuse_guard import KeyReuseGuard, is_placeholder
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 from dpoptax.transforms import _position
+from dpoptax.transforms._private import PrivateTransformation, released_noise_stddev
 
 
 class PrivatizeState(NamedTuple):
@@ -147,7 +148,7 @@ def privatize(
         return state
 
     def update(
-        updates: PyTree, state: PrivatizeState, params: PyTree | None = None
+        updates: PyTree, state: PrivatizeState, params: PyTree | None = None, **_: Any
     ) -> tuple[PyTree, PrivatizeState]:
         _position.refuse_wrapper()
         _position.refuse_follower()
@@ -171,16 +172,16 @@ def privatize(
         )
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
-        release = jax.tree.map(
-            lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
-            noisy,
-            specs,
-        )
+        release = _divided(noisy, divisor, specs)
         if guard is not None:
             guard.on_release(release_key, release)
         return release, next_state
 
-    return optax.GradientTransformation(init, update)
+    def stddev(state: PrivatizeState, params: PyTree) -> PyTree:
+        del params
+        return released_noise_stddev(rule, noise, size, state.step)
+
+    return PrivateTransformation(init, update, noise_stddev=stddev)
 
 
 def _run_release(
@@ -203,6 +204,13 @@ def _run_release(
     # With explicit axes, it ran on a copy of the gradients, which found the losses.
     grads.remember(readings)
     return noisy
+
+
+def _divided(noisy: PyTree, divisor: float | Array, specs: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf, spec: (leaf / jnp.asarray(divisor, leaf.dtype)).astype(spec.dtype),
+        *(noisy, specs),
+    )
 
 
 def _shapes(specs: PyTree) -> list[tuple[str, tuple[int, ...], str]]:

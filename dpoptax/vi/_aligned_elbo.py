@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
 from dpoptax.random._derive import derive_key
+from dpoptax.transforms._private import require_params
 from dpoptax.vi._elbo_terms import (
     GuideModule,
     LogLikelihood,
@@ -30,7 +31,7 @@ from dpoptax.vi._elbo_terms import (
     kl_to_prior,
     negative_log_likelihood,
 )
-from dpoptax.vi._kl_after_noise import add_kl_gradient, require_params
+from dpoptax.vi._kl_after_noise import add_kl_gradient
 
 
 class AlignedState(NamedTuple):

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
+from dpoptax.transforms._private import PrivateTransformation, require_params, stddev_of
 
 # `kl(guide_params, key)`, a scalar for all examples together: not divided by their number.
 Divergence = Callable[[PyTree, PRNGKeyArray], Float[Array, ""]]
@@ -36,8 +37,9 @@ def add_kl_after_noise(
         return KlAfterNoiseState(private.init(params), jnp.zeros((), jnp.int32), key)
 
     def update(
-        updates: Any, state: KlAfterNoiseState, params: Any = None
+        updates: Any, state: KlAfterNoiseState, params: Any = None, **extra_args: Any
     ) -> tuple[PyTree, KlAfterNoiseState]:
+        del extra_args
         params = require_params(params)
         noisy, inner = private.update(updates, state.inner, params)
         # New draws in every step, for a divergence that is estimated.
@@ -45,7 +47,10 @@ def add_kl_after_noise(
         with_kl = add_kl_gradient(noisy, kl, num_examples, params, step_key)
         return with_kl, KlAfterNoiseState(inner, state.step + 1, state.key)
 
-    return optax.GradientTransformation(init, update)
+    def noise_stddev(state: KlAfterNoiseState, params: PyTree) -> PyTree | None:
+        return stddev_of(private, state.inner, params)
+
+    return PrivateTransformation(init, update, noise_stddev=noise_stddev)
 
 
 def add_kl_gradient(
@@ -54,12 +59,3 @@ def add_kl_gradient(
     """Adds the gradient of `kl / num_examples` at `params`."""
     kl_gradient = jax.grad(kl)(params, key)
     return jax.tree.map(lambda g, k: g + (k / num_examples).astype(g.dtype), gradient, kl_gradient)
-
-
-def require_params(params: Any) -> PyTree:
-    """Returns the parameters of an update; refuses None, Optax's default."""
-    if params is None:
-        raise ValueError(
-            "this update depends on the parameters; got None: call tx.update(grads, state, params)."
-        )
-    return params

@@ -14,7 +14,7 @@ from dpoptax.training import Every, HostData, fit
 from dpoptax.training._progress import ProgressReporter
 from dpoptax.training._result import make_result
 from dpoptax.training._resume.run import NoResume
-from dpoptax.vi.contrib import average_iterates
+from dpoptax.transforms import average_params
 
 STEPS = 12
 PLAN = dpoptax.Plan(
@@ -30,7 +30,7 @@ def loss_fn(params, example):
 
 def run(progress, **changes):
     options = {"loss_fn": loss_fn, "data": DATA, "diagnostics": True}
-    optimizer = optax.chain(optax.sgd(0.3), average_iterates())
+    optimizer = optax.chain(optax.sgd(0.3), average_params())
     return fit(
         params=jnp.zeros(2), plan=PLAN, optimizer=optimizer, key=jax.random.key(0),
         progress=progress, **(options | changes),

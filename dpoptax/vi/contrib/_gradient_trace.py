@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
-from dpoptax.vi._kl_after_noise import require_params
+from dpoptax.transforms._private import require_params
 
 
 class TraceState(NamedTuple):

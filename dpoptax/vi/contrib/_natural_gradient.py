@@ -15,7 +15,7 @@ import jax.flatten_util
 import optax
 from jaxtyping import PyTree
 
-from dpoptax.vi._kl_after_noise import require_params
+from dpoptax.transforms._private import require_params
 
 
 def natural_gradient() -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
 from dpoptax.training import fit
-from dpoptax.transforms import privatize
+from dpoptax.transforms import chain, privatize
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
 from dpoptax.vi.numpyro._optimizer import as_optax
 from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
@@ -132,7 +132,7 @@ class DPSVI:
         # One key per purpose: the initial values were drawn from another one.
         wrapped = elbo.wrap(private, derive_key(keys.model_key, "divergence"))
         # SVI's interface returns the state alone, so these are kept for `update`.
-        self._elbo, self._tx = elbo, optax.chain(wrapped, self._optimizer)
+        self._elbo, self._tx = elbo, chain(wrapped, self._optimizer)
         self._expected_batch_size = size
         params = elbo.init()
         model_key = derive_key(keys.model_key, "examples")
