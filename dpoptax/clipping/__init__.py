@@ -11,8 +11,8 @@ from dpoptax.clipping._psac import PsacClip
 
 # What JSON can hold. A new clip rule joins by one line.
 _serialize.register(FlatClip)
-_serialize.register(PerLayerClip)
-_serialize.register(GroupClip)
+_serialize.register(PerLayerClip, ("l2_clip", "sizes"))
+_serialize.register(GroupClip, ("bounds",))
 _serialize.register(AutoSClip)
 _serialize.register(PsacClip)
 _serialize.register(NormalizedClip)

@@ -12,7 +12,7 @@ from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, root_sum_of_squares, validated
 
 
-@attrs.frozen(init=False)
+@attrs.frozen(init=False, repr=False)
 class GroupClip:
     """Clips each group of parameters to a bound of its own.
 
@@ -24,9 +24,10 @@ class GroupClip:
     An example with a gradient that is not finite in one group contributes zero in all of them.
 
     Attributes:
-        bounds: the bound of each group, by the path of the group. The constructor also takes nested
-            dicts, lists and the like: any tree prefix of the parameters. A group covers all
-            parameters whose paths begin with its own. Each bound may be a `Schedule`.
+        bounds: the bound of each group, by the path of the group, such as "encoder" or
+            "encoder/kernel". A group covers all parameters whose paths begin with its own. The
+            constructor also takes a tree prefix of the parameters: nested dicts, lists and the
+            like. Each bound may be a `Schedule`.
 
     Raises:
         ValueError: a bound is not positive, or too small for float32; there are no groups; or a
@@ -45,7 +46,8 @@ class GroupClip:
     Reference: McMahan, Ramage, Talwar and Zhang 2018, arXiv:1710.06963, section 2.3.
     """
 
-    bounds: dict[str, ScalarOrSchedule]
+    # Sorted pairs: a dict could be changed after the noise was scaled.
+    _bounds: tuple[tuple[str, ScalarOrSchedule], ...]
 
     def __init__(self, bounds: PyTree[ScalarOrSchedule]) -> None:
         checked = {path: _bound(path, value) for path, value in by_path(bounds).items()}
@@ -55,12 +57,21 @@ class GroupClip:
                 '{"encoder": 1.0, "head": 0.5}, by the names of the parameters.'
             )
         check_disjoint(checked)
-        self.__attrs_init__(checked)
+        self.__attrs_init__(tuple(sorted(checked.items())))
+
+    def __repr__(self) -> str:
+        """Shows the bounds as they can be passed."""
+        return f"GroupClip(bounds={self.bounds})"
+
+    @property
+    def bounds(self) -> dict[str, ScalarOrSchedule]:
+        """The bound of each group, by its path."""
+        return dict(self._bounds)
 
     @property
     def l2_clip(self) -> ScalarOrSchedule:
         """The bound on the norm of the whole contribution: sqrt(sum of squared bounds)."""
-        return root_sum_of_squares(list(self.bounds.values()))
+        return root_sum_of_squares([bound for _, bound in self._bounds])
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
@@ -71,13 +82,14 @@ class GroupClip:
             ValueError: the groups do not fit the tree.
         """
         leaves, structure = jax.tree.flatten(squared_norms)
-        groups = groups_of(squared_norms, self.bounds)
-        members: dict[str, list[Array]] = {group: [] for group in self.bounds}
+        bounds = self.bounds
+        groups = groups_of(squared_norms, bounds)
+        members: dict[str, list[Array]] = {group: [] for group in bounds}
         for leaf, group in zip(leaves, groups, strict=True):
             members[group].append(leaf)
         finite = jnp.isfinite(global_squared_norms(squared_norms))
         weights = {
-            group: scale_to(as_schedule(self.bounds[group]).at(step), norms, finite)
+            group: scale_to(as_schedule(bounds[group]).at(step), norms, finite)
             for group, norms in members.items()
         }
         return jax.tree.unflatten(structure, [weights[group] for group in groups])

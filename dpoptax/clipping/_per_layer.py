@@ -16,7 +16,7 @@ from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
 
-@attrs.frozen(init=False)
+@attrs.frozen(init=False, repr=False)
 class PerLayerClip:
     """Clips the gradient of each parameter array to its share of `l2_clip`.
 
@@ -51,13 +51,23 @@ class PerLayerClip:
     """
 
     l2_clip: ScalarOrSchedule
-    sizes: dict[str, int] | None
+    # Sorted pairs: a dict could be changed later.
+    _sizes: tuple[tuple[str, int], ...] | None
 
     def __init__(self, l2_clip: ScalarOrSchedule, sizes: dict[str, int] | None = None) -> None:
         bound = validated("l2_clip", l2_clip, clip_bound)
-        if sizes is not None:
-            sizes = {path: _validate.count(f"sizes[{path!r}]", n) for path, n in sizes.items()}
-        self.__attrs_init__(bound, sizes)
+        checked = None if sizes is None else tuple(sorted(map(_size, sizes.items())))
+        self.__attrs_init__(bound, checked)
+
+    def __repr__(self) -> str:
+        """Shows the arguments as they can be passed."""
+        sizes = "" if self._sizes is None else f", sizes={self.sizes}"
+        return f"PerLayerClip({self.l2_clip}{sizes})"
+
+    @property
+    def sizes(self) -> dict[str, int] | None:
+        """How many numbers each array has, by its path; None for equal shares."""
+        return None if self._sizes is None else dict(self._sizes)
 
     @classmethod
     def by_size(cls, l2_clip: ScalarOrSchedule, params: PyTree) -> "PerLayerClip":
@@ -103,15 +113,20 @@ class PerLayerClip:
 
     def _shares(self, tree: PyTree) -> list[float]:
         """Returns the bound of each leaf divided by l2_clip."""
-        num_leaves = len(jax.tree.leaves(tree))
-        if self.sizes is None:
+        num_leaves, sizes = len(jax.tree.leaves(tree)), self.sizes
+        if sizes is None:
             return [num_leaves**-0.5] * num_leaves
-        groups = groups_of(tree, self.sizes)
+        groups = groups_of(tree, sizes)
         if len(set(groups)) < num_leaves:
             raise ValueError(
-                "sizes must have one entry for each parameter array; got "
-                f"{len(self.sizes)} for {num_leaves} arrays. Make the rule by "
-                "PerLayerClip.by_size(l2_clip, params), from the parameters that are trained."
+                f"sizes must have one entry for each parameter array; got {len(sizes)} entries for "
+                f"{num_leaves} arrays. Make the rule by PerLayerClip.by_size(l2_clip, params), "
+                "from the parameters that are trained."
             )
-        total = sum(self.sizes.values())
-        return [math.sqrt(self.sizes[group] / total) for group in groups]
+        total = sum(sizes.values())
+        return [math.sqrt(sizes[group] / total) for group in groups]
+
+
+def _size(item: tuple[str, int]) -> tuple[str, int]:
+    path, size = item
+    return path, _validate.count("a size", size)

@@ -16,6 +16,7 @@ from dpoptax._dp_events import count_passes
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, event_epsilon, trade_off
 from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
+from dpoptax.clipping._flat import check_sensitivity
 from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
@@ -244,7 +245,11 @@ class Report(ReportValues):
 
 
 def _replace_one(ledger: Ledger) -> float:
-    """Epsilon under replace_one; inf if none is known of another release that was charged."""
+    """Epsilon under replace_one; inf if none is known of the clip rule, or of another release."""
+    try:
+        check_sensitivity(ledger.clip, "replace_one")
+    except ValueError:
+        return math.inf
     try:
         return ledger.epsilon(relation="replace_one")
     except dp_accounting.UnsupportedEventError:
