@@ -108,18 +108,18 @@ def check_sensitivity(clip: ClipRule, relation: Relation) -> None:
         ValueError: the sensitivity that the rule states is infinite, or too large.
     """
     largest = as_schedule(clip.l2_clip).max
-    name = parse_relation(relation).name
-    moves = clip.sensitivity(relation)
+    name = parse_relation(relation).name.lower()
+    moves = clip.sensitivity(name)  # as text, which a rule of the user's own may compare
     # Two neighbours differ by two contributions at most. A rule of the user's own may state that
     # for every relation but the first.
-    covered = largest if name == "ADD_OR_REMOVE_ONE" else 2 * largest
+    covered = largest if name == "add_or_remove_one" else 2 * largest
     # Not `moves > covered`, which is False for NaN.
     if not moves <= covered:
         raise ValueError(
             f"noise is a multiple of l2_clip, which is {largest} for {type(clip).__name__}, yet "
             f"one example more moves the sum by {moves}: make l2_clip as large as that."
-            if name == "ADD_OR_REMOVE_ONE"
-            else f"under {name.lower()} the noise covers a sensitivity of 2 * l2_clip, which is "
+            if name == "add_or_remove_one"
+            else f"under {name} the noise covers a sensitivity of 2 * l2_clip, which is "
             f"{covered} for {type(clip).__name__}; got {moves}. Use a sampler with another "
             "relation, or a rule with a finite sensitivity."
         )
