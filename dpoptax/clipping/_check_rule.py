@@ -119,7 +119,7 @@ def _weights(rule: Any, tree: PyTree, norms: np.ndarray) -> np.ndarray:
         squares = [jnp.asarray(column**2) for column in norms.T]
         weights = rule.weights(jax.tree.unflatten(structure, squares), 0)
     try:
-        leaves = weights_by_leaf(weights, structure, np.ones(len(norms), bool))
+        leaves = weights_by_leaf(weights, structure, jnp.ones(len(norms), bool))
     except ValueError as error:
         raise _WrongShapeError(f"{type(rule).__name__}: {error}") from None
     return np.stack([np.asarray(leaf) for leaf in leaves], axis=1)
