@@ -25,7 +25,7 @@ from dpoptax.accounting._epsilon import (
 )
 from dpoptax.accounting._smallest_batch import with_smallest_batch
 from dpoptax.clipping import ClipRule
-from dpoptax.clipping._flat import as_clip_rule
+from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
@@ -101,6 +101,7 @@ class Plan:
         num_steps = num_steps_of(sampler, epochs, num_steps, at_least=0)
         _arguments.check_num_steps(num_steps)
         rule = as_clip_rule(_arguments.tabulated(clip, num_steps))
+        check_sensitivity(rule, sampler.relation)
         noise = validated(
             "noise_multiplier",
             _arguments.tabulated(noise_multiplier, num_steps),
@@ -212,6 +213,8 @@ class Plan:
 
         `relation=None` means the sampler's own relation, here and below.
         """
+        if relation is not None:
+            check_sensitivity(self.clip, relation)
         return run_event(self.sampler, self.noise_multiplier, self._steps(num_steps), relation)
 
     def privacy_loss(
@@ -230,6 +233,8 @@ class Plan:
         group_size: int = 1,
     ) -> float:
         """Returns the epsilon of the first `num_steps` steps, all by default; inf without noise."""
+        if relation is not None:
+            check_sensitivity(self.clip, relation)
         return accounting.epsilon(
             sampler=self.sampler,
             noise_multiplier=self.noise_multiplier,

@@ -4,9 +4,10 @@ A schedule that is fixed before the run can be accounted step by step. A value t
 earlier releases cannot be a schedule: use `dpoptax.accounting.RdpFilter` for that.
 """
 
+import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -81,6 +82,15 @@ class Schedule:
         return self.values[0] if len(self.values) == 1 else self(step)
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """The step after the last one of each piece but the last, which never ends."""
+        return tuple(itertools.accumulate(self.lengths[:-1]))
+
+    def value_at(self, step: int) -> float:
+        """Returns the value at a step that is known, without rounding it to float32."""
+        return self.values[bisect.bisect_right(self.ends, step)]
+
+    @property
     def min(self) -> float:
         """The smallest value."""
         return min(self.values)
@@ -103,7 +113,7 @@ class Schedule:
 
         The end is the step after the last one, and at most `num_steps`.
         """
-        ends = [*itertools.accumulate(self.lengths[:-1]), num_steps]
+        ends = [*self.ends, num_steps]
         first = 0
         for value, end in zip(self.values, ends, strict=True):
             last = min(end, num_steps)
@@ -130,6 +140,29 @@ def as_schedule(value: ScalarOrSchedule) -> Schedule:
         (1.5, 2.0)
     """
     return value if isinstance(value, Schedule) else Schedule((value,), (1,))
+
+
+def root_sum_of_squares(values: Sequence[ScalarOrSchedule]) -> ScalarOrSchedule:
+    """Returns sqrt(sum of squares) at each step; a number if all values are numbers.
+
+    Args:
+        values: numbers and schedules, at least one.
+
+    Returns:
+        A number, or a schedule with a piece wherever one of the schedules has one.
+
+    Example:
+        >>> root_sum_of_squares([3.0, Schedule((4.0, 0.0), (10, 5))])
+        Schedule(values=(5.0, 3.0), lengths=(10, 1))
+    """
+    tables = [as_schedule(value) for value in values]
+    if not any(isinstance(value, Schedule) for value in values):
+        return math.hypot(*(table.values[0] for table in tables))
+    # A piece of the result begins where one of any schedule does. The last one never ends.
+    starts = sorted({0, *(end for table in tables for end in table.ends)})
+    columns = [[table.value_at(start) for table in tables] for start in starts]
+    lengths = [*(end - start for start, end in itertools.pairwise(starts)), 1]
+    return Schedule(tuple(math.hypot(*column) for column in columns), tuple(lengths))
 
 
 def tabulate(schedule: optax.Schedule, num_steps: int) -> Schedule:

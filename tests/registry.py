@@ -38,8 +38,18 @@ FORMS = {
     "microbatched": microbatched,
 }
 
-# From the bound on one example's gradient norm to a clip rule.
-CLIP_RULES = {"flat": dpoptax.clipping.FlatClip}
+# From the bound on the norm of one example's contribution to a clip rule for `params`.
+CLIP_RULES = {
+    "flat": dpoptax.clipping.FlatClip,
+    "group": lambda bound: dpoptax.clipping.GroupClip(
+        {"w": 0.6 * bound, "b": 0.64 * bound, "s": 0.48 * bound}
+    ),
+    "per layer": dpoptax.clipping.PerLayerClip,
+    "per layer, by size": lambda bound: dpoptax.clipping.PerLayerClip.by_size(bound, params()),
+    "AUTO-S": dpoptax.clipping.AutoSClip,
+    "PSAC": dpoptax.clipping.PsacClip,
+    "normalized": dpoptax.clipping.NormalizedClip,
+}
 
 MECHANISMS = {
     "gaussian": dpoptax.mechanisms.Gaussian,

@@ -121,6 +121,53 @@ WRONG_CALLS = {
         lambda: dpoptax.privatize(1.0, -0.5, expected_batch_size=8, key=KEY),
         "noise_multiplier must be zero or more",
     ),
+    "no groups": (lambda: clipping.GroupClip({}), "a bound for at least one group; got none"),
+    "bound of a group zero": (
+        lambda: clipping.GroupClip({"a": 1.0, "b": {"w": 0.0}}),
+        "the bound of b/w bounds a norm and must be positive; got 0.0",
+    ),
+    "text for the bound of a group": (
+        lambda: clipping.GroupClip({"a": "high"}),
+        "the bound of a must be a real number",
+    ),
+    "groups that overlap": (
+        lambda: clipping.GroupClip({"a": 1.0, "a/w": 2.0}),
+        "groups must not overlap, .*; got a and its part a/w. Leave one of them out",
+    ),
+    "groups of other parameters": (
+        lambda: privatize(clipping.GroupClip({"a": 1.0, "b": 2.0})).init(
+            {"a": jnp.zeros(2), "c": {"w": jnp.zeros(2)}}
+        ),
+        r"without a group: \[c/w\]; groups without a parameter: \[b\]. Name each group by the path",
+    ),
+    "groups for parameters without names": (
+        lambda: privatize(clipping.GroupClip([1.0, 2.0, 3.0])).init([jnp.zeros(2), jnp.zeros(2)]),
+        r"without a group: \[\]; groups without a parameter: \[2\]",
+    ),
+    "groups in an update": (
+        lambda: dpoptax.clipping.GroupClip({"a": 1.0}).weights({"b": jnp.ones(2)}),
+        r"without a group: \[b\]; groups without a parameter: \[a\]",
+    ),
+    "sizes of other parameters": (
+        lambda: privatize(clipping.PerLayerClip.by_size(1.0, {"a": jnp.zeros(2)})).init(
+            {"a": {"w": jnp.zeros(2), "b": jnp.zeros(2)}}
+        ),
+        r"sizes must have one entry for each parameter array; got 1 entries for 2 arrays",
+    ),
+    "size zero": (lambda: clipping.PerLayerClip(1.0, {"a": 0}), "a size must be at least 1; got 0"),
+    "share of a clip too small": (
+        lambda: privatize(clipping.PerLayerClip(1e-12)).init([jnp.zeros(2)] * 4),
+        "the smallest share of l2_clip must be at least 1e-12",
+    ),
+    "automatic clip without a bound": (
+        lambda: clipping.AutoSClip(float("inf")),
+        "scales small gradients up to it; got inf",
+    ),
+    "gamma zero": (lambda: clipping.AutoSClip(1.0, 0.0), "gamma must lie between 1e-12 and 1e"),
+    "r infinite": (
+        lambda: clipping.PsacClip(1.0, float("inf")),
+        "r must lie between 1e-12 .*; got inf",
+    ),
     "noise without clip": (
         lambda: dpoptax.privatize(np.inf, 1.0, expected_batch_size=8, key=KEY),
         "finite l2_clip.*noise_multiplier=0",

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from dpoptax import Plan, _serialize
-from dpoptax.clipping import ClipRule, FlatClip
+from dpoptax.clipping import (
+    AutoSClip,
+    ClipRule,
+    FlatClip,
+    GroupClip,
+    NormalizedClip,
+    PerLayerClip,
+    PsacClip,
+)
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian, Mechanism
 from dpoptax.samplers import (
     BallsInBins,
@@ -23,6 +31,7 @@ from dpoptax.samplers import (
 from dpoptax.schedules import Schedule
 
 SCHEDULE = Schedule((1.1, 0.1 + 0.2, math.inf), (5, 9, 1))
+SCHEDULE_OF_RULES = Schedule((1.1, 0.1 + 0.2), (5, 9))
 VALUES = [
     (Poisson(100, 7.5), Sampler),
     (Poisson(100, 7, 20), Sampler),
@@ -35,6 +44,13 @@ VALUES = [
     (FlatClip(2.0), ClipRule),
     (FlatClip(math.inf), ClipRule),
     (FlatClip(SCHEDULE), ClipRule),
+    (GroupClip({"b/c": 2.0, "a": {"w": SCHEDULE, "-": 1.0}}), ClipRule),
+    (GroupClip(3.0), ClipRule),
+    (PerLayerClip(SCHEDULE), ClipRule),
+    (PerLayerClip(1.0, {"b": 3, "a/w": 4}), ClipRule),
+    (AutoSClip(SCHEDULE_OF_RULES, gamma=0.1), ClipRule),
+    (PsacClip(2.0, r=0.5), ClipRule),
+    (NormalizedClip(2.0), ClipRule),
     (Gaussian(num_draws=4), Mechanism),
     (DiscreteGaussian(bits=12), Mechanism),
     (SCHEDULE, Schedule),

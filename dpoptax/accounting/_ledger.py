@@ -10,7 +10,7 @@ from dpoptax.accounting._charged_steps import ChargedSteps
 from dpoptax.accounting._epsilon import event_epsilon, resolve_relation, run_event
 from dpoptax.accounting._event_json import decode_event, encode_event
 from dpoptax.clipping import ClipRule
-from dpoptax.clipping._flat import as_clip_rule
+from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
@@ -59,6 +59,7 @@ class Ledger:
         """
         self.sampler = sampler
         self.clip = as_clip_rule(clip)
+        check_sensitivity(self.clip, sampler.relation)
         self.delta = _validate.open_unit("delta", delta)
         self._steps = ChargedSteps()
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
@@ -227,6 +228,7 @@ class Ledger:
 
     def _event_of(self, steps: ChargedSteps, relation: Relation | None) -> dp_accounting.DpEvent:
         parsed = resolve_relation(relation, self.sampler.relation)
+        check_sensitivity(self.clip, parsed)
         events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
         events += [
             run_event(self.sampler, noise, num_steps, parsed) for noise, num_steps in steps.runs

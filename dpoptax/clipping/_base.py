@@ -1,4 +1,4 @@
-"""The interface of a clip rule: per-example weights that bound the sensitivity of a sum."""
+"""The interface of a clip rule: weights of examples that bound the sensitivity of a sum."""
 
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +16,10 @@ class ClipRule(Protocol):
     standard deviation `noise_multiplier * l2_clip` to the sum. Write a rule as a frozen class with
     numbers as fields: the noise keys are derived from its fields.
 
-    Three laws must hold. A weight depends on the norms of its own example only. It is zero if a
-    norm is not finite. One example more moves the weighted sum by at most `l2_clip` in L2 norm.
+    A rule weighs each example by one number, or by one number per group of parameters. Three laws
+    must hold. The weights of an example depend on its own norms only. All of them are zero if one
+    of its norms is not finite. The whole contribution of an example has an L2 norm of at most
+    `l2_clip`. For groups with contributions of at most C_k that is sqrt(sum of C_k**2).
 
     Example:
         >>> import dpoptax
@@ -31,12 +33,17 @@ class ClipRule(Protocol):
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
-    ) -> Float[Array, " batch"]:
-        """Returns the factor of each example, in [0, 1].
+    ) -> PyTree[Float[Array, " batch"]]:
+        """Returns the factor of each example, zero or more.
 
         Args:
-            squared_norms: the squared gradient norm of each example, one array per parameter.
+            squared_norms: the squared gradient norm of each example, one array per parameter. They
+                are upper bounds. A norm below 1e-12 may read as zero.
             step: the number of the release, for a scheduled bound.
+
+        Returns:
+            An array `(batch,)`; or a tree prefix of `squared_norms` with one such array per group
+            of parameters.
         """
 
     def sensitivity(self, relation: Relation) -> float:

@@ -6,31 +6,14 @@ import attrs
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
-from dpoptax.clipping._check_rule import check_rule
+from dpoptax.clipping._bound import clip_bound, sensitivity_of
+from dpoptax.clipping._check_rule import check_rule, is_ours
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
-# Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
-# margin keeps the terms of a norm at the bound well above that.
-SMALLEST_CLIP = 1e-12
 _INTERFACE = ("l2_clip", "weights", "sensitivity")
-
-
-def _bound(name: str, value: float) -> float:
-    bound = _validate.real(name, value)
-    if bound <= 0:
-        raise ValueError(
-            f"{name} bounds a norm and must be positive; got {bound}. Pass a number above 0."
-        )
-    if bound < SMALLEST_CLIP:
-        raise ValueError(
-            f"{name} must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
-            f"got {bound}. Scale the loss up instead."
-        )
-    return bound
 
 
 @attrs.frozen(init=False)
@@ -69,7 +52,7 @@ class FlatClip:
 
     # Not a converter: type checkers would no longer take the field for a number.
     def __init__(self, l2_clip: ScalarOrSchedule) -> None:
-        self.__attrs_init__(validated("l2_clip", l2_clip, _bound))
+        self.__attrs_init__(validated("l2_clip", l2_clip, clip_bound))
 
     def weights(
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
@@ -82,9 +65,7 @@ class FlatClip:
 
     def sensitivity(self, relation: Relation) -> float:
         """Returns l2_clip, or twice that if one example replaces another."""
-        largest = as_schedule(self.l2_clip).max
-        # Removing one example and adding another moves the sum twice.
-        return 2 * largest if parse_relation(relation).name == "REPLACE_ONE" else largest
+        return sensitivity_of(self.l2_clip, relation)
 
 
 def as_clip_rule(clip: Any) -> ClipRule:
@@ -113,15 +94,32 @@ def as_clip_rule(clip: Any) -> ClipRule:
                 "clip must be a number, a schedule or a clip rule; got None. Pass for example 1.0, "
                 "or math.inf with noise_multiplier=0 to train without clipping."
             )
-        return FlatClip(validated("clip", clip, _bound))
+        return FlatClip(validated("clip", clip, clip_bound))
+    check_sensitivity(clip, "add_or_remove_one")
+    if not is_ours(clip):
+        check_rule(clip)
+    return clip
+
+
+def check_sensitivity(clip: ClipRule, relation: Relation) -> None:
+    """Raises if neighbours move the sum by more than the noise covers under a relation.
+
+    Raises:
+        ValueError: the sensitivity that the rule states is infinite, or too large.
+    """
     largest = as_schedule(clip.l2_clip).max
-    moves = clip.sensitivity("add_or_remove_one")
-    # Not `moves > largest`, which is False for NaN.
-    if not moves <= largest:
+    name = parse_relation(relation).name.lower()
+    moves = clip.sensitivity(name)  # as text, which a rule of the user's own may compare
+    # Two neighbours differ by two contributions at most. A rule of the user's own may state that
+    # for every relation but the first.
+    covered = largest if name == "add_or_remove_one" else 2 * largest
+    # Not `moves > covered`, which is False for NaN.
+    if not moves <= covered:
         raise ValueError(
             f"noise is a multiple of l2_clip, which is {largest} for {type(clip).__name__}, yet "
             f"one example more moves the sum by {moves}: make l2_clip as large as that."
+            if name == "add_or_remove_one"
+            else f"under {name} the noise covers a sensitivity of 2 * l2_clip, which is "
+            f"{covered} for {type(clip).__name__}; got {moves}. Use a sampler with another "
+            "relation, or a rule with a finite sensitivity."
         )
-    if type(clip) is not FlatClip:
-        check_rule(clip)
-    return clip

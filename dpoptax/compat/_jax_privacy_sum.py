@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 from dpoptax._explicit_axes import run_with_automatic_axes, sharded_like
-from dpoptax.clipping._flat import SMALLEST_CLIP
+from dpoptax.clipping._bound import SMALLEST_CLIP
 from dpoptax.compat._jax_privacy_call import CallLayout
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
 from dpoptax.per_example._base import global_squared_norms

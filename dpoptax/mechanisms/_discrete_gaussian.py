@@ -15,7 +15,8 @@ from dpoptax._precision import widen
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.per_example import PerExampleGrads
-from dpoptax.per_example._base import global_squared_norms, select
+from dpoptax.per_example._base import select
+from dpoptax.per_example._leaf_weights import kept_by_leaf, weights_by_leaf
 from dpoptax.random._discrete_gaussian import MAX_BITS, discrete_gaussian
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule
 
@@ -106,28 +107,35 @@ class DiscreteGaussian:
         # side. The other numbers only choose the grid, and need not be exact.
         squared_bound = jnp.asarray(bounds.at(step), jnp.float32)
         bound = jnp.sqrt(squared_bound)
-        steps_per_unit = bound / jnp.asarray(as_schedule(clip.l2_clip).at(step), jnp.float32)
+        l2_clip = jnp.asarray(as_schedule(clip.l2_clip).at(step), jnp.float32)
+        steps_per_unit = bound / l2_clip
 
         def integer_sum(part: PerExampleGrads) -> PyTree[Array]:
             squared_norms = part.squared_norms()
-            weights = clip.weights(squared_norms, step).astype(jnp.float32)
-            norms = jnp.sqrt(global_squared_norms(squared_norms)).astype(jnp.float32)
+            structure = jax.tree.structure(squared_norms)
+            by_leaf = weights_by_leaf(clip.weights(squared_norms, step), structure, part.mask)
+            weights = [leaf.astype(jnp.float32) for leaf in by_leaf]
+            kept = kept_by_leaf(weights, part.mask)
+            norms = bound * _relative_norms(weights, jax.tree.leaves(squared_norms), l2_clip)
             # Leave room for rounding, which adds at most sqrt(dimension) / 2 to a norm.
             room = bound - math.sqrt(dimension) / 2
-            factors = jnp.minimum(weights * steps_per_unit, room / norms)
-            kept = part.mask & (weights != 0)
+            scale = steps_per_unit * jnp.minimum(1, room / norms)
 
-            def rounded(leaf: Array) -> Array:
-                rows = factors.reshape(-1, *[1] * (leaf.ndim - 1))
+            def rounded(leaf: Array, weights: Array, kept: Array) -> Array:
+                rows = (weights * scale).reshape(-1, *[1] * (leaf.ndim - 1))
                 return jnp.rint(select(kept, widen(leaf).astype(jnp.float32) * rows))
 
-            integers = jax.tree.map(rounded, part.stacked())
+            leaves = jax.tree.leaves(part.stacked())
+            integers = list(map(rounded, leaves, weights, kept))
             # The guarantee rests on this comparison alone. Whatever floating point did above, a
             # contribution beyond the bound is dropped.
-            within = _sums_of_squares(jax.tree.leaves(integers)) <= squared_bound
-            return jax.tree.map(
-                lambda leaf: select(within, leaf).astype(jnp.int32).sum(axis=0, dtype=jnp.int32),
-                integers,
+            within = _sums_of_squares(integers) <= squared_bound
+            return jax.tree.unflatten(
+                structure,
+                [
+                    select(within, leaf).astype(jnp.int32).sum(axis=0, dtype=jnp.int32)
+                    for leaf in integers
+                ],
             )
 
         leaves, treedef = jax.tree.flatten(grads.sum_by_parts(integer_sum))
@@ -179,6 +187,16 @@ def _squared_bound(bits: int, noise_multiplier: float) -> float:
     while fractions.Fraction(float(rounded)) > bound:
         rounded = np.nextafter(rounded, np.float32(0))
     return float(rounded)
+
+
+def _relative_norms(weights: list[Array], squared_norms: list[Array], l2_clip: Array) -> Array:
+    """Returns the norm of each example's weighted gradient, as a part of the clip bound."""
+    parts = [
+        # Selected, because zero times infinity is NaN.
+        jnp.where(weight != 0, weight * jnp.sqrt(squared).astype(jnp.float32), 0) / l2_clip
+        for weight, squared in zip(weights, squared_norms, strict=True)
+    ]
+    return jnp.sqrt(sum(jnp.square(part) for part in parts))
 
 
 def _sums_of_squares(leaves: list[Any]) -> Float[Array, " batch"]:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dpoptax import _call_stack
 
-# From squared norms, `(batch,)` per leaf, to the weight of every example.
-WeightsOf: TypeAlias = Callable[[PyTree[Array]], Array]
+# From squared norms, `(batch,)` per leaf, to the weights of the examples: one array `(batch,)`, or
+# a tree prefix of the parameters with one array per group of leaves.
+WeightsOf: TypeAlias = Callable[[PyTree[Array]], PyTree[Array]]
 
 
 class Values(NamedTuple):
@@ -70,12 +71,20 @@ class PerExampleGrads(abc.ABC):
         return global_squared_norms(self.squared_norms())
 
     @abc.abstractmethod
-    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+    def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """Returns `sum_i weights_i * gradient_i`, a tree like the parameters, in float32 or wider.
 
         An example with zero weight, or a padded row, adds exactly zero, even if its gradient is
         NaN. To clip, call `clip_and_sum`: it computes norms and sum from the same numbers, also
         where microbatches are computed again for the sum.
+
+        Args:
+            weights: `(batch,)`; or a tree prefix of the parameters, with one such array per group
+                of parameters. A zero then leaves out that group of that example. Neither costs a
+                further pass.
+
+        Raises:
+            ValueError: the weights are no prefix of the parameters, or have another shape.
         """
 
     def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:

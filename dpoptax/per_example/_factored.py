@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._devices import current_device
+from dpoptax.per_example._leaf_weights import kept_by_leaf, weights_by_leaf
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._norm_rules import (
     Factors,
@@ -117,16 +118,19 @@ class FactoredGrads(PerExampleGrads):
             norms[leaf] = select(self.mask, rule.squared_norms(factors))
         return norms
 
-    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+    def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
-        return self.tree(self.sums_by_leaf(weights))
+        return self.tree(
+            self.sums_by_leaf(weights_by_leaf(weights, self.layout.treedef, self.mask))
+        )
 
-    def sums_by_leaf(self, weights: Float[Array, " batch"]) -> dict[int, Array]:
-        """Returns the weighted sums by the number of the leaf."""
-        kept = self.mask & (weights != 0)
-        sums = StackedGrads(self.materialized, self.mask).weighted_sum(weights)
+    def sums_by_leaf(self, weights: list[Array]) -> dict[int, Array]:
+        """Returns the weighted sums by the number of the leaf, from the weights of all leaves."""
+        kept = kept_by_leaf(weights, self.mask)
+        of_materialized = {leaf: weights[leaf] for leaf in self.materialized}
+        sums = StackedGrads(self.materialized, self.mask).weighted_sum(of_materialized)
         for leaf, rule, factors in self._factored_leaves():
-            sums[leaf] = sum_weighted(rule, factors, weights, kept)
+            sums[leaf] = sum_weighted(rule, factors, weights[leaf], kept[leaf])
         return sums
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from dpoptax._jax_compat import current_trace
 from dpoptax.per_example._base import PerExampleGrads, Values, WeightsOf, register_form
 from dpoptax.per_example._batch_sum import fold_and_stack
+from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._parts import Parts, parts_of
 
@@ -67,8 +68,9 @@ class MicrobatchedGrads(PerExampleGrads):
         _, norms = self._pass(lambda part, _: (None, part.squared_norms()), has_norms=True)
         return norms
 
-    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+    def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
+        weights_by_leaf(weights, self.trace.program.params_treedef, self.mask)  # to check them
         return self._pass(lambda part, weights: (part.weighted_sum(weights), None), weights)[0]
 
     def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:

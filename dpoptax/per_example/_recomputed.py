@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
+from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._norm_rules import Factors
 from dpoptax.per_example._streamed_leaf import HeldLeaf, Message, StreamedLeaf
@@ -49,7 +50,7 @@ class RecomputedGrads(PerExampleGrads):
 
     Attributes:
         norms: by leaf, the squared norms `(batch,)` of streamed leaves.
-        pull: from the weights of the examples to the sums of the streamed leaves.
+        pull: from the weights of the examples, by leaf, to the sums of the streamed leaves.
         kept: the other leaves.
         mask: bool `(batch,)`; True marks a real example.
     """
@@ -64,15 +65,19 @@ class RecomputedGrads(PerExampleGrads):
         streamed = {leaf: select(self.mask, norms) for leaf, norms in self.norms.items()}
         return self.kept.tree(streamed | self._masked().norms_by_leaf())
 
-    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+    def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
-        streamed = self.pull(select(self.mask, weights))
-        return self.kept.tree(streamed | self._masked().sums_by_leaf(weights))
+        by_leaf = weights_by_leaf(weights, self.kept.layout.treedef, self.mask)
+        # One pass: each streamed leaf receives the weights of its own group in its message.
+        streamed = self.pull({leaf: select(self.mask, by_leaf[leaf]) for leaf in self.norms})
+        return self.kept.tree(streamed | self._masked().sums_by_leaf(by_leaf))
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`. It takes one backward pass per example."""
         one_at_a_time = jnp.diag(self.mask.astype(jnp.float32))
-        streamed = jax.lax.map(self.pull, one_at_a_time)
+        streamed = jax.lax.map(
+            lambda weights: self.pull(dict.fromkeys(self.norms, weights)), one_at_a_time
+        )
         return self._masked().stacked_tree(streamed)
 
     def _masked(self) -> FactoredGrads:
@@ -211,15 +216,15 @@ def _pull_sums(
     pull: Any,
     losses: Array,
     messages: dict[int, Message],
-    weights: Array,
+    weights: dict[int, Array],
 ) -> dict[int, Array]:
     # The weights enter where the sums are formed, not at the losses.
-    def weigh(zeros: Array) -> Array:
+    def weigh(zeros: Array, weights: Array) -> Array:
         spread = weights.astype(zeros.dtype).reshape(-1, *[1] * (zeros.ndim - 1))
         return jnp.broadcast_to(spread, zeros.shape)
 
     weighed = {
-        number: message._replace(weights=weigh(message.weights))
+        number: message._replace(weights=weigh(message.weights, weights[number]))
         for number, message in messages.items()
     }
     _, _, _, totals = pull((jnp.ones_like(losses), weighed))

@@ -12,6 +12,7 @@ from dpoptax import _validate
 from dpoptax._precision import widen
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._batch_sum import sum_stacked
+from dpoptax.per_example._leaf_weights import kept_by_leaf, weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
 
 
@@ -39,17 +40,19 @@ class StackedGrads(PerExampleGrads):
 
         return jax.tree.map(squared_norm, self.gradients)
 
-    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree[Float[Array, "..."]]:
+    def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
-        kept = self.mask & (weights != 0)
+        leaves, structure = jax.tree.flatten(self.gradients)
+        by_leaf = weights_by_leaf(weights, structure, self.mask)
 
-        def sum_examples(leaf: Array) -> Array:
+        def sum_examples(leaf: Array, weights: Array, kept: Array) -> Array:
             # Rows are selected and not only scaled by zero: zero times NaN is NaN.
             wide = select(kept, widen(leaf))
             scale = select(kept, weights).astype(wide.dtype)
             return sum_stacked(scale, wide)
 
-        return jax.tree.map(sum_examples, self.gradients)
+        sums = map(sum_examples, leaves, by_leaf, kept_by_leaf(by_leaf, self.mask))
+        return jax.tree.unflatten(structure, sums)
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""

@@ -16,6 +16,7 @@ from dpoptax.accounting._epsilon import (
     general_group_epsilon,
 )
 from dpoptax.accounting._tuned import of_runs, renyi_epsilon
+from dpoptax.clipping._flat import check_sensitivity
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import as_schedule
 
@@ -44,7 +45,11 @@ class Costs:
         return self._epsilon(delta, self._relation)
 
     def replace_one(self) -> float:
-        """Epsilon under replace_one; inf if none is known of another release that was charged."""
+        """Epsilon under replace_one; inf if none is known of the rule, or of another release."""
+        try:
+            check_sensitivity(self._ledger.clip, "replace_one")
+        except ValueError:
+            return math.inf
         try:
             return self._epsilon(self._ledger.delta, NeighboringRelation.REPLACE_ONE)
         except dp_accounting.UnsupportedEventError:

@@ -15,6 +15,8 @@ from dpoptax.reports._values import ReportValues
 from dpoptax.schedules import as_schedule
 
 WIDTH = 110
+# A rule may have a bound for each of many parameters. The JSON has all of them.
+MAX_ITEMS = 8
 RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
 NO_PRNG = "none drawn yet: this is the report of a plan"
 # The conditions of every statement, and between them one on the end of the run.
@@ -247,7 +249,9 @@ def _short(value: Any) -> str:
         levels = value["values"]
         return f"{levels[0]:.4g} at first to {levels[-1]:.4g} at last, in {len(levels)} stages"
     if isinstance(value, dict) and value["kind"] == "dict":
-        return ", ".join(f"{name}: {_short(item)}" for name, item in value["items"])
+        items = [f"{name}: {_short(item)}" for name, item in value["items"][:MAX_ITEMS]]
+        more = len(value["items"]) - len(items)
+        return ", ".join(items) + (f" and {more} more" if more else "")
     if isinstance(value, dict):
         return _settings(value)
     if isinstance(value, list):

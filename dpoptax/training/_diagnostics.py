@@ -1,7 +1,9 @@
 """Non-private diagnostics of a step: gradient norms, and examples that are not finite."""
 
+import functools
 import warnings
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,7 +22,8 @@ def nonprivate_norms(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the clipped fraction of a batch and its median gradient norm. Not private.
 
-    An empty batch gives NaN.
+    An example counts as clipped if at least one of its weights is below 1. An empty batch gives
+    NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -34,7 +37,8 @@ def nonprivate_norms(
     squared = grads.squared_norms()
     norms = jnp.sqrt(global_squared_norms(squared).astype(jnp.float32))
     # Padding belongs to nobody. A gradient that is not finite has weight zero, so it counts.
-    clipped = grads.mask & (clip.weights(squared, step) < 1)
+    groups = [weights < 1 for weights in jax.tree.leaves(clip.weights(squared, step))]
+    clipped = grads.mask & functools.reduce(jnp.logical_or, groups)
     size = jnp.sum(grads.mask, dtype=jnp.float32)
     median = jnp.nanmedian(jnp.where(grads.mask, norms, jnp.nan))
     return jnp.sum(clipped, dtype=jnp.float32) / size, median

@@ -57,8 +57,9 @@ class StepInfo(NamedTuple):
     Attributes:
         nonprivate_loss: the mean loss of the examples in the batch, zero for an empty batch.
         nonprivate_batch_size: how many examples the batch has.
-        nonprivate_clip_fraction: the fraction of them whose gradients were scaled down, or left
-            out because they are not finite; NaN unless `make_train_step` has `diagnostics`.
+        nonprivate_clip_fraction: the fraction of them whose gradients were scaled down, in at least
+            one group of parameters, or left out because they are not finite; NaN unless
+            `make_train_step` has `diagnostics`.
         nonprivate_median_norm: the median norm of their gradients before clipping; NaN unless
             `make_train_step` has `diagnostics`.
         nonprivate_nonfinite_count: how many examples of the batch have a loss that is not finite,

@@ -11,7 +11,8 @@ from dpoptax import _call_stack, _jax_compat
 # What to say about a function of Optax that wraps `privatize`, beyond the general sentence.
 _WHY = {
     "partition": "One example moves all parts, and the noise of each covers its own part only. "
-    "Per-group clipping is not available: use one privatize for the whole tree.",
+    "Per-group clipping is a clip rule, dpoptax.clipping.GroupClip, of one privatize for the whole "
+    "tree.",
     "masked": "The leaves that are masked out would be released without noise.",
     "inject_hyperparams": "Clip, noise and size are part of the privacy statement, so they must "
     "not change without notice. For numbers that change with the step pass a "

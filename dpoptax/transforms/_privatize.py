@@ -22,6 +22,7 @@ from dpoptax._explicit_axes import (
 )
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
+from dpoptax.clipping._check_rule import check_fits
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.per_example import PerExampleGrads
@@ -142,6 +143,7 @@ def privatize(
         if not is_placeholder(params):
             _position.refuse_wrapper()
             _position.refuse_masked(params)
+            check_fits(rule, params)
         state = PrivatizeState(jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0))
         if guard is not None:
             guard.on_init(state.key, params)

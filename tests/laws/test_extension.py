@@ -106,13 +106,17 @@ def cases_over(path, argument):
         marks = getattr(function, "pytestmark", [])
         for mark in (mark for mark in marks if mark.name == "parametrize"):
             names, values = mark.args[:2]
-            if names == argument:
-                found = True
-            else:
-                # One value is enough here: the quickest gradient form, which is the first one, and
-                # otherwise the last one, which is the hardest by habit.
-                value = list(values)[0 if names == "form" else -1]
-                others[names] = value.values[0] if isinstance(value, PARAM) else value
+            # One value is enough here: the quickest gradient form, which is the first one, and
+            # otherwise the last one, which is the hardest by habit.
+            value = list(values)[0 if "form" in names else -1]
+            names = names.split(",") if isinstance(names, str) else names
+            if isinstance(value, PARAM):
+                value = value.values
+            elif len(names) == 1:
+                value = (value,)
+            found = found or argument in names
+            others |= dict(zip(names, value, strict=True))
+        others.pop(argument, None)
         if found:
             yield pytest.param(function, others, id=name)
 

@@ -269,6 +269,61 @@ def test_an_own_clip_rule_that_keeps_the_laws_is_accepted():
     assert privatize(PowerClip(1e15), **options)
 
 
+def per_array(weigh):
+    """A clip rule from a function of the norms of one array, those of all, and the bound."""
+
+    class OwnGroups(PowerClip):
+        def weights(self, squared_norms, step=0):
+            whole = sum(jax.tree.leaves(squared_norms))
+            bound = jnp.float32(self.l2_clip)
+            return jax.tree.map(lambda one: weigh(one, whole, bound), squared_norms)
+
+    return OwnGroups(2.0)
+
+
+def shared(one, whole, bound):
+    return jnp.where(jnp.isfinite(whole), jnp.minimum(1, bound / 2**0.5 / jnp.sqrt(one)), 0.0)
+
+
+def test_an_own_rule_with_groups_is_checked_for_the_whole_contribution():
+    """Its arrays are those of the parameters, so the last check is at `init`."""
+    options = {"noise_multiplier": 1.0, "expected_batch_size": 2, "key": jax.random.key(0)}
+    two, three = [jnp.zeros(2)] * 2, [jnp.zeros(2)] * 3
+    wrong = {
+        "each array has the whole bound": (
+            lambda one, whole, bound: jnp.where(
+                jnp.isfinite(whole), jnp.minimum(1, bound / jnp.sqrt(one)), 0.0
+            ),
+            "whole gradient of an example to at most l2_clip",
+        ),
+        "keeps the groups that are finite": (
+            lambda one, whole, bound: shared(one, one, bound) / 2,
+            "and to all groups of that example",
+        ),
+        "one for all": (lambda one, whole, bound: jnp.zeros(()), "one number per example"),
+    }  # fmt: skip
+    for weigh, match in wrong.values():
+        with pytest.raises(ValueError, match=match):
+            privatize(per_array(weigh), **options)
+
+    class OfTwo(PowerClip):  # it knows its two arrays, so it cannot be tried before
+        def weights(self, squared_norms, step=0):
+            first, second, *others = squared_norms
+            scale = shared(first, first + second, jnp.float32(self.l2_clip))
+            return [scale, shared(second, first + second, jnp.float32(self.l2_clip)), *others]
+
+    assert privatize(OfTwo(2.0), **options).init(two)
+    with pytest.raises(ValueError, match=r"at most l2_clip|not finite"):
+        privatize(OfTwo(2.0), **options).init(three)
+
+    class Renamed(OfTwo):
+        def weights(self, squared_norms, step=0):
+            return dict(enumerate(super().weights(squared_norms)))
+
+    with pytest.raises(ValueError, match=r"Renamed: weights must be .* a tree prefix"):
+        privatize(Renamed(2.0), **options).init(two)
+
+
 @pytest.mark.slow
 def test_a_run_of_own_classes_is_reported_and_resumed(tmp_path):
     plan = Plan(

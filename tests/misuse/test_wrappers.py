@@ -71,7 +71,9 @@ def test_a_transformation_around_privatize_is_refused_at_init(name, how):
 
 
 def test_the_refusal_of_groups_names_per_group_clipping():
-    with pytest.raises(ValueError, match=r"Per-group clipping.*one privatize for the whole tree"):
+    with pytest.raises(
+        ValueError, match=r"Per-group clipping.*GroupClip.*one privatize for the whole tree"
+    ):
         AROUND["partition"]().init(PARAMS)
 
 

@@ -26,6 +26,13 @@ def narrow(batch):
     return (100 + ids(batch, 16, 150)).astype(jnp.uint8)
 
 
+def by_leaf(weights, tree):
+    """Other weights for each leaf, so that a mistaken leaf is found: a tree of `(batch,)`."""
+    leaves, structure = jax.tree.flatten(tree)
+    rolled = [jnp.roll(jnp.asarray(weights), number) for number in range(len(leaves))]
+    return jax.tree.unflatten(structure, rolled)
+
+
 def energy(outputs):
     """A scalar that every output moves, nonlinearly."""
     return sum(jnp.sum(jnp.tanh(leaf) * (1 + leaf)) for leaf in jax.tree.leaves(outputs))

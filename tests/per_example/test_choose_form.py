@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import by_leaf
 
 import dpoptax
 from dpoptax.per_example import _choose_form, _streaming
@@ -75,7 +76,7 @@ def assert_same_as_stacked(loss_fn, params, batch, tolerance=1e-5, **options):
         results = []
         for form in (options, {"form": "stacked"}):
             grads = dpoptax.per_example_grads(loss_fn, **form)(params, batch, mask=MASK)
-            results.append((grads.squared_norms(), grads.weighted_sum(WEIGHTS)))
+            results.append((grads.squared_norms(), grads.weighted_sum(by_leaf(WEIGHTS, params))))
         return results
 
     (norms, sums), (exact, exact_sums) = read(params, batch)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES, floats
+from architectures import ARCHITECTURES, by_leaf, floats
 
 import dpoptax
 
@@ -51,7 +51,10 @@ def nothing_held():
 
 
 def compare(loss_fn, params, examples, mask=None, settings=(contextlib.nullcontext,)):
-    """Norms to 1e-5 relative, and the weighted sum to 1e-5 of its norm, under every setting."""
+    """Norms to 1e-5 relative, and the weighted sum to 1e-5 of its norm, under every setting.
+
+    Each leaf has weights of its own.
+    """
     batch = jax.tree.leaves(examples)[0].shape[0]
     rows = np.ones(batch, bool) if mask is None else np.asarray(mask)
     weights = np.random.default_rng(3).uniform(0.1, 1.0, batch).astype(np.float32)
@@ -65,7 +68,7 @@ def compare(loss_fn, params, examples, mask=None, settings=(contextlib.nullconte
             with setting():
                 grads_fn = dpoptax.per_example_grads(loss_fn, allow_unused=True)
                 grads = grads_fn(params, examples, mask=mask)
-                sums = grads.weighted_sum(jnp.asarray(weights))
+                sums = grads.weighted_sum(by_leaf(weights, params))
                 found.append((grads.squared_norms(), sums, grads.stacked()))
         return exact, found
 
@@ -88,8 +91,11 @@ def check(norms, total, stacked, *, exact, rows, weights):
         np.testing.assert_array_equal(np.asarray(norm)[~rows], 0)
         error = np.abs(np.asarray(norm, np.float64)[rows] - expected)
         assert np.all(error <= 2e-5 * expected + 1e-7 * whole)
-    factors = np.asarray(weights, np.float64)[rows]
-    expected = jax.tree.map(lambda leaf: np.tensordot(factors, leaf, 1), exact)
+    expected = jax.tree.map(
+        lambda factors, leaf: np.tensordot(np.asarray(factors, np.float64)[rows], leaf, 1),
+        by_leaf(weights, exact),
+        exact,
+    )
     size = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(expected)))
     error = jax.tree.map(lambda a, b: np.sum((np.asarray(a, np.float64) - b) ** 2), total, expected)
     assert np.sqrt(sum(jax.tree.leaves(error))) <= 1e-5 * size

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, by_leaf
 
 import dpoptax
 from dpoptax.per_example._recomputed import RecomputedGrads
@@ -50,12 +50,13 @@ def examples(dtype=jnp.float32):
 
 
 def readings(loss_fn, params, batch, **options):
-    """Norms, weighted sum and stacked gradients under the mask."""
+    """Norms, weighted sum and stacked gradients under the mask; each leaf has its own weights."""
 
     @jax.jit
     def read(params, batch):
         grads = dpoptax.per_example_grads(loss_fn, **options)(params, batch, mask=MASK)
-        return grads.squared_norms(), grads.weighted_sum(WEIGHTS), grads.stacked()
+        sums = grads.weighted_sum(by_leaf(WEIGHTS, params))
+        return grads.squared_norms(), sums, grads.stacked()
 
     return read(params, batch)
 

@@ -1,0 +1,62 @@
+"""Bounds on norms: which are valid, and the sensitivity of a sum whose terms they bound."""
+
+from typing import Any
+
+from dpoptax import _validate
+from dpoptax.relations import Relation, parse_relation
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
+
+# Squares below about 1e-38 underflow in float32, so norms below about 1e-19 would read as zero. The
+# margin keeps the terms of a norm at the bound well above that.
+SMALLEST_CLIP = 1e-12
+# A weight of at most LARGEST_CLIP / SMALLEST_CLIP does not overflow float32.
+LARGEST_CLIP = 1e18
+
+
+def clip_bound(name: str, value: Any) -> float:
+    """Returns a bound on a norm as a float; infinity is one that does not clip."""
+    bound = _validate.real(name, value)
+    if bound <= 0:
+        raise ValueError(
+            f"{name} bounds a norm and must be positive; got {bound}. Pass a number above 0."
+        )
+    if bound < SMALLEST_CLIP:
+        raise ValueError(
+            f"{name} must be at least {SMALLEST_CLIP}: float32 squares vanish below; "
+            f"got {bound}. Scale the loss up instead."
+        )
+    return bound
+
+
+def scaling_bound(name: str, value: Any) -> float:
+    """Returns a bound on a norm as a float, for a rule that also scales gradients up to it."""
+    bound = clip_bound(name, value)
+    if bound > LARGEST_CLIP:
+        raise ValueError(
+            f"{name} must be at most {LARGEST_CLIP:g}, because this rule scales small gradients up "
+            f"to it; got {bound}. Pass 1.0, or dpoptax.clipping.FlatClip(math.inf) to train "
+            "without clipping."
+        )
+    return bound
+
+
+def stability(name: str, value: Any) -> float:
+    """Returns the constant that keeps a weight finite at norms near zero."""
+    constant = _validate.real(name, value)
+    if not SMALLEST_CLIP <= constant <= LARGEST_CLIP:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST_CLIP} and {LARGEST_CLIP:g}, in the unit of the "
+            f"gradient; got {constant}. Leave it out for the default."
+        )
+    return constant
+
+
+def sensitivity_of(l2_clip: ScalarOrSchedule, relation: Relation) -> float:
+    """Returns the sensitivity of a sum in which each example adds a vector of norm <= l2_clip.
+
+    An example that joins, leaves, or gives way to nothing moves the sum by its own vector. An
+    example that replaces another one moves it by the difference of two vectors, which may point in
+    opposite directions.
+    """
+    largest = as_schedule(l2_clip).max
+    return 2 * largest if parse_relation(relation).name == "REPLACE_ONE" else largest
