@@ -12,6 +12,7 @@ weight of such an example.
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax._precision import wide_dtype
+from dpoptax.per_example._base import select
+from dpoptax.per_example._batch_sum import examples_per_chunk
 from dpoptax.per_example._norm_rules import Factors, NormRule, sum_weighted
+from dpoptax.per_example._norm_rules.chunking import sum_examples
 from dpoptax.per_example._norm_rules.factors import to_leaf
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
+from dpoptax.per_example._norm_rules.rounding import sum_of_squares
+from dpoptax.per_example._norm_rules.weighted import select_factors
 from dpoptax.per_example._tracing.site import Site
 
 
@@ -56,6 +62,30 @@ def never_longer(
     scale = jnp.sqrt(jnp.where(again > first, first / again, 1))
     counts = (weights != 0) & jnp.isfinite(again)
     return jnp.where(counts, weights * scale.astype(weights.dtype), 0)
+
+
+def sum_no_longer(
+    rule: NormRule,
+    factors: Sequence[Factors],
+    weights: Float[Array, " batch"],
+    first: Float[Array, " batch"],
+) -> Array:
+    """Returns the weighted sum of a leaf, after `never_longer` has reduced the weights."""
+    if not len(weights) or examples_per_chunk(rule.num_terms) > 1:
+        weights = never_longer(weights, first, rule.squared_norms(factors))
+        return sum_weighted(rule, factors, weights, weights != 0)
+
+    # Gradients of several terms are formed one at a time, so their norms need no norm rule.
+    def of_example(example: Any) -> Array:
+        factors, weights, first = example
+        one = rule.weighted_sum([select_factors(factor, weights != 0) for factor in factors])
+        # The norm must be that of the numbers in the sum, and not of others like them.
+        one = jax.lax.optimization_barrier(one)
+        again = sum_of_squares(one, tuple(range(one.ndim)))
+        weights = never_longer(weights, first, again[None].astype(first.dtype))
+        return select(weights != 0, weights[0].astype(one.dtype) * one[None])[0]
+
+    return sum_examples(of_example, (factors, weights, first), rule.num_terms, rule.num_floats)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,9 +185,7 @@ class OneRunLeaf(StreamedLeaf):
     def add_up(self, factors: Factors, message: Message) -> Array:
         """See `StreamedLeaf.add_up`."""
         prepared = self.rule.prepare([factors])
-        again = self.rule.squared_norms(prepared)
-        weights = never_longer(message.weights, message.norms[0], again)
-        return sum_weighted(self.rule, prepared, weights, weights != 0)
+        return sum_no_longer(self.rule, prepared, message.weights, message.norms[0])
 
     def tell(self, message: Message, kept: list[Factors], readings: Any = None) -> Message:
         """See `StreamedLeaf.tell`: the norm of each run."""
