@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from dpoptax._precision import wide_dtype
 from dpoptax.per_example._base import select
 from dpoptax.per_example._batch_sum import examples_per_chunk
+from dpoptax.per_example._in_memory import from_memory
 from dpoptax.per_example._norm_rules import Factors, NormRule, sum_weighted
 from dpoptax.per_example._norm_rules.chunking import sum_examples
 from dpoptax.per_example._norm_rules.factors import to_leaf
@@ -70,21 +71,26 @@ def sum_no_longer(
     weights: Float[Array, " batch"],
     first: Float[Array, " batch"],
 ) -> Array:
-    """Returns the weighted sum of a leaf, after `never_longer` has reduced the weights."""
-    if not len(weights) or examples_per_chunk(rule.num_terms) > 1:
-        weights = never_longer(weights, first, rule.squared_norms(factors))
-        return sum_weighted(rule, factors, weights, weights != 0)
+    """Returns the weighted sum of a leaf, after `never_longer` has reduced the weights.
 
-    # Gradients of several terms are formed one at a time, so their norms need no norm rule.
+    The norms are those of the numbers in the sum: neither is computed from other roundings.
+    """
+
+    def of_factors(factors: Sequence[Factors]) -> Array:
+        reduced = never_longer(weights, first, rule.squared_norms(factors))
+        return sum_weighted(rule, factors, reduced, reduced != 0)
+
     def of_example(example: Any) -> Array:
         factors, weights, first = example
         one = rule.weighted_sum([select_factors(factor, weights != 0) for factor in factors])
-        # The norm must be that of the numbers in the sum, and not of others like them.
         one = jax.lax.optimization_barrier(one)
         again = sum_of_squares(one, tuple(range(one.ndim)))
-        weights = never_longer(weights, first, again[None].astype(first.dtype))
-        return select(weights != 0, weights[0].astype(one.dtype) * one[None])[0]
+        reduced = never_longer(weights, first, again[None].astype(first.dtype))
+        return select(reduced != 0, reduced[0].astype(one.dtype) * one[None])[0]
 
+    if examples_per_chunk(rule.num_terms) > 1 or not len(weights):
+        return from_memory(of_factors, list(factors), jnp.any(first < 0))
+    # Gradients are formed one at a time here, so their norms need no rule.
     return sum_examples(of_example, (factors, weights, first), rule.num_terms, rule.num_floats)
 
 
