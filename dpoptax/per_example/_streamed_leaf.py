@@ -6,12 +6,13 @@ message, which the site receives as a cotangent.
 
 A compiler may round differently in the two passes. For a loss with a jump, or a steep one, a
 gradient may then be much longer in the second pass than the norm by which it was clipped. So the
-second pass reads the norm again, from the arrays that it sums, and `never_longer` reduces the
-weight of such an example.
+second pass reads the norm again, from the numbers that it sums, and `never_longer` reduces the
+weight of such an example. See "Two backward passes" in `docs/numerics.md`.
 """
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from dpoptax.per_example._batch_sum import examples_per_chunk
 from dpoptax.per_example._in_memory import from_memory
 from dpoptax.per_example._norm_rules import Factors, NormRule, sum_weighted
 from dpoptax.per_example._norm_rules.chunking import sum_examples
+from dpoptax.per_example._norm_rules.cost_model import constants
 from dpoptax.per_example._norm_rules.factors import to_leaf
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
 from dpoptax.per_example._norm_rules.rounding import sum_of_squares
@@ -65,6 +67,11 @@ def never_longer(
     return jnp.where(counts, weights * scale.astype(weights.dtype), 0)
 
 
+def forms_each_gradient(rule: NormRule) -> bool:
+    """Whether the sum forms the gradients of the examples one at a time."""
+    return examples_per_chunk(rule.num_terms) == 1
+
+
 def sum_no_longer(
     rule: NormRule,
     factors: Sequence[Factors],
@@ -76,7 +83,7 @@ def sum_no_longer(
     The norms are those of the numbers in the sum: neither is computed from other roundings.
     """
 
-    def of_factors(factors: Sequence[Factors]) -> Array:
+    def of_batch(factors: Sequence[Factors]) -> Array:
         reduced = never_longer(weights, first, rule.squared_norms(factors))
         return sum_weighted(rule, factors, reduced, reduced != 0)
 
@@ -88,9 +95,8 @@ def sum_no_longer(
         reduced = never_longer(weights, first, again[None].astype(first.dtype))
         return select(reduced != 0, reduced[0].astype(one.dtype) * one[None])[0]
 
-    if examples_per_chunk(rule.num_terms) > 1 or not len(weights):
-        return from_memory(of_factors, list(factors), jnp.any(first < 0))
-    # Gradients are formed one at a time here, so their norms need no rule.
+    if not (forms_each_gradient(rule) and len(weights)):
+        return from_memory(of_batch, list(factors), jnp.any(first < 0))
     return sum_examples(of_example, (factors, weights, first), rule.num_terms, rule.num_floats)
 
 
@@ -122,6 +128,13 @@ class StreamedLeaf(abc.ABC):
     @abc.abstractmethod
     def cost(self) -> float:
         """Multiplications per example for the norms, as in `NormRule`."""
+
+    @property
+    def cost_again(self) -> float:
+        """The same for the norms in the second pass."""
+        if not forms_each_gradient(self.rule):
+            return self.cost
+        return constants(self.sites).product * math.prod(self.spec.shape)
 
     @property
     def message(self) -> Message:
