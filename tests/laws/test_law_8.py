@@ -3,7 +3,6 @@
 Gradients of zero release nothing but noise, so a release is a record of what was drawn.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
