@@ -39,8 +39,9 @@ def add_gaussian(
     leaves, treedef = jax.tree.flatten(tree)
     if (isinstance(stddev, float) and stddev == 0) or not leaves:
         return tree
-    wide = [widen(leaf) for leaf in leaves]
     key = allowed_key("key", key)
+    # Noise that is drawn before the sums are known takes memory while they are computed.
+    wide, key = jax.lax.optimization_barrier(([widen(leaf) for leaf in leaves], key))
     key = rolled(key) if jax_random else unrolled(key)
     noisy = [
         leaf + jnp.asarray(stddev, leaf.dtype) / math.sqrt(num_draws) * draw

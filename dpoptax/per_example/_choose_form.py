@@ -4,7 +4,7 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
 
     plain        1 forward, 1 for its input's cotangent, 1 for the sum
     factored     the same, and the norms
-    recomputed   1 for the input's cotangent more, and the norms once more
+    recomputed   1 for the input's cotangent more, and for short examples the norms once more
     checkpoint   1 more for every backward pass
 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
@@ -105,8 +105,8 @@ class FormPlan:
         if isinstance(found, HeldLeaf):
             return LeafCost(passes, 4 * size)
         if found is not None:
-            # Both passes compute the norms.
-            return LeafCost(passes + 2 * 2 * found.cost, sum(map(bytes_of, found.kept)))
+            norms = 2 * (found.cost + found.cost_again)
+            return LeafCost(passes + norms, sum(map(bytes_of, found.kept)))
         if leaf in self.layout.materialized:
             return LeafCost(passes, 4 * size)
         norms = 2 * self.layout.rules[leaf].cost

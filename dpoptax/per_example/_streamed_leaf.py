@@ -6,12 +6,14 @@ message, which the site receives as a cotangent.
 
 A compiler may round differently in the two passes. For a loss with a jump, or a steep one, a
 gradient may then be much longer in the second pass than the norm by which it was clipped. So the
-second pass reads the norm again, from the arrays that it sums, and `never_longer` reduces the
-weight of such an example.
+second pass reads the norm again, from the numbers that it sums, and `never_longer` reduces the
+weight of such an example. See "Two backward passes" in `docs/numerics.md`.
 """
 
 import abc
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +21,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax._precision import wide_dtype
+from dpoptax.per_example._base import select
+from dpoptax.per_example._batch_sum import examples_per_chunk
+from dpoptax.per_example._in_memory import from_memory
 from dpoptax.per_example._norm_rules import Factors, NormRule, sum_weighted
+from dpoptax.per_example._norm_rules.chunking import sum_examples
+from dpoptax.per_example._norm_rules.cost_model import constants
 from dpoptax.per_example._norm_rules.factors import to_leaf
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
+from dpoptax.per_example._norm_rules.rounding import sum_of_squares
+from dpoptax.per_example._norm_rules.weighted import select_factors
 from dpoptax.per_example._tracing.site import Site
 
 
@@ -58,6 +67,39 @@ def never_longer(
     return jnp.where(counts, weights * scale.astype(weights.dtype), 0)
 
 
+def forms_each_gradient(rule: NormRule) -> bool:
+    """Whether the sum forms the gradients of the examples one at a time."""
+    return examples_per_chunk(rule.num_terms) == 1
+
+
+def sum_no_longer(
+    rule: NormRule,
+    factors: Sequence[Factors],
+    weights: Float[Array, " batch"],
+    first: Float[Array, " batch"],
+) -> Array:
+    """Returns the weighted sum of a leaf, after `never_longer` has reduced the weights.
+
+    The norms are those of the numbers in the sum: neither is computed from other roundings.
+    """
+
+    def of_batch(factors: Sequence[Factors]) -> Array:
+        reduced = never_longer(weights, first, rule.squared_norms(factors))
+        return sum_weighted(rule, factors, reduced, reduced != 0)
+
+    def of_example(example: Any) -> Array:
+        factors, weights, first = example
+        one = rule.weighted_sum([select_factors(factor, weights != 0) for factor in factors])
+        one = jax.lax.optimization_barrier(one)
+        again = sum_of_squares(one, tuple(range(one.ndim)))
+        reduced = never_longer(weights, first, again[None].astype(first.dtype))
+        return select(reduced != 0, reduced[0].astype(one.dtype) * one[None])[0]
+
+    if not (forms_each_gradient(rule) and len(weights)):
+        return from_memory(of_batch, list(factors), jnp.any(first < 0))
+    return sum_examples(of_example, (factors, weights, first), rule.num_terms, rule.num_floats)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedLeaf(abc.ABC):
     """A leaf whose norms and sum are formed while one of its sites is differentiated.
@@ -86,6 +128,13 @@ class StreamedLeaf(abc.ABC):
     @abc.abstractmethod
     def cost(self) -> float:
         """Multiplications per example for the norms, as in `NormRule`."""
+
+    @property
+    def cost_again(self) -> float:
+        """The same for the norms in the second pass."""
+        if not forms_each_gradient(self.rule):
+            return self.cost
+        return constants(self.sites).product * math.prod(self.spec.shape)
 
     @property
     def message(self) -> Message:
@@ -155,9 +204,7 @@ class OneRunLeaf(StreamedLeaf):
     def add_up(self, factors: Factors, message: Message) -> Array:
         """See `StreamedLeaf.add_up`."""
         prepared = self.rule.prepare([factors])
-        again = self.rule.squared_norms(prepared)
-        weights = never_longer(message.weights, message.norms[0], again)
-        return sum_weighted(self.rule, prepared, weights, weights != 0)
+        return sum_no_longer(self.rule, prepared, message.weights, message.norms[0])
 
     def tell(self, message: Message, kept: list[Factors], readings: Any = None) -> Message:
         """See `StreamedLeaf.tell`: the norm of each run."""

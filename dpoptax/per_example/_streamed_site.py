@@ -103,9 +103,6 @@ def _run_streamed(
 
     def backward(residuals: Any, cotangents: Any) -> Any:
         (saved, parameter, numbers), (cotangent, message) = residuals, cotangents
-        # Norms and sums must read the same arrays. Without a barrier a compiler may compute them
-        # once for each, and round differently.
-        saved, cotangent = jax.lax.optimization_barrier((saved, cotangent))
         factors = Factors(saved, cotangent)
         found = SiteZeros(leaf.read(factors, message), leaf.add_up(factors, message))
         return _pull_operands(run, specs, numbers, parameter, cotangent), None, found

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dpoptax._precision import wide_dtype
-from dpoptax.per_example._norm_rules import Factors, NormRule, TiedEmbedding, sum_weighted
+from dpoptax.per_example._norm_rules import Factors, NormRule, TiedEmbedding
 from dpoptax.per_example._norm_rules.tied_embedding import HeadParts
-from dpoptax.per_example._streamed_leaf import Message, StreamedLeaf, never_longer
+from dpoptax.per_example._streamed_leaf import Message, StreamedLeaf, sum_no_longer
 from dpoptax.per_example._tracing.site import Site
 
 # Indices travel in float32, which holds whole numbers up to this exactly.
@@ -69,10 +69,8 @@ class TiedLeaf(StreamedLeaf):
 
     def add_up(self, factors: Factors, message: Message) -> Array:
         """See `StreamedLeaf.add_up`."""
-        lookup = self._of_lookup(message)
-        again = self.rule.norms_from_parts(lookup, self.rule.head_parts(lookup, factors))
-        weights = never_longer(message.weights, message.norms[0], again)
-        return sum_weighted(self.rule, self.rule.in_order(lookup, factors), weights, weights != 0)
+        both = self.rule.in_order(self._of_lookup(message), factors)
+        return sum_no_longer(self.rule, both, message.weights, message.norms[0])
 
     def squared_norms(self, readings: HeadParts, kept: list[Factors]) -> Float[Array, " batch"]:
         """See `StreamedLeaf.squared_norms`."""

@@ -3,17 +3,13 @@
 Gradients of zero release nothing but noise, so a release is a record of what was drawn.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from eight_devices import run_on_eight_devices
 
 import dpoptax
 from dpoptax import mechanisms
@@ -136,18 +132,9 @@ print("one noise on one and on eight")
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("mechanism", ["Gaussian()", "DiscreteGaussian(bits=12)"])
-def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism, tmp_path):
+def test_eight_devices_draw_what_one_draws_and_no_part_of_it_twice(mechanism):
     program = DEVICES.replace("MECHANISM", f"dpoptax.mechanisms.{mechanism}")
-    (tmp_path / "program.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(pathlib.Path(tmp_path / "program.py"))],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "one noise on one and on eight" in done.stdout
+    assert "one noise on one and on eight" in run_on_eight_devices(program)
 
 
 def combined(first, second):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import dpoptax
-from dpoptax.per_example import _streamed_leaf
+from dpoptax.per_example import _streamed_leaf, _streamed_tied
+from dpoptax.per_example._in_memory import from_memory
 
 BATCH, TOKENS, WIDTH = 8, 4, 256
 FACTORS = {
@@ -26,10 +27,10 @@ def normal(number, *shape):
     return jax.random.normal(jax.random.key(number), shape)
 
 
-def attack():
+def attack(tokens=TOKENS):
     """Examples of which the first one is chosen by an attacker."""
-    x, y = normal(0, BATCH, TOKENS, WIDTH), normal(1, BATCH, TOKENS, WIDTH)
-    return x, y, normal(2, BATCH, TOKENS, WIDTH).at[0].set(-(x[0] * y[0]))
+    x, y = normal(0, BATCH, tokens, WIDTH), normal(1, BATCH, tokens, WIDTH)
+    return x, y, normal(2, BATCH, tokens, WIDTH).at[0].set(-(x[0] * y[0]))
 
 
 def one_layer(factor, params, example):
@@ -50,7 +51,7 @@ def scanned(factor, params, example):
 
 def tied(factor, params, example):
     x, y, t = example
-    product = x * y + 1e-3 * params["table"][jnp.arange(TOKENS)]
+    product = x * y + 1e-3 * params["table"][jnp.arange(len(x))]
     return jnp.sum((product @ params["table"].T) * factor(x * y + t).mean(-1, keepdims=True))
 
 
@@ -70,7 +71,7 @@ LOSSES = {
 }
 
 
-def movement(loss_fn, params):
+def movement(loss_fn, params, tokens=TOKENS):
     """How far the first example moves the sum of gradients that are clipped to norm 1."""
     options = {"expected_batch_size": 1.0, "key": jax.random.key(6)}
     tx = dpoptax.privatize(1.0, 0.0, **options)
@@ -82,7 +83,7 @@ def movement(loss_fn, params):
 
     everyone = np.ones(BATCH, bool)
     others = np.arange(BATCH) > 0
-    moved = [release(params, attack(), mask) for mask in (everyone, others)]
+    moved = [release(params, attack(tokens), mask) for mask in (everyone, others)]
     return float(jnp.linalg.norm(jnp.ravel(jax.tree.leaves(jax.tree.map(jnp.subtract, *moved))[0])))
 
 
@@ -107,6 +108,37 @@ def test_norms_of_the_first_pass_are_not_trusted(guarded, monkeypatch):
     make_loss, params = LOSSES["scanned"]
     moved = movement(make_loss(lambda z: jnp.ones_like(z)), params)
     assert moved <= 1.001 if guarded else moved > 100
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("name", ["scanned", pytest.param("tied", marks=pytest.mark.slow)])
+def test_norms_of_long_examples_are_read_again(name, guarded, monkeypatch):
+    """With many tokens, the norm is that of the gradient, which is formed for each example."""
+    kind = {"scanned": _streamed_leaf.OneRunLeaf, "tied": _streamed_tied.TiedLeaf}[name]
+    read = kind.read
+
+    def read_too_little(*args):
+        return jax.tree.map(lambda reading: (1e-6 * reading).astype(reading.dtype), read(*args))
+
+    monkeypatch.setattr(kind, "read", read_too_little)
+    if not guarded:
+        monkeypatch.setattr(_streamed_leaf, "never_longer", lambda weights, first, again: weights)
+    make_loss, params = LOSSES[name]
+    moved = movement(make_loss(lambda z: jnp.ones_like(z)), params, tokens=16)
+    assert moved <= 1.001 if guarded else moved > 100
+
+
+def test_two_uses_of_a_product_read_the_same_number():
+    """One of them adds to it, for which a CPU has an operation that does not round the product."""
+    x, y = normal(0, WIDTH), normal(1, WIDTH)
+
+    @jax.jit
+    def both(x, y, t, never):
+        return from_memory(lambda product: (product + t, 2 * product), x * y, never)
+
+    rest, twice = both(x, y, -(x * y), jnp.array(False))
+    assert not rest.any()
+    np.testing.assert_array_equal(twice, 2 * (x * y))
 
 
 def test_weights_are_reduced_where_the_norm_has_grown():

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from eight_devices import run_on_eight_devices
 
 import dpoptax
 
 ROOT = pathlib.Path(__file__).parents[2]
 STRICT_ON_CPU = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 COMMON = """
 import sys, jax, jax.numpy as jnp, numpy as np, optax
@@ -135,9 +135,7 @@ def python(code, *arguments, **environment):
 
 @pytest.mark.e2e
 def test_eight_devices_train_what_one_trains(tmp_path):
-    process = python(ON_EIGHT, tmp_path / "run", **EIGHT)
-    out, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
+    out = run_on_eight_devices(ON_EIGHT, str(tmp_path / "run"), JAX_NUMPY_DTYPE_PROMOTION="strict")
     assert "eight as one" in out
 
 

@@ -24,7 +24,7 @@ def sum_weighted(
         factors, weights, kept = chunk
         if len(weights) == 1 and narrow_dtype(factors, rule.spec, integers=True) is not None:
             # 16-bit factors stay as they are: the weight scales their float32 product.
-            one = rule.weighted_sum([_select(factor, kept) for factor in factors])
+            one = rule.weighted_sum([select_factors(factor, kept) for factor in factors])
             return one * select(kept, weights)[0].astype(one.dtype)
         return rule.weighted_sum([_scale(factor, weights, kept) for factor in factors])
 
@@ -36,10 +36,10 @@ def _scale(factors: Factors, weights: Array, kept: Array) -> Factors:
     # The gradient is linear in the cotangent, so a scaled cotangent scales the gradient.
     wide = widen(factors.cotangent)
     scales = weights.astype(wide.dtype).reshape(-1, *[1] * (wide.ndim - 1))
-    return _select(Factors(factors.operands, wide * scales), kept)
+    return select_factors(Factors(factors.operands, wide * scales), kept)
 
 
-def _select(factors: Factors, kept: Array) -> Factors:
+def select_factors(factors: Factors, kept: Array) -> Factors:
     """Makes the factors of examples that are not kept zero."""
     # Operands are selected too: NaN in one would survive a cotangent of zero.
     return Factors(
