@@ -54,4 +54,4 @@ def train(data, epsilon, delta, seed):
 RECIPE = Recipe(name="adult_binned", task="adult", train=train, seconds=30,
                 title="logistic regression on bins, all rows in every step",
                 tuned="on training examples held out",
-                notes="About 45 settings. Four feature sets also ran once on the test rows.")  # fmt: skip
+                notes="About 45 settings. Four feature sets also saw the test rows.")  # fmt: skip
