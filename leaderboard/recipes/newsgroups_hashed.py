@@ -50,4 +50,5 @@ def train(data, epsilon, delta, seed):
 
 RECIPE = Recipe(name="newsgroups_hashed", task="newsgroups", train=train, seconds=60,
                 title="linear model on hashed words, large batches",
-                tuned="on training examples held out", notes="About 20 runs; test posts are later.")  # fmt: skip
+                tuned="on training examples held out",
+                notes="About 20 runs; test posts are later.")  # fmt: skip
