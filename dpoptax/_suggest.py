@@ -92,7 +92,7 @@ class Suggestion:
         )
         return Plan(
             sampler=sampler,
-            clip=_automatic_clip(self.l2_clip) if clip is None else clip,
+            clip=clipping.AutoSClip(self.l2_clip) if clip is None else clip,
             noise_multiplier=found.noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
@@ -204,12 +204,6 @@ def suggest(
         l2_clip=L2_CLIP,
         reasons=reasons,
     )
-
-
-def _automatic_clip(l2_clip: float) -> ClipRule:
-    # Flat clipping to a small bound is almost the same rule.
-    rule: ClipRule = getattr(clipping, "AutoSClip", clipping.FlatClip)(l2_clip)
-    return rule
 
 
 def _compute(num_examples: int, epochs: float | None, num_gradients: int | None) -> float:

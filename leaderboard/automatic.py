@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 
 
 def train_automatically(
@@ -42,9 +42,9 @@ def train_automatically(
         examples,
         plan=plan,
         optimizer=optax.chain(
-            optax.adam(suggestion.learning_rate), average_iterates(start=plan.num_steps // 2)
+            optax.adam(suggestion.learning_rate), average_params(start=plan.num_steps // 2)
         ),
         key=jax.random.key(seed),
         progress=False,
     )
-    return polyak_average(result.state.opt_state), result.epsilon()
+    return averaged_params(result.state.opt_state), result.epsilon()

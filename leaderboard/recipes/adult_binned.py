@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 # Edges of bins, from common knowledge: five-year age groups, part time and full time, amounts of US
@@ -40,10 +40,10 @@ def train(data, epsilon, delta, seed):
     plan = plan_for(num_examples=len(rows), expected_batch_size=len(rows), num_steps=200,
                     epsilon=epsilon, delta=delta, clip=2.0)  # fmt: skip
     start = {"weights": jnp.zeros(rows.shape[1]), "bias": jnp.zeros(())}
-    optimizer = optax.chain(optax.sgd(2.0, momentum=0.9), average_iterates(start=100))
+    optimizer = optax.chain(optax.sgd(2.0, momentum=0.9), average_params(start=100))
     result = dpoptax.training.fit(loss_fn, start, (rows, labels), plan=plan, optimizer=optimizer,
                                   key=jax.random.key(seed), progress=False)  # fmt: skip
-    params = polyak_average(result.state.opt_state)
+    params = averaged_params(result.state.opt_state)
 
     def predict(test):
         return logit(params, features(data.columns, test))

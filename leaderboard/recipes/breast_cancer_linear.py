@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 
@@ -28,11 +28,11 @@ def train(data, epsilon, delta, seed):
         {"weights": jnp.zeros(30), "bias": jnp.zeros(())},
         (data.train_inputs, data.train_labels.astype("float32")),
         plan=plan,
-        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_iterates(start=steps // 2)),
+        optimizer=optax.chain(optax.sgd(1.0, momentum=0.9), average_params(start=steps // 2)),
         key=jax.random.key(seed),
         progress=False,
     )
-    params = polyak_average(result.state.opt_state)
+    params = averaged_params(result.state.opt_state)
     return Trained(lambda rows: logit(params, rows), params, result.epsilon())
 
 

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 STEPS = 1500
@@ -42,11 +42,11 @@ def train(data, epsilon, delta, seed):
         Network().init(jax.random.key(seed), data.train_inputs[0])["params"],
         (data.train_inputs, data.train_labels),
         plan=plan,
-        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_iterates(start=STEPS - 300)),
+        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_params(start=STEPS - 300)),
         key=jax.random.key(seed),
         progress=False,
     )
-    params = polyak_average(result.state.opt_state)
+    params = averaged_params(result.state.opt_state)
     predict = jax.jit(lambda images: Network().apply({"params": params}, images))
     return Trained(predict, params, result.epsilon())
 

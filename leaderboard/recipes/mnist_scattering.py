@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 from leaderboard.scattering import features
 
@@ -42,9 +42,9 @@ def train(data, epsilon, delta, seed):
     result = dpoptax.training.fit(
         loss_fn, {"weights": jnp.zeros((size, 10)), "bias": jnp.zeros(10)},
         (rows, data.train_labels), plan=plan, key=keys[1], progress=False,
-        optimizer=optax.chain(optax.sgd(min(1.0, 0.2 * epsilon), 0.9), average_iterates(start=300)),
+        optimizer=optax.chain(optax.sgd(min(1.0, 0.2 * epsilon), 0.9), average_params(start=300)),
     )  # fmt: skip
-    params = polyak_average(result.state.opt_state) | {"mean": mean}
+    params = averaged_params(result.state.opt_state) | {"mean": mean}
     both = dp_accounting.ComposedDpEvent([once.event(), plan.event()])
     spent = dpoptax.accounting.event_epsilon(both, delta=delta)
     return Trained(lambda images: logits(params, rows_of(images)), params, spent)

@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 # A word's place is its hash; the list of stop words is that of scikit-learn. So there is neither a
@@ -40,11 +40,11 @@ def train(data, epsilon, delta, seed):
         {"weights": jnp.zeros((2048, 20))},
         (features(data.train_inputs), data.train_labels),
         plan=plan,
-        optimizer=optax.chain(optax.sgd(15.0, momentum=0.9), average_iterates(start=steps // 2)),
+        optimizer=optax.chain(optax.sgd(15.0, momentum=0.9), average_params(start=steps // 2)),
         key=jax.random.key(seed),
         progress=False,
     )
-    params = polyak_average(result.state.opt_state)
+    params = averaged_params(result.state.opt_state)
     return Trained(lambda texts: logits(params, features(texts)), params, result.epsilon())
 
 

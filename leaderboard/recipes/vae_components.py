@@ -6,7 +6,7 @@ import jax
 import optax
 
 import dpoptax
-from dpoptax.vi.contrib import average_iterates, polyak_average
+from dpoptax.transforms import average_params, averaged_params
 from dpoptax.vi.models import bernoulli_vae_loss
 from leaderboard.component_vae import LATENT, component_vae, train_on_own_images
 from leaderboard.principal_components import private_components, split_budget, together
@@ -29,13 +29,13 @@ def train(data, epsilon, delta, seed):
                           clip=1.0 if noises[1] else math.inf, noise_multiplier=noises[1],
                           num_steps=STEPS),
         optimizer=optax.chain(optax.adam(optax.cosine_decay_schedule(0.05, STEPS, 0.05)),
-                              average_iterates(start=STEPS * 4 // 5)),
+                              average_params(start=STEPS * 4 // 5)),
         key=key,
         progress=False,
     )  # fmt: skip
     # After the private steps: more layers for the encoder, and training on the decoder's images.
     model = component_vae(start, wide=256)
-    params = model.init(init_key, start.bias)["params"] | polyak_average(result.state.opt_state)
+    params = model.init(init_key, start.bias)["params"] | averaged_params(result.state.opt_state)
     params = train_on_own_images(model, params, ("wide", "wide_posterior"), own_key)
     return Trained((model, params), params, together(*noises, *setting))
 
