@@ -3,12 +3,14 @@
 from typing import Any
 
 import attrs
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._check_rule import check_rule
+from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
@@ -87,7 +89,7 @@ class FlatClip:
         return 2 * largest if parse_relation(relation).name == "REPLACE_ONE" else largest
 
 
-def as_clip_rule(clip: Any) -> ClipRule:
+def as_clip_rule(clip: Any) -> AnyClipRule:
     """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
@@ -101,6 +103,11 @@ def as_clip_rule(clip: Any) -> ClipRule:
             f"clip must be a number or a clip rule; got the class {clip.__name__}. Make a value of "
             f"it, such as {clip.__name__}(1.0)."
         )
+    if isinstance(clip, StatefulClipRule):
+        # The rule of its first step must keep the laws, also if this is being traced.
+        with jax.ensure_compile_time_eval():
+            as_clip_rule(clip.at(clip.init()))
+        return clip
     if not isinstance(clip, ClipRule):
         missing = [name for name in _INTERFACE if not hasattr(clip, name)]
         if 0 < len(missing) < len(_INTERFACE):

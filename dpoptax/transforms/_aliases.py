@@ -4,7 +4,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from dpoptax._foreign_names import answer_foreign_names
-from dpoptax.clipping import ClipRule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.transforms._privatize import privatize
 
@@ -12,7 +12,7 @@ from dpoptax.transforms._privatize import privatize
 @answer_foreign_names
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     *,
     noise_multiplier: ScalarOrSchedule,
     expected_batch_size: ScalarOrSchedule,
@@ -61,7 +61,7 @@ def dp_sgd(
 @answer_foreign_names
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     *,
     noise_multiplier: ScalarOrSchedule,
     expected_batch_size: ScalarOrSchedule,

@@ -1,0 +1,152 @@
+"""The noisy sum of one step, for clip rules without and with state.
+
+A rule with state has two queries on each batch: the clipped gradients, in units of the bound of
+this step, and the votes of the examples. Both get noise, from keys of their own. What follows, the
+multiplication by the bound and the next state of the rule, uses released numbers only.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dpoptax.clipping._base import ClipRule
+from dpoptax.clipping._count_noise import split_noise
+from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
+from dpoptax.mechanisms import Mechanism
+from dpoptax.mechanisms._base import ReleasesVotes
+from dpoptax.per_example import PerExampleGrads
+from dpoptax.per_example._counted import CountedGrads, vote_counter
+from dpoptax.random import derive_key
+from dpoptax.relations import Relation, parse_relation
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
+
+# Up to here float32 holds a sum of votes exactly.
+MOST_VOTES = 2**24
+
+
+class UnitClip:
+    """A rule in units of its own bound, so that its `l2_clip` is the number 1.
+
+    The bound of the rule may be traced. A mechanism needs a number.
+    """
+
+    l2_clip = 1.0
+
+    def __init__(self, rule: ClipRule) -> None:
+        self._rule = rule
+
+    def weights(
+        self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
+    ) -> PyTree[Float[Array, " batch"]]:
+        """See `ClipRule.weights`."""
+        bound = as_bound(self._rule, step)
+        weights = self._rule.weights(squared_norms, step)
+        return jax.tree.map(lambda leaf: leaf / bound.astype(leaf.dtype), weights)
+
+    def sensitivity(self, relation: Relation) -> float:
+        """See `ClipRule.sensitivity`."""
+        return 2.0 if parse_relation(relation).name == "REPLACE_ONE" else 1.0
+
+
+def as_bound(rule: ClipRule, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Returns the `l2_clip` of a rule as a float32 array, also if it is traced."""
+    bound: Any = rule.l2_clip
+    return jnp.asarray(bound if isinstance(bound, jax.Array) else as_schedule(bound).at(step))
+
+
+class SumRelease:
+    """Clips and sums gradients, and adds noise, as a function of the state of the clip rule.
+
+    Attributes:
+        identity: what decides the release, for the noise keys.
+    """
+
+    def __init__(
+        self,
+        rule: AnyClipRule,
+        noise_multiplier: ScalarOrSchedule,
+        expected_batch_size: ScalarOrSchedule,
+        mechanism: Mechanism,
+    ) -> None:
+        check_release(rule, noise_multiplier, mechanism)
+        self._rule, self._noise, self._mechanism = rule, noise_multiplier, mechanism
+        self._size = expected_batch_size
+        # A property of a class, which is no field, apart from the rule.
+        setting = rule.count_noise if isinstance(rule, StatefulClipRule) else rule.l2_clip
+        self.identity = (rule, setting, noise_multiplier, expected_batch_size, mechanism)
+
+    def init(self) -> PyTree:
+        """Returns the state of the rule before the first step; empty if it has none."""
+        return self._rule.init() if isinstance(self._rule, StatefulClipRule) else ()
+
+    def __call__(
+        self,
+        key: PRNGKeyArray,
+        grads: PerExampleGrads,
+        clip_state: PyTree,
+        step: Int[Array, ""] | int,
+    ) -> tuple[PyTree, PyTree]:
+        """Returns the noisy sum, and the next state of the rule."""
+        rule, mechanism = self._rule, self._mechanism
+        if not isinstance(rule, StatefulClipRule):
+            return mechanism.release(key, grads, rule, self._noise, step), clip_state
+        batch = len(grads.mask)
+        if batch >= MOST_VOTES:
+            raise ValueError(
+                f"a clip rule with state counts batches of less than {MOST_VOTES:,} rows; got "
+                f"{batch:,}. Use a smaller batch, or a rule without state."
+            )
+        key = fold_in_bits(key, clip_state)
+        noise = split_noise(self._noise, rule.count_noise)
+        now = rule.at(clip_state)
+        counted = CountedGrads(
+            grads, vote_counter(lambda squared_norms: rule.votes(squared_norms, clip_state))
+        )
+        noisy = mechanism.release(key, counted, UnitClip(now), noise.gradients, step)
+        assert isinstance(mechanism, ReleasesVotes)
+        # By name: the mechanism splits the key itself for the leaves of the gradient.
+        votes = mechanism.release_votes(
+            derive_key(key, "votes"), counted.count(), noise.votes, step, batch
+        )
+        bound = as_bound(now, step)
+        noisy = jax.tree.map(lambda leaf: leaf * bound.astype(leaf.dtype), noisy)
+        return noisy, rule.update(clip_state, votes, as_schedule(self._size).at(step))
+
+
+def check_release(
+    rule: AnyClipRule, noise_multiplier: ScalarOrSchedule, mechanism: Mechanism
+) -> None:
+    """Raises if the mechanism cannot add this noise under this rule.
+
+    Raises:
+        TypeError: the rule has state, and the mechanism no `release_votes`.
+        ValueError: the mechanism refuses the rule or the noise; or the votes of a rule with state
+            cost more than the whole step may.
+    """
+    if not isinstance(rule, StatefulClipRule):
+        mechanism.check(rule, noise_multiplier)
+        return
+    if not isinstance(mechanism, ReleasesVotes):
+        raise TypeError(
+            f"the clip rule {type(rule).__name__} has state, and needs a mechanism with "
+            f"release_votes; got {type(mechanism).__name__} without it. Add it, see "
+            "dpoptax.mechanisms.Mechanism, or use a rule without state."
+        )
+    noise = split_noise(noise_multiplier, rule.count_noise)
+    with jax.ensure_compile_time_eval():
+        mechanism.check(UnitClip(rule.at(rule.init())), noise.gradients)
+
+
+def fold_in_bits(key: PRNGKeyArray, state: PyTree) -> PRNGKeyArray:
+    """Returns a key that depends on the bits of a small state.
+
+    The bound scales the noise. Two releases with other bounds and the same noise would reveal the
+    difference of their sums.
+    """
+    for leaf in jax.tree.leaves(state):
+        numbers = jnp.asarray(leaf, jnp.float32).reshape(-1)
+        for word in jax.lax.bitcast_convert_type(numbers, jnp.uint32):
+            key = jax.random.fold_in(key, word)
+    return key
