@@ -141,16 +141,18 @@ def _check_frozen(cls: Any) -> None:
         )
 
 
-def decode(record: Any, expected: type[Value], classes: Iterable[type] = ()) -> Value:
+def decode(
+    record: Any, expected: type[Value] | tuple[type, ...], classes: Iterable[type] = ()
+) -> Value:
     """Returns the value that `encode` wrote; refuses a record of anything but an `expected`.
 
     Args:
         record: in terms of JSON.
-        expected: the class or interface of the value.
+        expected: the class or interface of the value, or several. Errors name the first.
         classes: the user's own classes that the record may have. No class is ever imported, or
             looked up, because a record names it.
     """
-    what = expected.__name__
+    what = (expected if isinstance(expected, type) else expected[0]).__name__
     own = {kind_of(cls): _own_record(cls) for cls in classes}
     value = _decode(mapping(f"the record of a {what}", record), what, own)
     if not isinstance(value, expected):

@@ -40,6 +40,13 @@ class NoiseSplit(NamedTuple):
     gradients: ScalarOrSchedule
     votes: ScalarOrSchedule
 
+    @property
+    def count(self) -> ScalarOrSchedule:
+        """Standard deviation of the noise on a count of examples: half of that on the votes."""
+        if not isinstance(self.votes, Schedule):
+            return self.votes / 2
+        return Schedule(tuple(value / 2 for value in self.votes.values), self.votes.lengths)
+
 
 def split_noise(noise_multiplier: ScalarOrSchedule, count_noise: float | None) -> NoiseSplit:
     """Returns the noise of the gradients and of the votes of a step.
@@ -75,12 +82,13 @@ def _split(noise_multiplier: float, count_noise: float | None) -> tuple[float, f
 
 def multiplier_of_gradients(noise_multiplier: float, votes: float) -> float | None:
     """Returns u with u**-2 + votes**-2 <= noise_multiplier**-2; None if there is none."""
-    rest = 1 - (noise_multiplier / votes) ** 2
-    if rest <= 0:
+    budget = fractions.Fraction(noise_multiplier) ** -2 - fractions.Fraction(votes) ** -2
+    if budget <= 0:
         return None
+    # In units of the noise multiplier, whose own square may be too small or too large for a float.
+    rest = float(budget * fractions.Fraction(noise_multiplier) ** 2)
     found = noise_multiplier / math.sqrt(rest)
     # Floating point rounds either way, and an exact mechanism needs an exact inequality.
-    budget = fractions.Fraction(noise_multiplier) ** -2 - fractions.Fraction(votes) ** -2
     while fractions.Fraction(found) ** -2 > budget:
         found = math.nextafter(found, math.inf)
     return found

@@ -90,6 +90,7 @@ class SumRelease:
     ) -> tuple[PyTree, PyTree]:
         """Returns the noisy sum, and the next state of the rule."""
         rule, mechanism = self._rule, self._mechanism
+        self._check_state(clip_state)
         if not isinstance(rule, StatefulClipRule):
             return mechanism.release(key, grads, rule, self._noise, step), clip_state
         batch = len(grads.mask)
@@ -113,6 +114,16 @@ class SumRelease:
         bound = as_bound(now, step)
         noisy = jax.tree.map(lambda leaf: leaf * bound.astype(leaf.dtype), noisy)
         return noisy, rule.update(clip_state, votes, as_schedule(self._size).at(step))
+
+    def _check_state(self, clip_state: PyTree) -> None:
+        expected: Any = jax.tree.structure(jax.eval_shape(self.init))
+        found: Any = jax.tree.structure(clip_state)
+        if found != expected:
+            raise ValueError(
+                f"expected a state of the clip rule {type(self._rule).__name__}, {expected}; got "
+                f"a state of another clip rule, or of an earlier version, with {found}. Continue "
+                "with the rule of that run, or start a new run and count both."
+            )
 
 
 def check_release(
