@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import attrs
 import numpy as np
@@ -158,7 +158,7 @@ def decode(
     if not isinstance(value, expected):
         kind = described(record.get("kind"))
         raise ValueError(f"expected the record of a {what}; got one of kind {kind}.")
-    return value
+    return cast(Value, value)
 
 
 def decode_number(record: Any) -> Any:

@@ -39,6 +39,9 @@ FORMS = {
 # From the bound on one example's gradient norm to a clip rule.
 CLIP_RULES = {"flat": dpoptax.clipping.FlatClip}
 
+# From the bound of the first step to a clip rule with state.
+CLIP_RULES_WITH_STATE = {"quantile": dpoptax.clipping.QuantileClip}
+
 MECHANISMS = {
     "gaussian": dpoptax.mechanisms.Gaussian,
     "gaussian, four draws": lambda: dpoptax.mechanisms.Gaussian(num_draws=4),

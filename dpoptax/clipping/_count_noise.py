@@ -41,7 +41,7 @@ class NoiseSplit(NamedTuple):
     votes: ScalarOrSchedule
 
     @property
-    def count(self) -> ScalarOrSchedule:
+    def count_noise(self) -> ScalarOrSchedule:
         """Standard deviation of the noise on a count of examples: half of that on the votes."""
         if not isinstance(self.votes, Schedule):
             return self.votes / 2

@@ -150,7 +150,7 @@ class Report(ReportValues):
         if isinstance(ledger.clip, StatefulClipRule):
             split = split_noise(noise_multiplier, ledger.clip.count_noise)
             # The number, where the rule leaves it to the noise multiplier.
-            clip["count_noise"] = _serialize.encode(split.count)
+            clip["count_noise"] = _serialize.encode(split.count_noise)
             gradients = split.gradients
         rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
         return cls(

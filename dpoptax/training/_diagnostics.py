@@ -1,6 +1,7 @@
 """Non-private diagnostics of a step: gradient norms, and examples that are not finite."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ def rule_of_step(clip: AnyClipRule, opt_state: optax.OptState) -> ClipRule:
         return clip
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, PrivatizeState))
     found = [node.clip_state for node in leaves if isinstance(node, PrivatizeState)]
-    expected = jax.tree.structure(jax.eval_shape(clip.init))
-    if not found or jax.tree.structure(found[0]) != expected:
+    structures: list[Any] = [jax.tree.structure(state) for state in found[:1]]
+    if structures != [jax.tree.structure(jax.eval_shape(clip.init))]:
         raise ValueError(
             f"expected the state of the clip rule {type(clip).__name__} in the state of the "
             "optimizer; got a state without it. Pass the clip rule of tx as diagnostics."
