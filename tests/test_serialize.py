@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpoptax import Plan, _serialize
-from dpoptax.clipping import ClipRule, FlatClip
+from dpoptax.clipping import ClipRule, FlatClip, QuantileClip, StatefulClipRule
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian, Mechanism
 from dpoptax.samplers import (
     BallsInBins,
@@ -35,6 +35,8 @@ VALUES = [
     (FlatClip(2.0), ClipRule),
     (FlatClip(math.inf), ClipRule),
     (FlatClip(SCHEDULE), ClipRule),
+    (QuantileClip(2.0, quantile=0.3), StatefulClipRule),
+    (QuantileClip(count_noise=9.0), (ClipRule, StatefulClipRule)),
     (Gaussian(num_draws=4), Mechanism),
     (DiscreteGaussian(bits=12), Mechanism),
     (SCHEDULE, Schedule),
