@@ -40,10 +40,9 @@ class CurrentClip(NamedTuple):
         scale = jnp.minimum(1.0, self.l2_clip.astype(squared.dtype) / jnp.sqrt(squared))
         return jnp.where(jnp.isfinite(squared), scale, 0.0)
 
-    def sensitivity(self, relation: Relation) -> float:
+    def sensitivity(self, relation: Relation) -> Float[Array, ""]:
         """See `ClipRule.sensitivity`."""
-        twice = parse_relation(relation).name == "REPLACE_ONE"
-        return 2 * self.l2_clip if twice else self.l2_clip  # type: ignore[return-value]
+        return (2 if parse_relation(relation).name == "REPLACE_ONE" else 1) * self.l2_clip
 
 
 def _initial(value: float) -> float:

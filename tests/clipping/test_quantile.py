@@ -12,6 +12,7 @@ import optax
 import pytest
 import registry
 import scipy.stats
+from eight_devices import run_on_eight_devices
 from flax import nnx, serialization
 
 import dpoptax
@@ -471,3 +472,60 @@ def test_microbatches_and_own_loops_give_the_run_of_fit():
     for _ in run:
         pass
     np.testing.assert_array_equal(run.params, whole.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", [Gaussian(), DiscreteGaussian(bits=12)])
+def test_the_count_takes_no_pass_of_its_own(mechanism):
+    """XLA counts the body of a loop once, so this is the work for one microbatch."""
+    width, tokens, size = 64, 16, 4
+
+    def loss_fn(w, x):
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    def flops(clip):
+        tx = transformation(clip, mechanism=mechanism)
+        w = jnp.zeros((width, width))
+        x = jax.ShapeDtypeStruct((2 * size, tokens, width), jnp.float32)
+        grads_fn = dpoptax.per_example_grads(loss_fn, microbatch_size=size)
+        step = jax.jit(lambda w, x, state: tx.update(grads_fn(w, x), state, w))
+        return step.lower(w, x, tx.init(w)).compile().cost_analysis()["flops"]
+
+    forward = 2 * size * tokens * width**2
+    assert flops(QuantileClip(1.0)) == pytest.approx(flops(1.0), abs=0.1 * forward)
+
+
+EIGHT_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np, optax, dpoptax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+x = np.geomspace(0.01, 10.0, 32)[:, None].astype(np.float32) * np.ones((32, 16), np.float32)
+found = []
+for kind in (None, AxisType.Auto, AxisType.Explicit):
+    params, data = jnp.zeros(16), jnp.asarray(x)
+    if kind is not None:
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        data = jax.device_put(data, NamedSharding(mesh, P("data")))
+    for size in (None, 8):
+        tx = dpoptax.privatize(dpoptax.clipping.QuantileClip(1.0), 1.0, expected_batch_size=32,
+                               key=jax.random.key(0))
+        grads_fn = dpoptax.per_example_grads(
+            lambda w, x: jnp.sum(jnp.sin(w) * x), microbatch_size=size)
+        step = jax.jit(lambda params, data, state: tx.update(grads_fn(params, data), state, params))
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = step(params, data, state)
+        found.append((np.asarray(updates), np.asarray(state.clip_state.l2_clip)))
+for updates, bound in found:
+    np.testing.assert_allclose(updates, found[0][0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(bound, found[0][1])
+assert found[0][1] != 1.0
+print("one bound on one and on eight devices")
+"""
+
+
+@pytest.mark.e2e
+def test_eight_devices_count_what_one_counts_on_every_mesh():
+    printed = run_on_eight_devices(EIGHT_DEVICES, JAX_NUMPY_DTYPE_PROMOTION="strict")
+    assert "one bound on one and on eight devices" in printed
