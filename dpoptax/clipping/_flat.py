@@ -11,6 +11,7 @@ from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._check_rule import check_rule
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
+from dpoptax.clipping._unit import UnitClip
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
@@ -106,7 +107,7 @@ def as_clip_rule(clip: Any) -> AnyClipRule:
     if isinstance(clip, StatefulClipRule):
         # The rule of its first step must keep the laws, also if this is being traced.
         with jax.ensure_compile_time_eval():
-            as_clip_rule(clip.at(clip.init()))
+            as_clip_rule(UnitClip(clip.at(clip.init())))
         return clip
     if not isinstance(clip, ClipRule):
         missing = [name for name in _INTERFACE if not hasattr(clip, name)]

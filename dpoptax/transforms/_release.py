@@ -9,51 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
+from dpoptax.clipping._unit import UnitClip, as_bound
 from dpoptax.mechanisms import Mechanism
 from dpoptax.mechanisms._base import ReleasesVotes
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._counted import CountedGrads, vote_counter
 from dpoptax.random import derive_key
-from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 # Up to here float32 holds a sum of votes exactly.
 MOST_VOTES = 2**24
-
-
-class UnitClip:
-    """A rule in units of its own bound, so that its `l2_clip` is the number 1.
-
-    The bound of the rule may be traced. A mechanism needs a number.
-    """
-
-    l2_clip = 1.0
-
-    def __init__(self, rule: ClipRule) -> None:
-        self._rule = rule
-
-    def weights(
-        self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
-    ) -> PyTree[Float[Array, " batch"]]:
-        """See `ClipRule.weights`."""
-        bound = as_bound(self._rule, step)
-        weights = self._rule.weights(squared_norms, step)
-        return jax.tree.map(lambda leaf: leaf / bound.astype(leaf.dtype), weights)
-
-    def sensitivity(self, relation: Relation) -> float:
-        """See `ClipRule.sensitivity`."""
-        return 2.0 if parse_relation(relation).name == "REPLACE_ONE" else 1.0
-
-
-def as_bound(rule: ClipRule, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """Returns the `l2_clip` of a rule as a float32 array, also if it is traced."""
-    bound: Any = rule.l2_clip
-    return jnp.asarray(bound if isinstance(bound, jax.Array) else as_schedule(bound).at(step))
 
 
 class SumRelease:
