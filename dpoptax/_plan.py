@@ -15,7 +15,6 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
-from dpoptax.accounting._calibrate import with_noise_for
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._epsilon import (
     PrivacyLoss,
@@ -23,14 +22,20 @@ from dpoptax.accounting._epsilon import (
     resolve_relation,
     run_event,
 )
-from dpoptax.accounting._smallest_batch import with_smallest_batch
-from dpoptax.clipping import ClipRule
+from dpoptax.accounting._smallest_batch import (
+    calibrate_with_smallest_batch,
+    with_smallest_batch,
+)
+from dpoptax.clipping import ClipRule, StatefulClipRule
+from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, validated
 from dpoptax.transforms import privatize
+from dpoptax.transforms._release import check_release
 
 FORMAT = "dpoptax plan 1"
 
@@ -46,7 +51,8 @@ class Plan:
             `dpoptax.clipping.FlatClip(c)`.
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. An
             Optax schedule, here or as the clip bound, is evaluated at every planned step and kept
-            as a `dpoptax.schedules.Schedule`.
+            as a `dpoptax.schedules.Schedule`. For a clip rule with state it is that of the whole
+            step.
         num_steps: how many steps may run. The constructor also takes `epochs` in its place: how
             often each example takes part on average.
         delta: of the guarantee; strictly between 0 and 1, and well below 1 / num_examples.
@@ -75,7 +81,7 @@ class Plan:
     """
 
     sampler: Sampler
-    clip: ClipRule
+    clip: AnyClipRule
     noise_multiplier: ScalarOrSchedule
     num_steps: int
     delta: float
@@ -88,7 +94,7 @@ class Plan:
         self,
         *,
         sampler: Sampler,
-        clip: ClipRule | ScalarOrSchedule | optax.Schedule,
+        clip: AnyClipRule | ScalarOrSchedule | optax.Schedule,
         noise_multiplier: ScalarOrSchedule | optax.Schedule,
         num_steps: int | None = None,
         epochs: float | None = None,
@@ -108,7 +114,7 @@ class Plan:
             _validate.non_negative,
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
-        mechanism.check(rule, noise)
+        check_release(rule, noise, mechanism)
         delta = _validate.open_unit("delta", delta)
         _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
         self.__attrs_init__(
@@ -128,7 +134,7 @@ class Plan:
         sampler: Sampler | None = None,
         num_examples: int | None = None,
         expected_batch_size: float | None = None,
-        clip: ClipRule | ScalarOrSchedule | optax.Schedule,
+        clip: AnyClipRule | ScalarOrSchedule | optax.Schedule,
         epochs: float | None = None,
         num_steps: int | None = None,
         epsilon: float,
@@ -173,17 +179,11 @@ class Plan:
         """
         sampler = _arguments.one_sampler(sampler, num_examples, expected_batch_size)
         steps = num_steps_of(sampler, epochs, num_steps)
-        budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "num_steps": steps}
-        found = accounting.calibrate_noise_multiplier(sampler=sampler, **budget)
-        smaller = with_smallest_batch(sampler, found.noise_multiplier, steps, delta)
-        if smaller is not sampler:
-            # Smaller batches cost a little, which a little more noise makes up for.
-            sampler = smaller
-            found = with_noise_for(sampler, found, **budget)
+        sampler, noise = calibrate_with_smallest_batch(sampler, steps, epsilon, delta)
         return cls(
             sampler=sampler,
             clip=clip,
-            noise_multiplier=found.noise_multiplier,
+            noise_multiplier=noise,
             num_steps=steps,
             delta=delta,
             mechanism=mechanism,
@@ -244,6 +244,13 @@ class Plan:
             group_size=group_size,
         )
 
+    @property
+    def gradient_noise_multiplier(self) -> ScalarOrSchedule:
+        """The noise multiplier of the gradients: more than that of a step that also counts."""
+        if not isinstance(self.clip, StatefulClipRule):
+            return self.noise_multiplier
+        return split_noise(self.noise_multiplier, self.clip.count_noise).gradients
+
     def ledger(self) -> accounting.Ledger:
         """Returns an empty ledger for a run of this plan."""
         return accounting.Ledger(self.sampler, self.clip, delta=self.delta)
@@ -282,7 +289,9 @@ class Plan:
         content = _serialize.read_document(text, FORMAT, _serialize.fields(Plan))
         # The other fields are numbers or schedules; `__init__` validates them.
         classes = tuple(classes)
-        interfaces: dict[str, type] = {"sampler": Sampler, "clip": ClipRule, "mechanism": Mechanism}
+        interfaces: dict[str, Any] = {
+            "sampler": Sampler, "clip": (ClipRule, StatefulClipRule), "mechanism": Mechanism
+        }  # fmt: skip
         return cls(
             **{
                 name: _serialize.decode(record, interfaces[name], classes)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dpoptax._validate import described
-from dpoptax.clipping import ClipRule
+from dpoptax.clipping import ClipRule, StatefulClipRule
 from dpoptax.mechanisms import Mechanism
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.schedules import tabulate
@@ -55,6 +55,6 @@ def one_sampler(
 
 def tabulated(value: Any, num_steps: int) -> Any:
     """Evaluates an Optax schedule at each step; returns anything else as it is."""
-    if isinstance(value, ClipRule | type) or not callable(value):
+    if isinstance(value, ClipRule | StatefulClipRule | type) or not callable(value):
         return value
     return tabulate(value, max(num_steps, 1))

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import attrs
 import numpy as np
@@ -141,22 +141,24 @@ def _check_frozen(cls: Any) -> None:
         )
 
 
-def decode(record: Any, expected: type[Value], classes: Iterable[type] = ()) -> Value:
+def decode(
+    record: Any, expected: type[Value] | tuple[type, ...], classes: Iterable[type] = ()
+) -> Value:
     """Returns the value that `encode` wrote; refuses a record of anything but an `expected`.
 
     Args:
         record: in terms of JSON.
-        expected: the class or interface of the value.
+        expected: the class or interface of the value, or several. Errors name the first.
         classes: the user's own classes that the record may have. No class is ever imported, or
             looked up, because a record names it.
     """
-    what = expected.__name__
+    what = (expected if isinstance(expected, type) else expected[0]).__name__
     own = {kind_of(cls): _own_record(cls) for cls in classes}
     value = _decode(mapping(f"the record of a {what}", record), what, own)
     if not isinstance(value, expected):
         kind = described(record.get("kind"))
         raise ValueError(f"expected the record of a {what}; got one of kind {kind}.")
-    return value
+    return cast(Value, value)
 
 
 def decode_number(record: Any) -> Any:

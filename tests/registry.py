@@ -51,6 +51,9 @@ CLIP_RULES = {
     "normalized": dpoptax.clipping.NormalizedClip,
 }
 
+# From the bound of the first step to a clip rule with state.
+CLIP_RULES_WITH_STATE = {"quantile": dpoptax.clipping.QuantileClip}
+
 MECHANISMS = {
     "gaussian": dpoptax.mechanisms.Gaussian,
     "gaussian, four draws": lambda: dpoptax.mechanisms.Gaussian(num_draws=4),

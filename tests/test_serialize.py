@@ -16,6 +16,8 @@ from dpoptax.clipping import (
     NormalizedClip,
     PerLayerClip,
     PsacClip,
+    QuantileClip,
+    StatefulClipRule,
 )
 from dpoptax.mechanisms import DiscreteGaussian, Gaussian, Mechanism
 from dpoptax.samplers import (
@@ -51,6 +53,8 @@ VALUES = [
     (AutoSClip(SCHEDULE_OF_RULES, gamma=0.1), ClipRule),
     (PsacClip(2.0, r=0.5), ClipRule),
     (NormalizedClip(2.0), ClipRule),
+    (QuantileClip(2.0, quantile=0.3), StatefulClipRule),
+    (QuantileClip(count_noise=9.0), (ClipRule, StatefulClipRule)),
     (Gaussian(num_draws=4), Mechanism),
     (DiscreteGaussian(bits=12), Mechanism),
     (SCHEDULE, Schedule),

@@ -1,10 +1,9 @@
 """Privacy events from numbers that other libraries and papers use."""
 
-import math
-
 import dp_accounting
 
 from dpoptax import _validate
+from dpoptax.clipping._count_noise import multiplier_of_gradients
 
 
 def poisson_event(
@@ -53,8 +52,10 @@ def noise_with_private_quantile(noise_multiplier: float, quantile_noise_multipli
     """Returns the noise multiplier for gradients whose clip bound follows a private quantile.
 
     Adaptive clipping releases, at each step, a noisy count of the gradient norms below the clip
-    bound. Use the result as the noise multiplier of the gradients, and account `noise_multiplier`:
-    both releases together then cost what the gradients alone would cost. The result is
+    bound. `dpoptax.clipping.QuantileClip` does so, and computes this number itself. For a count of
+    your own, use the result as the noise multiplier of the gradients, and account
+    `noise_multiplier`: both releases together then cost what the gradients alone would cost. The
+    result is
 
         (noise_multiplier^-2 - (2 quantile_noise_multiplier)^-2)^(-1/2).
 
@@ -77,10 +78,10 @@ def noise_with_private_quantile(noise_multiplier: float, quantile_noise_multipli
     """
     accounted = _validate.positive("noise_multiplier", noise_multiplier)
     quantile = _validate.positive("quantile_noise_multiplier", quantile_noise_multiplier)
-    precision = accounted**-2 - (2 * quantile) ** -2
-    if precision <= 0:
+    gradients = multiplier_of_gradients(accounted, 2 * quantile)
+    if gradients is None:
         raise ValueError(
             f"quantile_noise_multiplier must exceed half of noise_multiplier, {accounted / 2:g}; "
             f"got {quantile:g}: the quantile alone would cost more."
         )
-    return 1 / math.sqrt(precision)
+    return gradients

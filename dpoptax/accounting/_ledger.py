@@ -9,8 +9,8 @@ from dpoptax import _serialize, _validate
 from dpoptax.accounting._charged_steps import ChargedSteps
 from dpoptax.accounting._epsilon import event_epsilon, resolve_relation, run_event
 from dpoptax.accounting._event_json import decode_event, encode_event
-from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
@@ -44,7 +44,7 @@ class Ledger:
     """
 
     def __init__(
-        self, sampler: Sampler, clip: ClipRule | ScalarOrSchedule, *, delta: float
+        self, sampler: Sampler, clip: AnyClipRule | ScalarOrSchedule, *, delta: float
     ) -> None:
         """Creates an empty ledger.
 
@@ -175,7 +175,7 @@ class Ledger:
 
     @classmethod
     def from_json(
-        cls, text: str, *, sampler: Sampler, clip: ClipRule | ScalarOrSchedule
+        cls, text: str, *, sampler: Sampler, clip: AnyClipRule | ScalarOrSchedule
     ) -> "Ledger":
         """Returns the ledger that `to_json` wrote, to continue the same run.
 

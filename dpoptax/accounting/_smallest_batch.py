@@ -8,6 +8,7 @@ example more then displaces another one.
 import functools
 import math
 
+from dpoptax.accounting._calibrate import calibrate_noise_multiplier, with_noise_for
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
@@ -37,6 +38,20 @@ def with_smallest_batch(
         return sampler
     size = _smallest_size(_Unhashed(sampler), noise_multiplier, num_steps, delta)
     return sampler.resized(size) or sampler
+
+
+def calibrate_with_smallest_batch(
+    sampler: Sampler, num_steps: int, epsilon: float, delta: float
+) -> tuple[Sampler, float]:
+    """Returns the sampler with small batches, and the least noise that costs at most `epsilon`."""
+    found = calibrate_noise_multiplier(
+        sampler=sampler, epsilon=epsilon, delta=delta, num_steps=num_steps
+    )
+    smaller = with_smallest_batch(sampler, found.noise_multiplier, num_steps, delta)
+    if smaller is not sampler:
+        # Smaller batches cost a little, which a little more noise makes up for.
+        found = with_noise_for(smaller, found, epsilon=epsilon, delta=delta, num_steps=num_steps)
+    return smaller, found.noise_multiplier
 
 
 class _Unhashed:

@@ -3,12 +3,15 @@
 from typing import Any
 
 import attrs
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._bound import clip_bound, sensitivity_of
 from dpoptax.clipping._check_rule import check_rule, is_ours
+from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
+from dpoptax.clipping._unit import first_rule
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
@@ -68,7 +71,7 @@ class FlatClip:
         return sensitivity_of(self.l2_clip, relation)
 
 
-def as_clip_rule(clip: Any) -> ClipRule:
+def as_clip_rule(clip: Any) -> AnyClipRule:
     """Returns a rule as it is, and a number or a schedule as `FlatClip`.
 
     Raises:
@@ -82,6 +85,11 @@ def as_clip_rule(clip: Any) -> ClipRule:
             f"clip must be a number or a clip rule; got the class {clip.__name__}. Make a value of "
             f"it, such as {clip.__name__}(1.0)."
         )
+    if isinstance(clip, StatefulClipRule):
+        # The rule of its first step must keep the laws, also if this is being traced.
+        with jax.ensure_compile_time_eval():
+            as_clip_rule(first_rule(clip))
+        return clip
     if not isinstance(clip, ClipRule):
         missing = [name for name in _INTERFACE if not hasattr(clip, name)]
         if 0 < len(missing) < len(_INTERFACE):
@@ -101,12 +109,13 @@ def as_clip_rule(clip: Any) -> ClipRule:
     return clip
 
 
-def check_sensitivity(clip: ClipRule, relation: Relation) -> None:
+def check_sensitivity(rule: AnyClipRule, relation: Relation) -> None:
     """Raises if neighbours move the sum by more than the noise covers under a relation.
 
     Raises:
         ValueError: the sensitivity that the rule states is infinite, or too large.
     """
+    clip = first_rule(rule)
     largest = as_schedule(clip.l2_clip).max
     name = parse_relation(relation).name.lower()
     moves = clip.sensitivity(name)  # as text, which a rule of the user's own may compare

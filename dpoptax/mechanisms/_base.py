@@ -19,6 +19,12 @@ class Mechanism(Protocol):
     that. Write it as a frozen class with numbers as fields: the noise keys are derived from its
     fields.
 
+    For clip rules with state, such as `dpoptax.clipping.QuantileClip`, a mechanism also needs
+    `release_votes(key, votes, noise_multiplier, step, batch)`. It returns a sum of votes with
+    noise, as a float32 number. `votes` is an int32 number to which each of the `batch` rows adds
+    -1, 0 or 1, and the noise must be at least as private as Gaussian noise of standard deviation
+    `noise_multiplier`, together with the noise of `release`.
+
     Example:
         >>> import dpoptax
         >>> isinstance(dpoptax.mechanisms.Gaussian(), Mechanism)
@@ -54,6 +60,21 @@ class Mechanism(Protocol):
             clip: the clip rule.
             noise_multiplier: standard deviation of the noise divided by the clip bound.
         """
+
+
+@runtime_checkable
+class ReleasesVotes(Protocol):
+    """A mechanism for clip rules with state; see `Mechanism`."""
+
+    def release_votes(
+        self,
+        key: PRNGKeyArray,
+        votes: Int[Array, ""],
+        noise_multiplier: ScalarOrSchedule,
+        step: Int[Array, ""] | int,
+        batch: int,
+    ) -> Float[Array, ""]:
+        """Returns a sum of votes with noise; see `Mechanism`."""
 
 
 def noise_stddev(

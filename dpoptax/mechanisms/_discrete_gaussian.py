@@ -149,6 +149,28 @@ class DiscreteGaussian:
             noisy.append(released.astype(dtype) / steps_per_unit.astype(dtype))
         return jax.tree.unflatten(treedef, noisy)
 
+    def release_votes(
+        self,
+        key: PRNGKeyArray,
+        votes: Int[Array, ""],
+        noise_multiplier: ScalarOrSchedule,
+        step: Int[Array, ""] | int,
+        batch: int,
+    ) -> Float[Array, ""]:
+        """Returns the votes with exact noise on the grid of the gradients; see `Mechanism`.
+
+        A vote is a whole number of grid steps, rounded down. So the gradient of an example and its
+        vote have a joint squared norm of at most (4**bits - 9) / z**2 grid steps, with the noise
+        multiplier z of the whole step, and the proof of the class holds for both together.
+        """
+        noise = as_schedule(noise_multiplier)
+        steps = tuple(self._steps_per_vote(value, batch) for value in noise.values)
+        # Below 2**24, so float32 holds it exactly.
+        per_vote = jnp.asarray(Schedule(steps, noise.lengths).at(step), jnp.float32)
+        released = votes * per_vote.astype(jnp.int32)
+        released = released + discrete_gaussian(key, (), bits=self.bits)
+        return released.astype(jnp.float32) / per_vote
+
     def check(self, clip: ClipRule, noise_multiplier: ScalarOrSchedule) -> None:
         """See `Mechanism.check`."""
         noise_stddev(clip, noise_multiplier)
@@ -163,6 +185,21 @@ class DiscreteGaussian:
         noise = as_schedule(noise_multiplier)
         bounds = tuple(_squared_bound(self.bits, value) for value in noise.values)
         return Schedule(bounds, noise.lengths)
+
+    def _steps_per_vote(self, noise_multiplier: float, batch: int) -> int:
+        squared = (4**self.bits - SMOOTHING) / fractions.Fraction(noise_multiplier) ** 2
+        steps = min(math.isqrt(math.floor(squared)), 2**24 - 1)
+        if steps == 0:
+            raise ValueError(
+                f"the grid is too coarse for a count with noise of {noise_multiplier / 2:g}. Pass "
+                f"DiscreteGaussian(bits=b) with more than {self.bits} bits, or less count_noise."
+            )
+        if batch * steps + NOISE_ROOM * 2**self.bits > 2**31:
+            raise ValueError(
+                f"a sum of {batch} votes of {steps} grid steps may not fit into 32 bits. Pass "
+                f"DiscreteGaussian(bits=b) with less than {self.bits} bits."
+            )
+        return steps
 
     def _check_room(self, batch: int, dimension: int, squared_bounds: Schedule) -> None:
         smallest, largest = math.sqrt(squared_bounds.min), math.sqrt(squared_bounds.max)

@@ -3,6 +3,7 @@
 import functools
 
 import attrs
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
@@ -10,7 +11,7 @@ from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.mechanisms._gaussian_noise import add_gaussian
 from dpoptax.per_example import PerExampleGrads
-from dpoptax.schedules import ScalarOrSchedule
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 
 def _num_draws(value: int) -> int:
@@ -77,6 +78,25 @@ class Gaussian:
         stddev = noise_stddev(clip, noise_multiplier, step)
         return add_gaussian(
             key, clipped_sum, stddev, num_draws=self.num_draws, jax_random=self.jax_random
+        )
+
+    def release_votes(
+        self,
+        key: PRNGKeyArray,
+        votes: Int[Array, ""],
+        noise_multiplier: ScalarOrSchedule,
+        step: Int[Array, ""] | int,
+        batch: int,
+    ) -> Float[Array, ""]:
+        """Returns the votes with Gaussian noise; see `Mechanism`."""
+        del batch
+        stddev = as_schedule(noise_multiplier).at(step)
+        return add_gaussian(
+            key,
+            votes.astype(jnp.float32),
+            stddev,
+            num_draws=self.num_draws,
+            jax_random=self.jax_random,
         )
 
     def check(self, clip: ClipRule, noise_multiplier: ScalarOrSchedule) -> None:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax._jax_compat import current_trace
-from dpoptax.per_example._base import PerExampleGrads, Values, WeightsOf, register_form
+from dpoptax.per_example._base import PerExampleGrads, Values, register_form
 from dpoptax.per_example._batch_sum import fold_and_stack
+from dpoptax.per_example._counted import KnownNorms
 from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._parts import Parts, parts_of
@@ -73,18 +74,15 @@ class MicrobatchedGrads(PerExampleGrads):
         weights_by_leaf(weights, self.trace.program.params_treedef, self.mask)  # to check them
         return self._pass(lambda part, weights: (part.weighted_sum(weights), None), weights)[0]
 
-    def clip_and_sum(self, weights_of: WeightsOf) -> PyTree[Float[Array, "..."]]:
-        """See `PerExampleGrads.clip_and_sum`; one pass over the batch."""
-
-        def clip(part: PerExampleGrads, _: None) -> tuple[PyTree, PyTree]:
-            norms = part.squared_norms()
-            return part.weighted_sum(weights_of(norms)), norms
-
-        return self._pass(clip, has_norms=True)[0]
-
     def sum_by_parts(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
-        """See `PerExampleGrads.sum_by_parts`; one pass over the batch."""
-        return self._pass(lambda part, _: (function(part), None))[0]
+        """See `PerExampleGrads.sum_by_parts`; one pass over the batch, as `clip_and_sum` is."""
+
+        def of_part(part: PerExampleGrads, _: None) -> tuple[PyTree, PyTree]:
+            known = KnownNorms(part)
+            # The norms too, if the function has asked for them.
+            return function(known), known.norms
+
+        return self._pass(of_part, has_norms=True)[0]
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""

@@ -12,6 +12,8 @@ import scipy.special
 from dpoptax import _serialize, _validate
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns, trade_off
+from dpoptax.clipping import StatefulClipRule
+from dpoptax.clipping._count_noise import split_noise
 from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
@@ -42,6 +44,8 @@ class Report(ReportValues):
         clip: class and settings of the clip rule.
         mechanism: class and settings of the mechanism.
         noise_multiplier: a number or a schedule.
+        gradient_noise_multiplier: that of the gradients alone, if each step also releases a count
+            for its clip rule; else None.
         steps_planned: how many steps the plan has.
         steps_done: how many of them were done.
         steps_lost: how many more were charged: they may have been released before a crash, and
@@ -147,16 +151,23 @@ class Report(ReportValues):
         # rounded up.
         below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
         epsilons = {value: costs.epsilon(value) for value in (above, delta, below) if value < 1}
+        clip, gradients = _serialize.encode_or_describe(ledger.clip), None
+        if isinstance(ledger.clip, StatefulClipRule):
+            split = split_noise(noise_multiplier, ledger.clip.count_noise)
+            # The number, where the rule leaves it to the noise multiplier.
+            clip["count_noise"] = _serialize.encode(split.count_noise)
+            gradients = split.gradients
         rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
         return cls(
             unit=sampler.unit,
             relation=relation.name.lower(),
             num_units=sampler.num_examples,
-            released=_text.RELEASED,
+            released=_text.RELEASED if gradients is None else _text.RELEASED_WITH_COUNTS,
             sampler=_serialize.encode_or_describe(sampler),
-            clip=_serialize.encode_or_describe(ledger.clip),
+            clip=clip,
             mechanism=_serialize.encode_or_describe(mechanism),
             noise_multiplier=noise_multiplier,
+            gradient_noise_multiplier=gradients,
             steps_planned=steps_planned,
             steps_done=steps_done,
             steps_lost=ledger.num_steps - steps_done,
@@ -197,7 +208,8 @@ class Report(ReportValues):
         content = {
             name: getattr(self, name) for name in _serialize.fields(Report) if name != "loss"
         }
-        content["noise_multiplier"] = _serialize.encode(self.noise_multiplier)
+        for name in ("noise_multiplier", "gradient_noise_multiplier"):
+            content[name] = _serialize.encode(content[name])
         return _serialize.write_document(
             "dpoptax report 1", {**_finite(content), "in_words": self.in_words()}
         )

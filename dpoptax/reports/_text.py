@@ -18,6 +18,10 @@ WIDTH = 110
 # A rule may have a bound for each of many parameters. The JSON has all of them.
 MAX_ITEMS = 8
 RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
+RELEASED_WITH_COUNTS = (
+    "every noisy gradient, every noisy count that sets the clip bound, and so all intermediate "
+    "parameters and the final ones"
+)
 NO_PRNG = "none drawn yet: this is the report of a plan"
 # The conditions of every statement, and between them one on the end of the run.
 KEYS = "The random keys are secret, and no key was used for two runs."
@@ -150,11 +154,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         "What is compared": f"{compared} ({values.relation})",
         "What was released": values.released,
         "Sampling": _settings(values.sampler),
-        "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
-        "a step",
-        "Noise": _settings(values.mechanism),
-        "Noise multiplier": f"{_short(_serialize.encode(values.noise_multiplier))}: the standard "
-        "deviation of the noise, divided by that bound",
+        **_bound_and_noise(values),
         "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
         "Random numbers": values.prng,
         "Calculated with": values.accountant,
@@ -172,6 +172,25 @@ def _search(values: ReportValues) -> dict[str, str]:
     return {
         "Search": f"the best of K runs, K random with mean {mean:g} ({name}). Every number here is "
         f"that of the whole search; one run alone costs epsilon {alone}"
+    }
+
+
+def _bound_and_noise(values: ReportValues) -> dict[str, str]:
+    """How gradients are clipped, and what is added to their sum."""
+    multiplier = _short(_serialize.encode(values.noise_multiplier))
+    follows, of_whole_step = "", ""
+    if values.gradient_noise_multiplier is not None:
+        gradients = _short(_serialize.encode(values.gradient_noise_multiplier))
+        follows = ". It follows noisy counts, one of each step"
+        of_whole_step = (
+            f" of the gradient and the count together, {gradients} of the gradient alone"
+        )
+    return {
+        "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
+        f"a step{follows}",
+        "Noise": _settings(values.mechanism),
+        "Noise multiplier": f"{multiplier}{of_whole_step}: the standard deviation of the noise, "
+        "divided by that bound",
     }
 
 

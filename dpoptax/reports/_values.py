@@ -20,6 +20,7 @@ class ReportValues:
     clip: dict[str, Any]
     mechanism: dict[str, Any]
     noise_multiplier: ScalarOrSchedule
+    gradient_noise_multiplier: ScalarOrSchedule | None
     steps_planned: int
     steps_done: int
     steps_lost: int

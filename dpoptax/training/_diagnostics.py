@@ -2,18 +2,41 @@
 
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from dpoptax._explicit_axes import replicated_results
-from dpoptax.clipping import ClipRule
+from dpoptax.clipping import ClipRule, StatefulClipRule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import global_squared_norms
+from dpoptax.transforms._privatize import PrivatizeState
 
 # A few bad rows are usual in real data. More than this fraction and this number hint at a mistake.
 MANY, AT_LEAST = 0.05, 10
+
+
+def rule_of_step(clip: AnyClipRule, opt_state: optax.OptState) -> ClipRule:
+    """Returns the clip rule of the step that starts from a state.
+
+    Raises:
+        ValueError: the rule has state, and `opt_state` is that of another rule.
+    """
+    if not isinstance(clip, StatefulClipRule):
+        return clip
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, PrivatizeState))
+    found = [node.clip_state for node in leaves if isinstance(node, PrivatizeState)]
+    structures: list[Any] = [jax.tree.structure(state) for state in found[:1]]
+    if structures != [jax.tree.structure(jax.eval_shape(clip.init))]:
+        raise ValueError(
+            f"expected the state of the clip rule {type(clip).__name__} in the state of the "
+            "optimizer; got a state without it. Pass the clip rule of tx as diagnostics."
+        )
+    return clip.at(found[0])
 
 
 @replicated_results

@@ -22,6 +22,7 @@ from dpoptax.per_example._parts import shards_of
 from dpoptax.per_example._validate_loss import check_loss, takes_key
 from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._train_step import TrainState
+from dpoptax.transforms._release import SumRelease
 
 # The fraction of the device's memory for the temporaries of a step. The rest is for parameters,
 # optimizer state and data, which the compiler's number leaves out.
@@ -96,9 +97,13 @@ def microbatch_size_for_plan(
     loss_of, point_of = split_objective(loss_fn)
     point = jax.eval_shape(point_of, state.params, state.opt_state)
 
+    sum_release = SumRelease(
+        plan.clip, plan.noise_multiplier, plan.sampler.expected_batch_size, plan.mechanism
+    )
+
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.
-        return plan.mechanism.release(jax.random.key(0), grads, plan.clip, plan.noise_multiplier, 0)
+        return sum_release(jax.random.key(0), grads, sum_release.init(), 0)
 
     size = plan.sampler.max_batch_size
     return _largest_microbatch(loss_of, point, example, release, size, default_limit(), sharding)

@@ -9,11 +9,15 @@ from typing import Any, NamedTuple, TypeAlias
 import attrs
 import jax
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax.accounting import Ledger
+from dpoptax.clipping import StatefulClipRule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.reports import round_up
+from dpoptax.training._diagnostics import rule_of_step
 from dpoptax.training._multihost import from_first_process
 from dpoptax.training._train_step import StepInfo, TrainState
 from dpoptax.transforms._average import average_like
@@ -37,6 +41,8 @@ class Progress(NamedTuple):
             `dpoptax.transforms.average_params`; else None.
         nonprivate: diagnostics of the last step; None unless `fit(diagnostics=True)`. They are not
             private: they come from the data without noise.
+        l2_clip: the clip bound of the next step, if the clip rule has state; else None. It is
+            private, as the parameters are.
     """
 
     step: int
@@ -47,6 +53,7 @@ class Progress(NamedTuple):
     params: PyTree
     averaged_params: PyTree = None
     nonprivate: StepInfo | None = None
+    l2_clip: float | None = None
 
 
 Show: TypeAlias = Callable[[Progress], Any]
@@ -176,6 +183,7 @@ class ProgressReporter:
             params=state.params,
             averaged_params=average_like(state.params, state.opt_state),
             nonprivate=info,
+            l2_clip=_bound_of(self._ledger.clip, state.opt_state),
         )
         answers = [_asks_to_stop(self._call(number, progress)) for number in due]
         if any(answers):
@@ -222,6 +230,8 @@ class _Bar:
     def show(self, progress: Progress) -> None:
         epsilon = round_up(progress.epsilon)
         text = f"ε = {epsilon} at δ = {progress.delta:g} after {progress.step:,} steps"
+        if progress.l2_clip is not None:
+            text += f", clip bound {progress.l2_clip:.3g}"
         if progress.nonprivate is not None:
             text += f"; {_describe(progress.nonprivate)}"
         self._bar.set_postfix_str(text)
@@ -256,6 +266,13 @@ def _asks_to_stop(answer: Any) -> bool:
             f"got {type(answer).__name__}. Store what it computes elsewhere, and return nothing."
         )
     return bool(answer)
+
+
+def _bound_of(clip: AnyClipRule, opt_state: optax.OptState) -> float | None:
+    """The current bound of a clip rule with state; None for another rule."""
+    if not isinstance(clip, StatefulClipRule):
+        return None
+    return float(rule_of_step(clip, opt_state).l2_clip)  # type: ignore[arg-type]
 
 
 def _describe(info: StepInfo) -> str:

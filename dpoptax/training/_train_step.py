@@ -12,6 +12,7 @@ from dpoptax import _validate
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping import ClipRule
 from dpoptax.clipping._flat import as_clip_rule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._api import deferred_values_and_grads
 from dpoptax.per_example._parts import check_divides, shards_of
@@ -21,7 +22,7 @@ from dpoptax.samplers import take as gather
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take, take_plain
-from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
+from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms, rule_of_step
 from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import take_over_digest
@@ -134,7 +135,7 @@ def make_train_step(
     sampler: Sampler,
     take: Take = take,
     microbatch_size: int | None = None,
-    diagnostics: ClipRule | ScalarOrSchedule | None = None,
+    diagnostics: AnyClipRule | ScalarOrSchedule | None = None,
     has_aux: bool = False,
 ) -> TrainStep:
     """Returns one private step: sample, gather, per-example gradients, update.
@@ -214,7 +215,8 @@ def make_train_step(
         updates, opt_state = tx.update(grads, opt_state, state.params)
         # After the update: microbatches have the losses from the pass that clips and sums.
         losses, aux = values() if has_aux else (values(), None)
-        info = _info(losses, aux, grads, batch.mask, clip, state.step)
+        now = None if clip is None else rule_of_step(clip, state.opt_state)
+        info = _info(losses, aux, grads, batch.mask, now, state.step)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

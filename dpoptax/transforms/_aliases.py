@@ -4,7 +4,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from dpoptax._foreign_names import answer_foreign_names
-from dpoptax.clipping import ClipRule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.schedules import ScalarOrSchedule
 from dpoptax.transforms._adam_bc import scale_by_adam_bc
 from dpoptax.transforms._chain import chain
@@ -14,7 +14,7 @@ from dpoptax.transforms._privatize import privatize
 @answer_foreign_names
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     *,
     noise_multiplier: ScalarOrSchedule,
     expected_batch_size: ScalarOrSchedule,
@@ -63,7 +63,7 @@ def dp_sgd(
 @answer_foreign_names
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     *,
     noise_multiplier: ScalarOrSchedule,
     expected_batch_size: ScalarOrSchedule,
@@ -114,7 +114,7 @@ def dp_adam(
 @answer_foreign_names
 def dp_adam_bc(
     learning_rate: optax.ScalarOrSchedule,
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     *,
     noise_multiplier: ScalarOrSchedule,
     expected_batch_size: ScalarOrSchedule,

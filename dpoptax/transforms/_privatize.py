@@ -6,7 +6,6 @@ These steps happen once, in this order, in float32 or wider. This is algorithm 1
 2016 (arXiv:1607.00133), with the public expected batch size instead of the realised one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +20,8 @@ from dpoptax._explicit_axes import (
     sharded_like,
 )
 from dpoptax._foreign_names import answer_foreign_names
-from dpoptax.clipping import ClipRule
-from dpoptax.clipping._check_rule import check_fits
 from dpoptax.clipping._flat import as_clip_rule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._stacked import as_per_example_grads
@@ -34,7 +32,8 @@ from dpoptax.random._reuse_guard import KeyReuseGuard, is_placeholder
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 from dpoptax.transforms import _position
-from dpoptax.transforms._private import PrivateTransformation, released_noise_stddev
+from dpoptax.transforms._private import PrivateTransformation
+from dpoptax.transforms._release import SumRelease
 
 
 class PrivatizeState(NamedTuple):
@@ -43,6 +42,8 @@ class PrivatizeState(NamedTuple):
     Attributes:
         step: the number of the next release, int32.
         key: the key of this run's noise; the same in every step.
+        clip_state: the state of a clip rule that has one, such as
+            `dpoptax.clipping.QuantileClip`; else empty. It is part of what was released.
 
     Example:
         >>> import jax
@@ -53,15 +54,17 @@ class PrivatizeState(NamedTuple):
 
     step: Int[Array, ""]
     key: PRNGKeyArray
+    clip_state: PyTree = ()
 
     def __repr__(self) -> str:
         """Leaves out the key, which must not appear in logs and error messages."""
-        return f"PrivatizeState(step={self.step}, key=<not shown>)"
+        clip = f", clip_state={self.clip_state}" if jax.tree.leaves(self.clip_state) else ""
+        return f"PrivatizeState(step={self.step}, key=<not shown>{clip})"
 
 
 @answer_foreign_names
 def privatize(
-    clip: ClipRule | ScalarOrSchedule,
+    clip: AnyClipRule | ScalarOrSchedule,
     noise_multiplier: ScalarOrSchedule | optax.Schedule,
     *,
     expected_batch_size: ScalarOrSchedule | optax.Schedule,
@@ -89,7 +92,8 @@ def privatize(
 
     Args:
         clip: a clip rule such as `dpoptax.clipping.FlatClip(1.0)`, or a number as its short form.
-        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound.
+        noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. For
+            a clip rule with state it is that of the whole step, and the sum gets a little more.
         expected_batch_size: the public normaliser, sampling_rate times num_examples; never the
             number of examples that a batch happens to have. Clip, noise and size may each be a
             `dpoptax.schedules.Schedule`, evaluated at the number of the release. Convert an Optax
@@ -131,20 +135,21 @@ def privatize(
     _position.refuse_array("expected_batch_size", expected_batch_size)
     rule = as_clip_rule(clip)
     noise = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
-    mechanism.check(rule, noise)
     size = validated("expected_batch_size", expected_batch_size, _validate.batch_size)
+    sum_release = SumRelease(rule, noise, size, mechanism)
     root = allowed_key("key", key)
     # Without noise there is none to draw twice.
     guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None
-    # The bound apart from the rule, in case it is a property of a class and no field.
-    released = fingerprint(rule, rule.l2_clip, noise, size, mechanism)
+    released = fingerprint(*sum_release.identity)
 
     def init(params: PyTree) -> PrivatizeState:
         if not is_placeholder(params):
             _position.refuse_wrapper()
             _position.refuse_masked(params)
-            check_fits(rule, params)
-        state = PrivatizeState(jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0))
+            sum_release.check_fits(params)
+        state = PrivatizeState(
+            jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0), sum_release.init()
+        )
         if guard is not None:
             guard.on_init(state.key, params)
         return state
@@ -158,7 +163,7 @@ def privatize(
         _position.refuse_mapped_axes()
         grads = as_per_example_grads(updates, _required(params))
         specs = grads.parameter_specs()
-        next_state = PrivatizeState(step=state.step + 1, key=state.key)
+        next_state = state._replace(step=state.step + 1)
         if not jax.tree.leaves(specs):
             return specs, next_state
         if guard is not None:
@@ -167,45 +172,46 @@ def privatize(
         # noise: the difference of two releases with the same noise would have none.
         release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(_shapes(specs))}")
         release_key = jax.random.fold_in(release_key, state.step)
-        noisy = _run_release(
-            lambda key, grads, step: mechanism.release(key, grads, rule, noise, step),
-            *(release_key, grads, state.step),
-            params=params,
+        noisy, clip_state = _run_release(
+            sum_release, release_key, grads, state.clip_state, state.step, params=params
         )
+        next_state = next_state._replace(clip_state=clip_state)
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = _divided(noisy, divisor, specs)
         if guard is not None:
-            guard.on_release(release_key, release)
+            guard.on_release(release_key, (release, clip_state))
         return release, next_state
 
     def stddev(state: PrivatizeState, params: PyTree) -> PyTree:
         del params
-        return released_noise_stddev(rule, noise, size, state.step)
+        return sum_release.noise_stddev(state.clip_state, state.step)
 
     return PrivateTransformation(init, update, noise_stddev=stddev)
 
 
 def _run_release(
-    release: Callable[..., PyTree],
+    sum_release: SumRelease,
     key: PRNGKeyArray,
     grads: PerExampleGrads,
+    clip_state: PyTree,
     step: Array,
     *,
     params: PyTree,
-) -> PyTree:
-    """Returns `release(key, grads, step)`, sharded like the parameters."""
-    noisy, readings = run_with_automatic_axes(
-        lambda key, grads, step: (release(key, grads, step), grads.readings()),
-        *(key, grads, step),
+) -> tuple[PyTree, PyTree]:
+    """Returns the noisy sum, sharded like the parameters, and the next state of the clip rule."""
+    noisy, clip_state, readings = run_with_automatic_axes(
+        lambda *args: (*sum_release(*args), args[1].readings()),
+        *(key, grads, clip_state, step),
         specs_of=lambda results: (
             sharded_like(params)(results[0]),
-            sharded_by_example(None, grads.mask)(results[1]),
+            sharded_like(None)(results[1]),
+            sharded_by_example(None, grads.mask)(results[2]),
         ),
     )
     # With explicit axes, it ran on a copy of the gradients, which found the losses.
     grads.remember(readings)
-    return noisy
+    return noisy, clip_state
 
 
 def _divided(noisy: PyTree, divisor: float | Array, specs: PyTree) -> PyTree:
