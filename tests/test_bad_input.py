@@ -531,7 +531,13 @@ WRONG_CALLS = {
 
 # Calls with arguments of a wrong type, which the type checker of the tests refuses first.
 UNTYPED = {
-    *("no clip", "text for a clip", "Optax schedule for a clip", "settings for a plan"),
+    *(
+        "no clip",
+        "text for a clip",
+        "text for the bound of a group",
+        "Optax schedule for a clip",
+        "settings for a plan",
+    ),
     *("file for a plan", "no plan in a run", "loss and parameters as a pair", "value of a loss"),
     *("resume without a folder", "checkpoints without a folder", "word for a microbatch"),
     "number for a key",

@@ -56,7 +56,7 @@ class PerLayerClip:
 
     def __init__(self, l2_clip: ScalarOrSchedule, sizes: dict[str, int] | None = None) -> None:
         bound = validated("l2_clip", l2_clip, clip_bound)
-        checked = None if sizes is None else tuple(sorted(map(_size, dict(sizes).items())))
+        checked = None if sizes is None else tuple(sorted(map(_size, sizes.items())))
         self.__attrs_init__(bound, checked)
 
     def __repr__(self) -> str:

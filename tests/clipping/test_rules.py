@@ -198,6 +198,12 @@ def test_the_largest_weight_of_psac():
     assert np.max(weights * norms) < 1
 
 
+def with_bound(rule, l2_clip):
+    if isinstance(rule, PerLayerClip):
+        return PerLayerClip(l2_clip, rule.sizes)
+    return attrs.evolve(rule, l2_clip=l2_clip)
+
+
 @every_rule
 def test_a_schedule_of_bounds_sets_weights_and_noise(rule):
     schedule = Schedule((C, C / 2), (3, 3))
@@ -206,7 +212,7 @@ def test_a_schedule_of_bounds_sets_weights_and_noise(rule):
             {"a": Schedule((1.2, 0.6), (3, 3)), "b": Schedule((1.6, 0.8), (3, 3))}
         )
     else:
-        scheduled = attrs.evolve(rule, l2_clip=schedule)
+        scheduled = with_bound(rule, schedule)
     norms = {"a": jnp.array([0.5, 9.0]), "b": jnp.array([0.1, 4.0])}
     for step, factor in ((0, 1), (2, 1), (3, 2), (9, 2)):
         found = scheduled.weights(norms, jnp.int32(step))
@@ -214,7 +220,7 @@ def test_a_schedule_of_bounds_sets_weights_and_noise(rule):
         if isinstance(rule, GroupClip):
             expected = GroupClip({name: bound / factor for name, bound in BOUNDS.items()})
         else:
-            expected = attrs.evolve(rule, l2_clip=C / factor)
+            expected = with_bound(rule, C / factor)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected.weights(norms)
         )
