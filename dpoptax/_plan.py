@@ -26,7 +26,7 @@ from dpoptax.accounting._smallest_batch import (
     calibrate_with_smallest_batch,
     with_smallest_batch,
 )
-from dpoptax.clipping import ClipRule, StatefulClipRule
+from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
 from dpoptax.clipping._state import AnyClipRule
@@ -287,19 +287,7 @@ class Plan:
             ValueError: the text is not such a plan. Nothing is guessed and nothing is ignored.
         """
         content = _serialize.read_document(text, FORMAT, _serialize.fields(Plan))
-        # The other fields are numbers or schedules; `__init__` validates them.
-        classes = tuple(classes)
-        interfaces: dict[str, Any] = {
-            "sampler": Sampler, "clip": (ClipRule, StatefulClipRule), "mechanism": Mechanism
-        }  # fmt: skip
-        return cls(
-            **{
-                name: _serialize.decode(record, interfaces[name], classes)
-                if name in interfaces
-                else _serialize.decode_number(record)
-                for name, record in content.items()
-            }
-        )
+        return cls(**_arguments.decoded(content, tuple(classes)))
 
     def _steps(self, num_steps: int | None) -> int:
         if num_steps is None:

@@ -1,7 +1,9 @@
 """Arguments of a plan: what is accepted, and what is meant by the short forms."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from dpoptax import _serialize
 from dpoptax._validate import described
 from dpoptax.clipping import ClipRule, StatefulClipRule
 from dpoptax.mechanisms import Mechanism
@@ -58,3 +60,19 @@ def tabulated(value: Any, num_steps: int) -> Any:
     if isinstance(value, ClipRule | StatefulClipRule | type) or not callable(value):
         return value
     return tabulate(value, max(num_steps, 1))
+
+
+def decoded(content: Mapping[str, Any], classes: tuple[type, ...]) -> dict[str, Any]:
+    """Returns the arguments of a plan from a record of its fields."""
+    interfaces: dict[str, Any] = {
+        "sampler": Sampler,
+        "clip": (ClipRule, StatefulClipRule),
+        "mechanism": Mechanism,
+    }
+    # The other fields are numbers or schedules; the plan validates them.
+    return {
+        name: _serialize.decode(record, interfaces[name], classes)
+        if name in interfaces
+        else _serialize.decode_number(record)
+        for name, record in content.items()
+    }
