@@ -18,6 +18,7 @@ from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._costs import Costs
+from dpoptax.reports._released import released
 from dpoptax.reports._round import round_up
 from dpoptax.reports._values import ReportValues
 from dpoptax.schedules import ScalarOrSchedule
@@ -162,7 +163,7 @@ class Report(ReportValues):
             unit=sampler.unit,
             relation=relation.name.lower(),
             num_units=sampler.num_examples,
-            released=_text.RELEASED if gradients is None else _text.RELEASED_WITH_COUNTS,
+            released=released(gradients is not None, guarantee.num_other_releases),
             sampler=_serialize.encode_or_describe(sampler),
             clip=clip,
             mechanism=_serialize.encode_or_describe(mechanism),
