@@ -136,7 +136,7 @@ def suggest(
       long as the noise multiplier is about 2 or more; with less, it grows (Sander et al. 2022,
       arXiv:2210.03403). We take as many steps as the compute allows with at most 10 % more noise
       than full batches have, from 200 to 2000.
-    - **Clip.** Normalised gradients (Bu et al. 2022, arXiv:2206.07136): nothing to tune.
+    - **Clip.** Normalised gradients (Bu et al. 2023, arXiv:2206.07136): nothing to tune.
     - **Learning rate**, of Adam. The noise moves each parameter like a random walk, by about
       `learning_rate * sqrt(num_steps)`. We let it be 3 * num_parameters ** -0.25, and 0.7 at most.
 
@@ -190,7 +190,7 @@ def suggest(
         "run, which is 3 / num_parameters ** 0.25 and 0.7 at most. Where we measured it, half or "
         "twice the rate cost up to 3 points of accuracy at epsilon 1, and 1 point at 3 and 8.",
         "An automatic clip rule gives every example a gradient of about the same norm, so the "
-        "bound needs no tuning (Bu et al. 2022). Adam divides by the size of the gradients, so its "
+        "bound needs no tuning (Bu et al. 2023). Adam divides by the size of the gradients, so its "
         "learning rate does not depend on the bound.",
         _about_dimension(num_examples, num_parameters, mu),
     )
