@@ -102,7 +102,7 @@ class QuantileClip:
 
     Attributes:
         initial: the bound of the first step, in the unit of the gradient. With the default
-            settings, a guess that is wrong by a factor of ten costs some twenty steps.
+            settings, about twenty steps correct a guess that is wrong by a factor of ten.
         quantile: the fraction of the norms that the bound shall exceed; strictly between 0 and 1.
             0.5 is the usual choice.
         learning_rate: of the logarithm of the bound.

@@ -95,7 +95,8 @@ class Report(ReportValues):
     ) -> "Report":
         """Returns the report of the first `num_steps` steps of a plan, all by default.
 
-        With `runs` it is the report of a search, of which this plan is one run.
+        With `runs` it is the report of a search in which no run costs more than this plan. For
+        candidates that cost more, see `dpoptax.accounting.tuned`.
         """
         if num_steps is None:
             num_steps = plan.num_steps
