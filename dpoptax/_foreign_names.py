@@ -32,7 +32,8 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampling_prob": (JAX_PRIVACY, ("expected_batch_size", "sampler")),
     "sampling_rate": (OTHERS, ("expected_batch_size", "sampler")),
     "q": (OTHERS, ("expected_batch_size", "sampler")),
-    "batch_size": (OTHERS, ("expected_batch_size", "sampler")),
+    "batch_size": (OTHERS, ("expected_batch_size", "sampler", "steps_per_round")),
+    "expected_batch_size": ("dpoptax.samplers.Poisson", ("sampler", "steps_per_round")),
     "normalize_by": (JAX_PRIVACY, ("expected_batch_size",)),
     "poisson_sampling": (OPACUS, ("sampler",)),
     "max_physical_batch_size": (OPACUS, ("microbatch_size",)),
@@ -72,6 +73,7 @@ _REMEDIES = {
         "noise_multiplier=, the standard deviation of the noise on the sum divided by clip"
     ),
     "sampler": "sampler=dpoptax.samplers.Poisson(num_examples, expected_batch_size)",
+    "steps_per_round": "steps_per_round=num_examples // batch_size, the steps of one epoch",
     "key": "key=jax.random.key(seed), or dpoptax.random.secure_key() for secret noise",
     "data": "data= arrays, or HostData(source) with random access",
     "optimizer": "optimizer=optax.sgd(learning_rate), or another optimizer of Optax",
@@ -104,7 +106,8 @@ def answer_foreign_names(function: Function) -> Function:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{called}: {error}. {_takes(known)}{_unpack(args)}") from None
+            hint = " Pass arguments by name." if "positional" in str(error) else _unpack(args)
+            raise TypeError(f"{called}: {error}. {_takes(known)}{hint}") from None
         return function(*args, **kwargs)
 
     return cast(Function, checked)

@@ -6,10 +6,11 @@ import textwrap
 import attrs
 import dp_accounting
 
-from dpoptax import _validate, accounting, clipping
+from dpoptax import _validate, clipping
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.accounting._budget import Budget
+from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.samplers import Poisson
@@ -82,18 +83,18 @@ class Suggestion:
             earlier: the event of other releases on the same data, such as a private quantile of the
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
-        sampler = Poisson(self.num_examples, self.expected_batch_size)
-        found = accounting.calibrate_noise_multiplier(
-            epsilon=self.epsilon,
-            delta=self.delta,
-            sampler=sampler,
-            num_steps=self.num_steps,
-            earlier=earlier,
+        # A plan has smaller batches, which cost a little more: the noise must pay for that too.
+        sampler, noise_multiplier = calibrate_with_smallest_batch(
+            Poisson(self.num_examples, self.expected_batch_size),
+            self.num_steps,
+            self.epsilon,
+            self.delta,
+            earlier,
         )
         return Plan(
             sampler=sampler,
             clip=clipping.AutoSClip(self.l2_clip) if clip is None else clip,
-            noise_multiplier=found.noise_multiplier,
+            noise_multiplier=noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
             mechanism=mechanism,
@@ -135,7 +136,7 @@ def suggest(
       long as the noise multiplier is about 2 or more; with less, it grows (Sander et al. 2022,
       arXiv:2210.03403). We take as many steps as the compute allows with at most 10 % more noise
       than full batches have, from 200 to 2000.
-    - **Clip.** Normalised gradients (Bu et al. 2022, arXiv:2206.07136): nothing to tune.
+    - **Clip.** Normalised gradients (Bu et al. 2023, arXiv:2206.07136): nothing to tune.
     - **Learning rate**, of Adam. The noise moves each parameter like a random walk, by about
       `learning_rate * sqrt(num_steps)`. We let it be 3 * num_parameters ** -0.25, and 0.7 at most.
 
@@ -189,7 +190,7 @@ def suggest(
         "run, which is 3 / num_parameters ** 0.25 and 0.7 at most. Where we measured it, half or "
         "twice the rate cost up to 3 points of accuracy at epsilon 1, and 1 point at 3 and 8.",
         "An automatic clip rule gives every example a gradient of about the same norm, so the "
-        "bound needs no tuning (Bu et al. 2022). Adam divides by the size of the gradients, so its "
+        "bound needs no tuning (Bu et al. 2023). Adam divides by the size of the gradients, so its "
         "learning rate does not depend on the bound.",
         _about_dimension(num_examples, num_parameters, mu),
     )

@@ -157,7 +157,16 @@ def steps_of_epochs(epochs: Any, num_examples: int, batch_size: float) -> int:
     # In floating point, 3 * 0.1 * 10 is above 3 and its ceiling is 4. We compute with the decimal
     # numbers that a person typed.
     passes = fractions.Fraction(str(positive("epochs", epochs)))
-    return math.ceil(passes * num_examples / fractions.Fraction(str(batch_size)))
+    return whole_steps(passes * num_examples / fractions.Fraction(str(batch_size)))
+
+
+def whole_steps(steps: float | fractions.Fraction) -> int:
+    """Returns a positive number of steps, rounded up.
+
+    A batch size such as 100 / 7 is rounded to a float. That must not add a step: with `BallsInBins`
+    it would begin another epoch, which costs as much as a whole one.
+    """
+    return max(1, math.ceil(fractions.Fraction(steps) * (1 - fractions.Fraction(1, 10**12))))
 
 
 def open_unit(name: str, value: Any) -> float:

@@ -5,6 +5,7 @@
     python -m leaderboard --only mnist --epsilon 2.93 --mnist FOLDER
     python -m leaderboard --only mnist --validate            # to choose settings; no page
     python -m leaderboard --out docs                         # what the stored results lack
+    python -m leaderboard --only page --out docs             # the page again, without a run
 
 Each finished run is a line in a file of the folder `leaderboard` in `--out`, and is not repeated.
 So you can stop at any time and continue later. Recipes without data are left out.
@@ -56,6 +57,12 @@ def main() -> None:
     ]
     epsilons = None if options.epsilon is None else tuple(options.epsilon)
     runs = list(run.planned(chosen, epsilons, options.seeds))
+    if not runs and options.only != ["page"]:
+        known = sorted({each.epsilon for each in run.planned(chosen, None, 1)})
+        parser.error(
+            f"these recipes have runs at --epsilon {' '.join(f'{each:g}' for each in known)}; got "
+            f"{' '.join(f'{each:g}' for each in epsilons or ())}"
+        )
     records = options.out / ("validation" if options.validate else "leaderboard")
     if options.list:
         for each in runs:

@@ -14,13 +14,17 @@ from leaderboard.task import Metric, Published, Task
 
 HEADER = """# Leaderboard
 
-The highest accuracy that we reach with dpoptax at a given ε, beside published results. `python -m
-leaderboard --out docs` writes this page. [leaderboard/recipes](../leaderboard/recipes) holds one
-short file for each row, and [leaderboard](leaderboard) one line for each run. `make leaderboard
-ARGS="--only digits"` repeats the runs of a task into `out`. Tables show means over seeds, and the
-number after ± is the standard deviation. Each ε is that of the report of the run, under the
-relation add or remove one example. It covers the run, and not the choice of the settings: the
-column "settings chosen" says what that choice used. "Not private" is the same recipe without noise.
+The highest accuracy that we reach with dpoptax at a given ε, beside published results.
+[leaderboard/recipes](../leaderboard/recipes) holds one short file for each row, and
+[leaderboard](leaderboard) one line for each run. `make leaderboard ARGS="--only digits"` repeats
+the runs of a task into `out`. `python -m leaderboard --only page --out docs` writes this page from
+the stored lines, without a run.
+
+Tables show means over seeds, and the number after ± is the standard deviation. The ε of a column is
+the budget of its runs, under the relation add or remove one example. The report of each run states
+at most this ε; the column "largest ε in the reports" has the largest. It covers the run, and not
+the choice of the settings: the column "settings chosen" says what that choice used. "Not private"
+is the same recipe without noise.
 """
 DETAILS = """
 | recipe | parameters | seconds for a run | largest ε in the reports | settings chosen |

@@ -74,10 +74,13 @@ def _published(axes: Axes, metric: Metric, task: Task) -> None:
     for result in task.published:
         if result.metric == metric.name and math.isfinite(result.epsilon):
             by_name.setdefault(result.name, []).append((result.epsilon, result.value))
-    for (name, points), mark in zip(by_name.items(), itertools.cycle(MARKS), strict=False):
+    marks = zip(itertools.count(), by_name.items(), itertools.cycle(MARKS))
+    for place, (name, points), mark in marks:
+        # Hollow, and each larger than the one before: equal results stay visible.
         axes.plot(
-            *zip(*points, strict=True), mark, color="0.35", markersize=6, label=f"{name}, published"
-        )
+            *zip(*points, strict=True), mark, color="0.35", fillstyle="none",
+            markersize=5 + 2 * (place % 5), label=f"{name}, published",
+        )  # fmt: skip
 
 
 def _spread_out(ticks: Sequence[float]) -> list[float]:

@@ -210,6 +210,35 @@ WRONG_CALLS = {
         lambda: privatize(clip=None),
         "clip must be a number, a schedule or a clip rule; got None. .*noise_multiplier=0",
     ),
+    "dict for a clip": (
+        lambda: privatize(clip={"w": 1.0}),
+        r"clip must be a number, .* got a dict of 1 entry. .*GroupClip\(bounds\)",
+    ),
+    "parameters first": (
+        lambda: clipping.PerLayerClip.by_size({"w": jnp.ones(2)}, 1.0),
+        r"params must be a tree of arrays; got 1.0. Pass PerLayerClip.by_size\(l2_clip, params\)",
+    ),
+    "number of runs": (
+        lambda: dpoptax.Report.from_plan(
+            Plan(
+                sampler=samplers.Poisson(9, 3),
+                clip=1.0,
+                noise_multiplier=1.0,
+                num_steps=1,
+                delta=1e-3,
+            ),
+            runs=3,
+        ),
+        r"runs must be a dpoptax.accounting.RandomRuns; got 3",
+    ),
+    "examples for a mask": (
+        lambda: dpoptax.per_example_grads(lambda p, e: p * e)(
+            jnp.ones(()),
+            jnp.ones(2),
+            mask=dpoptax.samplers.MaskedExamples(jnp.ones(2), jnp.ones(2)),
+        ),
+        "mask must be a boolean array; got MaskedExamples.*Pass all of it as the examples",
+    ),
     "text for a clip": (lambda: privatize(clip="high"), "clip must be a real number; got 'high'"),
     "Optax schedule for a clip": (
         lambda: privatize(clip=optax.constant_schedule(1.0)),

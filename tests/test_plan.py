@@ -11,6 +11,7 @@ import pytest
 
 import dpoptax
 from dpoptax import Plan, Report
+from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.clipping import FlatClip
 from dpoptax.samplers import FixedSize, Poisson, PoissonSchedule, Shuffled
 from dpoptax.schedules import Schedule
@@ -116,6 +117,14 @@ def test_calibration_needs_one_sampler_and_one_length():
         Plan.calibrate(sampler=changing, **budget)
     # The first ten steps use 50 examples, and the other 450 take 45 steps.
     assert Plan.calibrate(epochs=5, sampler=changing, **budget).num_steps == 55
+
+
+@pytest.mark.parametrize("steps_per_round", [3, 7, 9, 469])
+def test_epochs_of_balls_in_bins_begin_no_other_epoch(steps_per_round):
+    # The mean batch size is not a whole number. A step more would begin another epoch.
+    sampler = dpoptax.samplers.BallsInBins(1000, steps_per_round)
+    assert num_steps_of(sampler, 5, None) == 5 * steps_per_round
+    assert num_steps_of(sampler, 2.001, None) > 2 * steps_per_round
 
 
 @pytest.mark.parametrize("epochs", [0.3, 0.5, 1, 2.0, 7])

@@ -7,7 +7,9 @@ import pytest
 
 import dpoptax
 from dpoptax import suggest
+from dpoptax.accounting import event_epsilon
 from dpoptax.clipping import FlatClip
+from dpoptax.samplers import Poisson
 
 MNIST = {"num_examples": 60_000, "epsilon": 3.0, "delta": 1e-5, "num_parameters": 26_000}
 
@@ -80,6 +82,19 @@ def test_clip_and_earlier_releases_can_be_given():
     earlier = dp_accounting.GaussianDpEvent(20.0)
     noise = suggestion.plan(earlier=earlier).noise_multiplier
     assert noise > suggestion.plan().noise_multiplier
+
+
+def test_the_budget_pays_for_the_smaller_batches_of_the_plan_and_for_earlier_releases():
+    suggestion = suggest(num_examples=5000, epsilon=1.0, delta=1e-5, num_parameters=50, epochs=5)
+    plan = suggestion.plan()
+    assert (
+        plan.sampler.max_batch_size < Poisson(5000, plan.sampler.expected_batch_size).max_batch_size
+    )
+    assert plan.epsilon() <= 1.0
+    earlier = dp_accounting.GaussianDpEvent(20.0)
+    plan = suggestion.plan(earlier=earlier)
+    both = dp_accounting.ComposedDpEvent([earlier, plan.event()])
+    assert event_epsilon(both, delta=1e-5) <= 1.0
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def draw_epsilon(path: pathlib.Path) -> None:
         ]
         axis.plot(noises, costs, color=colour, label=f"batches of {size:,}")
     axis.set(xscale="log", yscale="log", xlabel="noise multiplier", ylabel="epsilon")
-    axis.set_title("30 epochs of 60,000 examples", loc="left")
+    axis.set_title(f"30 epochs of 60,000 examples, delta {DELTA:g}", loc="left")
     _save(figure, axis, path)
 
 
@@ -65,7 +65,9 @@ def draw_batch_size(path: pathlib.Path) -> None:
     axis.set_ylabel("noise of the run, relative to full batches")
     axis.set_yticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
     axis.yaxis.minorticks_off()
-    axis.set_title("30 epochs of 60,000 examples; dots: dpoptax.suggest", loc="left")
+    axis.set_title(
+        f"30 epochs of 60,000 examples, delta {DELTA:g}; dots: dpoptax.suggest", loc="left"
+    )
     _save(figure, axis, path)
 
 

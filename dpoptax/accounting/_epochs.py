@@ -1,7 +1,5 @@
 """Steps of a run whose length is given in epochs: passes over the data on average."""
 
-import math
-
 from dpoptax import _validate
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import as_schedule
@@ -24,8 +22,8 @@ def num_steps_of(
     steps, examples = 0, passes * sampler.num_examples
     for size, length in zip(sizes.values[:-1], sizes.lengths[:-1], strict=True):
         if examples <= size * length:
-            return steps + math.ceil(examples / size)
+            return steps + _validate.whole_steps(examples / size)
         steps, examples = steps + length, examples - size * length
     if steps == 0:
         return _validate.steps_of_epochs(epochs, sampler.num_examples, sizes.values[-1])
-    return steps + math.ceil(examples / sizes.values[-1])
+    return steps + _validate.whole_steps(examples / sizes.values[-1])

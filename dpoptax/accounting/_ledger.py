@@ -144,6 +144,11 @@ class Ledger:
         """
         return self._event_of(self._steps, relation)
 
+    @property
+    def num_other_releases(self) -> int:
+        """How many releases were charged by `charge_event`."""
+        return sum(count for _, count in self._others)
+
     def epsilon(self, delta: float | None = None, relation: Relation | None = None) -> float:
         """Returns the epsilon of everything that was charged; computed once and remembered."""
         return self._epsilon_of(self._steps, self.delta if delta is None else delta, relation)

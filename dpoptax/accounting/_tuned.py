@@ -21,6 +21,7 @@ take the smaller of both.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import dp_accounting
@@ -127,17 +128,22 @@ def search_loss(
 ) -> SearchLoss:
     """Returns the privacy loss of a search over runs that cost `event`; see `tuned`."""
     delta = _validate.open_unit("delta", delta)
-    if not isinstance(runs, RandomRuns):
-        raise TypeError(
-            f"runs must be a dpoptax.accounting.RandomRuns; got {_validate.described(runs)}. Pass "
-            "RandomRuns(mean=10). A fixed number of runs has no such bound."
-        )
+    check_runs(runs)
     parsed = resolve_relation(relation, "add_or_remove_one")
     losses = [
         event_privacy_loss(one, delta=delta / runs.mean, relation=parsed)
         for one in _candidates(event)
     ]
     return of_runs(_worst(losses), runs, delta)
+
+
+def check_runs(runs: Any) -> None:
+    """Raises for anything but a distribution of the number of runs."""
+    if not isinstance(runs, RandomRuns):
+        raise TypeError(
+            f"runs must be a dpoptax.accounting.RandomRuns; got {_validate.described(runs)}. Pass "
+            "RandomRuns(mean=10). A fixed number of runs has no such bound."
+        )
 
 
 def of_runs(one_run: PrivacyLoss, runs: RandomRuns, delta: float) -> SearchLoss:

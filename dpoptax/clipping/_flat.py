@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._bound import clip_bound, sensitivity_of
 from dpoptax.clipping._check_rule import check_rule, is_ours
@@ -101,6 +102,12 @@ def as_clip_rule(clip: Any) -> AnyClipRule:
             raise TypeError(
                 "clip must be a number, a schedule or a clip rule; got None. Pass for example 1.0, "
                 "or math.inf with noise_multiplier=0 to train without clipping."
+            )
+        if isinstance(clip, dict | list | tuple):
+            raise TypeError(
+                "clip must be a number, a schedule or a clip rule; got "
+                f"{_validate.described(clip)}. For a bound of each layer pass "
+                "dpoptax.clipping.GroupClip(bounds)."
             )
         return FlatClip(validated("clip", clip, clip_bound))
     check_sensitivity(clip, "add_or_remove_one")

@@ -13,7 +13,7 @@ from dpoptax.clipping._group import scale_to
 from dpoptax.clipping._groups import by_path, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
-from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
+from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
 
 
 @attrs.frozen(init=False, repr=False)
@@ -79,6 +79,11 @@ class PerLayerClip:
             l2_clip: the bound on the norm of the whole contribution.
             params: the parameters, or their shapes as `jax.ShapeDtypeStruct`.
         """
+        if isinstance(params, int | float | Schedule):
+            raise TypeError(
+                f"params must be a tree of arrays; got {_validate.described(params)}. Pass "
+                "PerLayerClip.by_size(l2_clip, params)."
+            )
         # An array without numbers adds nothing, and needs a positive bound.
         sizes = {path: max(1, math.prod(leaf.shape)) for path, leaf in by_path(params).items()}
         return cls(l2_clip, sizes)

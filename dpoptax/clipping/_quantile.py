@@ -17,7 +17,7 @@ LARGEST_RATE = 10.0
 
 
 class QuantileClipState(NamedTuple):
-    """The state of `QuantileClip`. It is private: you may log it.
+    """The state of `QuantileClip`. It follows from what was released, so you may log it.
 
     Attributes:
         l2_clip: the clip bound of the next step.
@@ -102,12 +102,12 @@ class QuantileClip:
 
     Attributes:
         initial: the bound of the first step, in the unit of the gradient. With the default
-            settings, a guess that is wrong by a factor of ten costs some twenty steps.
+            settings, about twenty steps correct a guess that is wrong by a factor of ten.
         quantile: the fraction of the norms that the bound shall exceed; strictly between 0 and 1.
-            .5 is the usual choice.
+            0.5 is the usual choice.
         learning_rate: of the logarithm of the bound.
         count_noise: standard deviation of the noise on the count, in examples. By default five
-            times the noise multiplier, which adds .5 % to the noise of the gradient. Andrew et al.
+            times the noise multiplier, which adds 0.5 % to the noise of the gradient. Andrew et al.
             take a twentieth of the batch size. It must be more than half of the noise multiplier.
 
     Raises:

@@ -74,7 +74,12 @@ def norm_quantile(
     Reference: the counts are those of Andrew et al. 2021, arXiv:1905.03871. Gaussian releases that
     are chosen one after another compose to one: Dong, Roth and Su 2019, arXiv:1905.02383.
     """
-    quantile = _validate.open_unit("quantile", quantile)
+    quantile = _validate.real("quantile", quantile)
+    if not 0 < quantile < 1:
+        raise ValueError(
+            "quantile must lie strictly between 0 and 1, as the share of the norms below the "
+            f"result; got {quantile:g}. Pass 0.5 for the median."
+        )
     noise = _validate.non_negative("noise_multiplier", noise_multiplier)
     low, high = _validate.positive("smallest", smallest), _validate.positive("largest", largest)
     if not low < high:

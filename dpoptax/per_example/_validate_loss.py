@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from dpoptax import _validate
+from dpoptax._masked_examples import MaskedExamples
 from dpoptax.per_example import _model_checks as models
 from dpoptax.per_example._call_note import (
     call_note,
@@ -36,6 +37,11 @@ def batch_mask(examples: PyTree, mask: Any, *carried: Any) -> Bool[Array, " batc
 
 
 def _check_mask(name: str, mask: Any, batch: int, remedy: str) -> Bool[Array, " batch"]:
+    if isinstance(mask, MaskedExamples):
+        raise TypeError(
+            f"{name} must be a boolean array; got MaskedExamples, which samplers.take returns. "
+            "Pass all of it as the examples, without a mask: it holds the mask too."
+        )
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(

@@ -4,6 +4,7 @@ The gradient of this loss is the mean of the gradients of the views. It is clipp
 so an example contributes as much as without augmentation: De et al. 2022 (arXiv:2204.13650).
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ from dpoptax.per_example._primitives import needs_own_run
 
 # `augment(key, example) -> view`: a random variant of one example, of the same structure.
 Augment: TypeAlias = Callable[[Array, PyTree], PyTree]
+# Names that say that an argument is a key.
+_KEYS = ("key", "rng", "rng_key", "prng_key")
 
 
 def average_views(
@@ -71,6 +74,7 @@ def average_views(
     num_views = _validate.count("num_views", num_views)
     needs_key = validation.takes_key(loss_fn)
     refuse_no_function(augment, "augment")
+    _refuse_other_arguments(augment)
 
     def mean_loss(params: PyTree, example: PyTree, key: Array) -> Any:
         example = jax.tree.map(jnp.asarray, example)
@@ -92,6 +96,28 @@ def average_views(
 
     mean_loss.call_note = _call_note  # type: ignore[attr-defined]
     return mean_loss
+
+
+def _refuse_other_arguments(augment: Augment) -> None:
+    """Raises for an augmentation that does not take (key, example)."""
+    try:
+        signature = inspect.signature(augment)
+    except (TypeError, ValueError):
+        return  # some callables written in C have no signature
+    names = list(signature.parameters)
+    remedy = "Pass for example lambda key, example: augment(example, key)."
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"augment is called with (key, example); got one that takes ({', '.join(names)}) "
+            f"({error}). {remedy}"
+        ) from None
+    if names[1:2] and names[1] in _KEYS and names[0] not in _KEYS:
+        raise TypeError(
+            "augment is called with (key, example), the key first; got one that takes "
+            f"({', '.join(names)}). {remedy}"
+        )
 
 
 def _has_no_vmap(jaxpr: Any) -> bool:

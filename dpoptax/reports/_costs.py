@@ -15,7 +15,7 @@ from dpoptax.accounting._epsilon import (
     event_privacy_loss,
     general_group_epsilon,
 )
-from dpoptax.accounting._tuned import of_runs, renyi_epsilon
+from dpoptax.accounting._tuned import check_runs, of_runs, renyi_epsilon
 from dpoptax.clipping._flat import check_sensitivity
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import as_schedule
@@ -29,6 +29,8 @@ class Costs:
     """What the charges of a ledger cost, alone or as a run of a search."""
 
     def __init__(self, ledger: Ledger, runs: RandomRuns | None) -> None:
+        if runs is not None:
+            check_runs(runs)
         self._ledger = ledger
         self._runs = runs
         self._relation = parse_relation(ledger.sampler.relation)

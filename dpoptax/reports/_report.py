@@ -18,6 +18,7 @@ from dpoptax.mechanisms import Mechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._costs import Costs
+from dpoptax.reports._released import released
 from dpoptax.reports._round import round_up
 from dpoptax.reports._values import ReportValues
 from dpoptax.schedules import ScalarOrSchedule
@@ -94,7 +95,8 @@ class Report(ReportValues):
     ) -> "Report":
         """Returns the report of the first `num_steps` steps of a plan, all by default.
 
-        With `runs` it is the report of a search, of which this plan is one run.
+        With `runs` it is the report of a search in which no run costs more than this plan. For
+        candidates that cost more, see `dpoptax.accounting.tuned`.
         """
         if num_steps is None:
             num_steps = plan.num_steps
@@ -162,7 +164,7 @@ class Report(ReportValues):
             unit=sampler.unit,
             relation=relation.name.lower(),
             num_units=sampler.num_examples,
-            released=_text.RELEASED if gradients is None else _text.RELEASED_WITH_COUNTS,
+            released=released(gradients is not None, guarantee.num_other_releases),
             sampler=_serialize.encode_or_describe(sampler),
             clip=clip,
             mechanism=_serialize.encode_or_describe(mechanism),

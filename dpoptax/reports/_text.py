@@ -17,11 +17,6 @@ from dpoptax.schedules import as_schedule
 WIDTH = 110
 # A rule may have a bound for each of many parameters. The JSON has all of them.
 MAX_ITEMS = 8
-RELEASED = "every noisy gradient, and so all intermediate parameters and the final ones"
-RELEASED_WITH_COUNTS = (
-    "every noisy gradient, every noisy count that sets the clip bound, and so all intermediate "
-    "parameters and the final ones"
-)
 NO_PRNG = "none drawn yet: this is the report of a plan"
 # The conditions of every statement, and between them one on the end of the run.
 KEYS = "The random keys are secret, and no key was used for two runs."

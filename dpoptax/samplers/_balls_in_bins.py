@@ -84,7 +84,8 @@ class BallsInBins(Sampler):
         steps = _validate.count("steps_per_round", steps_per_round)
         if steps > num_examples:
             raise ValueError(
-                f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}."
+                f"steps_per_round cannot exceed num_examples; got {steps} of {num_examples}. "
+                "Pass num_examples // batch_size."
             )
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(num_examples, 1 / steps)

@@ -73,7 +73,9 @@ class FitResult:
         """Returns the privacy statement of the run, with both epsilons if it ended early.
 
         Args:
-            runs: the distribution of the number of runs, if this is the best run of a search.
+            runs: the distribution of the number of runs, if this is the best run of a search. The
+                statement then is that of a search in which no run cost more than this one. With
+                candidates that cost more, see `accounting.tuned`.
         """
         return Report.from_ledger(
             self.ledger,

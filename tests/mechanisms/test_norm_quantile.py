@@ -121,6 +121,7 @@ def test_an_earlier_release_that_costs_the_budget_is_refused():
     ("changes", "match"),
     [
         ({"quantile": 1.0}, "quantile must lie strictly between 0 and 1"),
+        ({"quantile": 50}, "got 50. Pass 0.5 for the median"),
         ({"quantile": math.nan}, "got nan"),
         ({"noise_multiplier": -1.0}, "noise_multiplier must be zero or more"),
         ({"smallest": 2.0, "largest": 1.0}, "smallest must be below largest"),

@@ -21,6 +21,7 @@ FUNCTIONS = (
     *(accounting.epsilon, accounting.calibrate_noise_multiplier),
     *(accounting.calibrate_num_steps, accounting.calibrate_batch_size),
     *(PrivateRun, make_train_step, dpoptax.samplers.Poisson, dpoptax.samplers.FixedSize),
+    dpoptax.samplers.BallsInBins,
 )
 
 CALLS = [
@@ -56,6 +57,8 @@ CALLS = [
     (PrivateRun, "epochs", r"belongs to the plan: pass plan=dpoptax\.Plan"),
     (PrivateRun, "batch_size", r"belongs to the plan"),
     (make_train_step, "optimizer", r"Pass tx=optax\.chain\(plan\.privatize"),
+    (dpoptax.samplers.BallsInBins, "batch_size", "Pass steps_per_round=num_examples // batch"),
+    (dpoptax.samplers.BallsInBins, "expected_batch_size", "Pass steps_per_round=num_examples // b"),
     (dpoptax.samplers.Poisson, "dataset_size", r"Pass num_examples="),
     (dpoptax.samplers.Poisson, "sample_rate", r"Pass expected_batch_size=rate \* num_examples"),
     (dpoptax.samplers.Shuffled, "n", r"Pass num_examples="),

@@ -230,6 +230,10 @@ def grads_with_views(loss_fn=mean_square, augment=shaken, num_views=2, **options
         (ValueError, "structure of the example", {"augment": lambda key, x: (x, x)}),
         (ValueError, "structure of the example", {"augment": lambda key, x: None}),
         (ValueError, r"shapes of the example .* got \(2,\)", {"augment": lambda key, x: x[:2]}),
+        (TypeError, r"called with \(key, example\); got one that takes \(x\)",
+         {"augment": lambda x: x}),
+        (TypeError, r"the key first; got one that takes \(x, rng\)",
+         {"augment": lambda x, rng: x}),
         (TypeError, "must return arrays; got 'image'", {"augment": lambda key, x: "image"}),
         (
             TypeError,
