@@ -16,11 +16,21 @@ _MAX_NAMES = 5
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree by their paths; a tree that is one leaf has the path ""."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator=SEPARATOR): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    """Returns the leaves of a tree by their paths; a tree that is one leaf has the path "".
+
+    Raises:
+        ValueError: two leaves have the same path.
+    """
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys, simple=True, separator=SEPARATOR)
+        if path in found:
+            raise ValueError(
+                f"parameters must have different paths, to be told apart; got two with the path "
+                f"{path}, for example because a name contains {SEPARATOR!r}. Rename one of them."
+            )
+        found[path] = leaf
+    return found
 
 
 def check_disjoint(groups: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from dpoptax.per_example._norm_rules import (
     is_materialized,
     sum_weighted,
 )
-from dpoptax.per_example._stacked import StackedGrads, rerun_if_nonfinite
+from dpoptax.per_example._stacked import StackedGrads, each_example
 from dpoptax.per_example._tracing.concatenated import cut
 from dpoptax.per_example._tracing.find_sites import run_with_taps
 from dpoptax.per_example._tracing.site import EqnPath, Site, tap_spec
@@ -193,9 +193,10 @@ def factored_grads(
         }
         return (loss_value, factors, gradients), aux
 
-    results = jax.vmap(of_example)(flat_inputs)
-    if found.may_spread_nan:
-        results = rerun_if_nonfinite(of_example, results, flat_inputs, mask)
+    if found.may_spread_nan and len(mask):
+        results = each_example(of_example, flat_inputs, mask)
+    else:
+        results = jax.vmap(of_example)(flat_inputs)
     (losses, factors, gradients), aux = results
     return Values(losses, aux), hold(factors, gradients, mask, layout)
 

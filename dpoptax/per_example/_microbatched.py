@@ -99,7 +99,7 @@ class MicrobatchedGrads(PerExampleGrads):
         if known is not None:
             return known.values
         # A compiler removes the norms from this pass if nobody reads them, unless a gradient that
-        # is not finite changes how the losses are computed, see `rerun_if_nonfinite`.
+        # is not finite changes how the losses are computed, see `each_example`.
         leaves = jax.tree.leaves((self.params, self.inputs))
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         if traced and not self.trace.program.may_spread_nan:

@@ -75,29 +75,72 @@ def stacked_grads(
         return (loss, gradients), aux
 
     # The traced loss runs instead of the user's function, which was called once to trace it.
-    results = jax.vmap(of_example)(inputs)
-    if jax.tree.leaves(params) and trace.program.may_spread_nan:
-        results = rerun_if_nonfinite(of_example, results, inputs, mask)
+    if jax.tree.leaves(params) and len(mask) and trace.program.may_spread_nan:
+        results = each_example(of_example, inputs, mask)
+    else:
+        results = jax.vmap(of_example)(inputs)
     (losses, gradients), aux = results
     return Values(losses, aux), StackedGrads(gradients, mask)
 
 
-def rerun_if_nonfinite(
-    function: Callable[[Any], PyTree], results: tuple[PyTree, PyTree], inputs: Any, mask: Array
-) -> PyTree:
-    """Returns `vmap` results, or reruns one example at a time if any is not finite.
+def each_example(function: Callable[[Any], PyTree], inputs: Any, mask: Array) -> PyTree:
+    """Returns `vmap(function)(inputs)`, with NaN of one example kept away from the others.
 
-    `results` is a pair. Only its first part is checked.
+    `function` returns `((loss, *rest), aux)`. Where an example has a `loss` or a `rest` that is not
+    finite, all floats of its `rest` become NaN.
 
     `vmap` turns a convolution with one kernel per example, and the gradient of any kernel, into one
     convolution with a group per example. XLA multiplies across the groups by zero, so NaN in one
-    example becomes NaN in all. Without the rerun one bad example would erase the whole batch.
+    example becomes NaN in all. Then the examples are computed one at a time, to find the bad ones,
+    and `vmap` runs again with a good example in their place.
     """
-    # A padded row may hold anything: it must not cause the slow rerun.
-    finite = [jnp.all(jnp.isfinite(select(mask, leaf))) for leaf in jax.tree.leaves(results[0])]
-    return jax.lax.cond(
-        jnp.all(jnp.stack(finite)), lambda: results, lambda: jax.lax.map(function, inputs)
-    )
+    shapes = jax.eval_shape(jax.vmap(function), inputs)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def alone(row: Any) -> tuple[Array, tuple[Array, PyTree]]:
+        results = function(row)
+        return _all_finite(results[0]), (results[0][0], results[1])
+
+    def without_bad(inputs: Any) -> tuple[Any, Array, Any]:
+        finite, values = jax.lax.map(alone, inputs)
+        good = finite & mask
+        rows = jnp.where(good, jnp.arange(len(mask)), jnp.argmax(good))
+        return jax.tree.map(lambda leaf: leaf[rows], inputs), good, values
+
+    def turn(state: Any) -> Any:
+        number, _, inputs, good, values, _ = state
+        (loss, *rest), aux = jax.vmap(function)(inputs)
+        # A padded row may hold anything: it must not cause the slow search.
+        ok = _all_finite(jax.tree.map(lambda leaf: select(mask, leaf), (loss, rest)))
+        results = (
+            (_where(good, loss, values[0]), *jax.tree.map(lambda leaf: _or_nan(good, leaf), rest)),
+            jax.tree.map(lambda new, old: _where(good, new, old), aux, values[1]),
+        )
+        inputs, good, values = jax.lax.cond(
+            ok | (number > 0), lambda: (inputs, good, values), lambda: without_bad(inputs)
+        )
+        return number + 1, ok, inputs, good, values, results
+
+    # A loop compiles `vmap` once, so the same program computes the good examples with and without
+    # bad ones. In another program their last digits may differ. Votes depend on these, and so do
+    # gradients of a loss with a jump.
+    start = (0, jnp.array(False), inputs, jnp.ones_like(mask), (zeros[0][0], zeros[1]), zeros)
+    _, ok, *_, results = jax.lax.while_loop(lambda state: ~state[1] & (state[0] < 2), turn, start)
+    # An overflow may depend on how an example is computed.
+    return jax.lax.cond(ok, lambda: results, lambda: jax.lax.map(function, inputs))
+
+
+def _all_finite(tree: PyTree) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _where(rows: Array, leaf: Array, other: Array) -> Array:
+    return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, other)
+
+
+def _or_nan(rows: Array, leaf: Array) -> Array:
+    return select(rows, leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def as_per_example_grads(updates: Any, params: Any = None) -> PerExampleGrads:

@@ -1,7 +1,8 @@
-"""Refuses a loss that captured the training data.
+"""Refuses a loss or an optimizer that captured the training data.
 
 Such a loss reads the data in the gradient of every example, and no clip bounds what one of them
-changes. Only an unchanged column is found, or one that is reshaped.
+changes. Such an optimizer adds to a release what has no noise. Only an unchanged column is found,
+or one that is reshaped.
 """
 
 from collections.abc import Iterable
@@ -17,13 +18,29 @@ from dpoptax.training._data import DeviceData, HostData
 _MAX_ROWS = 256
 
 
-def refuse_captured_data(constants: Iterable[Any], data: DeviceData | HostData) -> None:
-    """Raises if an array that the loss closes over is a column of the data.
+_LOSS = (
+    "the loss",
+    "Then the gradient of every example depends on all others, and clipping does not bound what "
+    "one of them changes. Use only the example that the loss, or its augmentation, is called with.",
+)
+_OPTIMIZER = (
+    "the optimizer",
+    "Then the parameters depend on the data in a way that no noise covers. Use public numbers "
+    "only, or those of a private release that you charge.",
+)
+
+
+def refuse_captured_data(
+    constants: Iterable[Any], data: DeviceData | HostData, *, by_optimizer: bool = False
+) -> None:
+    """Raises if an array that the loss, or the optimizer, closes over is a column of the data.
 
     Args:
-        constants: the arrays that the loss closes over.
+        constants: the arrays that the function closes over.
         data: the training data.
+        by_optimizer: the function is the update, and not the loss.
     """
+    name, reason = _OPTIMIZER if by_optimizer else _LOSS
     captured = [leaf for leaf in constants if _may_be_column(leaf, len(data))]
     if not captured:
         return
@@ -40,10 +57,8 @@ def refuse_captured_data(constants: Iterable[Any], data: DeviceData | HostData) 
             for leaf in captured
         ) and np.any(values != values[:1]):
             raise ValueError(
-                f"the loss closes over the training data: over the column "
-                f"data{jax.tree_util.keystr(path)}. Then the gradient of every example depends on "
-                "all others, and clipping does not bound what one of them changes. Use only the "
-                "example that the loss, or its augmentation, is called with."
+                f"{name} closes over the training data: over the column "
+                f"data{jax.tree_util.keystr(path)}. {reason}"
             )
 
 

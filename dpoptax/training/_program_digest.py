@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from dpoptax._jax_compat import equations, run_jaxpr, split_constants
+from dpoptax._jax_compat import constants_inside, equations, run_jaxpr, split_constants
 from dpoptax.per_example._stacked import StackedGrads
 from dpoptax.training._multihost import from_first_process
 from dpoptax.training._objective import Objective
@@ -32,6 +32,8 @@ class ProgramDigest:
         self.loss_fn = loss_fn
         self.tx = tx
         self._known: dict[Any, str] = {}
+        # None where nobody asks for them: they may be large, or tracers.
+        self._constants_of_update: list[Any] | None = None
 
     def __call__(
         self,
@@ -62,6 +64,11 @@ class ProgramDigest:
             self._known[known] = text
         return self._known[known], []
 
+    def take_constants_of_update(self) -> list[Any]:
+        """Returns the arrays that the update closes over, once, for `start_digest`."""
+        found, self._constants_of_update = self._constants_of_update, None
+        return found or []
+
     def _compute(
         self, point: PyTree, example: PyTree, key: Any, params: PyTree, opt_state: Any
     ) -> tuple[str, list[Array]]:
@@ -75,10 +82,12 @@ class ProgramDigest:
         if loss_of is not None:
             parts.append((_gradient_of(loss_of), (point, example, *keys)))
         found = [_lower(function, specs) for function, specs in parts]
-        texts = "".join(text for text, _ in found)
+        texts = "".join(text for text, *_ in found)
+        if self._constants_of_update is not None:
+            self._constants_of_update = found[0][2]
         return (
             hashlib.sha256(texts.encode()).hexdigest(),
-            [array for _, arrays in found for array in arrays],
+            [array for _, traced, _ in found for array in traced],
         )
 
 
@@ -90,8 +99,10 @@ def start_digest(
     loss_fn: Callable[..., Any] | Objective | None, tx: optax.GradientTransformation
 ) -> ProgramDigest:
     """Returns new digests, which the next step of this loss and this transformation takes over."""
-    _started.append(ProgramDigest(loss_fn, tx))
-    return _started[-1]
+    digest = ProgramDigest(loss_fn, tx)
+    digest._constants_of_update = []
+    _started.append(digest)
+    return digest
 
 
 def take_over_digest(
@@ -116,8 +127,14 @@ def _gradient_of(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
     return jax.grad(scalar)
 
 
-def _lower(function: Callable[..., Any], specs: tuple[Any, ...]) -> tuple[str, list[Array]]:
-    """Returns a digest of a lowered function and its known constants, and the traced constants."""
+def _lower(
+    function: Callable[..., Any], specs: tuple[Any, ...]
+) -> tuple[str, list[Array], list[Any]]:
+    """Returns a digest of a lowered function and its known constants.
+
+    Also returns the traced constants, and all constants.
+    """
+    everything: list[Any] = []
     try:
         jaxpr, constants = split_constants(jax.make_jaxpr(function)(*specs))
         lowered = jax.jit(lambda constants, values: run_jaxpr(jaxpr, constants, values)).lower(
@@ -125,6 +142,7 @@ def _lower(function: Callable[..., Any], specs: tuple[Any, ...]) -> tuple[str, l
         )
         text = lowered.as_text()
         complete = _is_complete(jaxpr)
+        everything = [*constants, *constants_inside(jaxpr)]
     except Exception:  # as many reasons as there are primitives; a fault of the loss shows later
         text, constants, complete = "", [], False
     if not complete:
@@ -138,7 +156,7 @@ def _lower(function: Callable[..., Any], specs: tuple[Any, ...]) -> tuple[str, l
             continue
         for part in local_arrays(array):
             digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest(), traced
+    return digest.hexdigest(), traced, everything
 
 
 def _is_complete(jaxpr: Any) -> bool:

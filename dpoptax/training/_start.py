@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import derive_key, split_by_purpose
+from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._noise_binding import bind_key
 from dpoptax.training._objective import Objective, split_objective
@@ -60,6 +61,7 @@ def start_run(
         point = jax.eval_shape(point_of, params, opt_state)
         loss_key = keys.model_key if takes_key(loss_of) else None
     digest, _ = program(point, example, loss_key, params, opt_state)
+    refuse_captured_data(program.take_constants_of_update(), data, by_optimizer=True)
     # Two runs that share their batches cost more together than the sum of their epsilons. So the
     # batches are bound too: to what is known before the first step, for any kind of data.
     sampling_key = bind_key(keys.sampling_key, (params, data.first_example()), digest)

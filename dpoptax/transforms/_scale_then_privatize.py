@@ -169,7 +169,19 @@ def _scaled(
             return None
         return jax.tree.map(lambda sd, s: sd / s, jax.tree.broadcast(stddevs, factors), factors)
 
-    return PrivateTransformation(init, update, noise_stddev=noise_stddev, gradient_point=None)
+    # As in disk(scale_then_privatize(...)): the filter is inside.
+    inner_point = private.gradient_point
+
+    def gradient_point(params: PyTree, state: ScaledState) -> PyTree:
+        assert inner_point is not None
+        return inner_point(params, state.inner)
+
+    return PrivateTransformation(
+        init,
+        update,
+        noise_stddev=noise_stddev,
+        gradient_point=None if inner_point is None else gradient_point,
+    )
 
 
 def _square(leaf: Array, per_leaf: bool) -> Array:

@@ -331,3 +331,14 @@ def test_a_rule_without_a_finite_sensitivity_is_refused_under_that_relation():
     for built_in in RULES.values():
         for relation in ("add_or_remove_one", "replace_one", "replace_special"):
             check_sensitivity(built_in, relation)
+
+
+def test_two_parameters_with_one_path_are_refused():
+    tree = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    message = r"got two with the path a/b.*Rename"
+    with pytest.raises(ValueError, match=message):
+        GroupClip({"a/b": 1.0, "a": {"b": 5.0}})
+    with pytest.raises(ValueError, match=message):
+        GroupClip({"a": 1.0}).weights(tree)
+    with pytest.raises(ValueError, match=message):
+        PerLayerClip.by_size(1.0, tree)

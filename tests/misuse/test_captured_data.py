@@ -1,4 +1,4 @@
-"""A loss or an augmentation that closes over the training data is refused."""
+"""A loss, an augmentation or an optimizer that closes over the training data is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,19 @@ def test_an_augmentation_that_mixes_examples_is_refused(data, augment, start):
     loss = dpoptax.average_views(loss_fn, augment, 2)
     with pytest.raises(ValueError, match=r"closes over the training data.*Use only the example"):
         start(loss, jnp.zeros(3), data, plan=PLAN, optimizer=optax.sgd(0.1), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("start", "loss"), [(fit, loss_fn), (PrivateRun, loss_fn), (PrivateRun, None)]
+)
+def test_an_optimizer_that_reads_the_data_is_refused(start, loss):
+    """Here for the scale of each coordinate, which must come from public numbers."""
+    optimizer = dpoptax.transforms.scale_then_privatize(
+        optax.sgd(0.1), scale=lambda params: 1 / jnp.std(jnp.asarray(X), axis=0)
+    )
+    run = {"plan": PLAN, "optimizer": optimizer, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match=r"the optimizer closes over the training data"):
+        start(loss, jnp.zeros(3), X, **run)
 
 
 def test_the_column_is_named_also_if_it_is_reshaped_and_no_value_is_shown():

@@ -80,3 +80,38 @@ def test_the_check_says_that_made_up_rows_are_not_finite():
     grads_fn = dpoptax.per_example_grads(root, check=True)
     with pytest.warns(UserWarning, match="not finite on made-up parameters and examples"):
         jax.eval_shape(jax.jit(grads_fn), jnp.ones(()), jnp.ones(3))
+
+
+@pytest.mark.parametrize("form", ["stacked", "factored"])
+def test_a_bad_example_does_not_change_the_last_digits_of_the_others(form):
+    """A vote, and the gradient of a loss with a jump, can depend on the last digit."""
+
+    def loss_fn(params, x):
+        # The kernel is no parameter itself, so the factored form differentiates it by `vmap`.
+        kernel = jnp.tanh(params["kernel"])
+        hidden = jax.lax.conv_general_dilated(x[None, None], kernel, (1, 1), "SAME")
+        return jnp.sum(jnp.tanh(hidden) * params["scale"])
+
+    params = {
+        "kernel": jax.random.normal(jax.random.key(0), (4, 1, 3, 3)),
+        "scale": jax.random.normal(jax.random.key(1), (4, 8, 8)),
+    }
+    x = jax.random.normal(jax.random.key(2), (32, 8, 8))
+    grads_fn = dpoptax.value_and_per_example_grads(loss_fn, form=form)
+
+    @jax.jit
+    def numbers(x, mask):
+        losses, grads = grads_fn(params, x, mask=mask)
+        return losses, grads.global_squared_norms()
+
+    others = np.arange(32) != 5
+    losses, norms = numbers(x, others)
+    for bad in (jnp.nan, jnp.inf):
+        with_bad = numbers(x.at[5].set(bad), np.ones(32, bool))
+        np.testing.assert_array_equal(with_bad[0][others], losses[others])
+        np.testing.assert_array_equal(with_bad[1][others], norms[others])
+        assert not np.isfinite(with_bad[0][5])
+        assert not np.isfinite(with_bad[1][5])
+    # A batch without any good example, and a padded row that is not finite.
+    assert not np.isfinite(numbers(jnp.full_like(x, jnp.nan), np.ones(32, bool))[1]).any()
+    np.testing.assert_array_equal(numbers(x.at[5].set(jnp.nan), others)[1], norms)

@@ -144,7 +144,7 @@ def test_readings_that_are_not_private_are_those_of_the_last_step(microbatch_siz
         microbatch_size=microbatch_size,
     )  # fmt: skip
     before = run(plan=PLAN.replace(num_steps=59)).state
-    _, batch = SAMPLER.sample(before.sampler_state)
+    _, batch = PLAN.sampler.sample(before.sampler_state)  # with its own padding
     rows = np.asarray(DATA)[np.asarray(batch.indices)[np.asarray(batch.mask)]]
     away = np.linalg.norm(np.asarray(before.params) - rows, axis=1)
     found = seen[-1].nonprivate

@@ -9,7 +9,7 @@ import scipy.signal
 
 import dpoptax
 from dpoptax.training import PrivateRun, fit
-from dpoptax.transforms import chain, disk, low_pass
+from dpoptax.transforms import chain, disk, low_pass, scale_then_privatize
 
 PLAN = dpoptax.Plan(
     sampler=dpoptax.samplers.Poisson(40, 8), clip=1.0, noise_multiplier=1.0, num_steps=3, delta=1e-3
@@ -106,3 +106,16 @@ def test_bad_filters_are_refused():
     for gain in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="gain"):
             disk(optax.sgd(1.0), gain=gain)
+
+
+def test_disk_moves_the_gradients_also_around_another_optimizer_that_acts_before_the_clip():
+    params = jnp.array([1.0, 2.0])
+    for optimizer in (
+        disk(scale_then_privatize(optax.sgd(0.1)), gain=0.5),
+        scale_then_privatize(disk(optax.sgd(0.1), gain=0.5)),
+    ):
+        tx = chain(quiet(), optimizer)
+        state = tx.init(params)
+        updates, state = tx.update(jnp.ones((1, 2)), state, params)
+        moved = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(tx.gradient_point(moved, state), moved + updates, rtol=1e-6)
