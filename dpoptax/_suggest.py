@@ -6,10 +6,11 @@ import textwrap
 import attrs
 import dp_accounting
 
-from dpoptax import _validate, accounting, clipping
+from dpoptax import _validate, clipping
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
 from dpoptax.accounting._budget import Budget
+from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.samplers import Poisson
@@ -83,17 +84,14 @@ class Suggestion:
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
         sampler = Poisson(self.num_examples, self.expected_batch_size)
-        found = accounting.calibrate_noise_multiplier(
-            epsilon=self.epsilon,
-            delta=self.delta,
-            sampler=sampler,
-            num_steps=self.num_steps,
-            earlier=earlier,
+        # The smaller batches of a plan cost a little, which the budget must pay for too.
+        sampler, noise_multiplier = calibrate_with_smallest_batch(
+            sampler, self.num_steps, self.epsilon, self.delta, earlier
         )
         return Plan(
             sampler=sampler,
             clip=clipping.AutoSClip(self.l2_clip) if clip is None else clip,
-            noise_multiplier=found.noise_multiplier,
+            noise_multiplier=noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
             mechanism=mechanism,

@@ -133,10 +133,9 @@ def calibrate_noise_multiplier(
 
 
 def with_noise_for(
-    sampler: Sampler, found: CalibratedNoise, *, epsilon: float, delta: float, num_steps: int
+    sampler: Sampler, found: CalibratedNoise, budget: Budget, num_steps: int
 ) -> CalibratedNoise:
     """Returns noise for a sampler that costs a little more than the one it was found for."""
-    budget = Budget(epsilon, delta, None)
     log_noise = math.log(found.noise_multiplier)
     while (spent := budget.cost(sampler, math.exp(log_noise), num_steps)) > budget.epsilon:
         # Epsilon falls at least as fast as the noise grows, so one step is enough as a rule.

@@ -8,6 +8,9 @@ example more then displaces another one.
 import functools
 import math
 
+import dp_accounting
+
+from dpoptax.accounting._budget import Budget
 from dpoptax.accounting._calibrate import calibrate_noise_multiplier, with_noise_for
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
 from dpoptax.samplers import Sampler
@@ -41,16 +44,24 @@ def with_smallest_batch(
 
 
 def calibrate_with_smallest_batch(
-    sampler: Sampler, num_steps: int, epsilon: float, delta: float
+    sampler: Sampler,
+    num_steps: int,
+    epsilon: float,
+    delta: float,
+    earlier: dp_accounting.DpEvent | None = None,
 ) -> tuple[Sampler, float]:
-    """Returns the sampler with small batches, and the least noise that costs at most `epsilon`."""
+    """Returns the sampler with small batches, and the least noise that costs at most `epsilon`.
+
+    The noise is the least one with which the run and what was released earlier keep the budget.
+    """
     found = calibrate_noise_multiplier(
-        sampler=sampler, epsilon=epsilon, delta=delta, num_steps=num_steps
+        sampler=sampler, epsilon=epsilon, delta=delta, num_steps=num_steps, earlier=earlier
     )
     smaller = with_smallest_batch(sampler, found.noise_multiplier, num_steps, delta)
     if smaller is not sampler:
         # Smaller batches cost a little, which a little more noise makes up for.
-        found = with_noise_for(smaller, found, epsilon=epsilon, delta=delta, num_steps=num_steps)
+        budget = Budget(epsilon, delta, None, earlier)
+        found = with_noise_for(smaller, found, budget, num_steps)
     return smaller, found.noise_multiplier
 
 
