@@ -83,10 +83,13 @@ class Suggestion:
             earlier: the event of other releases on the same data, such as a private quantile of the
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
-        sampler = Poisson(self.num_examples, self.expected_batch_size)
         # The smaller batches of a plan cost a little, which the budget must pay for too.
         sampler, noise_multiplier = calibrate_with_smallest_batch(
-            sampler, self.num_steps, self.epsilon, self.delta, earlier
+            Poisson(self.num_examples, self.expected_batch_size),
+            self.num_steps,
+            self.epsilon,
+            self.delta,
+            earlier,
         )
         return Plan(
             sampler=sampler,
