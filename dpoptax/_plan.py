@@ -46,7 +46,9 @@ class Plan:
 
     Attributes:
         sampler: draws the examples of each step. Where the padded size of random batches was left
-            to the sampler, the plan takes the smallest size that costs at most 0.1 % of epsilon.
+            to the sampler, the plan takes the smallest size that costs at most 0.1 % of epsilon. It
+            is this sampler that a loop of your own must draw from, and that a ledger of your own
+            must have, and not the one that you passed.
         clip: the clip rule. A number `c` or a schedule is the short form of
             `dpoptax.clipping.FlatClip(c)`.
         noise_multiplier: standard deviation of the noise on the sum, divided by the clip bound. An

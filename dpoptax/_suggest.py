@@ -83,7 +83,7 @@ class Suggestion:
             earlier: the event of other releases on the same data, such as a private quantile of the
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
-        # A plan has smaller batches, which cost a little more: the noise must pay for that too.
+        # The smaller batches of a plan cost a little, which the budget must pay for too.
         sampler, noise_multiplier = calibrate_with_smallest_batch(
             Poisson(self.num_examples, self.expected_batch_size),
             self.num_steps,

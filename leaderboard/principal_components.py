@@ -75,7 +75,14 @@ def together(
     """Returns the epsilon of the moments and of the training together."""
     if moments == 0:
         return float("inf")
-    training = dpoptax.samplers.Poisson(num_examples, batch).event(noise, num_steps)
+    # The event of the plan that runs: a plan has smaller batches than the sampler it is given.
+    training = dpoptax.Plan(
+        sampler=dpoptax.samplers.Poisson(num_examples, batch),
+        clip=1.0,
+        noise_multiplier=noise,
+        num_steps=num_steps,
+        delta=delta,
+    ).event()
     event = dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(moments), training])
     return dpoptax.accounting.event_epsilon(event, delta=delta)
 

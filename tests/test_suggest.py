@@ -80,8 +80,13 @@ def test_clip_and_earlier_releases_can_be_given():
     suggestion = suggest(num_examples=1000, epsilon=1.0, delta=1e-5, num_parameters=50)
     assert suggestion.plan(clip=FlatClip(2.0)).clip == suggestion.plan(clip=2.0).clip
     earlier = dp_accounting.GaussianDpEvent(20.0)
-    noise = suggestion.plan(earlier=earlier).noise_multiplier
-    assert noise > suggestion.plan().noise_multiplier
+    plan = suggestion.plan(earlier=earlier)
+    assert plan.noise_multiplier > suggestion.plan().noise_multiplier
+    # The plan has smaller batches than its sampler would choose, and the budget pays for them too.
+    default = Poisson(1000, plan.sampler.expected_batch_size)
+    assert plan.sampler.max_batch_size < default.max_batch_size
+    both = dp_accounting.ComposedDpEvent([earlier, plan.event()])
+    assert 0.99 < event_epsilon(both, delta=1e-5) <= 1.0
 
 
 def test_the_budget_pays_for_the_smaller_batches_of_the_plan_and_for_earlier_releases():

@@ -65,7 +65,7 @@ def normalize_for_group(
         return None
     counts: dict[dp_accounting.DpEvent, int] = {}
     for step, count in steps.counts.items():
-        grouped = _group_event(step, group_size)
+        grouped = _group_event(step, group_size, relation)
         if grouped is None:
             return None
         # Different steps may have one event for groups, so that counts are added, not set.
@@ -185,14 +185,16 @@ def _split_overflow(
     return 0.0, step
 
 
-def _group_event(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEvent | None:
+def _group_event(
+    step: dp_accounting.DpEvent, size: int, relation: NeighboringRelation
+) -> dp_accounting.DpEvent | None:
     """The event of a step for a group that is added or removed; its members join independently."""
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return dp_accounting.GaussianDpEvent(noise / size)
         case KnownBranchDpEvent(rare=rare):
             # Its probability is that for one example, so that for groups the worse branch counts.
-            return _group_event(rare, size)
+            return _group_event(rare, size, relation)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
@@ -204,6 +206,8 @@ def _group_event(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEven
             for_all, for_few = (_split_overflow(step, members)[0] for members in (size, few))
             if for_all == 0:
                 return _poisson_group(rate, noise, size)
+            if relation != NeighboringRelation.ADD_OR_REMOVE_ONE:
+                return _crowded_with_empty_members(rate, noise, size, for_all)
             crowded = KnownBranchDpEvent(
                 _poisson_group(rate, noise, size, most_without_displacing=few),
                 _poisson_group(rate, noise, size, most_without_displacing=0),
@@ -211,6 +215,27 @@ def _group_event(step: dp_accounting.DpEvent, size: int) -> dp_accounting.DpEven
             )
             return KnownBranchDpEvent(_poisson_group(rate, noise, size), crowded, for_all)
     return None
+
+
+def _crowded_with_empty_members(
+    rate: float, noise_multiplier: float, size: int, crowded: float
+) -> dp_accounting.DpEvent:
+    """The same where members that are not there take a place in the batch, and add nothing to it.
+
+    Both neighbours then displace other examples, so that neither of them is the batch without the
+    group. But both have the same examples in the batch: an adversary who knows them sees sums that
+    differ by the members among them.
+    """
+    import scipy.stats  # slow to import
+
+    joins, many = (float(scipy.stats.binom.sf(most, size, rate)) for most in (0, FEW_MEMBERS))
+    members: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier / size)
+    if size > FEW_MEMBERS and joins > 0:
+        few = dp_accounting.GaussianDpEvent(noise_multiplier / FEW_MEMBERS)
+        members = KnownBranchDpEvent(few, members, min(many / joins, 1.0))
+    return KnownBranchDpEvent(
+        _poisson_group(rate, noise_multiplier, size), members, crowded * joins
+    )
 
 
 def _poisson_group(

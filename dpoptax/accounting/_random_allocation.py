@@ -25,14 +25,23 @@ import math
 
 import numpy as np
 import scipy.special
+from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from dpoptax._dp_events import TruncatedRandomAllocationDpEvent
 from dpoptax.accounting import _lognormal_sums as sums
-from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, from_deltas
+from dpoptax.accounting._dp_accounting_compat import (
+    GridLoss,
+    distribution,
+    from_deltas,
+    grid_losses,
+)
 
 # A bound on the relative rounding error of the probabilities: sums of up to 1e7 positive terms.
 ROUNDING = 1e-8
+# With less noise, a round costs too much to be of use, and lognormals soon overflow. So
+# the round is then accounted as if the step were known.
+SMALLEST_NOISE = 0.25
 # How a loss is shared between the two halves of a replacement, as fractions of epsilon.
 SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
 
@@ -90,6 +99,8 @@ def random_allocation_replacing(
     We take the best of several shares a. Both directions have this bound. It is nearly tight where
     a round costs little, and then half as noisy as adding.
     """
+    if noise_multiplier < SMALLEST_NOISE:
+        return _known_step(noise_multiplier / 2, grid_step)
     removed, added = _losses(num_steps, noise_multiplier, grid_step, 0)
     last = max(removed.lowest + len(removed.probabilities), added.lowest + len(added.probabilities))
     epsilons = grid_step * np.arange(2 * last + 1)
@@ -104,7 +115,7 @@ def random_allocation_replacing(
         scipy.special.ndtr(shift / 2 - epsilons / shift)
         - np.exp(epsilons + scipy.special.log_ndtr(-shift / 2 - epsilons / shift))
     )
-    above = _convex_envelope(np.exp(epsilons), np.minimum(np.min(bounds, axis=0), 1.0))
+    above = _symmetric_envelope(np.exp(epsilons), np.minimum(np.min(bounds, axis=0), 1.0))
     below = -np.expm1(-epsilons) + np.exp(-epsilons) * above
     deltas = np.concatenate([below[:0:-1], above])
     return distribution(grid_step, from_deltas(grid_step, -2 * last, 2 * last, deltas))
@@ -131,6 +142,9 @@ def _losses(
     num_steps: int, noise_multiplier: float, grid_step: float, num_full: int
 ) -> tuple[GridLoss, GridLoss]:
     """The loss of one round on the grid when the example is removed, and when it is added."""
+    if noise_multiplier < SMALLEST_NOISE:
+        largest_move = 2 if num_full else 1
+        return grid_losses(_known_step(noise_multiplier / largest_move, grid_step))
     # A search on a coarse grid of losses does not need a fine grid here either.
     coarse = grid_step > 2 * usual_grid_step(num_steps, noise_multiplier)
     spacing = 2 * sums.SPACING if coarse else sums.SPACING
@@ -150,6 +164,11 @@ def _losses(
     )
 
 
+def _known_step(noise_multiplier: float, grid_step: float) -> PrivacyLossDistribution:
+    """The loss if the step that the example joins were known; an upper bound."""
+    return pld.from_gaussian_mechanism(noise_multiplier, value_discretization_interval=grid_step)
+
+
 def _log_binomial(total: int, chosen: int) -> float:
     return math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)
 
@@ -165,8 +184,14 @@ def _delta(loss: GridLoss, epsilons: np.ndarray, grid_step: float) -> np.ndarray
     )
 
 
-def _convex_envelope(positions: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """The largest convex function below the points. A convex function below them is below it."""
+def _symmetric_envelope(positions: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The largest profile below the points that is convex, also across epsilon zero.
+
+    Let f be a symmetric profile, as a function of x = exp(epsilon). Below 1 it follows from
+    f(1 / x) = 1 - 1 / x + f(x) / x. A chord from (1 / x, f(1 / x)) to (x, f(x)) then passes through
+    (-1, 1), whatever x is. So this point joins the ones that a convex function must be below.
+    """
+    positions, heights = np.append(-1.0, positions), np.append(1.0, heights)
     hull: list[int] = []
     for index in range(len(positions)):
         while len(hull) > 1:
@@ -176,4 +201,12 @@ def _convex_envelope(positions: np.ndarray, heights: np.ndarray) -> np.ndarray:
                 break
             hull.pop()
         hull.append(index)
-    return np.interp(positions, positions[hull], heights[hull])
+    corners = np.array(hull)
+    following = np.clip(np.searchsorted(corners, np.arange(len(positions))), 1, None)
+    left, right = corners[following - 1], corners[following]
+    # Weights of both ends, because differences of the heights would lose the smaller one.
+    width = positions[right] - positions[left]
+    found = (positions[right] - positions) / width * heights[left]
+    found += (positions - positions[left]) / width * heights[right]
+    # Rounding up, where neighbours differ by less than a rounding error.
+    return np.asarray(np.maximum.accumulate(found[:0:-1])[::-1])

@@ -20,6 +20,8 @@ from dpoptax.schedules import ScalarOrSchedule, as_schedule
 MAX_COST = 1e-3
 # Below this size there is little padding to save, and a search would take longer.
 SMALLEST_SEARCHED = 64
+# Sizes are multiples of this, so that the usual numbers of devices can share a batch.
+MULTIPLE = 8
 # Epsilon is compared on a grid that is coarser by this factor, and as much faster to compute.
 COARSENING = 4.0
 
@@ -99,11 +101,13 @@ def _smallest_size(
     expected = as_schedule(sampler.expected_batch_size).max
     # The cost falls steeply with the size. Six of the default's seven standard deviations are more
     # than enough, and three are too few.
-    lowest = int(expected + (highest - expected) / 3)
-    while highest - lowest > 1:
-        middle = (lowest + highest) // 2
-        if epsilon(middle) <= budget:
-            highest = middle
+    feasible, infeasible = highest, int(expected + (highest - expected) / 3)
+    # The largest multiple that is smaller than the default, and the first one below the range.
+    high, low = (highest - 1) // MULTIPLE, infeasible // MULTIPLE
+    while high > low:
+        middle = (low + 1 + high) // 2
+        if epsilon(MULTIPLE * middle) <= budget:
+            feasible, high = MULTIPLE * middle, middle - 1
         else:
-            lowest = middle
-    return highest
+            low = middle
+    return feasible

@@ -15,7 +15,8 @@ import dpoptax
 from dpoptax._dp_events import RandomAllocationDpEvent, TruncatedRandomAllocationDpEvent
 from dpoptax.accounting import epsilon, event_epsilon
 from dpoptax.accounting._epsilon import event_privacy_loss
-from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION
+from dpoptax.accounting._normalize_event import OVERFLOW_FRACTION, normalize_for_group
+from dpoptax.accounting._step_pld import step_distribution
 from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, Shuffled
 
 TABLE = (pathlib.Path(__file__).parent / "reference.csv").read_text()
@@ -334,3 +335,39 @@ def test_a_truncated_step_costs_a_group_at_least_what_the_worst_data_reveal(grou
             exact = np.maximum(first - math.exp(at) * second, 0).sum() * (outputs[1] - outputs[0])
             if exact > 1e-9:
                 assert event_epsilon(event, delta=exact, group_size=group) >= at - 1e-6
+
+
+@pytest.mark.parametrize("other_adds", [-1, 1])
+def test_members_of_a_group_that_are_not_there_displace_others_too(other_adds):
+    """Under replace_special the batch is the same on both neighbours: by exact densities."""
+    others, group, rate, capacity, noise = 4, 2, 0.5, 2, 1.0
+    outputs = np.linspace(-14, 14, 20_001)
+
+    def density(adds):
+        total = np.zeros_like(outputs)
+        for joined, present in itertools.product(range(others + 1), range(group + 1)):
+            weight = scipy.stats.binom.pmf(joined, others, rate)
+            weight *= scipy.stats.binom.pmf(present, group, rate)
+            drawn = min(joined + present, capacity)
+            for inside in range(min(present, drawn) + 1):
+                chance = scipy.stats.hypergeom.pmf(inside, joined + present, present, drawn)
+                mean = adds * inside + other_adds * (drawn - inside)
+                total += weight * np.nan_to_num(chance) * scipy.stats.norm.pdf(outputs, mean, noise)
+        return total
+
+    event = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+        others + group, rate, capacity, noise
+    )
+    relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+    steps = normalize_for_group(event, delta=1e-12, relation=relation, group_size=group)
+    (step,) = steps.counts
+    loss = step_distribution(step, relation, 1e-3)
+    # In compositions, the profile counts in both directions and below zero as well.
+    with_group, without = density(1), density(0)
+    for first, second, bound in (
+        (with_group, without, loss._pmf_remove),
+        (without, with_group, loss._pmf_add),
+    ):
+        for at in (-2.0, -0.5, 0.5, 2.0):
+            exact = np.maximum(first - math.exp(at) * second, 0).sum() * (outputs[1] - outputs[0])
+            assert exact <= bound.get_delta_for_epsilon(at) + 1e-9

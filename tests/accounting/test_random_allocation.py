@@ -13,6 +13,7 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dpoptax._dp_events import RandomAllocationDpEvent, TruncatedRandomAllocationDpEvent
 from dpoptax.accounting import Ledger, _lognormal_sums, _random_allocation, epsilon, event_epsilon
 from dpoptax.accounting._compose import compositions
+from dpoptax.accounting._dp_accounting_compat import grid_losses
 from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.samplers import BallsInBins
 
@@ -165,6 +166,27 @@ def test_replacing_an_example_costs_at_most_the_bound(noise, angle):
     for level, bound in zip(at, bounds, strict=True):
         terms = np.maximum(1 - math.exp(level) * ratio, 0)
         assert terms.mean() - 5 * terms.std() / math.sqrt(len(terms)) <= bound
+
+
+@pytest.mark.parametrize(("steps", "noise"), [(2, 0.8), (10, 1.0), (100, 0.3)])
+def test_the_probabilities_of_replacing_sum_to_one(steps, noise):
+    # A profile with a kink at epsilon zero that is not convex would add up to a tenth per round.
+    loss, _ = grid_losses(_random_allocation.random_allocation_replacing(steps, noise, 2e-3))
+    assert loss.probabilities.min() >= 0
+    assert loss.probabilities.sum() + loss.infinite == pytest.approx(1, abs=1e-7)
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
+@pytest.mark.parametrize("capacity", [20, 200])
+def test_a_round_with_very_little_noise_has_an_epsilon(relation, capacity):
+    sampler = BallsInBins(200, 10, capacity)
+    epsilons = [
+        epsilon(
+            sampler=sampler, noise_multiplier=noise, num_steps=10, delta=1e-6, relation=relation
+        )
+        for noise in (0.05, 0.2, 0.4)
+    ]
+    assert math.inf > epsilons[0] > epsilons[1] > epsilons[2] > 0
 
 
 @pytest.mark.slow
