@@ -77,7 +77,7 @@ class Plan:
         ...     delta=1e-5,
         ... )
         >>> round(plan.epsilon(), 3), round(plan.epsilon(relation="replace_one"), 3)
-        (0.891, 1.541)
+        (0.89, 1.541)
         >>> plan.replace(num_steps=100).epsilon() < plan.epsilon()
         True
     """
