@@ -120,7 +120,7 @@ class Plan:
         delta = _validate.open_unit("delta", delta)
         _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
         self.__attrs_init__(
-            sampler=with_smallest_batch(sampler, noise, num_steps, delta),
+            sampler=with_smallest_batch(sampler, noise, delta),
             clip=rule,
             noise_multiplier=noise,
             num_steps=num_steps,

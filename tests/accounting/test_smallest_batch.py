@@ -39,9 +39,8 @@ def test_a_size_that_was_given_stays():
     assert plan_of(FixedSize(60_000, 128)).sampler.max_batch_size == 128
 
 
-def test_a_run_without_steps_noise_or_padding_keeps_its_sampler():
+def test_a_run_without_noise_or_padding_keeps_its_sampler():
     sampler = Poisson(60_000, 128)
-    assert plan_of(sampler, num_steps=0).sampler == sampler
     assert plan_of(sampler, noise_multiplier=0.0).sampler == sampler
     assert plan_of(Poisson(60_000, 10)).sampler == Poisson(60_000, 10)
 
@@ -50,6 +49,11 @@ def test_a_plan_that_was_read_has_the_size_that_was_written():
     plan = plan_of(Poisson(60_000, 128))
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.replace(num_steps=10).sampler == plan.sampler
+
+
+def test_a_run_that_is_extended_keeps_its_sampler():
+    sampler = Poisson(60_000, 128)
+    assert plan_of(sampler, num_steps=20).sampler == plan_of(sampler, num_steps=30_000).sampler
 
 
 def test_calibration_pays_for_the_smaller_batches():

@@ -17,6 +17,14 @@ TOLERANCE = 4 / np.sqrt(2 * NUM)
 PARAMS = {"a": jnp.zeros(NUM), "b": jnp.zeros((2, NUM // 2), jnp.bfloat16)}
 ZEROS = {"a": jnp.zeros((3, NUM)), "b": jnp.zeros((3, 2, NUM // 2), jnp.bfloat16)}
 
+# The registry's rules with groups are for other parameters.
+RULES = {
+    **registry.CLIP_RULES,
+    **registry.CLIP_RULES_WITH_STATE,
+    "group": lambda bound: dpoptax.clipping.GroupClip({"a": 0.6 * bound, "b": 0.8 * bound}),
+    "per layer, by size": lambda bound: dpoptax.clipping.PerLayerClip.by_size(bound, PARAMS),
+}
+
 
 def probe():
     """A transformation that keeps what it is told, and what it gets."""
@@ -49,9 +57,9 @@ def check(found):
 
 
 @pytest.mark.parametrize("mechanism", registry.MECHANISMS.values(), ids=registry.MECHANISMS)
-@pytest.mark.parametrize("rule", registry.CLIP_RULES.values(), ids=registry.CLIP_RULES)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_it_is_known_for_every_clip_rule_and_mechanism(rule, mechanism):
-    check(released(probe(), steps=1, clip=rule(2.0), mechanism=mechanism()))
+    check(released(probe(), steps=3, clip=rule(2.0), mechanism=mechanism()))
 
 
 def test_it_follows_schedules_of_clip_noise_and_batch_size():
