@@ -54,7 +54,7 @@ def poisson_replacing(
     """
     shift = 1 / noise_multiplier
     furthest = shift + _standard_deviations(TAIL)
-    last = math.ceil(float(_replacing_loss(np.array(furthest), rate, shift)) / grid_step)
+    last = math.ceil(float(_replacing_loss(np.array([furthest]), rate, shift)[0]) / grid_step)
     epsilons = grid_step * np.arange(last + 1)
     points = np.linspace(0.0, 1.01 * furthest, 20_000)
     outputs = np.interp(epsilons, _replacing_loss(points, rate, shift), points)
