@@ -67,9 +67,9 @@ def average_views(
         >>> flip = lambda key, x: jnp.where(jax.random.bernoulli(key), x[::-1], x)
         >>> loss = average_views(loss_fn, flip, num_views=4)
         >>> grads_fn = dpoptax.per_example_grads(loss)
-        >>> grads = grads_fn(jnp.zeros(2), jnp.array([[1.0, 2.0]]), key=jax.random.key(0))
+        >>> grads = grads_fn(jnp.zeros(2), jnp.array([[1.0, 2.0]]), key=jax.random.key(1))
         >>> grads.stacked()
-        Array([[-1.25, -1.75]], dtype=float32)
+        Array([[-1.5, -1.5]], dtype=float32)
     """
     num_views = _validate.count("num_views", num_views)
     needs_key = validation.takes_key(loss_fn)
