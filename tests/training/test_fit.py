@@ -188,7 +188,7 @@ def test_a_convolution_is_stepped_as_any_other_model():
         key=key, progress=False,
     ).state  # fmt: skip
     tx = optax.chain(plan.privatize(jax.random.key(1)), optax.sgd(0.1))
-    step = jax.jit(make_train_step(conv_loss, tx=tx, sampler=SAMPLER))
+    step = jax.jit(make_train_step(conv_loss, tx=tx, sampler=plan.sampler))
     for _ in range(5):
         state, _ = step(state, images)
     np.testing.assert_allclose(result.params, state.params, rtol=1e-5)

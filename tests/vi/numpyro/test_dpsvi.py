@@ -110,7 +110,9 @@ def test_autoguides_reach_what_numpyro_reaches_and_predictive_works(make, loss, 
 def test_a_private_run_knows_what_it_cost(data):
     svi = svi_of(regression, autoguide.AutoNormal(regression), clipping_threshold=1.0,
                  dp_scale=2.0)  # fmt: skip
-    sampler = dpoptax.samplers.Poisson(N, 30)
+    # With the padded size that a plan chooses, which the run has too.
+    sampler = dpoptax.Plan(sampler=dpoptax.samplers.Poisson(N, 30), clip=1.0, noise_multiplier=2.0,
+                           num_steps=200, delta=1e-4).sampler  # fmt: skip
     result = svi.run(dpoptax.random.insecure_key(0), 200, *data, sampler=sampler, delta=1e-4,
                      progress_bar=False)  # fmt: skip
     expected = dpoptax.accounting.epsilon(
