@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-# The probability of values that are split to zero, and the mean of what is cut, of one lognormal.
-TAIL = 1e-22
+from dpoptax.accounting._subsampled_gaussian import TAIL, standard_deviations
+
 # The spacing of the grid around the mean, in standard deviations. Splitting adds a sixth of its
 # square to the variance of each sum of two, so about 0.4 % for hundreds of terms.
 SPACING = 1 / 25
@@ -71,9 +71,9 @@ def sum_with_full(num_terms: int, noise_multiplier: float, spacing: float, num_f
 
 
 def _lognormal(noise_multiplier: float, spacing: float) -> Ratio:
-    """An upper bound of one X in the convex order."""
+    """An upper bound of one X in the convex order; a mean of about TAIL is cut."""
     shift = 1 / noise_multiplier
-    reach = deviations(TAIL) * shift
+    reach = standard_deviations(TAIL) * shift
     deviation = math.sqrt(math.expm1(min(shift**2, 600.0)))
     smallest, largest = math.exp(-reach - shift**2 / 2), math.exp(min(reach + shift**2 / 2, 600.0))
     points = _grid(1.0, deviation, smallest, largest, spacing)
@@ -165,7 +165,3 @@ def _grid(
         step = spacing * math.hypot(deviation, GROWTH * (point - mean))
         point += min(step, spacing * LARGEST_RATIO * point)
     return np.array([*points, largest])
-
-
-def deviations(tail: float) -> float:
-    return float(-scipy.special.ndtri(tail))

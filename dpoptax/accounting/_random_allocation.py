@@ -24,16 +24,15 @@ import functools
 import math
 
 import numpy as np
-import scipy.special
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from dpoptax._dp_events import TruncatedRandomAllocationDpEvent
 from dpoptax.accounting import _lognormal_sums as sums
+from dpoptax.accounting import _subsampled_gaussian as subsampled
 from dpoptax.accounting._dp_accounting_compat import (
     GridLoss,
     distribution,
-    from_deltas,
     grid_losses,
 )
 
@@ -74,7 +73,7 @@ def truncated_random_allocation(
     steps, noise = event.num_steps, event.noise_multiplier
     full = event.probability_of_full()
     at_least = [1.0]  # the probability that at least j batches are full
-    while at_least[-1] > sums.TAIL and len(at_least) <= min(sums.MAX_FULL, steps):
+    while at_least[-1] > subsampled.TAIL and len(at_least) <= min(sums.MAX_FULL, steps):
         number = len(at_least)
         log_bound = _log_binomial(steps, number) + number * math.log(max(full, 1e-300))
         at_least.append(min(math.exp(min(log_bound, 0.0)), at_least[-1]))
@@ -110,15 +109,9 @@ def random_allocation_replacing(
         for share in SHARES
     ]
     # Nor does it cost more than if the step were known.
-    shift = 2 / noise_multiplier
-    bounds.append(
-        scipy.special.ndtr(shift / 2 - epsilons / shift)
-        - np.exp(epsilons + scipy.special.log_ndtr(-shift / 2 - epsilons / shift))
-    )
+    bounds.append(subsampled.profile(epsilons, 1.0, 2 / noise_multiplier))
     above = _symmetric_envelope(np.exp(epsilons), np.minimum(np.min(bounds, axis=0), 1.0))
-    below = -np.expm1(-epsilons) + np.exp(-epsilons) * above
-    deltas = np.concatenate([below[:0:-1], above])
-    return distribution(grid_step, from_deltas(grid_step, -2 * last, 2 * last, deltas))
+    return subsampled.symmetric(above, grid_step)
 
 
 def usual_grid_step(num_steps: int, noise_multiplier: float) -> float:

@@ -45,7 +45,7 @@ def with_smallest_batch(
     noise = as_schedule(noise_multiplier).min
     if sampler.max_batch_size < SMALLEST_SEARCHED or noise == 0:
         return sampler
-    size = _smallest_size(_Unhashed(sampler), noise, delta)
+    size = _smallest_size(_ByEvent(sampler), noise, delta)
     return sampler.resized(size) or sampler
 
 
@@ -71,7 +71,7 @@ def calibrate_with_smallest_batch(
     return smaller, found.noise_multiplier
 
 
-class _Unhashed:
+class _ByEvent:
     """A sampler as an argument of a cached function: compared by its event, which is a value."""
 
     def __init__(self, sampler: Sampler) -> None:
@@ -79,14 +79,14 @@ class _Unhashed:
         self._event = sampler.event(1.0, 1)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed) and self._event == other._event
+        return isinstance(other, _ByEvent) and self._event == other._event
 
     def __hash__(self) -> int:
         return hash(self._event)
 
 
 @functools.lru_cache(maxsize=64)
-def _smallest_size(argument: _Unhashed, noise_multiplier: float, delta: float) -> int:
+def _smallest_size(argument: _ByEvent, noise_multiplier: float, delta: float) -> int:
     sampler = argument.sampler
     relation = resolve_relation(None, sampler.relation)
 

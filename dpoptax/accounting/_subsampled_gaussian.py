@@ -32,11 +32,11 @@ def poisson(rate: float, noise_multiplier: float, grid_step: float) -> PrivacyLo
     An upper bound. The rate must be at most one half; above, rounding errors grow.
     """
     shift = 1 / noise_multiplier
-    smallest = -(shift**2) / 2 - shift * _standard_deviations(TAIL)
+    smallest = -(shift**2) / 2 - shift * standard_deviations(TAIL)
     lowest = math.floor(math.log1p(rate * math.expm1(smallest)) / grid_step)
     highest = math.ceil(_largest_loss(rate, shift) / grid_step)
     epsilons = grid_step * np.arange(lowest, highest + 1)
-    removed = from_deltas(grid_step, lowest, highest, _profile(epsilons, rate, shift))
+    removed = from_deltas(grid_step, lowest, highest, profile(epsilons, rate, shift))
     # In the other direction the loss has the opposite sign and exp(-loss) times the probability.
     # It is infinite where the loss in this direction is below the grid.
     added = removed.probabilities * np.exp(-epsilons)
@@ -53,7 +53,7 @@ def poisson_replacing(
     output x at which the loss is epsilon (Zhu, Dong and Wang 2022, arXiv:2106.08567).
     """
     shift = 1 / noise_multiplier
-    furthest = shift + _standard_deviations(TAIL)
+    furthest = shift + standard_deviations(TAIL)
     last = math.ceil(float(_replacing_loss(np.array([furthest]), rate, shift)[0]) / grid_step)
     epsilons = grid_step * np.arange(last + 1)
     points = np.linspace(0.0, 1.01 * furthest, 20_000)
@@ -70,7 +70,7 @@ def poisson_replacing(
         growth = epsilons + np.log(-np.expm1(-epsilons))
     stays_out = -np.exp(scipy.special.log_ndtr(-outputs) + growth)
     above = np.clip(rate * joins + (1 - rate) * stays_out, 0.0, 1.0)
-    return _symmetric(above, grid_step)
+    return symmetric(above, grid_step)
 
 
 def _replacing_loss(outputs: np.ndarray, rate: float, shift: float) -> np.ndarray:
@@ -80,8 +80,8 @@ def _replacing_loss(outputs: np.ndarray, rate: float, shift: float) -> np.ndarra
     return first - second
 
 
-def _symmetric(above: np.ndarray, grid_step: float) -> PrivacyLossDistribution:
-    """The loss with this profile on the grid from zero on, the same in both directions.
+def symmetric(above: np.ndarray, grid_step: float) -> PrivacyLossDistribution:
+    """Returns the loss with this profile on the grid from zero on, the same in both directions.
 
     Below zero, delta(-epsilon) = 1 - exp(-epsilon) + exp(-epsilon) delta(epsilon).
     """
@@ -103,22 +103,22 @@ def without_replacement(
     shift = 2 / noise_multiplier
     last = math.ceil(_largest_loss(rate, shift) / grid_step)
     epsilons = grid_step * np.arange(last + 1)
-    return _symmetric(_profile(epsilons, rate, shift), grid_step)
+    return symmetric(profile(epsilons, rate, shift), grid_step)
 
 
-def _standard_deviations(tail: float) -> float:
-    """Where the upper tail of a standard normal has this probability."""
+def standard_deviations(tail: float) -> float:
+    """Returns where the upper tail of a standard normal has this probability."""
     return float(-scipy.special.ndtri(tail))
 
 
 def _largest_loss(rate: float, shift: float) -> float:
     """An epsilon beyond which the profile is below TAIL."""
-    gaussian = shift**2 / 2 + shift * _standard_deviations(TAIL)
+    gaussian = shift**2 / 2 + shift * standard_deviations(TAIL)
     return float(np.logaddexp(np.log1p(-rate), math.log(rate) + gaussian)) if rate < 1 else gaussian
 
 
-def _profile(epsilons: np.ndarray, rate: float, shift: float) -> np.ndarray:
-    """Equation (1), and 1 - exp(epsilon) below log(1 - q)."""
+def profile(epsilons: np.ndarray, rate: float, shift: float) -> np.ndarray:
+    """Returns equation (1), and 1 - exp(epsilon) below log(1 - q)."""
     inner = np.full(len(epsilons), -np.inf)
     growth = np.expm1(np.minimum(epsilons, 1.0)) / rate
     beyond = growth > -1

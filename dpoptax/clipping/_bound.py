@@ -1,6 +1,9 @@
-"""Bounds on norms: which are valid, and the sensitivity of a sum whose terms they bound."""
+"""Bounds on norms: which are valid, the weights that keep them, and the sensitivity of a sum."""
 
 from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from dpoptax import _validate
 from dpoptax.relations import Relation, parse_relation
@@ -49,6 +52,14 @@ def stability(name: str, value: Any) -> float:
             f"gradient; got {constant}. Leave it out for the default."
         )
     return constant
+
+
+def weight_within(
+    bound: float | Float[Array, ""], squared: Float[Array, " batch"], finite: Bool[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Returns min(1, bound / norm) for squared norms, and 0 where not finite."""
+    # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
+    return jnp.where(finite, jnp.minimum(1.0, bound / jnp.sqrt(squared)), 0.0)
 
 
 def sensitivity_of(l2_clip: ScalarOrSchedule, relation: Relation) -> float:

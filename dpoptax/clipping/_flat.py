@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.clipping._base import ClipRule
-from dpoptax.clipping._bound import clip_bound, sensitivity_of
+from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
 from dpoptax.clipping._check_rule import check_rule, is_ours
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
 from dpoptax.clipping._unit import first_rule
@@ -63,9 +63,7 @@ class FlatClip:
     ) -> Float[Array, " batch"]:
         """Returns min(1, l2_clip / norm), and 0 for an example with a norm that is not finite."""
         squared = global_squared_norms(squared_norms)
-        # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
-        scale = jnp.minimum(1.0, as_schedule(self.l2_clip).at(step) / jnp.sqrt(squared))
-        return jnp.where(jnp.isfinite(squared), scale, 0.0)
+        return weight_within(as_schedule(self.l2_clip).at(step), squared, jnp.isfinite(squared))
 
     def sensitivity(self, relation: Relation) -> float:
         """Returns l2_clip, or twice that if one example replaces another."""

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from dpoptax.clipping._bound import clip_bound, sensitivity_of
+from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
 from dpoptax.clipping._groups import by_path, check_disjoint, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
@@ -89,7 +89,9 @@ class GroupClip:
             members[group].append(leaf)
         finite = jnp.isfinite(global_squared_norms(squared_norms))
         weights = {
-            group: scale_to(as_schedule(bounds[group]).at(step), norms, finite)
+            group: weight_within(
+                as_schedule(bounds[group]).at(step), global_squared_norms(norms), finite
+            )
             for group, norms in members.items()
         }
         return jax.tree.unflatten(structure, [weights[group] for group in groups])
@@ -101,15 +103,6 @@ class GroupClip:
         up, to at most the sum of the squared bounds.
         """
         return sensitivity_of(self.l2_clip, relation)
-
-
-def scale_to(
-    bound: float | Float[Array, ""], squared_norms: list[Array], finite: Array
-) -> Float[Array, " batch"]:
-    """Returns min(1, bound / norm) for the leaves of a group; 0 where not all is finite."""
-    squared = global_squared_norms(squared_norms)
-    # A norm of zero gives inf here, and min(1, inf) is 1: nothing to clip.
-    return jnp.where(finite, jnp.minimum(1.0, bound / jnp.sqrt(squared)), 0.0)
 
 
 def _bound(path: str, value: ScalarOrSchedule) -> ScalarOrSchedule:

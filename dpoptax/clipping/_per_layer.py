@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
-from dpoptax.clipping._bound import clip_bound, sensitivity_of
-from dpoptax.clipping._group import scale_to
+from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
 from dpoptax.clipping._groups import by_path, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
@@ -103,7 +102,7 @@ class PerLayerClip:
         bound = clip.at(step)
         finite = jnp.isfinite(global_squared_norms(squared_norms))
         scales = [
-            scale_to(bound * share, [leaf], finite)
+            weight_within(bound * share, leaf, finite)
             for share, leaf in zip(shares, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, scales)

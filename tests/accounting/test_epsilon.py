@@ -272,6 +272,27 @@ def test_the_ends():
     assert epsilon(sampler=sampler, **(RUN | {"noise_multiplier": 0.0, "num_steps": 0})) == 0.0
 
 
+def truncated_density(outputs, noise, others, members, rate, capacity, *, adds, others_add):
+    """The density of a noisy sum over a Poisson batch that is cut to a largest size.
+
+    Each member of a group adds `adds`, and each of the others `others_add`.
+    """
+    total = np.zeros_like(outputs)
+    for joined, present in itertools.product(range(others + 1), range(members + 1)):
+        weight = scipy.stats.binom.pmf(joined, others, rate)
+        weight *= scipy.stats.binom.pmf(present, members, rate)
+        drawn = min(joined + present, capacity)
+        # How many of the group are among those who are drawn.
+        for inside in range(min(present, drawn) + 1):
+            chance = 1.0  # in an empty batch, for which SciPy's distribution is not defined
+            if drawn:
+                chance = scipy.stats.hypergeom.pmf(inside, joined + present, present, drawn)
+            mean = inside * adds + (drawn - inside) * others_add
+            total += weight * chance * scipy.stats.norm.pdf(outputs, mean, noise)
+    np.testing.assert_allclose(total.sum() * (outputs[1] - outputs[0]), 1, rtol=1e-6)
+    return total
+
+
 @pytest.mark.parametrize(
     ("size", "rate", "capacity", "noise"), [(5, 0.5, 2, 1.0), (7, 0.3, 3, 0.7)]
 )
@@ -285,17 +306,9 @@ def test_one_truncated_step_costs_at_least_what_the_worst_data_reveal(
 
     def density(moves):
         """Of the output; `moves` says what the last example adds, or that there is none."""
-        others = size - 1
-        total = np.zeros_like(outputs)
-        for joined in range(others + 1):
-            weight = scipy.stats.binom.pmf(joined, others, rate)
-            without = -min(joined, capacity)
-            inside = min(1.0, capacity / (joined + 1)) * rate if moves is not None else 0.0
-            total += weight * (1 - inside) * scipy.stats.norm.pdf(outputs, without, noise)
-            if inside:
-                mean = moves - min(joined, capacity - 1)
-                total += weight * inside * scipy.stats.norm.pdf(outputs, mean, noise)
-        return total
+        members = 0 if moves is None else 1
+        sizes = (size - 1, members, rate, capacity)
+        return truncated_density(outputs, noise, *sizes, adds=moves or 0, others_add=-1)
 
     old, new = (density(1.0), density(None if relation == "add_or_remove_one" else -1.0))
     event = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(size, rate, capacity, noise)
@@ -313,18 +326,8 @@ def test_a_truncated_step_costs_a_group_at_least_what_the_worst_data_reveal(grou
     outputs = np.linspace(-14, 14, 20_001)
 
     def density(members):
-        total = np.zeros_like(outputs)
-        for joined, present in itertools.product(range(others + 1), range(members + 1)):
-            weight = scipy.stats.binom.pmf(joined, others, rate)
-            weight *= scipy.stats.binom.pmf(present, members, rate)
-            drawn = min(joined + present, capacity)
-            # How many of the group are among those who are drawn.
-            for inside in range(min(present, drawn) + 1):
-                chance = scipy.stats.hypergeom.pmf(inside, joined + present, present, drawn)
-                if chance > 0:
-                    mean = inside - (drawn - inside)
-                    total += weight * chance * scipy.stats.norm.pdf(outputs, mean, noise)
-        return total
+        sizes = (others, members, rate, capacity)
+        return truncated_density(outputs, noise, *sizes, adds=1, others_add=-1)
 
     event = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
         others + group, rate, capacity, noise
@@ -344,16 +347,8 @@ def test_members_of_a_group_that_are_not_there_displace_others_too(other_adds):
     outputs = np.linspace(-14, 14, 20_001)
 
     def density(adds):
-        total = np.zeros_like(outputs)
-        for joined, present in itertools.product(range(others + 1), range(group + 1)):
-            weight = scipy.stats.binom.pmf(joined, others, rate)
-            weight *= scipy.stats.binom.pmf(present, group, rate)
-            drawn = min(joined + present, capacity)
-            for inside in range(min(present, drawn) + 1):
-                chance = scipy.stats.hypergeom.pmf(inside, joined + present, present, drawn)
-                mean = adds * inside + other_adds * (drawn - inside)
-                total += weight * np.nan_to_num(chance) * scipy.stats.norm.pdf(outputs, mean, noise)
-        return total
+        sizes = (others, group, rate, capacity)
+        return truncated_density(outputs, noise, *sizes, adds=adds, others_add=other_adds)
 
     event = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
         others + group, rate, capacity, noise
