@@ -59,7 +59,7 @@ def fit(elbo, data, *, steps, rate):
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes integers and floats
         return dpoptax.training.fit(
             elbo, start(elbo.guide), data, plan=plan, key=jax.random.key(0), progress=False,
-            optimizer=optax.adam(optax.exponential_decay(rate, steps, 0.01)),
+            optimizer=optax.adam(optax.exponential_decay(rate, steps, 0.001)),
         ).params  # fmt: skip
 
 
