@@ -30,7 +30,8 @@ from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
 from dpoptax.clipping._state import AnyClipRule
-from dpoptax.mechanisms import Gaussian, Mechanism
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, validated
@@ -87,7 +88,7 @@ class Plan:
     noise_multiplier: ScalarOrSchedule
     num_steps: int
     delta: float
-    mechanism: Mechanism
+    mechanism: AnyMechanism
 
     # Written out, because two arguments may be Optax schedules, which need num_steps to become
     # the values that the fields hold.
@@ -101,7 +102,7 @@ class Plan:
         num_steps: int | None = None,
         epochs: float | None = None,
         delta: float,
-        mechanism: Mechanism = Gaussian(),
+        mechanism: AnyMechanism = Gaussian(),
     ) -> None:
         """Validates the arguments; see the class."""
         _arguments.check_sampler(sampler)
@@ -117,6 +118,7 @@ class Plan:
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         check_release(rule, noise, mechanism)
+        _arguments.check_horizon(mechanism, num_steps)
         delta = _validate.open_unit("delta", delta)
         _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
         self.__attrs_init__(
@@ -141,7 +143,7 @@ class Plan:
         num_steps: int | None = None,
         epsilon: float,
         delta: float,
-        mechanism: Mechanism = Gaussian(),
+        mechanism: AnyMechanism = Gaussian(),
     ) -> "Plan":
         """Returns the plan with the least noise that costs at most `epsilon`.
 

@@ -6,7 +6,8 @@ from typing import Any
 from dpoptax import _serialize
 from dpoptax._validate import described
 from dpoptax.clipping import ClipRule, StatefulClipRule
-from dpoptax.mechanisms import Mechanism
+from dpoptax.mechanisms import Mechanism, StatefulMechanism
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.schedules import tabulate
 
@@ -24,7 +25,7 @@ def check_sampler(sampler: Any) -> None:
 def check_mechanism(mechanism: Any) -> None:
     """Raises unless this is a mechanism."""
     # A class has the attributes of the interface too.
-    if not isinstance(mechanism, Mechanism) or isinstance(mechanism, type):
+    if not isinstance(mechanism, Mechanism | StatefulMechanism) or isinstance(mechanism, type):
         raise TypeError(
             "mechanism must be one of dpoptax.mechanisms, such as Gaussian(), or have release, "
             f"check and caveat; got {described(mechanism)}. Leave it out for Gaussian()."
@@ -36,6 +37,17 @@ def check_num_steps(num_steps: int) -> None:
     if num_steps >= 2**31:
         raise ValueError(
             f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
+        )
+
+
+def check_horizon(mechanism: AnyMechanism, num_steps: int) -> None:
+    """Raises if a plan has more steps than its mechanism covers."""
+    last = mechanism.num_steps if isinstance(mechanism, StatefulMechanism) else None
+    if last is not None and num_steps > last:
+        raise ValueError(
+            f"expected a plan of at most {last} steps, because {type(mechanism).__name__} has "
+            f"correlated noise for so many; got num_steps={num_steps}. Pass a strategy of "
+            f"{num_steps} steps, or plan fewer."
         )
 
 
@@ -67,7 +79,7 @@ def decoded(content: Mapping[str, Any], classes: tuple[type, ...]) -> dict[str, 
     interfaces: dict[str, Any] = {
         "sampler": Sampler,
         "clip": (ClipRule, StatefulClipRule),
-        "mechanism": Mechanism,
+        "mechanism": (Mechanism, StatefulMechanism),
     }
     # The other fields are numbers or schedules; the plan validates them.
     return {

@@ -12,7 +12,8 @@ from dpoptax._plan import Plan
 from dpoptax.accounting._budget import Budget
 from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch
 from dpoptax.clipping import ClipRule
-from dpoptax.mechanisms import Gaussian, Mechanism
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.samplers import Poisson
 
 EPOCHS = 30.0
@@ -72,7 +73,7 @@ class Suggestion:
         self,
         *,
         clip: ClipRule | float | None = None,
-        mechanism: Mechanism = Gaussian(),
+        mechanism: AnyMechanism = Gaussian(),
         earlier: dp_accounting.DpEvent | None = None,
     ) -> Plan:
         """Returns the plan with these settings and the least noise that keeps the budget.

@@ -1,12 +1,15 @@
-"""Adds independent normal draws to every coordinate of a sum.
+"""Adds normal draws to every coordinate of a sum: independent ones, or functions of several.
 
 The draws are float32 or wider, whatever the dtype of the parameters.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -37,17 +40,99 @@ def add_gaussian(
         True
     """
     leaves, treedef = jax.tree.flatten(tree)
-    if (isinstance(stddev, float) and stddev == 0) or not leaves:
+    if _is_zero(stddev) or not leaves:
         return tree
-    key = allowed_key("key", key)
-    # Noise that is drawn before the sums are known takes memory while they are computed.
-    wide, key = jax.lax.optimization_barrier(([widen(leaf) for leaf in leaves], key))
-    key = rolled(key) if jax_random else unrolled(key)
+    wide, key = _after_sums(leaves, key, jax_random)
     noisy = [
         leaf + jnp.asarray(stddev, leaf.dtype) / math.sqrt(num_draws) * draw
         for leaf, draw in zip(wide, _draws(key, wide, num_draws, jax_random), strict=True)
     ]
     return jax.tree.unflatten(treedef, noisy)
+
+
+def add_filtered(
+    key_of: Callable[[Int[Array, ""] | int], PRNGKeyArray],
+    taps: Sequence[float],
+    count: Int[Array, ""] | int,
+    tree: PyTree[Float[Array, "..."]],
+    stddev: float | Float[Array, ""],
+    *,
+    num_draws: int = 1,
+    jax_random: bool = False,
+) -> PyTree[Float[Array, "..."]]:
+    """Adds stddev * (taps[0] z_0 + taps[1] z_1 + ...), where z_j is drawn from `key_of(j)`.
+
+    Args:
+        key_of: the key of each draw.
+        taps: the factors.
+        count: how many of the terms are added; from 1 to all.
+        tree: the sum.
+        stddev: as in `add_gaussian`.
+        num_draws: as in `add_gaussian`.
+        jax_random: as in `add_gaussian`.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    if _is_zero(stddev) or not leaves:
+        return tree
+    if len(taps) == 1:
+        options: dict[str, Any] = {"num_draws": num_draws, "jax_random": jax_random}
+        return add_gaussian(key_of(0), tree, stddev * taps[0], **options)
+    factors = np.asarray(taps, np.float64) / math.sqrt(num_draws)
+
+    def add(index: Int[Array, ""] | int, sums: list[Array]) -> list[Array]:
+        key = allowed_key("key", key_of(index))
+        key = rolled(key) if jax_random else unrolled(key)
+        draws = _draws(key, sums, num_draws, jax_random)
+        return [
+            leaf + jnp.asarray(stddev, leaf.dtype) * jnp.asarray(factors, leaf.dtype)[index] * draw
+            for leaf, draw in zip(sums, draws, strict=True)
+        ]
+
+    # In a loop, so that one draw is in memory at a time, and the draw is compiled once.
+    noisy = jax.lax.fori_loop(0, count, add, [widen(leaf) for leaf in leaves])
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def add_gaussian_by(
+    function: Callable[[PyTree], tuple[PyTree, Any]],
+    key: PRNGKeyArray,
+    tree: PyTree[Float[Array, "..."]],
+    stddev: float | Float[Array, ""],
+    unchanged: Any,
+    *,
+    num_draws: int = 1,
+    jax_random: bool = False,
+) -> tuple[PyTree[Float[Array, "..."]], Any]:
+    """Adds stddev times a function of independent N(0, 1) draws in float32 or wider.
+
+    Returns the sum, and what the function returns as well; `unchanged` if nothing is drawn.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    if _is_zero(stddev) or not leaves:
+        return tree, unchanged
+    wide, key = _after_sums(leaves, key, jax_random)
+    draws = _draws(key, wide, num_draws, jax_random)
+    white = jax.tree.unflatten(treedef, [draw / math.sqrt(num_draws) for draw in draws])
+    noise, result = function(white)
+    noisy = [
+        leaf + jnp.asarray(stddev, leaf.dtype) * part
+        for leaf, part in zip(wide, treedef.flatten_up_to(noise), strict=True)
+    ]
+    return jax.tree.unflatten(treedef, noisy), result
+
+
+def _is_zero(stddev: float | Float[Array, ""]) -> bool:
+    return isinstance(stddev, float) and stddev == 0
+
+
+def _after_sums(
+    leaves: list[Array], key: PRNGKeyArray, jax_random: bool
+) -> tuple[list[Array], PRNGKeyArray]:
+    """Returns the leaves in float32 or wider, and the key that the noise is drawn from."""
+    key = allowed_key("key", key)
+    # Noise that is drawn before the sums are known takes memory while they are computed.
+    wide, key = jax.lax.optimization_barrier(([widen(leaf) for leaf in leaves], key))
+    return wide, rolled(key) if jax_random else unrolled(key)
 
 
 def _draws(key: PRNGKeyArray, leaves: list[Array], num_draws: int, jax_random: bool) -> list[Array]:

@@ -14,7 +14,7 @@ from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns, trade_off
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._count_noise import split_noise
-from dpoptax.mechanisms import Mechanism
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._costs import Costs
@@ -120,7 +120,7 @@ class Report(ReportValues):
         steps_done: int,
         steps_planned: int,
         noise_multiplier: ScalarOrSchedule,
-        mechanism: Mechanism,
+        mechanism: AnyMechanism,
         prng: str = _text.NO_PRNG,
         all_steps: Ledger | None = None,
         runs: RandomRuns | None = None,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
+from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.schedules import as_schedule
 from dpoptax.training._resume.run import NoResume, ResumableRun
 
@@ -28,8 +29,22 @@ def charge_and_authorize(
 
 
 def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, int]]) -> Ledger:
-    """Returns a ledger with the first `num_steps` steps, and the ranges lost in crashes."""
+    """Returns a ledger with the first `num_steps` steps, and the ranges lost in crashes.
+
+    With correlated noise, a range does not have a cost of its own. Its steps have noise in common
+    with those before it, which this run has too. Both are released together: this run, and the lost
+    steps. That costs at most this run and another whole run up to the last lost step, with noise
+    of its own. For let `x` be the gradients of this run and `x'` those of the other, which are equal
+    before the range. To release `x + C^-1 Z` is to release `C x + Z`. So the lost steps tell
+    `C x' + Z'` in their rows only, with fresh `Z'` there, which is a part of a whole run.
+    """
     ledger = plan.ledger()
+    if isinstance(plan.mechanism, StatefulMechanism):
+        for _, end in lost_steps:
+            charge_steps(ledger, plan, 0, end)
+            ledger.restart()
+        # The last, so that further steps are charged to it.
+        lost_steps = ()
     for first, end in ((0, num_steps), *lost_steps):
         charge_steps(ledger, plan, first, end)
     return ledger

@@ -17,6 +17,7 @@ from dpoptax import _validate
 from dpoptax._explicit_axes import automatic_sharding
 from dpoptax._plan import Plan
 from dpoptax.clipping import FlatClip
+from dpoptax.mechanisms._state import NoiseKeys
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads
 from dpoptax.per_example._parts import shards_of
 from dpoptax.per_example._validate_loss import check_loss, takes_key
@@ -103,7 +104,9 @@ def microbatch_size_for_plan(
 
     def release(grads: PerExampleGrads) -> PyTree:
         # Only compiled, never run: this key draws nothing.
-        return sum_release(jax.random.key(0), grads, sum_release.init(), 0)
+        key = jax.random.key(0)
+        first = sum_release.init(grads.parameter_specs(), key)
+        return sum_release(NoiseKeys(key, key, ""), grads, first, 0)
 
     size = plan.sampler.max_batch_size
     return _largest_microbatch(loss_of, point, example, release, size, default_limit(), sharding)

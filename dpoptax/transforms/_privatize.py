@@ -22,18 +22,17 @@ from dpoptax._explicit_axes import (
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.clipping._state import AnyClipRule
-from dpoptax.mechanisms import Gaussian, Mechanism
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism, NoiseKeys, release_key
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._stacked import as_per_example_grads
-from dpoptax.random import derive_key
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._derive import fingerprint
 from dpoptax.random._reuse_guard import KeyReuseGuard, is_placeholder
-from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 from dpoptax.transforms import _position
 from dpoptax.transforms._private import PrivateTransformation
-from dpoptax.transforms._release import SumRelease
+from dpoptax.transforms._release import ReleaseState, SumRelease
 
 
 class PrivatizeState(NamedTuple):
@@ -44,6 +43,8 @@ class PrivatizeState(NamedTuple):
         key: the key of this run's noise; the same in every step.
         clip_state: the state of a clip rule that has one, such as
             `dpoptax.clipping.QuantileClip`; else empty. It is part of what was released.
+        mechanism_state: the state of a mechanism that has one, such as
+            `dpoptax.mechanisms.Correlated`; else empty. It is as secret as the key.
 
     Example:
         >>> import jax
@@ -55,11 +56,13 @@ class PrivatizeState(NamedTuple):
     step: Int[Array, ""]
     key: PRNGKeyArray
     clip_state: PyTree = ()
+    mechanism_state: PyTree = ()
 
     def __repr__(self) -> str:
-        """Leaves out the key, which must not appear in logs and error messages."""
+        """Leaves out what is secret, which must not appear in logs and error messages."""
         clip = f", clip_state={self.clip_state}" if jax.tree.leaves(self.clip_state) else ""
-        return f"PrivatizeState(step={self.step}, key=<not shown>{clip})"
+        secret = ", mechanism_state=<not shown>" if jax.tree.leaves(self.mechanism_state) else ""
+        return f"PrivatizeState(step={self.step}, key=<not shown>{clip}{secret})"
 
 
 @answer_foreign_names
@@ -69,7 +72,7 @@ def privatize(
     *,
     expected_batch_size: ScalarOrSchedule | optax.Schedule,
     key: PRNGKeyArray,
-    mechanism: Mechanism = Gaussian(),
+    mechanism: AnyMechanism = Gaussian(),
 ) -> optax.GradientTransformation:
     """Clips, sums, noises and normalises per-example gradients, as an Optax transformation.
 
@@ -100,7 +103,8 @@ def privatize(
             schedule by `dpoptax.schedules.tabulate`, so that it can be accounted.
         key: a typed PRNG key, for the noise of this run and nothing else.
         mechanism: how the noise is drawn: `dpoptax.mechanisms.Gaussian()`, or
-            `dpoptax.mechanisms.DiscreteGaussian()`, which needs no trust in floating point.
+            `dpoptax.mechanisms.DiscreteGaussian()`, which needs no trust in floating point, or
+            `dpoptax.mechanisms.Correlated(strategy)`.
 
     Returns:
         An `optax.GradientTransformation` with a `PrivatizeState`.
@@ -140,16 +144,15 @@ def privatize(
     root = allowed_key("key", key)
     # Without noise there is none to draw twice.
     guard = KeyReuseGuard(root) if as_schedule(noise).max > 0 else None
-    released = fingerprint(*sum_release.identity)
 
     def init(params: PyTree) -> PrivatizeState:
         if not is_placeholder(params):
             _position.refuse_wrapper()
             _position.refuse_masked(params)
             sum_release.check_fits(params)
-        state = PrivatizeState(
-            jnp.zeros((), jnp.int32), jax.random.fold_in(root, 0), sum_release.init()
-        )
+        first_key = jax.random.fold_in(root, 0)
+        first = sum_release.init(params, first_key)
+        state = PrivatizeState(jnp.zeros((), jnp.int32), first_key, first.clip, first.mechanism)
         if guard is not None:
             guard.on_init(state.key, params)
         return state
@@ -168,19 +171,16 @@ def privatize(
             return specs, next_state
         if guard is not None:
             guard.on_update(state, next_state, grads)
-        # By what is released, so that a state restored into a changed transformation draws other
-        # noise: the difference of two releases with the same noise would have none.
-        release_key = derive_key(unrolled(state.key), f"{released};{fingerprint(_shapes(specs))}")
-        release_key = jax.random.fold_in(release_key, state.step)
-        noisy, clip_state = _run_release(
-            sum_release, release_key, grads, state.clip_state, state.step, params=params
-        )
-        next_state = next_state._replace(clip_state=clip_state)
+        identity = f"{sum_release.identity};{fingerprint(_shapes(specs))}"
+        keys = NoiseKeys(state.key, release_key(state.key, identity, state.step), identity)
+        states = ReleaseState(state.clip_state, state.mechanism_state)
+        noisy, states = _run_release(sum_release, keys, grads, states, state.step, params=params)
+        next_state = next_state._replace(clip_state=states.clip, mechanism_state=states.mechanism)
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = _divided(noisy, divisor, specs)
         if guard is not None:
-            guard.on_release(release_key, (release, clip_state))
+            guard.on_release(keys.current, (release, states.clip))
         return release, next_state
 
     def stddev(state: PrivatizeState, params: PyTree) -> PyTree:
@@ -192,26 +192,31 @@ def privatize(
 
 def _run_release(
     sum_release: SumRelease,
-    key: PRNGKeyArray,
+    keys: NoiseKeys,
     grads: PerExampleGrads,
-    clip_state: PyTree,
+    states: ReleaseState,
     step: Array,
     *,
     params: PyTree,
-) -> tuple[PyTree, PyTree]:
-    """Returns the noisy sum, sharded like the parameters, and the next state of the clip rule."""
-    noisy, clip_state, readings = run_with_automatic_axes(
-        lambda *args: (*sum_release(*args), args[1].readings()),
-        *(key, grads, clip_state, step),
+) -> tuple[PyTree, ReleaseState]:
+    """Returns the noisy sum, sharded like the parameters, and the next states."""
+
+    def run(root: Array, current: Array, grads: PerExampleGrads, *rest: Any) -> Any:
+        found = sum_release(NoiseKeys(root, current, keys.identity), grads, *rest)
+        return *found, grads.readings()
+
+    noisy, states, readings = run_with_automatic_axes(
+        run,
+        *(keys.root, keys.current, grads, states, step),
         specs_of=lambda results: (
             sharded_like(params)(results[0]),
-            sharded_like(None)(results[1]),
+            sharded_like(states)(results[1]),
             sharded_by_example(None, grads.mask)(results[2]),
         ),
     )
     # With explicit axes, it ran on a copy of the gradients, which found the losses.
     grads.remember(readings)
-    return noisy, clip_state
+    return noisy, states
 
 
 def _divided(noisy: PyTree, divisor: float | Array, specs: PyTree) -> PyTree:

@@ -28,6 +28,7 @@ from jaxtyping import PyTree
 
 from dpoptax import _validate, samplers
 from dpoptax._plan import Plan
+from dpoptax.mechanisms._state import PastKeys
 from dpoptax.random._derive import derive_key
 from dpoptax.training._check_arguments import check_folder
 from dpoptax.training._multihost import any_process, barrier
@@ -237,12 +238,15 @@ def _on_all_processes(state: PyTree) -> PyTree:
 
 
 def _rekeyed(state: PyTree, domain: str) -> PyTree:
-    """Replaces every key in a state by one derived from it."""
+    """Replaces every key in a state by one derived from it, but not the keys of past steps.
+
+    The noise of a step may depend on the noise of steps before it. What these were must not change.
+    """
 
     def rekey(leaf: Any) -> Any:
-        if not _validate.is_key(leaf):
+        if isinstance(leaf, PastKeys) or not _validate.is_key(leaf):
             return leaf
         flat = [derive_key(key, domain) for key in leaf.reshape(-1)]
         return jnp.stack(flat).reshape(leaf.shape)
 
-    return jax.tree.map(rekey, state)
+    return jax.tree.map(rekey, state, is_leaf=lambda node: isinstance(node, PastKeys))
