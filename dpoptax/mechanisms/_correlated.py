@@ -21,6 +21,7 @@ from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.mechanisms._gaussian import Gaussian
 from dpoptax.mechanisms._gaussian_noise import add_filtered, add_gaussian_by
+from dpoptax.mechanisms._sharded_state import sharded_like_parameters
 from dpoptax.mechanisms._state import NoiseKeys, PastKeys
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.per_example import PerExampleGrads
@@ -105,16 +106,19 @@ class Correlated:
         return self.strategy.num_steps
 
     def init(self, params: PyTree, key: PRNGKeyArray) -> PyTree:
-        """Returns the keys of the steps before the first, which are not used; or of the strategy.
+        """Returns the state of the strategy, or keys of earlier steps, which are not used yet.
 
         See `StatefulMechanism.init`.
         """
         taps = self.strategy.taps
         if taps is None:
-            like = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf.dtype)), params)
-            return self.strategy.init(like)
+            return sharded_like_parameters(self._init_strategy, params)
         past = len(taps) - 1
         return PastKeys(jnp.broadcast_to(key, (past,))) if past else ()
+
+    def _init_strategy(self, params: PyTree) -> PyTree:
+        like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)), params)
+        return self.strategy.init(like)
 
     def release_with_state(
         self,

@@ -88,8 +88,13 @@ def add_filtered(
             for leaf, draw in zip(sums, draws, strict=True)
         ]
 
-    # In a loop, so that one draw is in memory at a time, and the draw is compiled once.
-    noisy = jax.lax.fori_loop(0, count, add, [widen(leaf) for leaf in leaves])
+    noisy = [widen(leaf) for leaf in leaves]
+    if isinstance(count, jax.core.Tracer):
+        # One draw is in memory at a time, and the draw is compiled once.
+        noisy = jax.lax.fori_loop(0, count, add, noisy)
+    else:  # outside of compiled functions, where each loop would be compiled again
+        for index in range(int(count)):
+            noisy = add(index, noisy)
     return jax.tree.unflatten(treedef, noisy)
 
 

@@ -63,8 +63,9 @@ class StatefulMechanism(Protocol):
     state, noise can be computed and subtracted. A key in it is replaced if a run continues with new
     keys after a crash.
 
-    The steps of a run are not independent, so the cost of a run is not the sum of the costs of its
-    steps. This library knows the cost of `Correlated` only.
+    The accountant knows how the noise of `Correlated` depends on earlier noise. For any other
+    mechanism it assumes independent Gaussian noise in each step, of standard deviation
+    `noise_multiplier * clip.l2_clip`. A run of yours must be at least as private as that.
 
     Example:
         >>> from dpoptax.mechanisms import Gaussian

@@ -31,12 +31,10 @@ def charge_and_authorize(
 def ledger_of_run(plan: Plan, num_steps: int, lost_steps: Iterable[tuple[int, int]]) -> Ledger:
     """Returns a ledger with the first `num_steps` steps, and the ranges lost in crashes.
 
-    With correlated noise, a range does not have a cost of its own. Its steps have noise in common
-    with those before it, which this run has too. Both are released together: this run, and the lost
-    steps. That costs at most this run and another whole run up to the last lost step, with noise
-    of its own. For let `x` be the gradients of this run and `x'` those of the other, which are equal
-    before the range. To release `x + C^-1 Z` is to release `C x + Z`. So the lost steps tell
-    `C x' + Z'` in their rows only, with fresh `Z'` there, which is a part of a whole run.
+    With correlated noise, a lost range counts as a further run of all steps up to its end. Its
+    steps depend on the same earlier noise as the steps of this run that took their place. To
+    release the rows of `x + C^-1 Z` is to release those of `C x + Z`, so the lost steps are rows
+    of `C x + Z` whose `Z` is used nowhere else. They are a part of a further run.
     """
     ledger = plan.ledger()
     if isinstance(plan.mechanism, StatefulMechanism):
