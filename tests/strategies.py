@@ -62,7 +62,7 @@ class Recursion(Toeplitz):
         return len(self.numbers)
 
     def init(self, like):
-        return tuple(like for _ in self.numbers[1:])
+        return tuple(jax.tree.map(jnp.zeros_like, like) for _ in self.numbers[1:])
 
     def next(self, white, state, step):
         first, *others = map(float, self.matrix()[: len(self.numbers), 0])

@@ -74,6 +74,21 @@ def test_a_mechanism_adds_the_noise_that_it_states(page):
     assert abs(float(jnp.std(update)) / 9 - 1) < 5 / np.sqrt(2 * n)
 
 
+def test_a_mechanism_with_state_adds_the_noise_that_it_states(page):
+    mechanism, n = page["Drifting"](), 20_000
+    assert isinstance(mechanism, dpoptax.mechanisms.StatefulMechanism)
+    tx = dpoptax.privatize(
+        2.0, 1.5, expected_batch_size=1, key=jax.random.key(0), mechanism=mechanism
+    )
+    state, rows, update = tx.init(jnp.zeros(n)), [], jax.jit(tx.update)
+    for scale in mechanism.noise_scales()[:3]:
+        release, state = update(jnp.zeros((1, n)), state, jnp.zeros(n))
+        rows.append(np.asarray(release) / (3 * scale))
+    np.testing.assert_allclose(np.std(rows, axis=1), 1, atol=5 / np.sqrt(2 * n))
+    # The drift has half of the noise of a step, and half of it is left in the next.
+    assert abs(np.corrcoef(rows[:2])[0, 1] - 0.5 / np.sqrt(2 * 2.25)) < 5 / np.sqrt(n)
+
+
 def test_a_guide_has_the_density_of_its_draws(page):
     guide = page["Isotropic"]({"a": jnp.array([0.5, -1.0]), "b": jnp.array(2.0)}, initial_scale=0.7)
     params = guide.init(jax.random.key(0), jax.random.key(0))["params"]

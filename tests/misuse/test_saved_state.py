@@ -12,19 +12,21 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from flax.training import train_state as flax_train_state
+from strategies import CORRELATED
 
 import dpoptax
 from dpoptax.random import key_data, wrap_key_data
 from dpoptax.training import init_state, make_train_step
 
+GAUSSIAN = dpoptax.mechanisms.Gaussian()
 SAMPLER = dpoptax.samplers.Poisson(12, 6)
 DATA = jax.random.normal(jax.random.key(1), (12, 3))
 KEYS = {"threefry": jax.random.key, "chacha20": dpoptax.random.insecure_key}
 keys = pytest.mark.parametrize("make_key", KEYS.values(), ids=KEYS)
 
 
-def transformation(key):
-    private = dpoptax.privatize(1.0, 1.0, expected_batch_size=6, key=key)
+def transformation(key, mechanism=GAUSSIAN):
+    private = dpoptax.privatize(1.0, 1.0, expected_batch_size=6, key=key, mechanism=mechanism)
     return optax.chain(private, optax.sgd(0.1, momentum=0.9))
 
 
@@ -117,6 +119,10 @@ def test_states_of_a_loop_of_your_own_survive(make_key, way, tmp_path):
                 apply_fn=None, params=params, tx=transformation(make_key(seed + 2))
             ).opt_state,
             "sampler": SAMPLER.init(make_key(seed + 4)),
+            **{
+                f"correlated, {name}": transformation(make_key(seed + 6), make()).init(params)
+                for name, make in CORRELATED.items()
+            },
         }
 
     before = states(0)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import registry
+from strategies import CORRELATED
 
 import dpoptax
 from dpoptax import transforms
@@ -60,6 +61,15 @@ def check(found):
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_it_is_known_for_every_clip_rule_and_mechanism(rule, mechanism):
     check(released(probe(), steps=3, clip=rule(2.0), mechanism=mechanism()))
+
+
+@pytest.mark.parametrize("mechanism", CORRELATED.values(), ids=CORRELATED)
+def test_it_is_known_for_every_step_of_correlated_noise(mechanism):
+    found = released(probe(), steps=5, mechanism=mechanism())
+    check(found)
+    stated = [float(np.ravel(stddevs["a"])[0]) for stddevs, _ in found]
+    np.testing.assert_allclose(stated, mechanism().strategy.noise_norms()[:5] * 1.5 / 4, rtol=1e-5)
+    assert stated[-1] > 1.05 * stated[0]
 
 
 def test_it_follows_schedules_of_clip_noise_and_batch_size():
