@@ -6,6 +6,7 @@ A new one joins all laws by one line in its table. `test_extension.py` shows how
 import jax
 import jax.numpy as jnp
 import optax
+from strategies import CORRELATED
 
 import dpoptax
 from dpoptax import transforms
@@ -59,6 +60,8 @@ MECHANISMS = {
     "gaussian, four draws": lambda: dpoptax.mechanisms.Gaussian(num_draws=4),
     "discrete gaussian": dpoptax.mechanisms.DiscreteGaussian,
 }
+
+MECHANISMS_WITH_STATE = {f"correlated, {name}": make for name, make in CORRELATED.items()}
 
 # From a learning rate to an optimizer for `fit`, and the one of Optax that it is without clip and
 # noise, with its own filter turned off.

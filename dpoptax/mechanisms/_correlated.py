@@ -32,6 +32,15 @@ def _num_draws(value: int) -> int:
     return _validate.count("num_draws", value)
 
 
+def _check_strategy(mechanism: Any, attribute: Any, value: Any) -> None:
+    del mechanism, attribute
+    if not isinstance(value, Strategy):
+        raise TypeError(
+            f"strategy must be one of dpoptax.mechanisms.strategies; got "
+            f"{_validate.described(value)}. Pass for example BandedInverse.square_root(4, num_steps)."
+        )
+
+
 @attrs.frozen
 class Correlated:
     """Gaussian noise that is correlated over the steps of a run.
@@ -88,7 +97,7 @@ class Correlated:
     arXiv:2505.12128.
     """
 
-    strategy: Strategy = attrs.field(validator=attrs.validators.instance_of(Strategy))
+    strategy: Strategy = attrs.field(validator=_check_strategy)
     num_draws: int = attrs.field(default=1, converter=_num_draws)
     jax_random: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 

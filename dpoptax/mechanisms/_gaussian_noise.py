@@ -121,7 +121,7 @@ def add_gaussian_by(
     noise, result = function(white)
     noisy = [
         leaf + jnp.asarray(stddev, leaf.dtype) * part
-        for leaf, part in zip(wide, treedef.flatten_up_to(noise), strict=True)
+        for leaf, part in zip(wide, jax.tree.leaves(noise), strict=True)
     ]
     return jax.tree.unflatten(treedef, noisy), result
 

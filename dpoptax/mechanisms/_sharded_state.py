@@ -21,7 +21,7 @@ def sharded_like_parameters(init: Callable[[PyTree], PyTree], params: PyTree) ->
     spread = [leaf for leaf in jax.tree.leaves(params) if len(_mesh_axes(leaf)) > 0]
     if not spread:
         return init(params)
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
 
     def is_part(node: Any) -> bool:
         return bool(jax.tree.structure(node) == structure)

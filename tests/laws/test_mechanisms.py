@@ -63,3 +63,41 @@ def test_a_plan_accepts_it_and_accounts_for_gaussian_noise(make):
     }
     plan = dpoptax.Plan(**fields, mechanism=make())
     assert plan.epsilon() == dpoptax.Plan(**fields).epsilon()
+
+
+@pytest.mark.parametrize(
+    "make", registry.MECHANISMS_WITH_STATE.values(), ids=registry.MECHANISMS_WITH_STATE
+)
+def test_laws_3_to_7_of_a_mechanism_with_state(make):
+    """In a later step, with the noise of that step taken off."""
+    tx = dpoptax.privatize(2.0, 1.5, expected_batch_size=4, key=jax.random.key(0), mechanism=make())
+    params, grads_fn = jnp.zeros(50), dpoptax.per_example_grads(jnp.vdot)
+
+    @jax.jit
+    def step(state, examples, mask):
+        return tx.update(grads_fn(params, examples, mask=mask), state, params)
+
+    examples = jnp.linspace(0.01, 1.0, 6)[:, None] * jax.random.normal(jax.random.key(1), (6, 50))
+    everybody, nobody = jnp.ones(6, bool), jnp.zeros(6, bool)
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = step(state, examples, everybody)
+    noise, _ = step(state, examples, nobody)
+    expected = make().noise_scales()[2] * 2.0 * 1.5 / 4
+    assert abs(float(noise.std()) / expected - 1) < 4.5 / math.sqrt(2 * 50)
+
+    def released_sum(examples, mask):
+        return np.asarray(4 * (step(state, examples, mask)[0] - noise))
+
+    norms = jnp.linalg.norm(examples, axis=1, keepdims=True)
+    clipped = examples * jnp.minimum(1.0, 2.0 / norms)
+    np.testing.assert_allclose(released_sum(examples, everybody), clipped.sum(axis=0), atol=1e-4)
+    some = everybody.at[2].set(False)
+    for hostile in (jnp.nan, jnp.inf, 1e30):
+        filled = examples.at[2].set(hostile)
+        found = released_sum(filled, some)
+        np.testing.assert_allclose(found, clipped.sum(axis=0) - clipped[2], atol=1e-4)
+        if not np.isfinite(hostile):
+            np.testing.assert_allclose(released_sum(filled, everybody), found, atol=1e-4)
+    moved = released_sum(1e6 * examples, everybody) - released_sum(1e6 * examples, some)
+    assert np.linalg.norm(moved) == pytest.approx(2.0, rel=1e-4)

@@ -26,6 +26,10 @@ from dpoptax.training._resume.run import _rekeyed
 
 ROOT = pathlib.Path(__file__).parents[2]
 every = pytest.mark.parametrize("name", CORRELATED)
+# The second one in the slow tests only.
+taps_first = pytest.mark.parametrize(
+    "name", ["taps", pytest.param("recursion", marks=pytest.mark.slow)]
+)
 SAMPLERS = {
     "taps": dpoptax.samplers.Shuffled(64, 8),
     "recursion": dpoptax.samplers.CyclicPoisson(64, 8, 4, max_batch_size=16),
@@ -82,7 +86,7 @@ def crash(folder, name):
     return rows
 
 
-@every
+@taps_first
 def test_steps_that_a_crash_lost_are_repeated_bit_for_bit_and_count_once(tmp_path, name):
     whole = steps_of(open_run(name), 10)
     rows = crash(tmp_path / "run", name)
@@ -106,7 +110,7 @@ def test_another_strategy_is_refused_by_name_and_so_is_another_program(tmp_path)
         open_run(name, tmp_path / "run", loss=lambda params, x: 2 * loss_fn(params, x))
 
 
-@every
+@taps_first
 def test_new_keys_after_a_crash_keep_the_noise_that_was_released(name):
     """The run before and after is one matrix times independent noise, and nothing is repeated."""
     mechanism = CORRELATED[name]()
@@ -171,7 +175,7 @@ def test_optimizers_that_act_before_the_clip_or_know_the_noise(name, optimizer):
     assert len(np.unique(rows)) == 15
 
 
-@every
+@taps_first
 def test_gradients_of_the_caller(name):
     run = open_run(name, loss=None)
     grads_fn = jax.jit(dpoptax.per_example_grads(loss_fn))
