@@ -36,8 +36,9 @@ def _check_strategy(mechanism: Any, attribute: Any, value: Any) -> None:
     del mechanism, attribute
     if not isinstance(value, Strategy):
         raise TypeError(
-            f"strategy must be one of dpoptax.mechanisms.strategies; got "
-            f"{_validate.described(value)}. Pass for example BandedInverse.square_root(4, num_steps)."
+            "strategy must be one of dpoptax.mechanisms.strategies; got "
+            f"{_validate.described(value)}. Pass for example "
+            "BandedInverse.square_root(4, num_steps)."
         )
 
 

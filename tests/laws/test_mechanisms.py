@@ -66,11 +66,13 @@ def test_a_plan_accepts_it_and_accounts_for_gaussian_noise(make):
 
 
 @pytest.mark.parametrize(
-    "make", registry.MECHANISMS_WITH_STATE.values(), ids=registry.MECHANISMS_WITH_STATE
+    "stateful", registry.MECHANISMS_WITH_STATE.values(), ids=registry.MECHANISMS_WITH_STATE
 )
-def test_laws_3_to_7_of_a_mechanism_with_state(make):
+def test_laws_3_to_7_of_a_mechanism_with_state(stateful):
     """In a later step, with the noise of that step taken off."""
-    tx = dpoptax.privatize(2.0, 1.5, expected_batch_size=4, key=jax.random.key(0), mechanism=make())
+    tx = dpoptax.privatize(
+        2.0, 1.5, expected_batch_size=4, key=jax.random.key(0), mechanism=stateful()
+    )
     params, grads_fn = jnp.zeros(50), dpoptax.per_example_grads(jnp.vdot)
 
     @jax.jit
@@ -83,7 +85,7 @@ def test_laws_3_to_7_of_a_mechanism_with_state(make):
     for _ in range(2):
         _, state = step(state, examples, everybody)
     noise, _ = step(state, examples, nobody)
-    expected = make().noise_scales()[2] * 2.0 * 1.5 / 4
+    expected = stateful().noise_scales()[2] * 2.0 * 1.5 / 4
     assert abs(float(noise.std()) / expected - 1) < 4.5 / math.sqrt(2 * 50)
 
     def released_sum(examples, mask):
