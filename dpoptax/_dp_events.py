@@ -42,6 +42,18 @@ class KnownBranchDpEvent(DpEvent):  # type: ignore[misc]
     probability: float
 
 
+@attrs.frozen
+class OneExampleDpEvent(dp_accounting.SelfComposedDpEvent):  # type: ignore[misc]
+    """A composition that holds for neighbours that differ in one example, and for no groups.
+
+    Examples whose noisy sums overlap are such a case: two of them are not two turns of one.
+
+    Attributes:
+        event: what is composed.
+        count: how often.
+    """
+
+
 if hasattr(dp_accounting.dp_event, "RandomAllocationDpEvent"):
     RandomAllocationDpEvent = dp_accounting.dp_event.RandomAllocationDpEvent
 else:

@@ -16,6 +16,7 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsample
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    OneExampleDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
     random_allocation_event,
@@ -61,7 +62,7 @@ def normalize_for_group(
     steps = _without_rare_overflow(event, delta, group_size)
     if not steps.has_noise:
         return steps
-    if relation == NeighboringRelation.REPLACE_ONE:
+    if relation == NeighboringRelation.REPLACE_ONE or _is_of_one_example(event):
         return None
     counts: dict[dp_accounting.DpEvent, int] = {}
     for step, count in steps.counts.items():
@@ -122,6 +123,17 @@ def _flatten(
             yield _of_one_selected(event), count * int(event.num_selected)
         case _ if count > 0:
             yield event, count
+
+
+def _is_of_one_example(event: dp_accounting.DpEvent) -> bool:
+    match event:
+        case OneExampleDpEvent():
+            return True
+        case dp_accounting.SelfComposedDpEvent(event=inner):
+            return _is_of_one_example(inner)
+        case dp_accounting.ComposedDpEvent(events=events):
+            return any(map(_is_of_one_example, events))
+    return False
 
 
 def _of_one_selected(event: Any) -> dp_accounting.DpEvent:

@@ -1,7 +1,9 @@
 """Mechanisms: how noise is added to the clipped sum, and private statistics of norms."""
 
 from dpoptax import _serialize
+from dpoptax.mechanisms import strategies
 from dpoptax.mechanisms._base import Mechanism
+from dpoptax.mechanisms._correlated import Correlated
 from dpoptax.mechanisms._discrete_gaussian import DiscreteGaussian
 from dpoptax.mechanisms._gaussian import Gaussian
 from dpoptax.mechanisms._histogram import norm_histogram
@@ -10,6 +12,15 @@ from dpoptax.mechanisms._norm_quantile import norm_quantile
 # What JSON can hold. A new mechanism joins by one line.
 _serialize.register(Gaussian)
 _serialize.register(DiscreteGaussian)
+_serialize.register(Correlated)
 _serialize.register_interface(Mechanism, describe_by=("caveat",))
 
-__all__ = ["Mechanism", "Gaussian", "DiscreteGaussian", "norm_histogram", "norm_quantile"]
+__all__ = [
+    "Mechanism",
+    "Gaussian",
+    "DiscreteGaussian",
+    "Correlated",
+    "strategies",
+    "norm_histogram",
+    "norm_quantile",
+]
