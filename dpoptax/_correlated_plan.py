@@ -18,8 +18,10 @@ from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.mechanisms.strategies import BandedToeplitz, prefix_sum_error
 from dpoptax.samplers import CyclicPoisson, Poisson, Sampler
 
-# Between these numbers of bands the error differs by about one percent.
-RATIO = 1.25
+# Errors of numbers of bands that are closer to each other than this differ by one percent or so.
+RATIO = 1.5
+# Fewer bands are preferred to a gain smaller than this, because they need less memory.
+SMALLEST_GAIN = 0.005
 
 
 def correlated_plan(
@@ -83,7 +85,7 @@ def correlated_plan(
     # The batch of a step is drawn from one group, which must be large enough for it.
     most = min(most, math.floor(num_examples / ordinary.expected_batch_size), steps)
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def settings(bands: int) -> tuple[Sampler, AnyMechanism, float]:
         """The sampler and the mechanism of this many bands, and the error of the prefix sums."""
         strategy = BandedToeplitz.optimal(bands, steps, momentum)
@@ -109,14 +111,11 @@ def correlated_plan(
 
 
 def _best(error: Any, most: int) -> int:
-    """Returns the number of bands with the smallest error, of a geometric grid and around it."""
+    """Returns the smallest number of bands, of a geometric grid, that has about the least error."""
     # One band is always tried, so that the result is never worse than independent noise.
-    best, bands = 1, 1
-    while bands < most:
-        bands = min(max(bands + 1, math.ceil(bands * RATIO)), most)
-        if error(bands) < error(best):
-            best = bands
-        # The error first falls and then rises with the number of bands.
-        elif error(bands) > 1.02 * error(best):
-            break
-    return best
+    tried = [1]
+    # The error first falls and then rises with the number of bands.
+    while tried[-1] < most and error(tried[-1]) <= 1.02 * min(map(error, tried)):
+        tried.append(min(max(tried[-1] + 1, math.ceil(tried[-1] * RATIO)), most))
+    largest = min(map(error, tried)) * (1 + SMALLEST_GAIN)
+    return next(bands for bands in tried if error(bands) <= largest)

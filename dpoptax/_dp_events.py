@@ -51,7 +51,10 @@ class OneExampleDpEvent(dp_accounting.SelfComposedDpEvent):  # type: ignore[misc
     Attributes:
         event: what is composed.
         count: how often.
+        for_groups: an event of all of it that also holds for groups.
     """
+
+    for_groups: DpEvent
 
 
 if hasattr(dp_accounting.dp_event, "RandomAllocationDpEvent"):

@@ -48,7 +48,7 @@ from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Correlated
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.mechanisms._strategy import Strategy
-from dpoptax.mechanisms.strategies import OncePerRound, sensitivity
+from dpoptax.mechanisms.strategies import Cyclic, OncePerRound, sensitivity
 from dpoptax.mechanisms.strategies._participation import Participation
 from dpoptax.samplers import BallsInBins, CyclicPoisson, Sampler, Shuffled
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
@@ -91,7 +91,11 @@ def correlated_event(
         return event
     # The class itself, because a subclass may draw other batches.
     if type(sampler) is CyclicPoisson:
-        return OneExampleDpEvent(event, 1)
+        # A group of examples may have different turns, so that nothing is amplified for it. With
+        # an example more, another one may be displaced.
+        factor = 2 if relation == NeighboringRelation.ADD_OR_REMOVE_ONE else 1
+        moves = factor * _sensitivity(strategy, Cyclic(sampler.num_groups), num_steps)
+        return OneExampleDpEvent(event, 1, dp_accounting.GaussianDpEvent(noise / moves))
     moves = _sensitivity(strategy, PARTICIPATIONS[type(sampler)](sampler), num_steps)
     usual = dp_accounting.GaussianDpEvent(noise / moves)
     probability = _probability_of_displacing(sampler, num_steps, relation)
@@ -191,8 +195,8 @@ def describe_participation(strategy: Strategy, sampler: Sampler, num_steps: int)
     if type(sampler) is CyclicPoisson:
         turns = -(-num_steps // sampler.num_groups)
         return (
-            f"each {unit} has its turn at every {sampler.num_groups}. step, in {turns:,} steps at "
-            f"most, and takes part at random in each of them"
+            f"each {unit} can take part in {turns:,} steps at most, {sampler.num_groups} steps "
+            "apart. Chance decides in which of them it does"
         )
     participation = PARTICIPATIONS[type(sampler)](sampler)
     assert isinstance(participation, OncePerRound), "the only kind so far"

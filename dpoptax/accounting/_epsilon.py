@@ -17,7 +17,12 @@ from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._compose import Composition, compositions
 from dpoptax.accounting._correlated import correlated_event, strategy_of
 from dpoptax.accounting._epochs import num_steps_of
-from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, normalize_for_group
+from dpoptax.accounting._normalize_event import (
+    NormalizedSteps,
+    holds_for_groups,
+    normalize,
+    normalize_for_group,
+)
 from dpoptax.accounting._step_pld import grid_step, step_distribution
 from dpoptax.mechanisms import Gaussian
 from dpoptax.mechanisms._state import AnyMechanism
@@ -205,11 +210,14 @@ def coarse_epsilon(
         return _privacy_loss(normalize(event, delta=delta), parsed, coarsening).epsilon(delta)
     # Where the event of a group is known, it is much tighter than the general bound.
     steps = normalize_for_group(event, delta=delta, relation=parsed, group_size=group_size)
+    known = math.inf
     if steps is not None:
-        return _privacy_loss(steps, parsed, coarsening).epsilon(delta)
-    # Nothing is known of the group's own event, so use what follows for every mechanism.
+        known = _privacy_loss(steps, parsed, coarsening).epsilon(delta)
+        if holds_for_groups(event):
+            return known
+    # Nothing, or little, is known of the group's own event: use what follows for every mechanism.
     single = _privacy_loss(normalize(event, delta=delta), parsed, coarsening)
-    return general_group_epsilon(single, group_size, delta)
+    return min(known, general_group_epsilon(single, group_size, delta))
 
 
 def event_privacy_loss(
