@@ -26,6 +26,8 @@ from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy
 
 # Results are rounded up by this factor, which is more than all rounding errors of float64.
 ROUND_UP = 1 + 1e-6
+# Up to here the bound for any matrix is computed too, in a second or so. The smaller one counts.
+MOST_DENSE_STEPS = 2048
 
 
 def sensitivity(
@@ -72,20 +74,24 @@ def sensitivity(
             f"the strategy covers {strategy.num_steps} steps; got num_steps={steps}. Make it for "
             "as many steps as the run has."
         )
+    bounds = []
+    is_exact = False
     if isinstance(strategy, ToeplitzStrategy):
-        squared = _of_toeplitz(strategy.column(steps), participation)
-    else:
-        squared = _of_matrix(strategy.matrix(steps), participation)
-    return math.sqrt(squared) * ROUND_UP
+        squared, is_exact = _of_toeplitz(strategy.column(steps), participation)
+        bounds.append(squared)
+    if not bounds or (not is_exact and steps <= MOST_DENSE_STEPS):
+        bounds.append(_of_matrix(strategy.matrix(steps), participation))
+    return math.sqrt(min(bounds)) * ROUND_UP
 
 
-def _of_toeplitz(column: Series, participation: Participation) -> float:
-    """The square, from the first column.
+def _of_toeplitz(column: Series, participation: Participation) -> tuple[float, bool]:
+    """The square, from the first column, and whether it is exact.
 
     Larger entries of a matrix without negative ones only make (1) larger. So the bound of the
     absolute values holds, and that of the smallest column above them that does not increase. The
     worst pattern of the latter has the smallest gaps and starts at the first step.
     """
+    has_negative = bool((column < 0).any())
     column = abs(column)
     num_bands = int(np.flatnonzero(column)[-1]) + 1
     decreasing = np.maximum.accumulate(column[::-1])[::-1]
@@ -93,12 +99,15 @@ def _of_toeplitz(column: Series, participation: Participation) -> float:
     match participation:
         case Cyclic(period=period):
             # Another start is the same sum, cut off earlier.
-            return float(np.sum(repeated(column, period, count) ** 2))
+            squared = float(np.sum(repeated(column, period, count) ** 2))
+            return squared, not has_negative or num_bands <= period
         case MinSeparated(separation=separation):
             # Columns that do not overlap are orthogonal. The first ones are cut off the least.
             terms = column if num_bands <= separation else decreasing
-            return float(np.sum(repeated(terms, separation, count) ** 2))
-    return _by_gaps(decreasing, participation, count)
+            squared = float(np.sum(repeated(terms, separation, count) ** 2))
+            is_decreasing = not has_negative and bool((column == decreasing).all())
+            return squared, num_bands <= separation or is_decreasing
+    return _by_gaps(decreasing, participation, count), False
 
 
 def _by_gaps(decreasing: Series, participation: Participation, count: int) -> float:

@@ -46,8 +46,9 @@ class ToeplitzStrategy(Strategy):
 
 @functools.lru_cache(maxsize=64)
 def _scaled(strategy: ToeplitzStrategy) -> Series:
-    column = strategy._unscaled()
-    norm = float(np.linalg.norm(column))
+    with np.errstate(over="ignore", invalid="ignore"):
+        column = strategy._unscaled()
+        norm = float(np.linalg.norm(column))
     if not np.isfinite(norm):
         raise ValueError(
             f"the matrix of this {type(strategy).__name__} grows beyond all numbers within "
