@@ -62,7 +62,7 @@ def sensitivity(
         >>> round(sensitivity(strategy, MinSeparated(2, count=9)), 4)
         3.0
         >>> round(sensitivity(strategy, MinSeparated(1, count=9)), 3)
-        3.974
+        3.924
 
     Reference: Choquette-Choo et al. 2023, arXiv:2306.08153, section 4 and appendix; Kalinin and
     Lampert 2024, arXiv:2405.13763, theorem 2, for the worst pattern of Toeplitz matrices.
