@@ -54,6 +54,8 @@ class OneExampleDpEvent(dp_accounting.SelfComposedDpEvent):  # type: ignore[misc
         for_groups: an event of all of it that also holds for groups.
     """
 
+    event: DpEvent
+    count: int
     for_groups: DpEvent
 
 

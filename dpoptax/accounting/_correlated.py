@@ -95,7 +95,8 @@ def correlated_event(
         # an example more, another one may be displaced.
         factor = 2 if relation == NeighboringRelation.ADD_OR_REMOVE_ONE else 1
         moves = factor * _sensitivity(strategy, Cyclic(sampler.num_groups), num_steps)
-        return OneExampleDpEvent(event, 1, dp_accounting.GaussianDpEvent(noise / moves))
+        for_groups = dp_accounting.GaussianDpEvent(noise / moves)
+        return OneExampleDpEvent(event, count=1, for_groups=for_groups)
     moves = _sensitivity(strategy, PARTICIPATIONS[type(sampler)](sampler), num_steps)
     usual = dp_accounting.GaussianDpEvent(noise / moves)
     probability = _probability_of_displacing(sampler, num_steps, relation)
@@ -132,8 +133,9 @@ def check_clip(mechanism: AnyMechanism, clip: AnyClipRule) -> None:
     """Raises if the clip bound changes between steps that share noise."""
     if strategy_of(mechanism) is None:
         return
-    changes = isinstance(clip, StatefulClipRule)
-    if not changes:
+    if isinstance(clip, StatefulClipRule):
+        changes = True
+    else:
         bound = as_schedule(clip.l2_clip)
         changes = bound.min != bound.max
     if changes:

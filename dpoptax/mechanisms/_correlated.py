@@ -21,7 +21,7 @@ class Correlated:
         2
     """
 
-    strategy: Strategy = attrs.field(validator=attrs.validators.instance_of(Strategy))
+    strategy: Strategy = attrs.field()
 
     @property
     def num_steps(self) -> int:

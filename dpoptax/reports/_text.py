@@ -271,8 +271,8 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         return _settings(value)
     if isinstance(value, list):
-        more = ["..."] if len(value) > MAX_ITEMS else []
-        return f"[{', '.join([*map(_short, value[:MAX_ITEMS]), *more])}]"
+        ending = ", ..." if len(value) > MAX_ITEMS else ""
+        return f"[{', '.join(map(_short, value[:MAX_ITEMS]))}{ending}]"
     if isinstance(value, float):
         return f"{value:.6g}"
     # A bool is an int too, but has no thousands.

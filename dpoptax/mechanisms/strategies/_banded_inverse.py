@@ -1,5 +1,7 @@
 """Banded inverse strategy: the noise of a step is a sum of the last few independent draws."""
 
+from typing import Any
+
 import attrs
 
 from dpoptax import _validate
@@ -17,6 +19,10 @@ from dpoptax.mechanisms.strategies._toeplitz import (
     horizon,
     leading_positive,
 )
+
+
+def _inverse(values: Any) -> tuple[float, ...]:
+    return leading_positive("inverse", values)
 
 
 @attrs.frozen(slots=False)
@@ -46,9 +52,7 @@ class BandedInverse(ToeplitzStrategy):
     Reference: Kalinin, McKenna, Upadhyay and Lampert 2025, arXiv:2505.12128.
     """
 
-    inverse: tuple[float, ...] = attrs.field(
-        converter=lambda values: leading_positive("inverse", values)
-    )
+    inverse: tuple[float, ...] = attrs.field(converter=_inverse)
     num_steps: int = attrs.field(converter=horizon)
 
     @classmethod

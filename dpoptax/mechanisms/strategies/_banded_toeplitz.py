@@ -13,6 +13,10 @@ from dpoptax.mechanisms.strategies._series import Series, padded, square_root
 from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy, horizon, leading_positive
 
 
+def _coefficients(values: Any) -> tuple[float, ...]:
+    return leading_positive("coefficients", values)
+
+
 @attrs.frozen(slots=False)
 class BandedToeplitz(ToeplitzStrategy):
     """A Toeplitz matrix with few bands: `C[t, t - j]` is `coefficients[j]`, scaled.
@@ -38,9 +42,7 @@ class BandedToeplitz(ToeplitzStrategy):
     Reference: Choquette-Choo et al. 2023, arXiv:2306.08153.
     """
 
-    coefficients: tuple[float, ...] = attrs.field(
-        converter=lambda values: leading_positive("coefficients", values)
-    )
+    coefficients: tuple[float, ...] = attrs.field(converter=_coefficients)
     num_steps: int = attrs.field(converter=horizon)
 
     @classmethod

@@ -30,6 +30,14 @@ class Buffers(NamedTuple):
     sums: PyTree[Float[Array, "..."]]
 
 
+def _scales(values: Any) -> tuple[float, ...]:
+    return numbers("scales", values)
+
+
+def _decays(values: Any) -> tuple[float, ...]:
+    return numbers("decays", values)
+
+
 @attrs.frozen(slots=False)
 class BufferedToeplitz(ToeplitzStrategy):
     """Buffered linear Toeplitz matrix (BLT): a sum of a few geometric series.
@@ -58,8 +66,8 @@ class BufferedToeplitz(ToeplitzStrategy):
     arXiv:2408.08868, for the recursion of the noise.
     """
 
-    scales: tuple[float, ...] = attrs.field(converter=lambda values: numbers("scales", values))
-    decays: tuple[float, ...] = attrs.field(converter=lambda values: numbers("decays", values))
+    scales: tuple[float, ...] = attrs.field(converter=_scales)
+    decays: tuple[float, ...] = attrs.field(converter=_decays)
     num_steps: int = attrs.field(converter=horizon)
 
     def __attrs_post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -58,7 +59,7 @@ def _scaled(strategy: ToeplitzStrategy) -> Series:
     return column / norm
 
 
-def numbers(name: str, values: object) -> tuple[float, ...]:
+def numbers(name: str, values: Any) -> tuple[float, ...]:
     """Returns finite numbers as a tuple of floats."""
     if hasattr(values, "tolist"):
         values = values.tolist()
@@ -73,7 +74,7 @@ def numbers(name: str, values: object) -> tuple[float, ...]:
     return found
 
 
-def leading_positive(name: str, values: object) -> tuple[float, ...]:
+def leading_positive(name: str, values: Any) -> tuple[float, ...]:
     """Returns finite numbers, of which the first is positive."""
     found = numbers(name, values)
     if found[0] <= 0:
@@ -84,6 +85,6 @@ def leading_positive(name: str, values: object) -> tuple[float, ...]:
     return found
 
 
-def horizon(value: object) -> int:
+def horizon(value: Any) -> int:
     """Returns the number of steps of a strategy."""
     return _validate.count("num_steps", value)
