@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         tunix,
         vi,
     )
+    from dpoptax._correlated_plan import correlated_plan
     from dpoptax._plan import Plan
     from dpoptax._suggest import Suggestion, suggest
     from dpoptax.per_example import (
@@ -69,6 +70,7 @@ __all__ = [
     "suggest",
     "Suggestion",
     "Plan",
+    "correlated_plan",
     "Report",
     "__version__",
 ]
@@ -86,6 +88,7 @@ _MODULES = {
     "suggest": "dpoptax._suggest",
     "Suggestion": "dpoptax._suggest",
     "Plan": "dpoptax._plan",
+    "correlated_plan": "dpoptax._correlated_plan",
     "Report": "dpoptax.reports",
 }
 

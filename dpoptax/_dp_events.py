@@ -42,6 +42,23 @@ class KnownBranchDpEvent(DpEvent):  # type: ignore[misc]
     probability: float
 
 
+@attrs.frozen
+class OneExampleDpEvent(dp_accounting.SelfComposedDpEvent):  # type: ignore[misc]
+    """A composition that holds for neighbours that differ in one example, and for no groups.
+
+    Examples whose noisy sums overlap are such a case: two of them are not two turns of one.
+
+    Attributes:
+        event: what is composed.
+        count: how often.
+        for_groups: an event of all of it that also holds for groups.
+    """
+
+    event: DpEvent
+    count: int
+    for_groups: DpEvent
+
+
 if hasattr(dp_accounting.dp_event, "RandomAllocationDpEvent"):
     RandomAllocationDpEvent = dp_accounting.dp_event.RandomAllocationDpEvent
 else:

@@ -16,16 +16,8 @@ from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._epochs import num_steps_of
-from dpoptax.accounting._epsilon import (
-    PrivacyLoss,
-    event_privacy_loss,
-    resolve_relation,
-    run_event,
-)
-from dpoptax.accounting._smallest_batch import (
-    calibrate_with_smallest_batch,
-    with_smallest_batch,
-)
+from dpoptax.accounting._epsilon import PrivacyLoss, event_privacy_loss, resolve_relation, run_event
+from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch, with_smallest_batch
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
@@ -59,7 +51,8 @@ class Plan:
         num_steps: how many steps may run. The constructor also takes `epochs` in its place: how
             often each example takes part on average.
         delta: of the guarantee; strictly between 0 and 1, and well below 1 / num_examples.
-        mechanism: how the noise is drawn, one of `dpoptax.mechanisms`. It does not change epsilon.
+        mechanism: how the noise is drawn, one of `dpoptax.mechanisms`. Only `Correlated` changes
+            epsilon. It covers a fixed number of steps, and needs a sampler that it is proven for.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -119,6 +112,7 @@ class Plan:
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         check_release(rule, noise, mechanism)
         _arguments.check_horizon(mechanism, num_steps)
+        _arguments.check_accounted(sampler, rule, noise, num_steps, mechanism)
         delta = _validate.open_unit("delta", delta)
         _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
         self.__attrs_init__(
@@ -160,7 +154,7 @@ class Plan:
             num_steps: how many steps to plan. Give one of the two.
             epsilon: the budget.
             delta: strictly between 0 and 1, and well below 1 / num_examples.
-            mechanism: how the noise is drawn. It does not change the noise multiplier.
+            mechanism: how the noise is drawn. Only `Correlated` changes the noise multiplier.
 
         Returns:
             A plan with `plan.epsilon() <= epsilon`.
@@ -183,7 +177,9 @@ class Plan:
         """
         sampler = _arguments.one_sampler(sampler, num_examples, expected_batch_size)
         steps = num_steps_of(sampler, epochs, num_steps)
-        sampler, noise = calibrate_with_smallest_batch(sampler, steps, epsilon, delta)
+        sampler, noise = calibrate_with_smallest_batch(
+            sampler, steps, epsilon, delta, mechanism=mechanism
+        )
         return cls(
             sampler=sampler,
             clip=clip,
@@ -219,7 +215,8 @@ class Plan:
         """
         if relation is not None:
             check_sensitivity(self.clip, relation)
-        return run_event(self.sampler, self.noise_multiplier, self._steps(num_steps), relation)
+        steps = self._steps(num_steps)
+        return run_event(self.sampler, self.noise_multiplier, steps, relation, self.mechanism)
 
     def privacy_loss(
         self, num_steps: int | None = None, relation: Relation | None = None
@@ -246,6 +243,7 @@ class Plan:
             delta=self.delta if delta is None else delta,
             relation=relation,
             group_size=group_size,
+            mechanism=self.mechanism,
         )
 
     @property
@@ -257,7 +255,9 @@ class Plan:
 
     def ledger(self) -> accounting.Ledger:
         """Returns an empty ledger for a run of this plan."""
-        return accounting.Ledger(self.sampler, self.clip, delta=self.delta)
+        return accounting.Ledger(
+            self.sampler, self.clip, delta=self.delta, mechanism=self.mechanism
+        )
 
     def to_json(self) -> str:
         """Returns this plan as JSON, which `from_json` reads back. It holds public numbers only.

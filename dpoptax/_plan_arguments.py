@@ -5,11 +5,14 @@ from typing import Any
 
 from dpoptax import _serialize
 from dpoptax._validate import described
+from dpoptax.accounting._correlated import check_clip, strategy_of
+from dpoptax.accounting._epsilon import run_event
 from dpoptax.clipping import ClipRule, StatefulClipRule
+from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Mechanism, StatefulMechanism
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.samplers import Poisson, Sampler
-from dpoptax.schedules import tabulate
+from dpoptax.schedules import ScalarOrSchedule, tabulate
 
 
 def check_sampler(sampler: Any) -> None:
@@ -49,6 +52,19 @@ def check_horizon(mechanism: AnyMechanism, num_steps: int) -> None:
             f"correlated noise for so many; got num_steps={num_steps}. Pass a strategy of "
             f"{num_steps} steps, or plan fewer."
         )
+
+
+def check_accounted(
+    sampler: Sampler,
+    clip: AnyClipRule,
+    noise_multiplier: ScalarOrSchedule,
+    num_steps: int,
+    mechanism: AnyMechanism,
+) -> None:
+    """Raises if nothing is proven about correlated noise under these settings."""
+    if strategy_of(mechanism) is not None:
+        check_clip(mechanism, clip)
+        run_event(sampler, noise_multiplier, num_steps, None, mechanism)
 
 
 def one_sampler(

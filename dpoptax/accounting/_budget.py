@@ -16,6 +16,8 @@ import dp_accounting
 from dpoptax import _validate
 from dpoptax.accounting import _search as search
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import as_schedule
@@ -33,13 +35,15 @@ def _delta(value: Any) -> float:
 class Budget:
     """The epsilon and delta that a run must keep, and the neighbouring relation if one is named.
 
-    They also pay for `earlier`, the event of other releases on the same data.
+    They also pay for `earlier`, the event of other releases on the same data. The `mechanism` is
+    that of the run.
     """
 
     epsilon: float = attrs.field(converter=_epsilon)
     delta: float = attrs.field(converter=_delta)
     relation: Relation | None
     earlier: dp_accounting.DpEvent | None = None
+    mechanism: AnyMechanism = Gaussian()
 
     def cost(
         self, sampler: Sampler, noise_multiplier: float, num_steps: int, coarsening: float = 1.0
@@ -47,7 +51,7 @@ class Budget:
         """Returns the epsilon of a run at this delta."""
         # Resolved here, for calibrate_batch_size makes a new sampler for each size.
         relation = resolve_relation(self.relation, sampler.relation)
-        event = run_event(sampler, noise_multiplier, num_steps, relation)
+        event = run_event(sampler, noise_multiplier, num_steps, relation, self.mechanism)
         if self.earlier is not None:
             event = dp_accounting.ComposedDpEvent([self.earlier, event])
         return coarse_epsilon(event, delta=self.delta, relation=relation, coarsening=coarsening)

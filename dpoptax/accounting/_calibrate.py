@@ -1,7 +1,6 @@
 """Calibration: the least noise, the most steps or the largest batch within a privacy budget.
 
-At every value that is returned, epsilon was evaluated and found to be at most the target. That
-epsilon is returned too.
+Epsilon was evaluated at every value that is returned, is at most the target, and is returned too.
 """
 
 import functools
@@ -16,6 +15,8 @@ from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting import _search as search
 from dpoptax.accounting._budget import Budget, first_log_noise, sampling_rate, spread
 from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Poisson, Sampler
 
@@ -60,6 +61,7 @@ def calibrate_noise_multiplier(
     epochs: float | None = None,
     relation: Relation | None = None,
     earlier: dp_accounting.DpEvent | None = None,
+    mechanism: AnyMechanism = Gaussian(),
 ) -> CalibratedNoise:
     """Finds the least noise multiplier, to a relative 1e-3, that costs at most `epsilon`.
 
@@ -71,8 +73,9 @@ def calibrate_noise_multiplier(
         epochs: how often each example takes part on average. Give one of the two.
         relation: which data sets are neighbours; None for the sampler's own relation, which is
             `replace_special` for `Shuffled` and `CyclicPoisson`.
-        earlier: the event of other releases on the same data, which the target also pays for, such
-            as `sampler.event(noise_multiplier, 1)` of `mechanisms.norm_quantile`.
+        earlier: the event of other releases on the same data, which the target also pays for: for
+            `mechanisms.norm_quantile`, `sampler.event(noise_multiplier, 1)`.
+        mechanism: how the noise will be drawn.
 
     Returns:
         The noise multiplier, at least 0.1, and its epsilon.
@@ -100,7 +103,7 @@ def calibrate_noise_multiplier(
             f"earlier must be an event of dp-accounting; got {_validate.described(earlier)}. Pass "
             "for example sampler.event(noise_multiplier, 1)."
         )
-    budget = Budget(epsilon, delta, relation, earlier)
+    budget = Budget(epsilon, delta, relation, earlier, mechanism)
     _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
 
     def cost(log_noise: float, coarsening: float = 1.0) -> float:

@@ -15,9 +15,17 @@ from dp_accounting import NeighboringRelation
 from dpoptax import _validate
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.accounting._compose import Composition, compositions
+from dpoptax.accounting._correlated import correlated_event, strategy_of
 from dpoptax.accounting._epochs import num_steps_of
-from dpoptax.accounting._normalize_event import NormalizedSteps, normalize, normalize_for_group
+from dpoptax.accounting._normalize_event import (
+    NormalizedSteps,
+    holds_for_groups,
+    normalize,
+    normalize_for_group,
+)
 from dpoptax.accounting._step_pld import grid_step, step_distribution
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
@@ -78,6 +86,7 @@ def epsilon(
     delta: float,
     relation: Relation | None = None,
     group_size: int = 1,
+    mechanism: AnyMechanism = Gaussian(),
 ) -> float:
     """Returns the epsilon of `num_steps` noisy sums over batches of `sampler`.
 
@@ -91,6 +100,8 @@ def epsilon(
         relation: which data sets are neighbours, see `dpoptax.relations`; None for the sampler's
             own relation, which is `replace_special` for `Shuffled` and `CyclicPoisson`.
         group_size: how many examples neighbours differ in.
+        mechanism: how the noise was drawn. `mechanisms.Correlated` changes epsilon, and needs a
+            sampler that it is proven for.
 
     Returns:
         Epsilon, an upper bound.
@@ -98,7 +109,8 @@ def epsilon(
     Raises:
         TypeError: a count is not whole, or a number is not real; or both or none of num_steps and
             epochs are given.
-        ValueError: a number is out of range, or the relation is unknown.
+        ValueError: a number is out of range, or the relation is unknown; or nothing is proven about
+            correlated noise under this sampler.
 
     Warns:
         UserWarning: delta is above 1 / num_examples.
@@ -117,7 +129,7 @@ def epsilon(
     _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
     relation = resolve_relation(relation, sampler.relation)
     num_steps = num_steps_of(sampler, epochs, num_steps, at_least=0)
-    event = run_event(sampler, noise_multiplier, num_steps, relation)
+    event = run_event(sampler, noise_multiplier, num_steps, relation, mechanism)
     return event_epsilon(event, delta=delta, relation=relation, group_size=group_size)
 
 
@@ -131,10 +143,14 @@ def run_event(
     noise_multiplier: ScalarOrSchedule,
     num_steps: int,
     relation: Relation | None = None,
+    mechanism: AnyMechanism = Gaussian(),
 ) -> dp_accounting.DpEvent:
     """Returns the event of a run, also of one without steps or without noise."""
     num_steps = _validate.count("num_steps", num_steps, at_least=0)
     relation = resolve_relation(relation, sampler.relation)
+    strategy = strategy_of(mechanism)
+    if strategy is not None:
+        return correlated_event(strategy, sampler, noise_multiplier, num_steps, relation)
     if num_steps == 0:
         return dp_accounting.NoOpDpEvent()
     # Only the steps that ran count: a schedule may end without noise after them.
@@ -194,11 +210,14 @@ def coarse_epsilon(
         return _privacy_loss(normalize(event, delta=delta), parsed, coarsening).epsilon(delta)
     # Where the event of a group is known, it is much tighter than the general bound.
     steps = normalize_for_group(event, delta=delta, relation=parsed, group_size=group_size)
+    known = math.inf
     if steps is not None:
-        return _privacy_loss(steps, parsed, coarsening).epsilon(delta)
-    # Nothing is known of the group's own event, so use what follows for every mechanism.
+        known = _privacy_loss(steps, parsed, coarsening).epsilon(delta)
+        if holds_for_groups(event):
+            return known
+    # Nothing, or little, is known of the group's own event: use what follows for every mechanism.
     single = _privacy_loss(normalize(event, delta=delta), parsed, coarsening)
-    return general_group_epsilon(single, group_size, delta)
+    return min(known, general_group_epsilon(single, group_size, delta))
 
 
 def event_privacy_loss(

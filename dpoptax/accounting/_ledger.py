@@ -7,15 +7,24 @@ import dp_accounting
 
 from dpoptax import _serialize, _validate
 from dpoptax.accounting._charged_steps import ChargedSteps
+from dpoptax.accounting._correlated import (
+    check_clip,
+    check_horizon,
+    check_sampler,
+    constant_noise,
+    strategy_of,
+)
 from dpoptax.accounting._epsilon import event_epsilon, resolve_relation, run_event
 from dpoptax.accounting._event_json import decode_event, encode_event
 from dpoptax.clipping._flat import as_clip_rule, check_sensitivity
 from dpoptax.clipping._state import AnyClipRule
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import Relation
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
 
-FORMAT = "dpoptax ledger 1"
+FORMAT = "dpoptax ledger 2"
 # The bound of `epsilon_bound` is evaluated at 16 steps and then at every 5 % more: a run of 10,000
 # steps evaluates 132 epsilons, and the bound is at most 5 % of the steps ahead.
 FIRST_STEPS, STRIDE = 16, 0.05
@@ -34,6 +43,9 @@ class Ledger:
     steps are accounted together, such as `Shuffled` or `PoissonSchedule`. When a run starts over,
     call `restart`.
 
+    Correlated noise costs more than independent noise under some samplers, and has no guarantee
+    under others. The ledger of such a run needs its mechanism: `plan.ledger()` passes it.
+
     Example:
         >>> from dpoptax.samplers import Poisson
         >>> ledger = Ledger(Poisson(60_000, 128), clip=1.0, delta=1e-5)
@@ -44,7 +56,12 @@ class Ledger:
     """
 
     def __init__(
-        self, sampler: Sampler, clip: AnyClipRule | ScalarOrSchedule, *, delta: float
+        self,
+        sampler: Sampler,
+        clip: AnyClipRule | ScalarOrSchedule,
+        *,
+        delta: float,
+        mechanism: AnyMechanism = Gaussian(),
     ) -> None:
         """Creates an empty ledger.
 
@@ -53,13 +70,20 @@ class Ledger:
             clip: the clip rule. It does not change the cost, but is kept so that a saved ledger is
                 not continued with another rule.
             delta: the delta at which epsilon is computed.
+            mechanism: how the noise is drawn. Only `mechanisms.Correlated` changes the cost.
 
         Raises:
-            ValueError: delta is out of range.
+            ValueError: delta is out of range; or the noise is correlated, and nothing is proven
+                about this sampler or clip rule.
         """
         self.sampler = sampler
         self.clip = as_clip_rule(clip)
         check_sensitivity(self.clip, sampler.relation)
+        self.mechanism = mechanism
+        self._strategy = strategy_of(mechanism)
+        if self._strategy is not None:
+            check_clip(mechanism, self.clip)
+            check_sampler(self._strategy, sampler)
         self.delta = _validate.open_unit("delta", delta)
         self._steps = ChargedSteps()
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
@@ -67,7 +91,7 @@ class Ledger:
 
     def __copy__(self) -> "Ledger":
         """Returns a ledger of the same charges. Charges to one do not count in the other."""
-        copied = Ledger(self.sampler, self.clip, delta=self.delta)
+        copied = Ledger(self.sampler, self.clip, delta=self.delta, mechanism=self.mechanism)
         copied._steps = ChargedSteps(self._steps.segments)
         copied._others = list(self._others)
         return copied
@@ -97,7 +121,8 @@ class Ledger:
 
         Raises:
             TypeError: a count is not whole, or a schedule comes without `num_steps`.
-            ValueError: the noise multiplier is negative.
+            ValueError: the noise multiplier is negative; or the noise is correlated, and its
+                multiplier changes, or the run exceeds the steps of the strategy.
         """
         if num_steps is None and isinstance(noise_multiplier, Schedule):
             raise TypeError(
@@ -107,15 +132,21 @@ class Ledger:
         num_steps = 1 if num_steps is None else num_steps
         num_steps = _validate.count("num_steps", num_steps, at_least=0)
         noise_multiplier = validated("noise_multiplier", noise_multiplier, _validate.non_negative)
+        charged = ChargedSteps(self._steps.segments)
         for value, first, last in as_schedule(noise_multiplier).pieces(num_steps):
-            self._steps.add(value, last - first)
+            charged.add(value, last - first)
+        if self._strategy is not None and charged.num_last:
+            noise, total = charged.runs[-1]
+            constant_noise(noise, total)
+            check_horizon(self._strategy, total)
+        self._steps = charged
 
     def restart(self) -> None:
         """Says that the sampler starts over: at its first step, under a new key.
 
-        What was charged stays charged. A run that resumes from a checkpoint, together with its
-        sampler's state, does not restart; steps that it repeats identically are the same releases
-        and are charged once.
+        What was charged stays charged. Correlated noise starts over too, with new draws. A run
+        that resumes from a checkpoint, together with its sampler's state, does not restart; steps
+        that it repeats identically are the same releases and are charged once.
         """
         self._steps.restart()
 
@@ -166,6 +197,8 @@ class Ledger:
         # The next point of the grid 16 * 1.05**n.
         power = math.ceil(math.log(steps / FIRST_STEPS) / math.log1p(STRIDE) - 1e-9)
         more = max(math.ceil(FIRST_STEPS * (1 + STRIDE) ** power) - steps, 0)
+        if self._strategy is not None:
+            more = min(more, self._strategy.num_steps - steps)
         return self._epsilon_of(self._steps.extended(more), self.delta, None)
 
     def to_json(self) -> str:
@@ -180,7 +213,12 @@ class Ledger:
 
     @classmethod
     def from_json(
-        cls, text: str, *, sampler: Sampler, clip: AnyClipRule | ScalarOrSchedule
+        cls,
+        text: str,
+        *,
+        sampler: Sampler,
+        clip: AnyClipRule | ScalarOrSchedule,
+        mechanism: AnyMechanism = Gaussian(),
     ) -> "Ledger":
         """Returns the ledger that `to_json` wrote, to continue the same run.
 
@@ -188,23 +226,25 @@ class Ledger:
             text: the JSON.
             sampler: the sampler of the run.
             clip: the clip rule of the run.
+            mechanism: how the noise of the run is drawn.
 
         Returns:
             The ledger.
 
         Raises:
-            ValueError: the text is not a ledger, or one of another sampler or clip rule.
+            ValueError: the text is not a ledger, or one of another sampler, clip rule or strategy
+                of correlated noise.
         """
-        names = {"sampler", "clip", "delta", "segments", "others"}
+        names = {"sampler", "clip", "strategy", "delta", "segments", "others"}
         content = _serialize.read_document(text, FORMAT, names)
-        ledger = cls(sampler, clip, delta=content["delta"])
+        ledger = cls(sampler, clip, delta=content["delta"], mechanism=mechanism)
         # The cost of steps depends on the sampler; a run under another one is another run.
         for name, now in ledger._identity().items():
             if content[name] != now:
                 raise ValueError(
                     f"this ledger has the {name} {_serialize.summary(content[name])}, but the run "
-                    f"that would continue it has {_serialize.summary(now)}. Continue with the "
-                    "first. Or start a new ledger and charge the old run to it: "
+                    f"that would continue it has {_other_summary(now, content[name])}. Continue "
+                    "with the first. Or start a new ledger and charge the old run to it: "
                     "new.charge_event(old.event(new.sampler.relation))."
                 )
         for segment in content["segments"]:
@@ -219,6 +259,10 @@ class Ledger:
         return {
             "sampler": _serialize.encode_or_describe(self.sampler),
             "clip": _serialize.encode_or_describe(self.clip),
+            # All mechanisms of independent noise cost the same.
+            "strategy": _serialize.encode_or_describe(self._strategy)
+            if self._strategy is not None
+            else {"kind": "IndependentNoise"},
         }
 
     def _epsilon_of(self, steps: ChargedSteps, delta: float, relation: Relation | None) -> float:
@@ -236,6 +280,14 @@ class Ledger:
         check_sensitivity(self.clip, parsed)
         events = [dp_accounting.SelfComposedDpEvent(event, count) for event, count in self._others]
         events += [
-            run_event(self.sampler, noise, num_steps, parsed) for noise, num_steps in steps.runs
+            run_event(self.sampler, noise, num_steps, parsed, self.mechanism)
+            for noise, num_steps in steps.runs
         ]
         return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def _other_summary(record: Any, other: Any) -> str:
+    """Returns the summary of a record, and more where that of a different one is the same."""
+    summary = _serialize.summary(record)
+    same = summary == _serialize.summary(other)
+    return f"{summary} with other numbers" if same else summary

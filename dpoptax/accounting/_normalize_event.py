@@ -16,6 +16,7 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsample
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    OneExampleDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
     random_allocation_event,
@@ -78,7 +79,7 @@ def _without_rare_overflow(
 ) -> NormalizedSteps:
     """Flattens compositions, and replaces batches that rarely overflow where delta can pay."""
     counts: dict[dp_accounting.DpEvent, int] = {}
-    for step, count in _flatten(event, 1):
+    for step, count in _flatten(event, 1, group_size):
         if _costs_nothing(step):
             continue
         if _has_no_noise(step):
@@ -99,15 +100,17 @@ def _without_rare_overflow(
 
 
 def _flatten(
-    event: dp_accounting.DpEvent, count: int
+    event: dp_accounting.DpEvent, count: int, group_size: int
 ) -> Iterator[tuple[dp_accounting.DpEvent, int]]:
     """Yields the one-step events of nested compositions, and their counts."""
     match event:
+        case OneExampleDpEvent(for_groups=inner) if group_size > 1:
+            yield from _flatten(inner, count * int(event.count), group_size)
         case dp_accounting.SelfComposedDpEvent(event=inner, count=times):
-            yield from _flatten(inner, count * int(times))
+            yield from _flatten(inner, count * int(times), group_size)
         case dp_accounting.ComposedDpEvent(events=events):
             for inner in events:
-                yield from _flatten(inner, count)
+                yield from _flatten(inner, count, group_size)
         case MixtureOfGaussiansDpEvent():
             # Tuples, because events are keys of dictionaries and lists cannot be hashed.
             yield (
@@ -122,6 +125,18 @@ def _flatten(
             yield _of_one_selected(event), count * int(event.num_selected)
         case _ if count > 0:
             yield event, count
+
+
+def holds_for_groups(event: dp_accounting.DpEvent) -> bool:
+    """Returns whether no part of an event is about one example only."""
+    match event:
+        case OneExampleDpEvent():
+            return False
+        case dp_accounting.SelfComposedDpEvent(event=inner):
+            return holds_for_groups(inner)
+        case dp_accounting.ComposedDpEvent(events=events):
+            return all(map(holds_for_groups, events))
+    return True
 
 
 def _of_one_selected(event: Any) -> dp_accounting.DpEvent:

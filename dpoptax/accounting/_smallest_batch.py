@@ -13,6 +13,8 @@ import dp_accounting
 from dpoptax.accounting._budget import Budget
 from dpoptax.accounting._calibrate import calibrate_noise_multiplier, with_noise_for
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
+from dpoptax.mechanisms import Gaussian
+from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.samplers import Sampler
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
@@ -55,18 +57,24 @@ def calibrate_with_smallest_batch(
     epsilon: float,
     delta: float,
     earlier: dp_accounting.DpEvent | None = None,
+    mechanism: AnyMechanism = Gaussian(),
 ) -> tuple[Sampler, float]:
     """Returns the sampler with small batches, and the least noise that costs at most `epsilon`.
 
     The budget also pays for `earlier`, the event of other releases on the same data.
     """
     found = calibrate_noise_multiplier(
-        sampler=sampler, epsilon=epsilon, delta=delta, num_steps=num_steps, earlier=earlier
+        sampler=sampler,
+        epsilon=epsilon,
+        delta=delta,
+        num_steps=num_steps,
+        earlier=earlier,
+        mechanism=mechanism,
     )
     smaller = with_smallest_batch(sampler, found.noise_multiplier, delta)
     if smaller is not sampler:
         # Smaller batches cost a little, which a little more noise makes up for.
-        budget = Budget(epsilon, delta, None, earlier)
+        budget = Budget(epsilon, delta, None, earlier, mechanism)
         found = with_noise_for(smaller, found, budget, num_steps)
     return smaller, found.noise_multiplier
 

@@ -1,6 +1,7 @@
 """Mechanisms: how noise is added to the clipped sum, and private statistics of norms."""
 
 from dpoptax import _serialize
+from dpoptax.mechanisms import strategies
 from dpoptax.mechanisms._base import Mechanism
 from dpoptax.mechanisms._correlated import Correlated
 from dpoptax.mechanisms._discrete_gaussian import DiscreteGaussian
@@ -24,6 +25,7 @@ __all__ = [
     "Gaussian",
     "DiscreteGaussian",
     "Correlated",
+    "strategies",
     "norm_histogram",
     "norm_quantile",
 ]

@@ -9,6 +9,7 @@ from dp_accounting import NeighboringRelation
 
 from dpoptax._dp_events import count_passes
 from dpoptax.accounting import Ledger, RandomRuns, event_epsilon, tuned
+from dpoptax.accounting._correlated import strategy_of
 from dpoptax.accounting._epsilon import (
     PrivacyLoss,
     coarse_epsilon,
@@ -17,6 +18,7 @@ from dpoptax.accounting._epsilon import (
 )
 from dpoptax.accounting._tuned import check_runs, of_runs, renyi_epsilon
 from dpoptax.clipping._flat import check_sensitivity
+from dpoptax.mechanisms.strategies import Cyclic, sensitivity
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import as_schedule
 
@@ -78,9 +80,15 @@ class Costs:
         sampler = ledger.sampler
         largest = as_schedule(sampler.expected_batch_size).max
         steps_per_pass = max(math.floor(sampler.num_examples / largest), 1)
+        strategy = strategy_of(ledger.mechanism)
         counts: collections.Counter[float] = collections.Counter()
         for noise, num_steps in ledger.runs:
-            counts.update(count_passes(noise, num_steps, steps_per_pass))
+            if strategy is None:
+                counts.update(count_passes(noise, num_steps, steps_per_pass))
+            else:
+                # One release of all steps, which an example moves by more than one clip bound.
+                moves = sensitivity(strategy, Cyclic(steps_per_pass), num_steps)
+                counts[as_schedule(noise).min / moves] += 1
         if min(counts) == 0:
             return math.inf
         # Gaussian releases compose to one Gaussian, whose precision is the sum of theirs.

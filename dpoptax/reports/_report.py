@@ -17,6 +17,7 @@ from dpoptax.clipping._count_noise import split_noise
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
+from dpoptax.reports._correlated import assumptions_of, check_same_noise, correlation
 from dpoptax.reports._costs import Costs
 from dpoptax.reports._released import released
 from dpoptax.reports._round import round_up
@@ -44,6 +45,8 @@ class Report(ReportValues):
         sampler: class and settings of the sampler.
         clip: class and settings of the clip rule.
         mechanism: class and settings of the mechanism.
+        correlation: for correlated noise, its strategy, for how many steps it was made, and in
+            which steps a unit may take part; else None.
         noise_multiplier: a number or a schedule.
         gradient_noise_multiplier: that of the gradients alone, if each step also releases a count
             for its clip rule; else None.
@@ -142,7 +145,11 @@ class Report(ReportValues):
 
         Returns:
             A `Report`.
+
+        Raises:
+            ValueError: the noise is correlated in another way than the ledger counted.
         """
+        check_same_noise(ledger, mechanism)
         guarantee = ledger if all_steps is None else all_steps
         sampler, delta = ledger.sampler, ledger.delta
         relation = parse_relation(sampler.relation)
@@ -168,6 +175,7 @@ class Report(ReportValues):
             sampler=_serialize.encode_or_describe(sampler),
             clip=clip,
             mechanism=_serialize.encode_or_describe(mechanism),
+            correlation=correlation(ledger, steps_planned),
             noise_multiplier=noise_multiplier,
             gradient_noise_multiplier=gradients,
             steps_planned=steps_planned,
@@ -193,6 +201,7 @@ class Report(ReportValues):
             prng=prng,
             assumptions=(
                 *_text.assumptions(all_steps is not None, runs is not None),
+                *assumptions_of(ledger),
                 mechanism.caveat,
             ),
             loss=loss,

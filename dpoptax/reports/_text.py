@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from dpoptax import _serialize
+from dpoptax.reports._correlated import rows_of
 from dpoptax.reports._round import round_up, round_up_significant
 from dpoptax.reports._values import ReportValues
 from dpoptax.schedules import as_schedule
@@ -184,6 +185,7 @@ def _bound_and_noise(values: ReportValues) -> dict[str, str]:
         "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
         f"a step{follows}",
         "Noise": _settings(values.mechanism),
+        **rows_of(values),
         "Noise multiplier": f"{multiplier}{of_whole_step}: the standard deviation of the noise, "
         "divided by that bound",
     }
@@ -269,7 +271,8 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         return _settings(value)
     if isinstance(value, list):
-        return f"[{', '.join(map(_short, value))}]"
+        ending = ", ..." if len(value) > MAX_ITEMS else ""
+        return f"[{', '.join(map(_short, value[:MAX_ITEMS]))}{ending}]"
     if isinstance(value, float):
         return f"{value:.6g}"
     # A bool is an int too, but has no thousands.

@@ -19,6 +19,7 @@ class ReportValues:
     sampler: dict[str, Any]
     clip: dict[str, Any]
     mechanism: dict[str, Any]
+    correlation: dict[str, Any] | None
     noise_multiplier: ScalarOrSchedule
     gradient_noise_multiplier: ScalarOrSchedule | None
     steps_planned: int

@@ -34,6 +34,7 @@ ORDER = [
     "_plan_arguments",
     "_plan",
     "_suggest",
+    "_correlated_plan",
     "reports",
     "training",
     "vi",
