@@ -7,6 +7,7 @@ from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
 from dpoptax.samplers._fixed_size import FixedSize
 from dpoptax.samplers._iterate import iterate_batches
+from dpoptax.samplers._participation import Participation
 from dpoptax.samplers._poisson import Poisson
 from dpoptax.samplers._poisson_schedule import PoissonSchedule
 from dpoptax.samplers._shuffled import Shuffled
@@ -41,6 +42,7 @@ __all__ = [
     "Shuffled",
     "Sampler",
     "Batch",
+    "Participation",
     "MaskedExamples",
     "take",
     "sharded_take",

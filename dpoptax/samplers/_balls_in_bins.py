@@ -20,6 +20,7 @@ from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.samplers._participation import Participation
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -145,6 +146,15 @@ class BallsInBins(Sampler):
             return random_allocation_event(self.steps_per_round, noise_multiplier)
 
         return compose_passes(one_round, noise_multiplier, num_steps, self.steps_per_round)
+
+    def participation(self, num_steps: int) -> Participation:
+        """See `Sampler.participation`: once per round, with the last and the next first step."""
+        rounds = -(-num_steps // self.steps_per_round)
+        truncated = TruncatedRandomAllocationDpEvent(
+            self.num_examples, self.steps_per_round, self.max_batch_size, 1.0
+        )
+        crowded = min(rounds * self.steps_per_round * truncated.probability_of_full(), 1.0)
+        return Participation(rounds, 1, crowded=crowded)
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Draws the `order` and `starts` of the round that contains `step`."""

@@ -20,6 +20,7 @@ from dpoptax.samplers._base import (
     refuse_add_or_remove_one,
 )
 from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.samplers._participation import Participation
 from dpoptax.samplers._poisson import draw_batch
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -137,6 +138,11 @@ class CyclicPoisson(Sampler):
             self.max_batch_size,
         )
         return compose_passes(one_turn, noise_multiplier, num_steps, self.num_groups)
+
+    def participation(self, num_steps: int) -> Participation:
+        """See `Sampler.participation`: an example may join every `num_groups`-th step."""
+        turns = -(-num_steps // self.num_groups)
+        return Participation(turns, self.num_groups, independent=True)
 
     def _draw(self, state: SamplerState, group_size: int) -> Batch:
         """Draws the padded batch of a group."""
