@@ -6,13 +6,19 @@ import dp_accounting
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
 )
 from dpoptax._serialize import mapping
 from dpoptax._validate import described
 
-_OUR_EVENTS = (KnownBranchDpEvent, RandomAllocationDpEvent, TruncatedRandomAllocationDpEvent)
+_OUR_EVENTS = (
+    KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
+    RandomAllocationDpEvent,
+    TruncatedRandomAllocationDpEvent,
+)
 
 
 def encode_event(event: dp_accounting.DpEvent) -> Any:

@@ -16,6 +16,7 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsample
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
     random_allocation_event,
@@ -147,6 +148,8 @@ def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
         return True
     if isinstance(step, KnownBranchDpEvent):
         return _has_no_noise(step.usual) or _has_no_noise(step.rare)
+    if isinstance(step, LimitedPoissonDpEvent):
+        return _has_no_noise(step.event)
     inner = getattr(step, "event", step)
     names = ("noise_multiplier", "noise_parameter", "standard_deviation")
     return any(abs(getattr(inner, name, 1.0)) < SMALLEST_NOISE for name in names)
@@ -195,6 +198,9 @@ def _group_event(
         case KnownBranchDpEvent(rare=rare):
             # Its probability is that for one example, so that for groups the worse branch counts.
             return _group_event(rare, size, relation)
+        case LimitedPoissonDpEvent(event=usual):
+            grouped = _group_event(usual, size, relation)
+            return None if grouped is None else attrs.evolve(step, event=grouped, group_size=size)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):

@@ -12,6 +12,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
 )
@@ -88,6 +89,9 @@ def step_distribution(
             return pld.from_gaussian_mechanism(
                 noise, sampling_prob=rate, neighboring_relation=relation, **grid
             )
+        case LimitedPoissonDpEvent(event=unlimited):
+            loss = step_distribution(unlimited, relation, grid_step)
+            return subsampled.of_limited_batch(step, loss, grid_step) if adds else loss
         case TruncatedSubsampledGaussianDpEvent():
             return _truncated_poisson(step, relation, grid_step)
         case dp_accounting.SampledWithoutReplacementDpEvent(
@@ -220,6 +224,8 @@ def _allocation(step: Any) -> tuple[int, float] | None:
 
 def _longest_loss(step: dp_accounting.DpEvent) -> float:
     """Roughly the largest loss on the grid; inf where it is not known."""
+    if isinstance(step, LimitedPoissonDpEvent):
+        return _longest_loss(step.event)
     if isinstance(step, TruncatedSubsampledGaussianDpEvent):
         # The loss where the new example pushes another one out of the batch. This is rare, so that
         # fewer points do little harm.
@@ -246,6 +252,8 @@ def _shift_distribution(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.nda
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return np.ones(1), np.array([1 / noise])
+        case LimitedPoissonDpEvent(event=unlimited):
+            return _shift_distribution(unlimited)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):

@@ -1,6 +1,7 @@
 """The padded size that a plan chooses: small, at no noticeable cost."""
 
 import pytest
+import scipy.stats
 
 from dpoptax import Plan
 from dpoptax.accounting import epsilon
@@ -17,7 +18,6 @@ def plan_of(sampler, **changes):
     "sampler",
     [
         Poisson(60_000, 128),
-        pytest.param(CyclicPoisson(60_000, 128, 10), marks=pytest.mark.slow),
         pytest.param(BallsInBins(6_000, 47), marks=pytest.mark.slow),
         pytest.param(UserPoisson(range(6_000), 128, 1), marks=pytest.mark.slow),
     ],
@@ -31,7 +31,20 @@ def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler):
     assert size % 8 == 0
     unlimited = epsilon(sampler=sampler, **RUN)
     assert unlimited < plan.epsilon() < 1.0012 * unlimited
-    assert epsilon(sampler=sampler.resized(size - 13), **RUN) > 1.001 * unlimited
+    assert epsilon(sampler=sampler.resized(size - 13), **RUN) > 1.0003 * unlimited
+    longer = RUN | {"num_steps": 100_000}
+    costs = [epsilon(sampler=sampler.resized(rows), **longer) for rows in (size, size - 8, 10**4)]
+    assert costs[0] < 1.001 * costs[2] < costs[1]
+
+
+def test_a_plan_takes_177_rows_at_most_for_batches_of_128_of_60_000():
+    assert plan_of(Poisson(60_000, 128)).sampler.max_batch_size == 176
+
+
+def test_a_limit_that_costs_nothing_still_leaves_room_for_usual_batches():
+    sampler = plan_of(CyclicPoisson(60_000, 128, 10)).sampler
+    assert scipy.stats.binom.sf(sampler.max_batch_size, 6_000, sampler.sampling_rate) < 0.01
+    assert sampler.max_batch_size <= 160
 
 
 def test_a_size_that_was_given_stays():
