@@ -15,14 +15,14 @@ def plan_of(sampler, **changes):
 
 
 @pytest.mark.parametrize(
-    "sampler",
+    ("sampler", "decides"),  # the number of steps at which a smaller size would cost too much
     [
-        Poisson(60_000, 128),
-        pytest.param(BallsInBins(6_000, 47), marks=pytest.mark.slow),
-        pytest.param(UserPoisson(range(6_000), 128, 1), marks=pytest.mark.slow),
+        (Poisson(60_000, 128), 100_000),
+        pytest.param(BallsInBins(6_000, 47), 1000, marks=pytest.mark.slow),
+        pytest.param(UserPoisson(range(6_000), 128, 1), 100_000, marks=pytest.mark.slow),
     ],
 )
-def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler):
+def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler, decides):
     plan = plan_of(sampler)
     size = plan.sampler.max_batch_size
     assert type(plan.sampler) is type(sampler)
@@ -31,10 +31,10 @@ def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler):
     assert size % 8 == 0
     unlimited = epsilon(sampler=sampler, **RUN)
     assert unlimited < plan.epsilon() < 1.0012 * unlimited
-    assert epsilon(sampler=sampler.resized(size - 13), **RUN) > 1.0003 * unlimited
-    longer = RUN | {"num_steps": 100_000}
-    costs = [epsilon(sampler=sampler.resized(rows), **longer) for rows in (size, size - 8, 10**4)]
-    assert costs[0] < 1.001 * costs[2] < costs[1]
+    run = RUN | {"num_steps": decides}
+    assert epsilon(sampler=sampler.resized(size - 13), **run) > 1.001 * epsilon(
+        sampler=sampler, **run
+    )
 
 
 def test_a_plan_takes_177_rows_at_most_for_batches_of_128_of_60_000():
