@@ -90,7 +90,8 @@ def _without_rare_overflow(
     for step, count in counts.items():
         probability, usual = _split_overflow(step, group_size)
         overflow += count * probability
-        untruncated[usual] = untruncated.get(usual, 0) + count
+        if not _costs_nothing(usual):
+            untruncated[usual] = untruncated.get(usual, 0) + count
     # Consider the event that at some step the *other* examples fill the batch. It has the same
     # probability on both neighbours. Without it, the mechanism is the untruncated one; its
     # probability is paid from delta.
@@ -147,7 +148,8 @@ def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
     if isinstance(step, dp_accounting.NonPrivateDpEvent):
         return True
     if isinstance(step, KnownBranchDpEvent):
-        return _has_no_noise(step.usual) or _has_no_noise(step.rare)
+        fails = isinstance(step.rare, dp_accounting.NonPrivateDpEvent)
+        return _has_no_noise(step.usual) or (not fails and _has_no_noise(step.rare))
     if isinstance(step, LimitedPoissonDpEvent):
         return _has_no_noise(step.event)
     inner = getattr(step, "event", step)

@@ -43,7 +43,7 @@ def renyi_steps(
                 step = unlimited
             case KnownBranchDpEvent(rare=rare):
                 # An upper bound: as if the worse branch were always taken.
-                step = rare
+                step = rare.event if isinstance(rare, RandomAllocationDpEvent) else rare
             case TruncatedRandomAllocationDpEvent(noise_multiplier=noise):
                 # An upper bound: as if the step were known, and its batch always full.
                 step = dp_accounting.GaussianDpEvent(noise / 2)

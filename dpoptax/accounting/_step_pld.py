@@ -18,6 +18,7 @@ from dpoptax._dp_events import (
 )
 from dpoptax.accounting import _random_allocation as allocation
 from dpoptax.accounting import _subsampled_gaussian as subsampled
+from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, grid_losses
 
 # Grid steps, in units of epsilon. A finer grid is tighter, and slower. USUAL is dp-accounting's
 # default.
@@ -106,6 +107,8 @@ def step_distribution(
                 poisson = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
                 return step_distribution(poisson, relation, grid_step)
             return subsampled.without_replacement(sample / size, noise, grid_step)
+        case KnownBranchDpEvent(rare=dp_accounting.NonPrivateDpEvent()):
+            return _with_failure(step, relation, grid_step)
         case KnownBranchDpEvent(usual=usual, rare=rare, probability=probability):
             # The branch is public, so that the losses are mixed, not the outputs.
             return step_distribution(rare, relation, grid_step).compute_mixture(
@@ -162,6 +165,23 @@ def _truncated_poisson(
     return moved.compute_mixture(unlimited, full)
 
 
+def _with_failure(
+    step: KnownBranchDpEvent, relation: NeighboringRelation, grid_step: float
+) -> pld.PrivacyLossDistribution:
+    """The loss of a step that protects nothing with a small probability: it is then infinite."""
+    stays = 1 - step.probability
+    usual = (
+        pld.identity(value_discretization_interval=grid_step)
+        if isinstance(step.usual, dp_accounting.NoOpDpEvent)
+        else step_distribution(step.usual, relation, grid_step)
+    )
+    losses = [
+        GridLoss(stays * loss.probabilities, loss.lowest, stays * loss.infinite + step.probability)
+        for loss in grid_losses(usual)
+    ]
+    return distribution(grid_step, *losses)
+
+
 def _other_distribution(
     step: dp_accounting.DpEvent, relation: NeighboringRelation, grid_step: float
 ) -> pld.PrivacyLossDistribution | None:
@@ -213,6 +233,8 @@ def _spread(step: dp_accounting.DpEvent) -> tuple[float, float, float] | None:
 
 def _allocation(step: Any) -> tuple[int, float] | None:
     """The number of steps of a random allocation and its noise multiplier, or None."""
+    if isinstance(step, KnownBranchDpEvent):
+        return _allocation(step.usual)
     if isinstance(step, TruncatedRandomAllocationDpEvent):
         return step.num_steps, step.noise_multiplier
     if isinstance(step, RandomAllocationDpEvent) and isinstance(

@@ -7,9 +7,11 @@ from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
 from dpoptax.samplers._fixed_size import FixedSize
 from dpoptax.samplers._iterate import iterate_batches
+from dpoptax.samplers._min_separated import MinSeparated
 from dpoptax.samplers._participation import Participation
 from dpoptax.samplers._poisson import Poisson
 from dpoptax.samplers._poisson_schedule import PoissonSchedule
+from dpoptax.samplers._random_cyclic_poisson import RandomCyclicPoisson
 from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
 from dpoptax.samplers._user_poisson import UserPoisson
@@ -21,6 +23,8 @@ _serialize.register(CyclicPoisson)
 _serialize.register(FixedSize)
 _serialize.register(Shuffled)
 _serialize.register(BallsInBins)
+_serialize.register(MinSeparated)
+_serialize.register(RandomCyclicPoisson)
 # Its number of users is public; the user of every example is not, and stays out of JSON.
 _serialize.register(
     UserPoisson,
@@ -36,8 +40,10 @@ __all__ = [
     "Poisson",
     "PoissonSchedule",
     "CyclicPoisson",
+    "RandomCyclicPoisson",
     "UserPoisson",
     "BallsInBins",
+    "MinSeparated",
     "FixedSize",
     "Shuffled",
     "Sampler",
