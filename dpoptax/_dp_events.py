@@ -15,6 +15,9 @@ from dpoptax.schedules import ScalarOrSchedule, Schedule
 # levels. Every level costs one privacy loss distribution; fifty levels between 0.8 and 2 are
 # 2 % apart, which bounds the loss in epsilon.
 MAX_NOISE_LEVELS = 50
+# The smallest probability that some member of a group takes part. At smaller ones dp-accounting
+# treats the group as never taking part, which would understate epsilon.
+SMALLEST_GROUP_RATE = 1e-7
 
 
 @attrs.frozen
@@ -153,6 +156,27 @@ class LimitedPoissonDpEvent(DpEvent):  # type: ignore[misc]
     def loss_if_crowded(self) -> float:
         """Returns a bound on the loss of an added group, if the others leave too little room."""
         return -self.group_size * math.log1p(-self.sampling_probability)
+
+
+def poisson_group_event(
+    rate: float, noise_multiplier: float, size: int, *, most_without_displacing: int | None = None
+) -> DpEvent:
+    """Returns the event of one noisy sum that each member of a group joins independently.
+
+    If more members take part than are given, each of them displaces another example.
+    """
+    import scipy.stats  # slow to import
+
+    # Binomially many members take part, and j of them move the sum j times as far. A higher rate
+    # only costs more.
+    rate = max(rate, SMALLEST_GROUP_RATE / size)
+    joined = np.arange(size + 1)
+    probabilities = scipy.stats.binom.pmf(joined, size, rate)
+    most = size if most_without_displacing is None else most_without_displacing
+    moves = np.where(joined <= most, joined, 2 * joined)
+    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+        noise_multiplier, tuple(map(float, moves)), tuple(map(float, probabilities))
+    )
 
 
 def limited_poisson_event(

@@ -101,6 +101,9 @@ SAMPLERS = {
     "poisson schedule": lambda n, b: dpoptax.samplers.PoissonSchedule(
         [(dpoptax.samplers.Poisson(n, b), 5)]
     ),
+    "user examples poisson": lambda n, b: dpoptax.samplers.UserExamplesPoisson(
+        range(n), b, max_examples_per_user=1
+    ),
     "user poisson": lambda n, b: dpoptax.samplers.UserPoisson(range(n), b, max_examples_per_user=1),
 }
 

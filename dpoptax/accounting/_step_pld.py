@@ -19,6 +19,7 @@ from dpoptax._dp_events import (
 from dpoptax.accounting import _random_allocation as allocation
 from dpoptax.accounting import _subsampled_gaussian as subsampled
 from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, grid_losses
+from dpoptax.accounting._mixture_of_gaussians import mixture_of_gaussians
 
 # Grid steps, in units of epsilon. A finer grid is tighter, and slower. USUAL is dp-accounting's
 # default.
@@ -191,10 +192,8 @@ def _other_distribution(
     replaces = relation == NeighboringRelation.REPLACE_ONE
     adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
     match step:
-        case MixtureOfGaussiansDpEvent() if not replaces:
-            return pld.from_mixture_gaussian_mechanism(
-                step.standard_deviation, step.sensitivities, step.sampling_probs, **grid
-            )
+        case MixtureOfGaussiansDpEvent() if not replaces and min(step.sensitivities) >= 0:
+            return mixture_of_gaussians(step, grid_step)
         case dp_accounting.LaplaceDpEvent(noise_multiplier=noise) if not replaces:
             return pld.from_laplace_mechanism(noise, **grid)
         case dp_accounting.PoissonSampledDpEvent(

@@ -5,6 +5,7 @@ from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers._balls_in_bins import BallsInBins
 from dpoptax.samplers._base import Batch, Sampler
 from dpoptax.samplers._cyclic_poisson import CyclicPoisson
+from dpoptax.samplers._draw_examples import draw_examples
 from dpoptax.samplers._fixed_size import FixedSize
 from dpoptax.samplers._iterate import iterate_batches
 from dpoptax.samplers._min_separated import MinSeparated
@@ -14,6 +15,7 @@ from dpoptax.samplers._poisson_schedule import PoissonSchedule
 from dpoptax.samplers._random_cyclic_poisson import RandomCyclicPoisson
 from dpoptax.samplers._shuffled import Shuffled
 from dpoptax.samplers._take import sharded_take, take
+from dpoptax.samplers._user_examples_poisson import UserExamplesPoisson
 from dpoptax.samplers._user_poisson import UserPoisson
 
 # What JSON can hold. A new sampler joins by one line.
@@ -25,12 +27,10 @@ _serialize.register(Shuffled)
 _serialize.register(BallsInBins)
 _serialize.register(MinSeparated)
 _serialize.register(RandomCyclicPoisson)
-# Its number of users is public; the user of every example is not, and stays out of JSON.
-_serialize.register(
-    UserPoisson,
-    names=("num_examples", "expected_batch_size", "max_examples_per_user", "max_batch_size"),
-    make=UserPoisson._from_record,
-)
+# Their numbers are public; the user of every example is not, and stays out of JSON.
+_OF_USERS = ("num_examples", "expected_batch_size", "max_examples_per_user", "max_batch_size")
+_serialize.register(UserPoisson, names=_OF_USERS, make=UserPoisson._from_record)
+_serialize.register(UserExamplesPoisson, names=_OF_USERS, make=UserExamplesPoisson._from_record)
 _serialize.register_interface(
     Sampler, describe_by=("unit", "num_examples", "expected_batch_size", "max_batch_size")
 )
@@ -42,6 +42,7 @@ __all__ = [
     "CyclicPoisson",
     "RandomCyclicPoisson",
     "UserPoisson",
+    "UserExamplesPoisson",
     "BallsInBins",
     "MinSeparated",
     "FixedSize",
@@ -52,5 +53,6 @@ __all__ = [
     "MaskedExamples",
     "take",
     "sharded_take",
+    "draw_examples",
     "iterate_batches",
 ]
