@@ -21,9 +21,10 @@ MAX_COST = 1e-3
 # Below this size there is little padding to save, and a search would take longer.
 SMALLEST_SEARCHED = 64
 # The cost is that of runs with so many steps, a short and a long one. The cost of batches that are
-# drawn again grows with the steps, and epsilon with their square root: the long run decides.
+# drawn again grows with the steps, and epsilon with their square root: the long run decides, and
+# an even longer one pays a little more.
 # For batches that are cut, the size hardly depends on the length, and the short run may decide.
-NUM_STEPS = (100, 100_000)
+NUM_STEPS = (100, 30_000)
 # Sizes are multiples of this, so that the usual numbers of devices can share a batch.
 MULTIPLE = 8
 # Epsilon is compared on a grid that is coarser by this factor, and as much faster to compute.
@@ -73,17 +74,24 @@ def calibrate_with_smallest_batch(
 
 
 class _ByEvent:
-    """A sampler as an argument of a cached function: compared by its event, which is a value."""
+    """A sampler as an argument of a cached function: compared by its event and its sizes."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self._event = sampler.event(1.0, 1)
+        # An event need not depend on the sizes.
+        self._sizes = (type(sampler), sampler.num_examples, sampler.max_batch_size)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByEvent) and self._event == other._event
+        return (
+            isinstance(other, _ByEvent)
+            and self._sizes == other._sizes
+            and self._event == other._event
+        )
 
     def __hash__(self) -> int:
-        return hash(self._event)
+        # Some events cannot be hashed.
+        return hash(self._sizes)
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,14 @@ import scipy.stats
 
 from dpoptax import Plan
 from dpoptax.accounting import epsilon
-from dpoptax.samplers import BallsInBins, CyclicPoisson, FixedSize, Poisson, UserPoisson
+from dpoptax.samplers import (
+    BallsInBins,
+    CyclicPoisson,
+    FixedSize,
+    Poisson,
+    RandomCyclicPoisson,
+    UserPoisson,
+)
 
 RUN = {"noise_multiplier": 1.1, "num_steps": 1000, "delta": 1e-5}
 
@@ -17,9 +24,9 @@ def plan_of(sampler, **changes):
 @pytest.mark.parametrize(
     ("sampler", "decides"),  # the number of steps at which a smaller size would cost too much
     [
-        (Poisson(60_000, 128), 100_000),
+        (Poisson(60_000, 128), 30_000),
         pytest.param(BallsInBins(6_000, 47), 1000, marks=pytest.mark.slow),
-        pytest.param(UserPoisson(range(6_000), 128, 1), 100_000, marks=pytest.mark.slow),
+        pytest.param(UserPoisson(range(6_000), 128, 1), 30_000, marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_pads_as_little_as_costs_almost_nothing(sampler, decides):
@@ -45,6 +52,16 @@ def test_a_limit_that_costs_nothing_still_leaves_room_for_usual_batches():
     sampler = plan_of(CyclicPoisson(60_000, 128, 10)).sampler
     assert scipy.stats.binom.sf(sampler.max_batch_size, 6_000, sampler.sampling_rate) < 0.01
     assert sampler.max_batch_size <= 160
+
+
+def test_samplers_of_one_rate_and_other_sizes_are_told_apart():
+    large, small = (plan_of(CyclicPoisson(n, n / 50, 10)).sampler for n in (60_000, 6_000))
+    assert large.max_batch_size > 1200 > 200 > small.max_batch_size
+
+
+def test_groups_that_examples_draw_have_places_for_usual_batches():
+    sampler = plan_of(RandomCyclicPoisson(60_000, 128, 10)).sampler
+    assert 160 < sampler.max_batch_size < 200
 
 
 def test_a_size_that_was_given_stays():
