@@ -15,6 +15,9 @@ from dpoptax.schedules import ScalarOrSchedule, Schedule
 # levels. Every level costs one privacy loss distribution; fifty levels between 0.8 and 2 are
 # 2 % apart, which bounds the loss in epsilon.
 MAX_NOISE_LEVELS = 50
+# The smallest probability that some member of a group takes part. At smaller ones dp-accounting
+# treats the group as never taking part, which would understate epsilon.
+SMALLEST_GROUP_RATE = 1e-7
 
 
 @attrs.frozen
@@ -114,19 +117,94 @@ def random_allocation_event(num_steps: int, noise_multiplier: float) -> DpEvent:
     return gaussian if num_steps == 1 else RandomAllocationDpEvent(gaussian, 1, num_steps)
 
 
-def truncated_poisson_event(
+@attrs.frozen
+class LimitedPoissonDpEvent(DpEvent):  # type: ignore[misc]
+    """A release from a Poisson batch that is drawn again while it is too large.
+
+    So the batch has the distribution of a Poisson batch, given that it is not too large. Let n be
+    the number of examples, q the sampling probability, K the largest size, and Z(n) the probability
+    that a Poisson batch of n examples has at most K members. With one example more, a batch A of
+    the others has the probability q^|A| (1 - q)^(n - |A|) / Z(n), and A with that example has
+    q^(|A| + 1) (1 - q)^(n - 1 - |A|) / Z(n) if |A| < K. Without it, A has the probability
+    q^|A| (1 - q)^(n - 1 - |A|) / Z(n - 1). So no example takes the place of another one. Compared
+    with a Poisson batch of any size:
+
+    - Removed: the likelihood ratio is at most Z(n - 1) / Z(n) times as large.
+    - Added: the loss is at most as large where |A| < K, and -log(1 - q) at most where |A| = K.
+    - Replaced, also by an empty example: given A, the example takes part with probability q or
+      zero. The loss is at most as large.
+
+    Attributes:
+        event: the release from a Poisson batch of any size.
+        dataset_size: the number of examples, those that are added included.
+        sampling_probability: of an example.
+        max_batch_size: the largest batch.
+        group_size: how many examples are added or removed.
+    """
+
+    event: DpEvent
+    dataset_size: int
+    sampling_probability: float
+    max_batch_size: int
+    group_size: int = 1
+
+    def log_ratio(self) -> float:
+        """Returns by how much the loss of a removed group is larger than in a Poisson batch."""
+        import scipy.stats  # slow to import
+
+        # Z(n - 1) = Z(n) + q P(n - 1 examples give a batch of K). The ratio grows with n, so that
+        # its power bounds that of a group.
+        rate, largest = self.sampling_probability, self.max_batch_size
+        log_full = scipy.stats.binom.logpmf(largest, self.dataset_size - 1, rate)
+        log_fits = scipy.stats.binom.logcdf(largest, self.dataset_size, rate)
+        return self.group_size * math.log1p(rate * math.exp(min(log_full - log_fits, 700.0)))
+
+    def probability_of_crowding(self) -> float:
+        """Returns the probability that the others leave too little room for the whole group."""
+        import scipy.stats  # slow to import
+
+        others = scipy.stats.binom(self.dataset_size - self.group_size, self.sampling_probability)
+        sizes = np.arange(
+            max(self.max_batch_size - self.group_size + 1, 0), self.max_batch_size + 1
+        )
+        log_fits = others.logcdf(self.max_batch_size)
+        return min(float(np.exp(others.logpmf(sizes) - log_fits).sum()), 1.0)
+
+    def loss_if_crowded(self) -> float:
+        """Returns a bound on the loss of an added group, if the others leave too little room."""
+        return -self.group_size * math.log1p(-self.sampling_probability)
+
+
+def poisson_group_event(
+    rate: float, noise_multiplier: float, size: int, *, most_without_displacing: int | None = None
+) -> DpEvent:
+    """Returns the event of one noisy sum that each member of a group joins independently.
+
+    If more members take part than are given, each of them displaces another example.
+    """
+    import scipy.stats  # slow to import
+
+    # Binomially many members take part, and j of them move the sum j times as far. A higher rate
+    # only costs more.
+    rate = max(rate, SMALLEST_GROUP_RATE / size)
+    joined = np.arange(size + 1)
+    probabilities = scipy.stats.binom.pmf(joined, size, rate)
+    most = size if most_without_displacing is None else most_without_displacing
+    moves = np.where(joined <= most, joined, 2 * joined)
+    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+        noise_multiplier, tuple(map(float, moves)), tuple(map(float, probabilities))
+    )
+
+
+def limited_poisson_event(
     num_examples: int, sampling_rate: float, max_batch_size: int, noise_multiplier: float
 ) -> DpEvent:
-    """Returns the event of one noisy sum over a Poisson batch cut to `max_batch_size` examples."""
+    """Returns the event of one noisy sum over a Poisson batch of at most `max_batch_size`."""
+    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+    poisson = dp_accounting.PoissonSampledDpEvent(sampling_rate, gaussian)
     if max_batch_size == num_examples:
-        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-        return dp_accounting.PoissonSampledDpEvent(sampling_rate, gaussian)
-    return dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
-        dataset_size=num_examples,
-        sampling_probability=sampling_rate,
-        truncated_batch_size=max_batch_size,
-        noise_multiplier=noise_multiplier,
-    )
+        return poisson
+    return LimitedPoissonDpEvent(poisson, num_examples, sampling_rate, max_batch_size)
 
 
 def compose_passes(

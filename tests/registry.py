@@ -99,8 +99,13 @@ SAMPLERS = {
     "shuffled": lambda n, b: dpoptax.samplers.Shuffled(n, b),
     "balls in bins": lambda n, b: dpoptax.samplers.BallsInBins(n, n // b),
     "cyclic poisson": lambda n, b: dpoptax.samplers.CyclicPoisson(n, b, 3),
+    "random cyclic poisson": lambda n, b: dpoptax.samplers.RandomCyclicPoisson(n, b, 3),
+    "min separated": lambda n, b: dpoptax.samplers.MinSeparated(n, n // b, 2),
     "poisson schedule": lambda n, b: dpoptax.samplers.PoissonSchedule(
         [(dpoptax.samplers.Poisson(n, b), 5)]
+    ),
+    "user examples poisson": lambda n, b: dpoptax.samplers.UserExamplesPoisson(
+        range(n), b, max_examples_per_user=1
     ),
     "user poisson": lambda n, b: dpoptax.samplers.UserPoisson(range(n), b, max_examples_per_user=1),
 }

@@ -10,7 +10,7 @@ from dpoptax._dp_events import (
     KnownBranchDpEvent,
     compose_passes,
     count_passes,
-    truncated_poisson_event,
+    limited_poisson_event,
 )
 from dpoptax.accounting import event_epsilon
 from dpoptax.schedules import Schedule, tabulate
@@ -45,11 +45,11 @@ def test_passes_compose_to_a_run():
     assert compose_passes(gaussian, 1.0, 6, 3) == two
 
 
-def test_a_batch_that_is_never_cut_is_a_poisson_batch():
+def test_a_batch_with_room_for_everyone_is_a_poisson_batch():
     gaussian = dp_accounting.GaussianDpEvent(1.5)
     plain = dp_accounting.PoissonSampledDpEvent(0.1, gaussian)
-    assert truncated_poisson_event(100, 0.1, 100, 1.5) == plain
-    assert truncated_poisson_event(100, 0.1, 99, 1.5) != plain
+    assert limited_poisson_event(100, 0.1, 100, 1.5) == plain
+    assert limited_poisson_event(100, 0.1, 99, 1.5) != plain
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_special"])

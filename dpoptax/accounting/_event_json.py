@@ -6,6 +6,7 @@ import dp_accounting
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     OneExampleDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
@@ -15,6 +16,7 @@ from dpoptax._validate import described
 
 _OUR_EVENTS = (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     OneExampleDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,

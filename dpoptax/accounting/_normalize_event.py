@@ -10,24 +10,22 @@ from typing import Any
 
 import attrs
 import dp_accounting
-import numpy as np
 from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent, TruncatedSubsampledGaussianDpEvent
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     OneExampleDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
+    poisson_group_event,
     random_allocation_event,
 )
 
 # The largest fraction of delta that may pay for batches that overflow. It costs at most 0.2 % of
 # epsilon or so; beyond it, the truncated batch itself is accounted, ten times slower.
 OVERFLOW_FRACTION = 0.05
-# The smallest probability that some member of a group takes part. At smaller ones dp-accounting
-# treats the group as never taking part, which would understate epsilon.
-SMALLEST_GROUP_RATE = 1e-7
 # Groups of which so many members take part in a step are told apart from larger ones.
 FEW_MEMBERS = 2
 # Noise below this counts as none: its square underflows.
@@ -90,7 +88,8 @@ def _without_rare_overflow(
     for step, count in counts.items():
         probability, usual = _split_overflow(step, group_size)
         overflow += count * probability
-        untruncated[usual] = untruncated.get(usual, 0) + count
+        if not _costs_nothing(usual):
+            untruncated[usual] = untruncated.get(usual, 0) + count
     # Consider the event that at some step the *other* examples fill the batch. It has the same
     # probability on both neighbours. Without it, the mechanism is the untruncated one; its
     # probability is paid from delta.
@@ -161,7 +160,10 @@ def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
     if isinstance(step, dp_accounting.NonPrivateDpEvent):
         return True
     if isinstance(step, KnownBranchDpEvent):
-        return _has_no_noise(step.usual) or _has_no_noise(step.rare)
+        fails = isinstance(step.rare, dp_accounting.NonPrivateDpEvent)
+        return _has_no_noise(step.usual) or (not fails and _has_no_noise(step.rare))
+    if isinstance(step, LimitedPoissonDpEvent):
+        return _has_no_noise(step.event)
     inner = getattr(step, "event", step)
     names = ("noise_multiplier", "noise_parameter", "standard_deviation")
     return any(abs(getattr(inner, name, 1.0)) < SMALLEST_NOISE for name in names)
@@ -210,25 +212,28 @@ def _group_event(
         case KnownBranchDpEvent(rare=rare):
             # Its probability is that for one example, so that for groups the worse branch counts.
             return _group_event(rare, size, relation)
+        case LimitedPoissonDpEvent(event=usual):
+            grouped = _group_event(usual, size, relation)
+            return None if grouped is None else attrs.evolve(step, event=grouped, group_size=size)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
-            return _poisson_group(rate, noise, size)
+            return poisson_group_event(rate, noise, size)
         case TruncatedSubsampledGaussianDpEvent(sampling_probability=rate, noise_multiplier=noise):
             # Each member who takes part may displace another example, if the others leave too
             # little room for all who do. How many do does not depend on who else is in the batch.
             few = min(FEW_MEMBERS, size)
             for_all, for_few = (_split_overflow(step, members)[0] for members in (size, few))
             if for_all == 0:
-                return _poisson_group(rate, noise, size)
+                return poisson_group_event(rate, noise, size)
             if relation != NeighboringRelation.ADD_OR_REMOVE_ONE:
                 return _crowded_with_empty_members(rate, noise, size, for_all)
             crowded = KnownBranchDpEvent(
-                _poisson_group(rate, noise, size, most_without_displacing=few),
-                _poisson_group(rate, noise, size, most_without_displacing=0),
+                poisson_group_event(rate, noise, size, most_without_displacing=few),
+                poisson_group_event(rate, noise, size, most_without_displacing=0),
                 min(for_few / for_all, 1.0),
             )
-            return KnownBranchDpEvent(_poisson_group(rate, noise, size), crowded, for_all)
+            return KnownBranchDpEvent(poisson_group_event(rate, noise, size), crowded, for_all)
     return None
 
 
@@ -249,28 +254,7 @@ def _crowded_with_empty_members(
         few = dp_accounting.GaussianDpEvent(noise_multiplier / FEW_MEMBERS)
         members = KnownBranchDpEvent(few, members, min(many / joins, 1.0))
     return KnownBranchDpEvent(
-        _poisson_group(rate, noise_multiplier, size), members, crowded * joins
-    )
-
-
-def _poisson_group(
-    rate: float, noise_multiplier: float, size: int, *, most_without_displacing: int | None = None
-) -> dp_accounting.DpEvent:
-    """The event of a step that a group joins at random.
-
-    If more members take part than are given, each of them displaces another example.
-    """
-    import scipy.stats  # slow to import
-
-    # Binomially many members take part, and j of them move the sum j times as far. A higher rate
-    # only costs more.
-    rate = max(rate, SMALLEST_GROUP_RATE / size)
-    joined = np.arange(size + 1)
-    probabilities = scipy.stats.binom.pmf(joined, size, rate)
-    most = size if most_without_displacing is None else most_without_displacing
-    moves = np.where(joined <= most, joined, 2 * joined)
-    return MixtureOfGaussiansDpEvent(
-        noise_multiplier, tuple(map(float, moves)), tuple(map(float, probabilities))
+        poisson_group_event(rate, noise_multiplier, size), members, crowded * joins
     )
 
 

@@ -85,7 +85,7 @@ class RdpFilter:
         Raises:
             dp_accounting.UnsupportedEventError: no Rényi divergence is known of the event.
         """
-        steps, overflow = renyi_steps(event, self.delta)
+        steps, overflow = renyi_steps(event, self.delta, (self.order,))
         # Overflow that fits on its own may be too much in sum.
         if self._overflow + overflow > OVERFLOW_FRACTION * self.delta:
             return False
@@ -103,7 +103,7 @@ class RdpFilter:
                 f"this release would exceed epsilon = {self.epsilon:g} at delta = {self.delta:g}, "
                 f"of which {self.spent():.4g} is spent. Stop here, or add more noise."
             )
-        steps, overflow = renyi_steps(event, self.delta)
+        steps, overflow = renyi_steps(event, self.delta, (self.order,))
         self._overflow += overflow
         self._charged = _merged([*self._charged, *steps])
 

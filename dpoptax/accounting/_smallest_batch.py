@@ -1,8 +1,8 @@
 """The padded size of random batches: as small as it may be without raising epsilon noticeably.
 
-Batches of random size are padded to a static one, and longer batches are cut. A size that is never
-exceeded wastes time on padding. A smaller one costs epsilon where a batch is cut, because one
-example more then displaces another one.
+Batches of random size are padded to a static one. Longer batches are drawn again, or are cut. A
+size that is never exceeded wastes time on padding. A smaller one costs epsilon: it makes every
+batch a little less likely with one example more, or lets that example displace another one.
 """
 
 import functools
@@ -22,9 +22,11 @@ from dpoptax.schedules import ScalarOrSchedule, as_schedule
 MAX_COST = 1e-3
 # Below this size there is little padding to save, and a search would take longer.
 SMALLEST_SEARCHED = 64
-# The cost is that of a run with so many steps. The size hardly depends on it: for batches of 128 of
-# 60,000 and noise multiplier 0.6, it is 192 for 100 to 100,000 steps. Fewer cost a little more.
-NUM_STEPS = 100
+# The cost is that of runs with so many steps, a short and a long one. The cost of batches that are
+# drawn again grows with the steps, and epsilon with their square root: the long run decides, and
+# an even longer one pays a little more.
+# For batches that are cut, the size hardly depends on the length, and the short run may decide.
+NUM_STEPS = (100, 30_000)
 # Sizes are multiples of this, so that the usual numbers of devices can share a batch.
 MULTIPLE = 8
 # Epsilon is compared on a grid that is coarser by this factor, and as much faster to compute.
@@ -80,17 +82,24 @@ def calibrate_with_smallest_batch(
 
 
 class _ByEvent:
-    """A sampler as an argument of a cached function: compared by its event, which is a value."""
+    """A sampler as an argument of a cached function: compared by its event and its sizes."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self._event = sampler.event(1.0, 1)
+        # An event need not depend on the sizes.
+        self._sizes = (type(sampler), sampler.num_examples, sampler.max_batch_size)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByEvent) and self._event == other._event
+        return (
+            isinstance(other, _ByEvent)
+            and self._sizes == other._sizes
+            and self._event == other._event
+        )
 
     def __hash__(self) -> int:
-        return hash(self._event)
+        # Some events cannot be hashed.
+        return hash(self._sizes)
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,15 +107,17 @@ def _smallest_size(argument: _ByEvent, noise_multiplier: float, delta: float) ->
     sampler = argument.sampler
     relation = resolve_relation(None, sampler.relation)
 
-    def epsilon(size: int) -> float:
+    def epsilon(size: int, num_steps: int) -> float:
         resized = sampler.resized(size)
         assert resized is not None, "the sampler has other sizes"
-        event = run_event(resized, noise_multiplier, NUM_STEPS, sampler.relation)
+        event = run_event(resized, noise_multiplier, num_steps, sampler.relation)
         return coarse_epsilon(event, delta=delta, relation=relation, coarsening=COARSENING)
 
     highest = sampler.max_batch_size
-    budget = (1 + MAX_COST) * epsilon(highest)
-    if not math.isfinite(budget):
+    budgets = {steps: (1 + MAX_COST) * epsilon(highest, steps) for steps in NUM_STEPS}
+    # A very long run with little noise may have no finite epsilon.
+    budgets = {steps: budget for steps, budget in budgets.items() if math.isfinite(budget)}
+    if not budgets:
         return highest
     expected = as_schedule(sampler.expected_batch_size).max
     # The cost falls steeply with the size. Six of the default's seven standard deviations are more
@@ -116,7 +127,7 @@ def _smallest_size(argument: _ByEvent, noise_multiplier: float, delta: float) ->
     high, low = (highest - 1) // MULTIPLE, infeasible // MULTIPLE
     while high > low:
         middle = (low + 1 + high) // 2
-        if epsilon(MULTIPLE * middle) <= budget:
+        if all(epsilon(MULTIPLE * middle, steps) <= most for steps, most in budgets.items()):
             feasible, high = MULTIPLE * middle, middle - 1
         else:
             low = middle

@@ -12,11 +12,14 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from dpoptax._dp_events import (
     KnownBranchDpEvent,
+    LimitedPoissonDpEvent,
     RandomAllocationDpEvent,
     TruncatedRandomAllocationDpEvent,
 )
 from dpoptax.accounting import _random_allocation as allocation
 from dpoptax.accounting import _subsampled_gaussian as subsampled
+from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, grid_losses
+from dpoptax.accounting._mixture_of_gaussians import mixture_of_gaussians
 
 # Grid steps, in units of epsilon. A finer grid is tighter, and slower. USUAL is dp-accounting's
 # default.
@@ -88,6 +91,9 @@ def step_distribution(
             return pld.from_gaussian_mechanism(
                 noise, sampling_prob=rate, neighboring_relation=relation, **grid
             )
+        case LimitedPoissonDpEvent(event=unlimited):
+            loss = step_distribution(unlimited, relation, grid_step)
+            return subsampled.of_limited_batch(step, loss, grid_step) if adds else loss
         case TruncatedSubsampledGaussianDpEvent():
             return _truncated_poisson(step, relation, grid_step)
         case dp_accounting.SampledWithoutReplacementDpEvent(
@@ -102,6 +108,8 @@ def step_distribution(
                 poisson = dp_accounting.PoissonSampledDpEvent(sample / size, gaussian)
                 return step_distribution(poisson, relation, grid_step)
             return subsampled.without_replacement(sample / size, noise, grid_step)
+        case KnownBranchDpEvent(rare=dp_accounting.NonPrivateDpEvent()):
+            return _with_failure(step, relation, grid_step)
         case KnownBranchDpEvent(usual=usual, rare=rare, probability=probability):
             # The branch is public, so that the losses are mixed, not the outputs.
             return step_distribution(rare, relation, grid_step).compute_mixture(
@@ -158,6 +166,23 @@ def _truncated_poisson(
     return moved.compute_mixture(unlimited, full)
 
 
+def _with_failure(
+    step: KnownBranchDpEvent, relation: NeighboringRelation, grid_step: float
+) -> pld.PrivacyLossDistribution:
+    """The loss of a step that protects nothing with a small probability: it is then infinite."""
+    stays = 1 - step.probability
+    usual = (
+        pld.identity(value_discretization_interval=grid_step)
+        if isinstance(step.usual, dp_accounting.NoOpDpEvent)
+        else step_distribution(step.usual, relation, grid_step)
+    )
+    losses = [
+        GridLoss(stays * loss.probabilities, loss.lowest, stays * loss.infinite + step.probability)
+        for loss in grid_losses(usual)
+    ]
+    return distribution(grid_step, *losses)
+
+
 def _other_distribution(
     step: dp_accounting.DpEvent, relation: NeighboringRelation, grid_step: float
 ) -> pld.PrivacyLossDistribution | None:
@@ -167,10 +192,8 @@ def _other_distribution(
     replaces = relation == NeighboringRelation.REPLACE_ONE
     adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
     match step:
-        case MixtureOfGaussiansDpEvent() if not replaces:
-            return pld.from_mixture_gaussian_mechanism(
-                step.standard_deviation, step.sensitivities, step.sampling_probs, **grid
-            )
+        case MixtureOfGaussiansDpEvent() if not replaces and min(step.sensitivities) >= 0:
+            return mixture_of_gaussians(step, grid_step)
         case dp_accounting.LaplaceDpEvent(noise_multiplier=noise) if not replaces:
             return pld.from_laplace_mechanism(noise, **grid)
         case dp_accounting.PoissonSampledDpEvent(
@@ -209,6 +232,8 @@ def _spread(step: dp_accounting.DpEvent) -> tuple[float, float, float] | None:
 
 def _allocation(step: Any) -> tuple[int, float] | None:
     """The number of steps of a random allocation and its noise multiplier, or None."""
+    if isinstance(step, KnownBranchDpEvent):
+        return _allocation(step.usual)
     if isinstance(step, TruncatedRandomAllocationDpEvent):
         return step.num_steps, step.noise_multiplier
     if isinstance(step, RandomAllocationDpEvent) and isinstance(
@@ -220,6 +245,8 @@ def _allocation(step: Any) -> tuple[int, float] | None:
 
 def _longest_loss(step: dp_accounting.DpEvent) -> float:
     """Roughly the largest loss on the grid; inf where it is not known."""
+    if isinstance(step, LimitedPoissonDpEvent):
+        return _longest_loss(step.event)
     if isinstance(step, TruncatedSubsampledGaussianDpEvent):
         # The loss where the new example pushes another one out of the batch. This is rare, so that
         # fewer points do little harm.
@@ -246,6 +273,8 @@ def _shift_distribution(step: dp_accounting.DpEvent) -> tuple[np.ndarray, np.nda
     match step:
         case dp_accounting.GaussianDpEvent(noise_multiplier=noise):
             return np.ones(1), np.array([1 / noise])
+        case LimitedPoissonDpEvent(event=unlimited):
+            return _shift_distribution(unlimited)
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):

@@ -19,7 +19,13 @@ import numpy as np
 import scipy.special
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, from_deltas
+from dpoptax._dp_events import LimitedPoissonDpEvent
+from dpoptax.accounting._dp_accounting_compat import (
+    GridLoss,
+    distribution,
+    from_deltas,
+    grid_losses,
+)
 
 # The probability of the losses of one step beyond the grid, which count as infinite. A million
 # steps add 1e-16 to delta.
@@ -41,6 +47,32 @@ def poisson(rate: float, noise_multiplier: float, grid_step: float) -> PrivacyLo
     # It is infinite where the loss in this direction is below the grid.
     added = removed.probabilities * np.exp(-epsilons)
     return distribution(grid_step, removed, GridLoss(added[::-1], -highest, TAIL))
+
+
+def of_limited_batch(
+    event: LimitedPoissonDpEvent, loss: PrivacyLossDistribution, grid_step: float
+) -> PrivacyLossDistribution:
+    """Returns the loss for a batch of limited size, from `loss` for one of any size.
+
+    An upper bound, under add_or_remove_one. The event says why.
+    """
+    removed, added = grid_losses(loss)
+    # A loss that is larger by a constant c lies between two points of the grid. In the convex order
+    # of the likelihood ratio it is below both of them, with these weights.
+    whole, part = divmod(event.log_ratio(), grid_step)
+    upper = math.expm1(-part) / math.expm1(-grid_step)
+    probs = np.append((1 - upper) * removed.probabilities, 0.0)
+    probs[1:] += upper * removed.probabilities
+    crowding = event.probability_of_crowding()
+    place = math.ceil(event.loss_if_crowded() / grid_step) - added.lowest
+    sizes = (0, max(place + 1 - len(added.probabilities), 0))
+    mixed = np.pad((1 - crowding) * added.probabilities, sizes)
+    mixed[place] += crowding
+    return distribution(
+        grid_step,
+        GridLoss(probs, removed.lowest + int(whole), removed.infinite),
+        GridLoss(mixed, added.lowest, (1 - crowding) * added.infinite),
+    )
 
 
 def poisson_replacing(

@@ -212,7 +212,7 @@ def renyi_epsilon(
         or runs.mean == 1
     ):
         return math.inf
-    steps, overflow = renyi_steps(events[0], delta / runs.mean)
+    steps, overflow = renyi_steps(events[0], delta / runs.mean, ORDERS)
     accountant = RdpAccountant(list(ORDERS), parsed)
     search = runs.event(dp_accounting.ComposedDpEvent(steps))
     if not accountant.supports(search):

@@ -98,7 +98,7 @@ def poisson_batchify_data(
     Args:
         dataset: arrays with a leading axis of examples.
         q: sampling rate, above 0 and at most 1.
-        max_batch_size: the padded size of every batch. Larger batches are cut to it, which costs
+        max_batch_size: the padded size of every batch. Larger batches are drawn again, which costs
             epsilon; see `Poisson`. By default a size that batches almost never exceed.
 
     Returns:

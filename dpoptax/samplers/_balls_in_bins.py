@@ -20,6 +20,8 @@ from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -146,6 +148,16 @@ class BallsInBins(Sampler):
 
         return compose_passes(one_round, noise_multiplier, num_steps, self.steps_per_round)
 
+    def participation(self, num_steps: int) -> Participation:
+        """See `Sampler.participation`: once per round, with the last and the next first step."""
+        rounds = -(-num_steps // self.steps_per_round)
+        truncated = TruncatedRandomAllocationDpEvent(
+            self.num_examples, self.steps_per_round, self.max_batch_size, 1.0
+        )
+        # Its step of a round does not depend on who fills the batches.
+        crowded = min(rounds * truncated.probability_of_full(), 1.0)
+        return Participation(rounds, 1, crowded=crowded)
+
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Draws the `order` and `starts` of the round that contains `step`."""
         key = allowed_key("the key of a sampler state", key)
@@ -153,9 +165,5 @@ class BallsInBins(Sampler):
         step_key, order_key = jax.random.split(round_key)
         shape = (self.num_examples,)
         steps = jax.random.randint(step_key, shape, 0, self.steps_per_round, jnp.int32)
-        # Within a step the order is random: cutting a batch must keep a uniform subset.
-        ties = jax.random.bits(order_key, shape, jnp.uint32)
         examples = jnp.arange(self.num_examples, dtype=jnp.int32)
-        steps, _, order = jax.lax.sort((steps, ties, examples), num_keys=2)
-        bounds = jnp.arange(self.steps_per_round + 1, dtype=jnp.int32)
-        return order, jnp.searchsorted(steps, bounds).astype(jnp.int32)
+        return sort_by_place(order_key, steps, examples, self.steps_per_round)

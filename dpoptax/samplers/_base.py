@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 from dpoptax import _validate
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
+from dpoptax.samplers._participation import Participation
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -167,6 +168,17 @@ class Sampler(abc.ABC):
         Raises:
             ValueError: nothing is proven about this sampler under `relation`.
         """
+
+    def participation(self, num_steps: int) -> Participation | None:
+        """Returns in which steps one example may take part, for noise that is correlated.
+
+        Args:
+            num_steps: how many steps ran, counted from the first.
+
+        Returns:
+            A `Participation`; None where no pattern is known.
+        """
+        return None
 
     def resized(self, max_batch_size: int | None) -> "Sampler | None":
         """Returns this sampler with batches of another padded size.

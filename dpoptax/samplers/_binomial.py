@@ -1,4 +1,4 @@
-"""Exact truncated binomial draws: the size of a Poisson batch.
+"""Exact binomial draws below a limit: the size of a Poisson batch.
 
 JAX's own `jax.random.binomial` is a floating-point approximation. The privacy guarantee needs the
 binomial distribution itself, so we invert a table of its cumulative probabilities with 64 bits.
@@ -12,8 +12,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
-# A batch exceeds its default maximum size with at most this probability. Over 100,000 steps that
-# adds 1e-9 to delta: a thousandth of 1e-6. A smaller probability would only make batches longer.
+# A batch of any size exceeds the default maximum size with at most this probability. A smaller
+# probability would only make batches longer.
 OVERFLOW_PROBABILITY = 1e-14
 
 
@@ -24,10 +24,10 @@ def default_max_batch_size(num_examples: int, rate: float) -> int:
     return max(1, int(scipy.stats.binom.isf(OVERFLOW_PROBABILITY, num_examples, rate)))
 
 
-def truncated_binomial(
+def limited_binomial(
     key: PRNGKeyArray, num_examples: int, rate: float, max_size: int
 ) -> Int[Array, ""]:
-    """Draws min(b, max_size) with b ~ Binomial(num_examples, rate), from 64 random bits."""
+    """Draws b ~ Binomial(num_examples, rate), given that b <= max_size, from 64 random bits."""
     return _invert(key, *_cumulative_table(num_examples, rate, max_size))
 
 
@@ -37,10 +37,17 @@ def truncated_binomial(
 def _cumulative_table(
     num_examples: int, rate: float, max_size: int
 ) -> tuple[UInt32[np.ndarray, " max_size"], UInt32[np.ndarray, " max_size"]]:
-    """Returns P(b <= j) * 2**64 for j < max_size, as upper and lower 32 bits."""
-    sizes = np.arange(max_size)
-    below = scipy.stats.binom.cdf(sizes, num_examples, rate)
-    above = scipy.stats.binom.sf(sizes, num_examples, rate)
+    """Returns P(b <= j | b <= max_size) * 2**64 for j < max_size, as upper and lower 32 bits."""
+    binomial = scipy.stats.binom(num_examples, rate)
+    if max_size == num_examples:
+        sizes = np.arange(max_size)
+        below, above = binomial.cdf(sizes), binomial.sf(sizes)
+    else:
+        # From logarithms, because P(b <= max_size) may be tiny.
+        logs = binomial.logpmf(np.arange(max_size + 1))
+        probs = np.exp(logs - logs.max())
+        probs /= probs.sum()
+        below, above = np.cumsum(probs)[:-1], np.cumsum(probs[:0:-1])[::-1]
     # float64 is fine near zero and coarse near one. We therefore round P(b <= j) up to one half
     # and P(b > j) from there on.
     rounded_below = np.ldexp(np.minimum(below, 0.5), 64).astype(np.uint64)

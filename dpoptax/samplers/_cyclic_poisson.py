@@ -1,6 +1,5 @@
 """Cyclic Poisson sampling: fixed groups of examples take turns."""
 
-import functools
 from typing import ClassVar
 
 import attrs
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dpoptax import _validate
-from dpoptax._dp_events import compose_passes, truncated_poisson_event
+from dpoptax._dp_events import compose_passes
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
 from dpoptax.samplers._base import (
@@ -20,7 +19,8 @@ from dpoptax.samplers._base import (
     refuse_add_or_remove_one,
 )
 from dpoptax.samplers._binomial import default_max_batch_size
-from dpoptax.samplers._poisson import draw_batch
+from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -40,7 +40,7 @@ class CyclicPoisson(Sampler):
         num_examples: how many examples there are.
         expected_batch_size: the mean size of a batch, in examples; need not be whole.
         num_groups: how many groups take turns.
-        max_batch_size: as in `Poisson`.
+        max_batch_size: as in `Poisson`. It does not change epsilon.
 
     Raises:
         TypeError: a count is not a whole number.
@@ -87,10 +87,11 @@ class CyclicPoisson(Sampler):
             )
         # Batches of all groups share one static size, which the largest group decides.
         largest_group = _largest_group(num_examples, groups)
+        rate = _sampling_rate(num_examples, expected, groups)
         if max_batch_size is None:
-            rate = _sampling_rate(num_examples, expected, groups)
             max_batch_size = default_max_batch_size(largest_group, rate)
         largest = min(_validate.count("max_batch_size", max_batch_size), largest_group)
+        refuse_limit_on_everyone(rate, largest, largest_group)
         self.__attrs_init__(num_examples, expected, groups, largest)
 
     @property
@@ -130,13 +131,19 @@ class CyclicPoisson(Sampler):
                 moves others to other groups.
         """
         refuse_add_or_remove_one(relation or self.relation, "groups by index", "groups")
-        one_turn = functools.partial(
-            truncated_poisson_event,
-            _largest_group(self.num_examples, self.num_groups),
-            self.sampling_rate,
-            self.max_batch_size,
-        )
+
+        def one_turn(noise_multiplier: float) -> dp_accounting.DpEvent:
+            # An empty example takes part in batches as others do, so that a limit on their size
+            # costs nothing; see `LimitedPoissonDpEvent`.
+            gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+            return dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
+
         return compose_passes(one_turn, noise_multiplier, num_steps, self.num_groups)
+
+    def participation(self, num_steps: int) -> Participation:
+        """See `Sampler.participation`: an example may join every `num_groups`-th step."""
+        turns = -(-num_steps // self.num_groups)
+        return Participation(turns, self.num_groups, independent=True)
 
     def _draw(self, state: SamplerState, group_size: int) -> Batch:
         """Draws the padded batch of a group."""

@@ -2,7 +2,9 @@
 
 We draw a batch size b ~ Binomial(num_examples, sampling_rate), then b examples without
 replacement. This is the same distribution as independent inclusion (Lemma 1 of arXiv:2406.17298),
-in arrays of static shape.
+in arrays of static shape. Sizes above the padded one are never drawn: the distribution is that of a
+batch that is drawn again while it is too large. Cutting it instead would let one example more push
+another one out, and cost more.
 """
 
 import functools
@@ -14,12 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax._dp_events import compose_passes, truncated_poisson_event
+from dpoptax._dp_events import compose_passes, limited_poisson_event
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
 from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
-from dpoptax.samplers._binomial import default_max_batch_size, truncated_binomial
+from dpoptax.samplers._binomial import default_max_batch_size, limited_binomial
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -27,12 +29,12 @@ from dpoptax.schedules import ScalarOrSchedule
 class Poisson(Sampler):
     """Poisson sampling with batches padded to a static size.
 
-    A batch of more than `max_batch_size` examples is cut to a uniform random subset of that size.
-    The privacy event accounts for the cut (arXiv:2508.15089). The default size is so large that a
-    cut practically never happens (probability at most 1e-14 per step). A `Plan` replaces this
-    default by the smallest size that costs at most 0.1 % of epsilon. An even smaller size saves
-    time and costs epsilon. The expected size plus 4.2 times its square root costs about 1 % of
-    epsilon at 10,000 steps; the expected size itself costs about six times epsilon.
+    A batch of more than `max_batch_size` examples is drawn again. The privacy event accounts for
+    this: it adds to epsilon, in every step, the sampling rate times the probability that the other
+    examples fill the batch. Under the other relations it costs nothing. The default size is so
+    large that a batch practically never exceeds it (probability at most 1e-14 per step). A `Plan`
+    replaces this default by the smallest size that costs at most 0.1 % of epsilon. An even smaller
+    size saves time and costs epsilon.
 
     Attributes:
         num_examples: how many examples there are.
@@ -70,6 +72,7 @@ class Poisson(Sampler):
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(num_examples, expected / num_examples)
         largest = min(_validate.count("max_batch_size", max_batch_size), num_examples)
+        refuse_limit_on_everyone(expected / num_examples, largest, num_examples)
         self.__attrs_init__(num_examples, expected, largest)
 
     @property
@@ -95,15 +98,24 @@ class Poisson(Sampler):
         """Returns the event of `num_steps` noisy sums; it is the same under every relation."""
         del relation
         one_step = functools.partial(
-            truncated_poisson_event, self.num_examples, self.sampling_rate, self.max_batch_size
+            limited_poisson_event, self.num_examples, self.sampling_rate, self.max_batch_size
         )
         return compose_passes(one_step, noise_multiplier, num_steps)
 
 
+def refuse_limit_on_everyone(rate: float, max_batch_size: int, num_examples: int) -> None:
+    """Raises where every example takes part in every step, and the batch has no room for them."""
+    if rate == 1 and max_batch_size < num_examples:
+        raise ValueError(
+            f"max_batch_size must be {num_examples} where all of {num_examples} examples take part "
+            f"in every step; got {max_batch_size}. Leave it out, or expect smaller batches."
+        )
+
+
 def draw_batch(state: SamplerState, num_examples: int, rate: float, max_batch_size: int) -> Batch:
-    """Draws a Poisson batch, cut to `max_batch_size` examples."""
+    """Draws a Poisson batch, given that it has at most `max_batch_size` examples."""
     size_key, permutation_key = state.keys(2)
-    size = truncated_binomial(size_key, num_examples, rate, max_batch_size)
+    size = limited_binomial(size_key, num_examples, rate, max_batch_size)
     slots = jnp.arange(max_batch_size, dtype=jnp.int32)
     mask = slots < size
     # Both methods draw a uniform subset. Up to MAX_SORTED examples, `permute` sorts all of them:

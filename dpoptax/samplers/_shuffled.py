@@ -17,6 +17,7 @@ from dpoptax.samplers._base import (
     refuse_add_or_remove_one,
 )
 from dpoptax.samplers._full_batches import FullBatches
+from dpoptax.samplers._participation import Participation
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -83,3 +84,10 @@ class Shuffled(FullBatches):
         return compose_passes(
             dp_accounting.GaussianDpEvent, noise_multiplier, num_steps, self.steps_per_epoch
         )
+
+    def participation(self, num_steps: int) -> Participation:
+        """See `Sampler.participation`: once per epoch.
+
+        The last step of an epoch and the first one of the next may be those of one example.
+        """
+        return Participation(-(-num_steps // self.steps_per_epoch), 1)

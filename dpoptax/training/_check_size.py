@@ -1,6 +1,6 @@
 """The check that data and sampler belong together: one row of the data per unit of privacy."""
 
-from dpoptax.samplers import Sampler, UserPoisson
+from dpoptax.samplers import Sampler, UserExamplesPoisson, UserPoisson
 
 
 def check_size(length: int, sampler: Sampler) -> None:
@@ -13,6 +13,11 @@ def check_size(length: int, sampler: Sampler) -> None:
             f"the plan is for {expected} examples and data has {length}: its epsilon would not be "
             f"this run's. Plan for this data: pass a sampler with num_examples={length}. If one "
             "person may have several rows, plan for persons: samplers.UserPoisson."
+        )
+    if isinstance(sampler, UserExamplesPoisson):
+        raise ValueError(
+            f"the plan is for the {expected} examples that users may contribute; got data of "
+            f"{length} rows. Call fit(..., sampler.arrange(data)), which leaves the others out."
         )
     # Another sampler for these rows would run, and protect single rows in place of users.
     remedy = f"Make one row per {unit} of them."

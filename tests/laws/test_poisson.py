@@ -1,7 +1,5 @@
 """The distribution of Poisson batches against the exact one, with fixed keys."""
 
-import math
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -56,16 +54,29 @@ def test_the_default_max_batch_size_changes_nothing():
     assert single_p_value(table, 0.02) > LEVEL
 
 
-def test_truncation_keeps_a_uniform_subset():
-    sampler = Poisson(20, 6, max_batch_size=4)
+def size_of_limited_batches_p_value(table, rate, largest):
+    """Chi-square of the batch sizes against the binomial distribution below the limit."""
+    sizes = np.arange(largest + 1)
+    expected = scipy.stats.binom.pmf(sizes, table.shape[1], rate)
+    observed = np.bincount(table.sum(1), minlength=largest + 1)
+    return scipy.stats.chisquare(observed, len(table) * expected / expected.sum()).pvalue
+
+
+@pytest.mark.parametrize(("num_examples", "largest"), [(20, 4), (600, 5)])
+def test_large_batches_are_drawn_again(num_examples, largest):
+    sampler = Poisson(num_examples, 6, max_batch_size=largest)
     table = draw(sampler, 20_000)
-    sizes = table.sum(1)
-    binomial = scipy.stats.binom(20, 0.3)
-    assert sizes.max() == 4
-    assert abs(np.mean(sizes == 4) - binomial.sf(3)) < 4 * math.sqrt(
-        binomial.sf(3) * binomial.cdf(3) / 20_000
-    )
-    assert single_p_value(table, sizes.mean() / 20) > LEVEL
+    assert table.sum(1).max() == largest
+    rate = sampler.sampling_rate
+    assert size_of_limited_batches_p_value(table, rate, largest) > LEVEL
+    assert single_p_value(table, table.mean()) > LEVEL
+
+
+def test_batches_that_are_cut_would_fail():
+    rng = np.random.default_rng(0)
+    independent = rng.random((20_000, 20)) < 0.3
+    cut = independent & (np.argsort(np.argsort(rng.random((20_000, 20)) - independent)) < 4)
+    assert size_of_limited_batches_p_value(cut, 0.3, 4) < 1e-12
 
 
 def test_a_sampler_that_drops_the_highest_rows_would_fail():

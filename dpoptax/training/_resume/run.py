@@ -39,7 +39,12 @@ from dpoptax.training._train_step import TrainState
 
 # Samplers with independent steps. A run may continue with new keys after any of them. Other
 # samplers spread one draw over several steps, and the accounting relies on that draw.
-INDEPENDENT_STEPS = (samplers.Poisson, samplers.FixedSize, samplers.UserPoisson)
+INDEPENDENT_STEPS = (
+    samplers.Poisson,
+    samplers.FixedSize,
+    samplers.UserPoisson,
+    samplers.UserExamplesPoisson,
+)
 CHANGED = (
     "the loss, the optimizer, the data, the devices or JAX changed since the checkpoint{}, or a "
     "GPU runs without XLA_FLAGS=--xla_gpu_deterministic_ops=true"
