@@ -21,9 +21,9 @@ before the next one, and give the adversary all earlier rows and the batches of 
 
 So the run costs at most what its sampler's own event says for independent noise. Nothing was
 assumed of the law of x_s but that the batch of a step is drawn independently of all others. So the
-theorem holds for batches that are cut to a capacity, where an example can displace another one of
-its group and move x_s by two clip bounds; for every relation that the sampler has a proof for; and
-for a run that ends within a block. For untruncated batches it is theorem 4 of Choquette-Choo et al.
+theorem holds for batches of limited size, where one example changes how likely the others of its
+group are to take part; for every relation that the sampler has a proof for; and for a run that ends
+within a block. For untruncated batches it is theorem 4 of Choquette-Choo et al.
 2023, arXiv:2306.08153. It does not hold for groups of examples whose turns differ: their blocks
 overlap. Their epsilon follows from that of one example.
 
@@ -32,32 +32,20 @@ Gaussian mechanism, and `mechanisms.strategies.sensitivity` says how far an exam
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import dp_accounting
 from dp_accounting import NeighboringRelation
 
-from dpoptax._dp_events import (
-    KnownBranchDpEvent,
-    OneExampleDpEvent,
-    TruncatedRandomAllocationDpEvent,
-)
+from dpoptax._dp_events import KnownBranchDpEvent, OneExampleDpEvent
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Correlated
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies import Cyclic, OncePerRound, sensitivity
-from dpoptax.mechanisms.strategies._participation import Participation
-from dpoptax.samplers import BallsInBins, CyclicPoisson, Sampler, Shuffled
+from dpoptax.samplers import Participation, Sampler
+from dpoptax.samplers._patterns import Pattern
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
-
-# In which steps an example can take part, by sampler. A new sampler joins by one line.
-PARTICIPATIONS: dict[type, Callable[[Any], Participation]] = {
-    Shuffled: lambda sampler: OncePerRound(sampler.steps_per_epoch),
-    BallsInBins: lambda sampler: OncePerRound(sampler.steps_per_round),
-}
 
 
 def strategy_of(mechanism: AnyMechanism) -> Strategy | None:
@@ -89,23 +77,20 @@ def correlated_event(
         return dp_accounting.NonPrivateDpEvent()
     if strategy.num_bands == 1:
         return event
-    # The class itself, because a subclass may draw other batches.
-    if type(sampler) is CyclicPoisson:
+    participation = _participation_of(sampler, num_steps)
+    adds = relation == NeighboringRelation.ADD_OR_REMOVE_ONE
+    moves = _sensitivity(strategy, participation.pattern, num_steps)
+    if _is_amplified(strategy, participation):
         # A group of examples may have different turns, so that nothing is amplified for it. With
         # an example more, another one may be displaced.
-        factor = 2 if relation == NeighboringRelation.ADD_OR_REMOVE_ONE else 1
-        moves = factor * _sensitivity(strategy, Cyclic(sampler.num_groups), num_steps)
-        for_groups = dp_accounting.GaussianDpEvent(noise / moves)
-        return OneExampleDpEvent(event, count=1, for_groups=for_groups)
-    moves = _sensitivity(strategy, PARTICIPATIONS[type(sampler)](sampler), num_steps)
+        for_groups = dp_accounting.GaussianDpEvent(noise / (2 * moves if adds else moves))
+        return OneExampleDpEvent(event, 1, for_groups)
     usual = dp_accounting.GaussianDpEvent(noise / moves)
-    probability = _probability_of_displacing(sampler, num_steps, relation)
-    if probability == 0:
+    if not adds or participation.crowded == 0:
         return usual
     # Whether the other examples fill a batch does not depend on this one, and may be known.
-    return KnownBranchDpEvent(
-        usual, dp_accounting.GaussianDpEvent(noise / (2 * moves)), probability
-    )
+    displaced = dp_accounting.GaussianDpEvent(noise / (2 * moves))
+    return KnownBranchDpEvent(usual, displaced, participation.crowded)
 
 
 def check_horizon(strategy: Strategy, num_steps: int) -> None:
@@ -149,44 +134,52 @@ def check_clip(mechanism: AnyMechanism, clip: AnyClipRule) -> None:
 def check_sampler(strategy: Strategy, sampler: Sampler) -> None:
     """Raises unless something is proven about this strategy under this sampler."""
     bands, name = strategy.num_bands, type(sampler).__name__
-    if bands == 1 or type(sampler) in PARTICIPATIONS:
+    if bands == 1:
         return
-    if type(sampler) is not CyclicPoisson:
+    # Nothing that is read here depends on the number of steps.
+    participation = sampler.participation(1)
+    if participation is None or not _speaks_for_itself(sampler):
         raise ValueError(
             f"nothing is proven about correlated noise under {name}, except for strategies of one "
             f"band; got {type(strategy).__name__} with {bands:,} bands. Take "
             "samplers.CyclicPoisson with at least as many groups as bands; "
             "dpoptax.correlated_plan chooses both."
         )
-    if sampler.num_groups < bands:
+    if participation.independent and not _is_amplified(strategy, participation):
+        groups = participation.min_separation
         raise ValueError(
             f"correlated noise needs at least as many groups as bands; got num_groups="
-            f"{sampler.num_groups} in {name} and {bands:,} bands in {type(strategy).__name__}. "
-            f"Pass num_groups={bands}, or a BandedToeplitz of {sampler.num_groups} bands. A "
+            f"{groups} in {name} and {bands:,} bands in {type(strategy).__name__}. "
+            f"Pass num_groups={bands}, or a BandedToeplitz of {groups} bands. A "
             "banded inverse and a BLT have as many bands as steps: take Shuffled for them."
         )
 
 
+def _speaks_for_itself(sampler: Sampler) -> bool:
+    """Whether the pattern is that of the batches: a subclass may draw others, and inherit it."""
+    names = ("participation", "sample")
+    defined = [
+        next(depth for depth, cls in enumerate(type(sampler).__mro__) if name in vars(cls))
+        for name in names
+    ]
+    return defined[0] <= defined[1]
+
+
+def _is_amplified(strategy: Strategy, participation: Participation) -> bool:
+    """Whether the event of the sampler holds for this noise; see the proof above."""
+    return participation.independent and strategy.num_bands <= participation.min_separation
+
+
+def _participation_of(sampler: Sampler, num_steps: int) -> Participation:
+    participation = sampler.participation(num_steps)
+    assert participation is not None  # `check_sampler` was called
+    return participation
+
+
 # One entry per strategy and sampler; a calibration asks for the same one at every noise.
 @functools.lru_cache(maxsize=64)
-def _sensitivity(strategy: Strategy, participation: Participation, num_steps: int) -> float:
-    return sensitivity(strategy, participation, num_steps)
-
-
-def _probability_of_displacing(
-    sampler: Sampler, num_steps: int, relation: NeighboringRelation
-) -> float:
-    """A bound on the probability that the others fill any batch that an added example joins."""
-    is_fixed = relation != NeighboringRelation.ADD_OR_REMOVE_ONE
-    # Neighbours with equally many examples fill the same batches.
-    if is_fixed or not isinstance(sampler, BallsInBins):
-        return 0.0
-    if sampler.max_batch_size == sampler.num_examples:
-        return 0.0
-    sizes = (sampler.num_examples, sampler.steps_per_round, sampler.max_batch_size)
-    one_round = TruncatedRandomAllocationDpEvent(*sizes, noise_multiplier=1.0)
-    rounds = -(-num_steps // sampler.steps_per_round)
-    return min(rounds * one_round.probability_of_full(), 1.0)
+def _sensitivity(strategy: Strategy, pattern: Pattern, num_steps: int) -> float:
+    return sensitivity(strategy, pattern, num_steps)
 
 
 def describe_participation(strategy: Strategy, sampler: Sampler, num_steps: int) -> str:
@@ -194,18 +187,23 @@ def describe_participation(strategy: Strategy, sampler: Sampler, num_steps: int)
     unit = sampler.unit
     if strategy.num_bands == 1:
         return f"each {unit} may take part in any step, for noise of other steps is independent"
-    if type(sampler) is CyclicPoisson:
-        turns = -(-num_steps // sampler.num_groups)
+    steps = max(num_steps, 1)
+    participation = _participation_of(sampler, steps)
+    separation = participation.min_separation
+    if _is_amplified(strategy, participation):
         return (
-            f"each {unit} can take part in {turns:,} steps at most, {sampler.num_groups} steps "
-            "apart. Chance decides in which of them it does"
+            f"each {unit} can take part in {participation.max_count:,} steps at most, {separation} "
+            "steps apart. Chance decides in which of them it does"
         )
-    participation = PARTICIPATIONS[type(sampler)](sampler)
-    assert isinstance(participation, OncePerRound), "the only kind so far"
-    moves = sensitivity(strategy, participation, max(num_steps, 1))
+    moves = sensitivity(strategy, participation.pattern, steps)
+    spread = f"in steps that are at least {separation:,} apart"
+    match participation.pattern:
+        case OncePerRound(period=period):
+            spread = f"in one step of every {period:,}"
+        case Cyclic(period=period):
+            spread = f"in every step number {period:,}"
     return (
-        f"each {unit} takes part in one step of every {participation.period:,}, in "
-        f"{participation.largest_count(num_steps):,} steps at most. Together they move the sums by "
-        f"up to {moves:.4g} times the bound of one step. The order of the {unit}s is not counted "
-        "as protection"
+        f"each {unit} takes part {spread}, in {participation.max_count:,} steps at most. Together "
+        f"they move the sums by up to {moves:.4g} times the bound of one step. The order of the "
+        f"{unit}s is not counted as protection"
     )

@@ -21,6 +21,7 @@ from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._patterns import OncePerRound
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -156,7 +157,8 @@ class BallsInBins(Sampler):
         )
         # Its step of a round does not depend on who fills the batches.
         crowded = min(rounds * truncated.probability_of_full(), 1.0)
-        return Participation(rounds, 1, crowded=crowded)
+        pattern = OncePerRound(self.steps_per_round)
+        return Participation(pattern, rounds, crowded=crowded)
 
     def _round(self, key: PRNGKeyArray, step: Array) -> tuple[Array, Array]:
         """Draws the `order` and `starts` of the round that contains `step`."""

@@ -20,6 +20,7 @@ from dpoptax.samplers._base import (
 )
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._patterns import Cyclic
 from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.schedules import ScalarOrSchedule
 
@@ -142,8 +143,8 @@ class CyclicPoisson(Sampler):
 
     def participation(self, num_steps: int) -> Participation:
         """See `Sampler.participation`: an example may join every `num_groups`-th step."""
-        turns = -(-num_steps // self.num_groups)
-        return Participation(turns, self.num_groups, independent=True)
+        pattern = Cyclic(self.num_groups)
+        return Participation(pattern, pattern.largest_count(num_steps), independent=True)
 
     def _draw(self, state: SamplerState, group_size: int) -> Batch:
         """Draws the padded batch of a group."""

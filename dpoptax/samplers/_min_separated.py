@@ -16,6 +16,7 @@ from dpoptax.samplers._balls_in_bins import BallsInBinsState
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._patterns import Separated
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
@@ -150,7 +151,8 @@ class MinSeparated(Sampler):
         """See `Sampler.participation`."""
         rounds = self._num_rounds(num_steps)
         crowded = min(rounds * self._probability_of_full(), 1.0)
-        return Participation(rounds, self.min_separation, crowded=crowded)
+        pattern = Separated(self.min_separation, max(rounds, 1))
+        return Participation(pattern, rounds, crowded=crowded)
 
     def _num_rounds(self, num_steps: int) -> int:
         """The most rounds in which an example can take part within the run."""

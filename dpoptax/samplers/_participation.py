@@ -1,6 +1,8 @@
-"""Participation: in how many steps an example takes part, and how far apart these steps are."""
+"""Participation: in which steps of a run one example may take part, for correlated noise."""
 
 import attrs
+
+from dpoptax.samplers._patterns import Pattern
 
 
 @attrs.frozen
@@ -15,8 +17,9 @@ class Participation:
     The accounting of correlated noise uses this.
 
     Attributes:
-        max_count: the most steps in which one example takes part.
-        min_separation: the least distance between two of these steps, in steps; 1 for any two.
+        pattern: which sets of steps are possible, one of `dpoptax.mechanisms.strategies.Separated`,
+            `Cyclic` and `OncePerRound`.
+        max_count: the most steps of the run in which one example takes part.
         independent: each example may join only steps that are fixed before the run and
             `min_separation` apart, and joins each of them independently of all else. Noise that is
             correlated over at most `min_separation` steps is then accounted by the event of the
@@ -26,12 +29,17 @@ class Participation:
     Example:
         >>> from dpoptax.samplers import CyclicPoisson
         >>> sampler = CyclicPoisson(num_examples=1000, expected_batch_size=10, num_groups=4)
-        >>> pattern = sampler.participation(num_steps=100)
-        >>> pattern.max_count, pattern.min_separation
+        >>> participation = sampler.participation(num_steps=100)
+        >>> participation.max_count, participation.min_separation
         (25, 4)
     """
 
+    pattern: Pattern
     max_count: int
-    min_separation: int
     independent: bool = False
     crowded: float = 0.0
+
+    @property
+    def min_separation(self) -> int:
+        """The least distance between two of these steps, in steps; 1 for any two."""
+        return self.pattern.smallest_gap(1)

@@ -17,6 +17,7 @@ from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._patterns import Cyclic
 from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule
@@ -180,9 +181,10 @@ class RandomCyclicPoisson(Sampler):
 
     def participation(self, num_steps: int) -> Participation:
         """See `Sampler.participation`: an example may join every `num_groups`-th step."""
-        turns = -(-num_steps // self.num_groups)
+        pattern = Cyclic(self.num_groups)
+        turns = pattern.largest_count(num_steps)
         crowded = self._probability_of_no_place()
-        return Participation(turns, self.num_groups, independent=True, crowded=crowded)
+        return Participation(pattern, turns, independent=True, crowded=crowded)
 
     def _probability_of_no_place(self) -> float:
         """The probability that the other examples fill the group of this one."""

@@ -18,6 +18,7 @@ from dpoptax.samplers._base import (
 )
 from dpoptax.samplers._full_batches import FullBatches
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._patterns import OncePerRound
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -90,4 +91,5 @@ class Shuffled(FullBatches):
 
         The last step of an epoch and the first one of the next may be those of one example.
         """
-        return Participation(-(-num_steps // self.steps_per_epoch), 1)
+        pattern = OncePerRound(self.steps_per_epoch)
+        return Participation(pattern, pattern.largest_count(num_steps))

@@ -6,9 +6,9 @@ from dpoptax.mechanisms.strategies._banded_toeplitz import BandedToeplitz
 from dpoptax.mechanisms.strategies._buffered_toeplitz import BufferedToeplitz
 from dpoptax.mechanisms.strategies._dense import DenseStrategy
 from dpoptax.mechanisms.strategies._error import prefix_sum_error
-from dpoptax.mechanisms.strategies._participation import Cyclic, MinSeparated, OncePerRound
 from dpoptax.mechanisms.strategies._sensitivity import sensitivity
 from dpoptax.mechanisms.strategies._streaming import StreamingStrategy, no_record
+from dpoptax.samplers._patterns import Cyclic, OncePerRound, Separated
 
 # What JSON can hold. A new strategy joins by one line.
 _serialize.register(BandedToeplitz)
@@ -26,7 +26,7 @@ __all__ = [
     "StreamingStrategy",
     # What they cost and what they gain
     "sensitivity",
-    "MinSeparated",
+    "Separated",
     "Cyclic",
     "OncePerRound",
     "prefix_sum_error",

@@ -15,14 +15,9 @@ import numpy as np
 
 from dpoptax import _validate
 from dpoptax.mechanisms._strategy import Strategy
-from dpoptax.mechanisms.strategies._participation import (
-    Cyclic,
-    MinSeparated,
-    OncePerRound,
-    Participation,
-)
 from dpoptax.mechanisms.strategies._series import Series, repeated
 from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy
+from dpoptax.samplers._patterns import Cyclic, OncePerRound, Pattern, Separated
 
 # Results are rounded up by this factor, which is more than all rounding errors of float64.
 ROUND_UP = 1 + 1e-6
@@ -30,9 +25,7 @@ ROUND_UP = 1 + 1e-6
 MOST_DENSE_STEPS = 2048
 
 
-def sensitivity(
-    strategy: Strategy, participation: Participation, num_steps: int | None = None
-) -> float:
+def sensitivity(strategy: Strategy, pattern: Pattern, num_steps: int | None = None) -> float:
     """Returns how far one example moves the sums before the noise, in clip bounds.
 
     Without amplification by sampling, a run with correlated noise is one Gaussian mechanism, and
@@ -40,13 +33,13 @@ def sensitivity(
     number is one, because strategies are scaled.
 
     It is exact for Toeplitz strategies of numbers that are not negative, under `Cyclic`, and under
-    `MinSeparated` if they also do not increase or are at most `separation` many. It is exact for
+    `Separated` if they also do not increase or are at most `separation` many. It is exact for
     all strategies with as many bands as the steps between two participations, or fewer. Elsewhere
     it is an upper bound.
 
     Args:
         strategy: the strategy.
-        participation: in which steps an example may take part.
+        pattern: in which steps an example may take part.
         num_steps: of the first steps only; all of them by default.
 
     Returns:
@@ -57,11 +50,11 @@ def sensitivity(
         ValueError: `num_steps` exceeds the steps of the strategy.
 
     Example:
-        >>> from dpoptax.mechanisms.strategies import BandedToeplitz, MinSeparated
+        >>> from dpoptax.mechanisms.strategies import BandedToeplitz, Separated
         >>> strategy = BandedToeplitz((1.0, 0.5), num_steps=100)
-        >>> round(sensitivity(strategy, MinSeparated(2, count=9)), 4)
+        >>> round(sensitivity(strategy, Separated(2, count=9)), 4)
         3.0
-        >>> round(sensitivity(strategy, MinSeparated(1, count=9)), 3)
+        >>> round(sensitivity(strategy, Separated(1, count=9)), 3)
         3.924
 
     Reference: Choquette-Choo et al. 2023, arXiv:2306.08153, section 4 and appendix; Kalinin and
@@ -77,14 +70,14 @@ def sensitivity(
     bounds = []
     is_exact = False
     if isinstance(strategy, ToeplitzStrategy):
-        squared, is_exact = _of_toeplitz(strategy.column(steps), participation)
+        squared, is_exact = _of_toeplitz(strategy.column(steps), pattern)
         bounds.append(squared)
     if not bounds or (not is_exact and steps <= MOST_DENSE_STEPS):
-        bounds.append(_of_matrix(strategy.matrix(steps), participation))
+        bounds.append(_of_matrix(strategy.matrix(steps), pattern))
     return math.sqrt(min(bounds)) * ROUND_UP
 
 
-def _of_toeplitz(column: Series, participation: Participation) -> tuple[float, bool]:
+def _of_toeplitz(column: Series, pattern: Pattern) -> tuple[float, bool]:
     """The square, from the first column, and whether it is exact.
 
     Larger entries of a matrix without negative ones only make (1) larger. So the bound of the
@@ -95,26 +88,26 @@ def _of_toeplitz(column: Series, participation: Participation) -> tuple[float, b
     column = abs(column)
     num_bands = int(np.flatnonzero(column)[-1]) + 1
     decreasing = np.maximum.accumulate(column[::-1])[::-1]
-    count = participation.largest_count(len(column))
-    match participation:
+    count = pattern.largest_count(len(column))
+    match pattern:
         case Cyclic(period=period):
             # Another start is the same sum, cut off earlier.
             squared = float(np.sum(repeated(column, period, count) ** 2))
             return squared, not has_negative or num_bands <= period
-        case MinSeparated(separation=separation):
+        case Separated(separation=separation):
             # Columns that do not overlap are orthogonal. The first ones are cut off the least.
             terms = column if num_bands <= separation else decreasing
             squared = float(np.sum(repeated(terms, separation, count) ** 2))
             is_decreasing = not has_negative and bool((column == decreasing).all())
             return squared, num_bands <= separation or is_decreasing
-    return _by_gaps(decreasing, participation, count), False
+    return _by_gaps(decreasing, pattern, count), False
 
 
-def _by_gaps(decreasing: Series, participation: Participation, count: int) -> float:
+def _by_gaps(decreasing: Series, pattern: Pattern, count: int) -> float:
     """Bounds (1) by the inner product of two columns at the smallest gap that they may have."""
     total = count * float(decreasing @ decreasing)
     for distance in range(1, count):
-        gap = participation.smallest_gap(distance)
+        gap = pattern.smallest_gap(distance)
         if gap >= len(decreasing):
             break
         product = float(decreasing[gap:] @ decreasing[: len(decreasing) - gap])
@@ -122,7 +115,7 @@ def _by_gaps(decreasing: Series, participation: Participation, count: int) -> fl
     return total
 
 
-def _of_matrix(matrix: np.ndarray, participation: Participation) -> float:
+def _of_matrix(matrix: np.ndarray, pattern: Pattern) -> float:
     """The square, for any matrix: (1) is at most a sum over one step of the largest sums over two.
 
     Both are found by dynamic programming, or by enumeration where there are few patterns.
@@ -131,11 +124,11 @@ def _of_matrix(matrix: np.ndarray, participation: Participation) -> float:
     norms = np.linalg.norm(matrix, axis=0)
     # Rounding errors of the inner products, whose terms may cancel.
     gram = abs(matrix.T @ matrix) + steps * np.finfo(float).eps * norms[:, None] * norms
-    if isinstance(participation, Cyclic):
-        starts = range(min(participation.period, steps))
-        blocks = (slice(start, None, participation.period) for start in starts)
+    if isinstance(pattern, Cyclic):
+        starts = range(min(pattern.period, steps))
+        blocks = (slice(start, None, pattern.period) for start in starts)
         return max(float(gram[block, block].sum()) for block in blocks)
-    if isinstance(participation, MinSeparated | OncePerRound):
-        gram[participation.excludes(steps)] = 0
-    by_step = participation.heaviest(gram)
-    return float(participation.heaviest(by_step[None])[0])
+    if isinstance(pattern, Separated | OncePerRound):
+        gram[pattern.excludes(steps)] = 0
+    by_step = pattern.heaviest(gram)
+    return float(pattern.heaviest(by_step[None])[0])

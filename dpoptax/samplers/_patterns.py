@@ -1,4 +1,4 @@
-"""Participation: in which steps of a run one example may take part."""
+"""Patterns of participation: sets of steps in which one example may take part."""
 
 import abc
 import collections
@@ -22,7 +22,7 @@ def _most(value: int | None) -> int | None:
     return None if value is None else _validate.count("count", value)
 
 
-class Participation(abc.ABC):
+class Pattern(abc.ABC):
     """Base class: the patterns of steps in which one example may take part.
 
     Any part of a pattern is a pattern too.
@@ -46,7 +46,7 @@ class Participation(abc.ABC):
 
 
 @attrs.frozen
-class MinSeparated(Participation):
+class Separated(Pattern):
     """Two participations are at least `separation` steps apart, and there are at most `count`.
 
     Attributes:
@@ -58,7 +58,7 @@ class MinSeparated(Participation):
         ValueError: a number is below 1.
 
     Example:
-        >>> MinSeparated(separation=4).largest_count(num_steps=9)
+        >>> Separated(separation=4).largest_count(num_steps=9)
         3
     """
 
@@ -66,22 +66,22 @@ class MinSeparated(Participation):
     count: int | None = attrs.field(default=None, converter=_most)
 
     def largest_count(self, num_steps: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         fitting = -(-num_steps // self.separation)
         return fitting if self.count is None else min(self.count, fitting)
 
     def smallest_gap(self, distance: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         return distance * self.separation
 
     def excludes(self, num_steps: int) -> np.ndarray:
-        """See `Participation`."""
+        """See `Pattern`."""
         steps = np.arange(num_steps)
         gaps = abs(steps[:, None] - steps)
         return (gaps > 0) & (gaps < self.separation)
 
     def heaviest(self, weights: Float64[np.ndarray, "rows steps"]) -> Float64[np.ndarray, " rows"]:
-        """See `Participation`."""
+        """See `Pattern`."""
         rows, steps = weights.shape
         fitting = -(-steps // self.separation)
         # Where every pattern that fits is allowed, participations need not be counted.
@@ -100,7 +100,7 @@ class MinSeparated(Participation):
 
 
 @attrs.frozen
-class Cyclic(Participation):
+class Cyclic(Pattern):
     """An example takes part in the steps i, i + period, i + 2 * period and so on, for one i.
 
     Attributes:
@@ -118,26 +118,26 @@ class Cyclic(Participation):
     period: int = attrs.field(converter=_period)
 
     def largest_count(self, num_steps: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         return -(-num_steps // self.period)
 
     def smallest_gap(self, distance: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         return distance * self.period
 
     def excludes(self, num_steps: int) -> np.ndarray:
-        """See `Participation`."""
+        """See `Pattern`."""
         turns = np.arange(num_steps) % self.period
         return turns[:, None] != turns
 
     def heaviest(self, weights: Float64[np.ndarray, "rows steps"]) -> Float64[np.ndarray, " rows"]:
-        """See `Participation`."""
+        """See `Pattern`."""
         starts = range(min(self.period, weights.shape[1]))
         return np.max([weights[:, start :: self.period].sum(axis=1) for start in starts], axis=0)
 
 
 @attrs.frozen
-class OncePerRound(Participation):
+class OncePerRound(Pattern):
     """An example takes part in at most one step of each round, and in any one.
 
     Attributes:
@@ -155,21 +155,21 @@ class OncePerRound(Participation):
     period: int = attrs.field(converter=_period)
 
     def largest_count(self, num_steps: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         return -(-num_steps // self.period)
 
     def smallest_gap(self, distance: int) -> int:
-        """See `Participation`."""
+        """See `Pattern`."""
         # The last step of a round and the first one of a later round.
         return (distance - 1) * self.period + 1 if distance else 0
 
     def excludes(self, num_steps: int) -> np.ndarray:
-        """See `Participation`."""
+        """See `Pattern`."""
         rounds = np.arange(num_steps) // self.period
         return (rounds[:, None] == rounds) & ~np.eye(num_steps, dtype=bool)
 
     def heaviest(self, weights: Float64[np.ndarray, "rows steps"]) -> Float64[np.ndarray, " rows"]:
-        """See `Participation`."""
+        """See `Pattern`."""
         starts = range(0, weights.shape[1], self.period)
         rounds = [weights[:, start : start + self.period].max(axis=1) for start in starts]
         return np.sum(rounds, axis=0)
