@@ -62,15 +62,22 @@ class Recursion(Toeplitz):
         return len(self.numbers)
 
     def init(self, like):
-        return tuple(jax.tree.map(jnp.zeros_like, like) for _ in self.numbers[1:])
+        count = len(self.numbers) - 1
+        return {
+            "past": jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), like)
+        }
 
     def next(self, white, state, step):
         first, *others = map(float, self.matrix()[: len(self.numbers), 0])
         noise = jax.tree.map(
-            lambda z, *past: (z - sum(c * y for c, y in zip(others, past, strict=True))) / first,
-            *(white, *state),
+            lambda z, past: (z - sum(c * y for c, y in zip(others, past, strict=True))) / first,
+            *(white, state["past"]),
         )
-        return noise, (noise, *state)[: len(state)]
+        past = jax.tree.map(
+            lambda now, before: jnp.concatenate([now[None], before])[: len(others)],
+            *(noise, state["past"]),
+        )
+        return noise, {"past": past}
 
     def _unscaled(self):
         return toeplitz(self.numbers, self.num_steps)

@@ -240,11 +240,11 @@ def equal(one, many):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 def assert_spread(state, params):
-    # Every array like a parameter is sharded as it is.
-    shapes = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
-    for leaf in jax.tree.leaves(state.inner):
-        if leaf.shape in shapes:
-            assert leaf.sharding.is_equivalent_to(shapes[leaf.shape], leaf.ndim), leaf.sharding
+    # The past noises of a parameter, along a leading axis, are sharded as the parameter is.
+    if isinstance(state.inner, dict):
+        for leaf, param in zip(*map(jax.tree.leaves, (state.inner["past"], params)), strict=True):
+            assert leaf.sharding.shard_shape(leaf.shape)[1:] == param.sharding.shard_shape(
+                param.shape), leaf.sharding
 
 def own_loop(name, params, rows):
     tx = dpoptax.privatize(1.0, 1.0, expected_batch_size=8, key=jax.random.key(3),
