@@ -154,10 +154,13 @@ class LimitedPoissonDpEvent(DpEvent):  # type: ignore[misc]
 
         # Z(n - 1) = Z(n) + q P(n - 1 examples give a batch of K). The ratio grows with n, so that
         # its power bounds that of a group.
-        rate, largest = self.sampling_probability, self.max_batch_size
-        log_full = scipy.stats.binom.logpmf(largest, self.dataset_size - 1, rate)
-        log_fits = scipy.stats.binom.logcdf(largest, self.dataset_size, rate)
-        return self.group_size * math.log1p(rate * math.exp(min(log_full - log_fits, 700.0)))
+        size, rate, largest = self.dataset_size, self.sampling_probability, self.max_batch_size
+        log_full = scipy.stats.binom.logpmf(largest, size - 1, rate)
+        log_fits = scipy.stats.binom.logcdf(largest, size, rate)
+        # Z(n) is at least the probability of a batch of K. It may underflow.
+        most = (size - largest) / (size * (1 - rate))
+        share = min(math.exp(min(log_full - log_fits, 700.0)), most)
+        return self.group_size * math.log1p(rate * share)
 
     def probability_of_crowding(self) -> float:
         """Returns the probability that the others leave too little room for the whole group."""
@@ -167,7 +170,8 @@ class LimitedPoissonDpEvent(DpEvent):  # type: ignore[misc]
         sizes = np.arange(
             max(self.max_batch_size - self.group_size + 1, 0), self.max_batch_size + 1
         )
-        log_fits = others.logcdf(self.max_batch_size)
+        # As in `log_ratio`, where the probability to fit underflows; it is then one.
+        log_fits = max(others.logcdf(self.max_batch_size), others.logpmf(self.max_batch_size))
         return min(float(np.exp(others.logpmf(sizes) - log_fits).sum()), 1.0)
 
     def loss_if_crowded(self) -> float:

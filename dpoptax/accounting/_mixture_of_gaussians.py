@@ -20,6 +20,9 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dpoptax.accounting._dp_accounting_compat import GridLoss, distribution, from_deltas
 from dpoptax.accounting._subsampled_gaussian import TAIL, standard_deviations
 
+# Few are needed, but where a large move becomes likely the losses have almost a kink.
+MOST_ITERATIONS = 30
+
 
 def mixture_of_gaussians(
     event: MixtureOfGaussiansDpEvent, grid_step: float
@@ -37,16 +40,23 @@ def mixture_of_gaussians(
     # Below the smallest loss the profile is 1 - exp(epsilon), which the formula gives at any
     # output that is small enough.
     outputs = np.interp(epsilons, _losses(points, moves, probs), points)
-    # Newton's method. The profile is flat in z at the solution, so errors of z are squared.
-    for _ in range(3):
-        weights = probs[:, None] * np.exp(_exponents(outputs, moves))
-        slopes = (moves[:, None] * weights).sum(axis=0) / weights.sum(axis=0)
-        steps = (epsilons - _losses(outputs, moves, probs)) / np.maximum(slopes, 1e-300)
-        outputs = np.clip(outputs + steps, points[0], points[-1])
+    # Newton's method for a convex function.
+    for _ in range(MOST_ITERATIONS):
+        found = _losses(outputs, moves, probs)
+        errors = found - epsilons
+        if np.all(np.abs(errors[1:-1]) < 1e-13 * (1 + np.abs(epsilons[1:-1]))):
+            break
+        weights = np.exp(_exponents(outputs, moves) + np.log(probs)[:, None] - found)
+        slopes = (moves[:, None] * weights).sum(axis=0)
+        outputs = np.clip(outputs - errors / np.maximum(slopes, 1e-300), points[0], points[-1])
     above = scipy.special.log_ndtr(-outputs)
     joins = scipy.special.ndtr(moves[:, None] - outputs)
     stays = np.exp(_exponents(outputs, moves) + above)
     deltas = probs @ np.clip(joins - stays, 0.0, 1.0)
+    # This is the profile at the loss of each output. Where that is too large, the profile is larger
+    # by the remaining error times its slope.
+    errors = np.maximum(_losses(outputs, moves, probs) - epsilons, 0.0)
+    deltas = np.minimum(deltas + errors * np.exp(np.minimum(epsilons + above, 0.0)), 1.0)
     deltas = np.maximum(deltas, -np.expm1(np.minimum(epsilons, 0.0)))
     removed = from_deltas(grid_step, first, last, deltas)
     # In the other direction the loss has the opposite sign and exp(-loss) times the probability.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import dp_accounting
 import numpy as np
@@ -164,7 +165,20 @@ def test_users_and_the_filter_pay_for_the_limit():
 
 
 def test_a_far_too_small_batch_has_an_epsilon_and_a_full_one_is_refused():
-    event = Poisson(1000, 500, 3).event(1.0, 1)
+    def fits(size, rate, largest):
+        terms = (
+            math.comb(size, j) * rate**j * (1 - rate) ** (size - j) for j in range(largest + 1)
+        )
+        return sum(terms)
+
+    for size, rate, largest in ((1000, Fraction(1, 2), 3), (20, Fraction(19, 20), 3)):
+        event = limited(size, float(rate), largest, 1.0)
+        exact = fits(size - 1, rate, largest) / fits(size, rate, largest)
+        assert event.log_ratio() == pytest.approx(math.log(exact))
+    # Where probabilities underflow, a bound takes their place.
+    event = limited(100_000, 0.5, 2, 1.0)
+    assert event.log_ratio() == pytest.approx(math.log(2), rel=1e-4)
+    assert event.probability_of_crowding() == 1
     assert 0 < event_epsilon(event, delta=1e-5) < math.inf
     for make in (lambda: Poisson(9, 9, 8), lambda: CyclicPoisson(9, 3, 3, 2)):
         with pytest.raises(ValueError, match="max_batch_size must be"):

@@ -56,6 +56,16 @@ def test_a_mixture_of_gaussians_agrees_with_dp_accounting(group, rate, noise, gr
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore:delta should be well below")
+def test_large_groups_and_little_noise_have_an_epsilon():
+    run = {"num_steps": 100, "delta": 1e-5}
+    costs = [
+        epsilon(sampler=Poisson(60_000, 128), noise_multiplier=noise, group_size=size, **run)
+        for noise, size in ((1.1, 5), (1.1, 50), (0.1, 50))
+    ]
+    assert 0 < costs[0] < costs[1] < costs[2] < math.inf
+
+
 def test_rare_moves_count_as_the_largest_one():
     probs = (0.9, 0.1 - 1e-23, 1e-23, 0.0)
     small = mixture_of_gaussians(MixtureOfGaussiansDpEvent(1.0, (0, 1, 2, 3), probs), 1e-2)
