@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 # Edges of bins, from common knowledge: five-year age groups, part time and full time, amounts of US
@@ -43,12 +43,12 @@ def train(data, epsilon, delta, seed):
     optimizer = optax.chain(optax.sgd(2.0, momentum=0.9), average_params(start=100))
     result = dpoptax.training.fit(loss_fn, start, (rows, labels), plan=plan, optimizer=optimizer,
                                   key=jax.random.key(seed), progress=False)  # fmt: skip
-    params = averaged_params(result.state.opt_state)
+    params = result.averaged_params
 
     def predict(test):
         return logit(params, features(data.columns, test))
 
-    return Trained(predict, params, result.epsilon())
+    return Trained(predict, params, result.epsilon(), result)
 
 
 RECIPE = Recipe(name="adult_binned", task="adult", train=train, seconds=30,
