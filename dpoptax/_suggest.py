@@ -54,7 +54,7 @@ class Suggestion:
         ...     num_examples=1437, epsilon=3.0, delta=1e-4, num_parameters=2410
         ... )
         >>> suggestion.expected_batch_size, suggestion.num_steps, suggestion.learning_rate
-        (71, 603, 0.017)
+        (150, 2000, 0.0096)
         >>> plan = suggestion.plan()
         >>> plan.epsilon() <= 3.0
         True
