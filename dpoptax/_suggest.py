@@ -16,7 +16,9 @@ from dpoptax.mechanisms import Gaussian
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.samplers import Poisson
 
-EPOCHS = 30.0
+# The compute without a statement: 30 epochs, and for small data as many as make 300,000 gradients,
+# which lets the noise reach its floor and still takes seconds.
+EPOCHS, FEWEST_GRADIENTS = 30.0, 300_000
 # Below, there are too few steps of any size to learn from.
 SMALLEST_COMPUTE = 1000
 # Accuracy hardly changed between 100 and 1000 steps at a fixed number of epochs (docs/choosing.md).
@@ -53,7 +55,7 @@ class Suggestion:
         ...     num_examples=1437, epsilon=3.0, delta=1e-4, num_parameters=2410
         ... )
         >>> suggestion.expected_batch_size, suggestion.num_steps, suggestion.learning_rate
-        (71, 603, 0.017)
+        (150, 2000, 0.0096)
         >>> plan = suggestion.plan()
         >>> plan.epsilon() <= 3.0
         True
@@ -79,7 +81,7 @@ class Suggestion:
         """Returns the plan with these settings and the least noise that keeps the budget.
 
         Args:
-            clip: a clip rule or a bound; None for an automatic rule with the bound `l2_clip`.
+            clip: a clip rule or a bound; None for `clipping.PsacClip(l2_clip)`.
             mechanism: how the noise is drawn.
             earlier: the event of other releases on the same data, such as a private quantile of the
                 norms. The budget pays for them too: charge them to the ledger of the run.
@@ -94,7 +96,7 @@ class Suggestion:
         )
         return Plan(
             sampler=sampler,
-            clip=clipping.AutoSClip(self.l2_clip) if clip is None else clip,
+            clip=clipping.PsacClip(self.l2_clip) if clip is None else clip,
             noise_multiplier=noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
@@ -106,7 +108,7 @@ class Suggestion:
             "Batch size": f"{self.expected_batch_size:,} examples on average, Poisson sampling",
             "Steps": f"{self.num_steps:,}",
             "Optimizer": f"optax.adam({self.learning_rate:g})",
-            "Clipping": f"automatic, with l2_clip {self.l2_clip:g}",
+            "Clipping": f"automatic (PSAC), with l2_clip {self.l2_clip:g}",
         }
         head = (
             f"Suggested for {self.num_examples:,} examples, {self.num_parameters:,} parameters, "
@@ -137,7 +139,9 @@ def suggest(
       long as the noise multiplier is about 2 or more; with less, it grows (Sander et al. 2022,
       arXiv:2210.03403). We take as many steps as the compute allows with at most 10 % more noise
       than full batches have, from 200 to 2000.
-    - **Clip.** Normalised gradients (Bu et al. 2023, arXiv:2206.07136): nothing to tune.
+    - **Clip.** PSAC (Xia et al. 2023, arXiv:2212.00328) with its published constant 0.1: nothing to
+      tune. Gradients are scaled to one norm (Bu et al. 2023, arXiv:2206.07136), except those of
+      examples that are fitted already, which stay short.
     - **Learning rate**, of Adam. The noise moves each parameter like a random walk, by about
       `learning_rate * sqrt(num_steps)`. We let it be 3 * num_parameters ** -0.25, and 0.7 at most.
 
@@ -146,7 +150,8 @@ def suggest(
         epsilon: the budget.
         delta: strictly between 0 and 1, and well below 1 / num_examples.
         num_parameters: how many parameters are trained.
-        epochs: the compute, as how often each example takes part on average; 30 by default; or
+        epochs: the compute, as how often each example takes part on average; by default 30, and
+            more if this makes fewer than 300,000 gradients; or
         num_gradients: the compute, as how many gradients of one example the run may take.
 
     Returns:
@@ -190,9 +195,10 @@ def suggest(
         f"The learning rate is for Adam. Noise moves a parameter by about {walk:.2g} during the "
         "run, which is 3 / num_parameters ** 0.25 and 0.7 at most. Where we measured it, half or "
         "twice the rate cost up to 3 points of accuracy at epsilon 1, and 1 point at 3 and 8.",
-        "An automatic clip rule gives every example a gradient of about the same norm, so the "
-        "bound needs no tuning (Bu et al. 2023). Adam divides by the size of the gradients, so its "
-        "learning rate does not depend on the bound.",
+        "An automatic clip rule scales gradients to about the same norm, so the bound needs no "
+        "tuning (Bu et al. 2023). PSAC leaves those well below 0.5 short, so that examples which "
+        "are fitted already do not pull as much as the others (Xia et al. 2023). Adam divides by "
+        "the size of the gradients, so its learning rate does not depend on the bound.",
         _about_dimension(num_examples, num_parameters, mu),
     )
     return Suggestion(
@@ -212,14 +218,15 @@ def _compute(num_examples: int, epochs: float | None, num_gradients: int | None)
     """How many gradients of one example the run may take."""
     if epochs is not None and num_gradients is not None:
         raise TypeError(
-            f"give epochs or num_gradients, or none of them for {EPOCHS:g} epochs; got both. They "
-            "say the same: num_gradients = epochs * num_examples."
+            f"give epochs or num_gradients, or none of them for {EPOCHS:g} epochs or more; got "
+            "both. They say the same: num_gradients = epochs * num_examples."
         )
     if num_gradients is not None:
         gradients = float(_validate.count("num_gradients", num_gradients))
+    elif epochs is not None:
+        gradients = _validate.positive("epochs", epochs) * num_examples
     else:
-        passes = EPOCHS if epochs is None else _validate.positive("epochs", epochs)
-        gradients = passes * num_examples
+        gradients = max(EPOCHS * num_examples, float(FEWEST_GRADIENTS))
     if gradients < SMALLEST_COMPUTE:
         raise ValueError(
             f"expected compute for at least {SMALLEST_COMPUTE:,} gradients of one example; got "

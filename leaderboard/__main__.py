@@ -16,6 +16,7 @@ import os
 import pathlib
 
 from leaderboard import page, registry, run
+from leaderboard.recipe import StoppedEarlyError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -72,7 +73,10 @@ def main() -> None:
                 state = "done, recipe changed since"
             print(f"{each.recipe.seconds:6.0f} s  {each}  {state}")
         return
-    run.run_all(runs, records, validate=options.validate, again=options.again)
+    try:
+        run.run_all(runs, records, validate=options.validate, again=options.again)
+    except StoppedEarlyError as stopped:
+        raise SystemExit(f"error: {stopped}") from None
     if not options.validate:
         print(f"the page is {page.write(options.out)}")
 

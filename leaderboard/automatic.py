@@ -8,12 +8,13 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.training import FitResult
+from dpoptax.transforms import average_params
 
 
 def train_automatically(
     loss_fn: Any, params: Any, examples: Any, epsilon: float, delta: float, seed: int
-) -> tuple[Any, float]:
+) -> FitResult:
     """Trains with the settings of `dpoptax.suggest`, which reads public numbers only.
 
     Args:
@@ -25,7 +26,7 @@ def train_automatically(
         seed: of all keys.
 
     Returns:
-        The mean of the parameters over the second half of the steps, and the epsilon.
+        The result of `fit`. Its `averaged_params` are the mean over the second half of the steps.
     """
     suggestion = dpoptax.suggest(
         num_examples=len(jax.tree.leaves(examples)[0]),
@@ -36,7 +37,7 @@ def train_automatically(
     plan = suggestion.plan()
     if math.isinf(epsilon):
         plan = plan.replace(clip=math.inf, noise_multiplier=0.0)
-    result = dpoptax.training.fit(
+    return dpoptax.training.fit(
         loss_fn,
         params,
         examples,
@@ -47,4 +48,3 @@ def train_automatically(
         key=jax.random.key(seed),
         progress=False,
     )
-    return averaged_params(result.state.opt_state), result.epsilon()

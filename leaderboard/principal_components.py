@@ -18,6 +18,7 @@ import optax
 from scipy.optimize import brentq
 
 import dpoptax
+from leaderboard.recipe import finished
 
 
 class Components(NamedTuple):
@@ -130,8 +131,8 @@ def private_components(
         optimizer=optax.sgd(1.0),
         key=key,
         progress=False,
-    ).params
-    moments = np.asarray(released, np.float64)
+    )
+    moments = np.asarray(finished(released).params, np.float64)
     moments = (moments + moments.T) / 2
     mean = moments[:-1, -1] / moments[-1, -1] * 3
     covariance = moments[:-1, :-1] / moments[-1, -1] * 9 - np.outer(mean, mean)

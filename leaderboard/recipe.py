@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import attrs
 
 import dpoptax
+from dpoptax.training import FitResult
 
 # How the settings of a recipe were found. The epsilon of a run does not cover this choice.
 Tuning = Literal[
@@ -18,6 +19,24 @@ Tuning = Literal[
 ]
 
 
+class StoppedEarlyError(RuntimeError):
+    """A signal or a time limit ended the training, so its score is not that of the recipe."""
+
+
+def finished(result: FitResult) -> FitResult:
+    """Returns the result of `fit` if it made all steps of its plan.
+
+    Raises:
+        StoppedEarlyError: it did not.
+    """
+    if result.stopped != "plan":
+        raise StoppedEarlyError(
+            f"training stopped after {result.num_steps} of {result.plan.num_steps} steps, because "
+            f'of "{result.stopped}"; run the recipe again.'
+        )
+    return result
+
+
 class Trained(NamedTuple):
     """What a recipe returns.
 
@@ -25,11 +44,14 @@ class Trained(NamedTuple):
         predict: takes a batch of test inputs; `Task.score` says what it returns.
         params: the released parameters.
         epsilon: of everything that the recipe released, as its report states it.
+        result: what `fit` returned. If the recipe calls `fit` twice, pass the first result through
+            `finished`, and the last one here. A run that stopped early leaves no record.
     """
 
     predict: Callable[..., Any]
     params: Any
     epsilon: float
+    result: FitResult
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from leaderboard import data as data_sets
 from leaderboard import records, registry
-from leaderboard.recipe import Recipe
+from leaderboard.recipe import Recipe, finished
 from leaderboard.records import Record
 from leaderboard.task import Task
 
@@ -50,6 +50,7 @@ def train(run: Run, *, validate: bool) -> Record:
 
     Raises:
         SystemExit: the data are missing.
+        StoppedEarlyError: the recipe did not make all of its steps.
         ValueError: the recipe spent more than its epsilon.
     """
     data = run.task.load()
@@ -57,6 +58,7 @@ def train(run: Run, *, validate: bool) -> Record:
         data = data_sets.held_out(data)
     began = time.perf_counter()
     trained = run.recipe.train(data, run.epsilon, run.task.delta, run.seed)
+    finished(trained.result)
     jax.block_until_ready(trained.params)
     seconds = time.perf_counter() - began
     if trained.epsilon > run.epsilon * (1 + 1e-9):

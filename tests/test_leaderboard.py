@@ -5,12 +5,17 @@ import functools
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import dpoptax
 from leaderboard import data, page, records, registry, run, scattering
-from leaderboard.recipe import Recipe, Trained, plan_for
+from leaderboard.recipe import Recipe, StoppedEarlyError, Trained, finished, plan_for
 from leaderboard.task import Metric, Published, Task, accuracy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,14 +65,20 @@ def test_recipes_and_tasks_are_registered_under_their_names():
         assert all(result.source for result in task.published)
 
 
-def toy_run(spent, seed=0, epsilon=2.0):
+def toy_result(stopped="plan"):
+    """What `fit` returns, as far as the leaderboard reads it."""
+    return SimpleNamespace(stopped=stopped, num_steps=3, plan=SimpleNamespace(num_steps=9))
+
+
+def toy_run(spent, seed=0, epsilon=2.0, stopped="plan"):
     """A run of a recipe that knows the labels, and says that it spent `spent`."""
+    result = toy_result(stopped)
     recipe = Recipe(
         name="digits_linear",
         task="toy",
         title="toy",
         tuned="not at all",
-        train=lambda *_: Trained(lambda inputs: inputs, {"w": np.zeros((2, 3))}, spent),
+        train=lambda *_: Trained(lambda inputs: inputs, {"w": np.zeros((2, 3))}, spent, result),
     )
     toy = data.example_data.Data(*2 * (np.eye(12, dtype=np.float32), np.arange(12)))
     task = Task(name="toy", title="Toy", about="", load=lambda: toy, score=accuracy, delta=1e-5)
@@ -94,6 +105,33 @@ def test_a_finished_run_is_not_repeated(tmp_path):
 def test_a_recipe_that_spends_more_than_its_epsilon_is_refused():
     with pytest.raises(ValueError, match=r"spent epsilon 2.1"):
         run.train(toy_run(2.1), validate=False)
+
+
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGINT", "time limit", "callback"])
+def test_a_run_that_stopped_early_leaves_no_record(tmp_path, reason):
+    runs = [toy_run(1.0), toy_run(1.0, seed=1, stopped=reason), toy_run(1.0, seed=2)]
+    with pytest.raises(StoppedEarlyError, match=f'after 3 of 9 steps, because of "{reason}"'):
+        run.run_all(runs, tmp_path, validate=False, again=False)
+    # No later run starts after a signal, and none before it is lost.
+    assert [record["seed"] for record in records.load(tmp_path, "digits_linear")] == [0]
+
+
+def test_a_real_run_that_stopped_early_is_refused():
+    def stop(progress):
+        return True
+
+    result = dpoptax.training.fit(
+        lambda w, row: w @ row,
+        jnp.zeros(2),
+        jnp.ones((8, 2)),
+        plan=dpoptax.Plan(sampler=dpoptax.samplers.Poisson(8, 4), clip=1.0,
+                          noise_multiplier=1.0, num_steps=4, delta=1e-5),
+        optimizer=optax.sgd(0.1),
+        key=jax.random.key(0),
+        progress=dpoptax.training.Every(stop, steps=2),
+    )  # fmt: skip
+    with pytest.raises(StoppedEarlyError, match="after 2 of 4 steps"):
+        finished(result)
 
 
 def test_a_run_without_data_is_left_out(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import math
 
 import dp_accounting
+import jax.numpy as jnp
 import pytest
 
 import dpoptax
@@ -19,7 +20,7 @@ MNIST = {"num_examples": 60_000, "epsilon": 3.0, "delta": 1e-5, "num_parameters"
     [
         ({}, 30 * 60_000),
         ({"epsilon": 8.0, "epochs": 10}, 600_000),
-        ({"num_examples": 455, "delta": 1e-4}, 30 * 455),
+        ({"num_examples": 455, "delta": 1e-4}, 300_000),
         ({"num_gradients": 1_000_000}, 1_000_000),
         ({"num_examples": 300, "delta": 1e-4, "epochs": 1000}, 300_000),
         ({"num_examples": 1000, "epochs": 1}, 1000),
@@ -65,6 +66,20 @@ def test_more_budget_or_compute_never_means_less_signal():
 
     assert noise(epsilon=1.0) > noise(epsilon=3.0) > noise(epsilon=8.0)
     assert noise(epochs=3) > noise(epochs=30)
+
+
+def test_small_data_get_more_epochs_unless_the_compute_is_given():
+    small = {"num_examples": 455, "epsilon": 8.0, "delta": 1e-4, "num_parameters": 31}
+    suggestion = suggest(**small)
+    assert 0.99 * 300_000 < suggestion.expected_batch_size * suggestion.num_steps <= 303_000
+    assert suggest(**small, epochs=30).num_steps < suggestion.num_steps
+    assert suggest(**MNIST) == suggest(**MNIST, epochs=30)
+
+
+def test_examples_that_are_fitted_contribute_little():
+    weights = suggest(**MNIST).plan().clip.weights({"w": jnp.array([0.05, 2.0]) ** 2})
+    short, long = weights * jnp.array([0.05, 2.0])
+    assert float(short) < 0.1 * float(long)
 
 
 def test_a_person_can_read_it():

@@ -95,12 +95,14 @@ def _noise_of_run(size: int, steps: int, target: float) -> float:
 
 
 def _accuracies(target: float) -> tuple[np.ndarray, np.ndarray]:
-    """Test accuracies of each bound and seed, and of automatic clipping, at suggested settings."""
+    """Test accuracies of each bound and seed, and of AUTO-S, at suggested settings."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order].astype(np.float32) / 16 - 0.3, labels[order].astype(np.int32)
     train = jnp.asarray(images[:1437]), jnp.asarray(labels[:1437])
-    suggestion = dpoptax.suggest(num_examples=1437, epsilon=target, delta=1e-4, num_parameters=2410)
+    suggestion = dpoptax.suggest(
+        num_examples=1437, epsilon=target, delta=1e-4, num_parameters=2410, epochs=30
+    )
     plan, optimizer = suggestion.plan(), optax.adam(suggestion.learning_rate)
 
     def accuracy(bound: jax.Array, offset: jax.Array, key: jax.Array) -> jax.Array:

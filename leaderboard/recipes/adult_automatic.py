@@ -10,7 +10,7 @@ from leaderboard.recipes.adult_binned import features, logit, loss_fn
 
 def train(data, epsilon, delta, seed):
     rows, labels = features(data.columns, data.train_inputs), data.train_labels.astype(np.float32)
-    params, spent = train_automatically(
+    result = train_automatically(
         loss_fn,
         {"weights": jnp.zeros(rows.shape[1]), "bias": jnp.zeros(())},
         (rows, labels),
@@ -18,7 +18,10 @@ def train(data, epsilon, delta, seed):
         delta,
         seed,
     )
-    return Trained(lambda test: logit(params, features(data.columns, test)), params, spent)
+    params = result.averaged_params
+    return Trained(
+        lambda test: logit(params, features(data.columns, test)), params, result.epsilon(), result
+    )
 
 
 RECIPE = Recipe(

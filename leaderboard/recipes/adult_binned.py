@@ -1,4 +1,7 @@
-"""Logistic regression on one-hot codes, with all rows in every step."""
+"""Logistic regression on one-hot codes, with all rows in every step, after their private mean.
+
+The mean of all rows is released first, and subtracted, which shortens the gradients by a quarter.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,8 @@ import numpy as np
 import optax
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
+from leaderboard.private_mean import private_mean, spent_with
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 # Edges of bins, from common knowledge: five-year age groups, part time and full time, amounts of US
@@ -31,27 +35,25 @@ def logit(params, row):
 
 
 def loss_fn(params, example):
-    row, label = example
-    return optax.sigmoid_binary_cross_entropy(logit(params, row), label)
+    return optax.sigmoid_binary_cross_entropy(logit(params, example[0]), example[1])
 
 
 def train(data, epsilon, delta, seed):
-    rows, labels = features(data.columns, data.train_inputs), data.train_labels.astype(np.float32)
+    keys, labels = jax.random.split(jax.random.key(seed)), data.train_labels.astype(np.float32)
+    rows = features(data.columns, data.train_inputs)  # each with 13 ones
+    mean, once = private_mean(rows, 13**0.5, 60 / epsilon, delta, keys[0])
     plan = plan_for(num_examples=len(rows), expected_batch_size=len(rows), num_steps=200,
-                    epsilon=epsilon, delta=delta, clip=2.0)  # fmt: skip
+                    epsilon=0.995 * epsilon, delta=delta, clip=1.5)  # fmt: skip
     start = {"weights": jnp.zeros(rows.shape[1]), "bias": jnp.zeros(())}
-    optimizer = optax.chain(optax.sgd(2.0, momentum=0.9), average_params(start=100))
-    result = dpoptax.training.fit(loss_fn, start, (rows, labels), plan=plan, optimizer=optimizer,
-                                  key=jax.random.key(seed), progress=False)  # fmt: skip
-    params = averaged_params(result.state.opt_state)
-
-    def predict(test):
-        return logit(params, features(data.columns, test))
-
-    return Trained(predict, params, result.epsilon())
+    optimizer = optax.chain(optax.sgd(3.0, momentum=0.9), average_params(start=50))
+    result = dpoptax.training.fit(loss_fn, start, (rows - mean, labels), plan=plan, key=keys[1],
+                                  optimizer=optimizer, progress=False)  # fmt: skip
+    params = result.averaged_params | {"mean": mean}
+    return Trained(lambda test: logit(params, features(data.columns, test) - mean), params,
+                   spent_with(once, plan), result)  # fmt: skip
 
 
 RECIPE = Recipe(name="adult_binned", task="adult", train=train, seconds=30,
                 title="logistic regression on bins, all rows in every step",
                 tuned="on training examples held out",
-                notes="About 45 settings. Four feature sets also saw the test rows.")  # fmt: skip
+                notes="About 65 settings. Four feature sets also saw the test rows.")  # fmt: skip

@@ -10,7 +10,7 @@ from leaderboard.recipes.breast_cancer_linear import logit, loss_fn
 
 def train(data, epsilon, delta, seed):
     rows, labels = data.train_inputs, data.train_labels.astype(np.float32)
-    params, spent = train_automatically(
+    result = train_automatically(
         loss_fn,
         {"weights": jnp.zeros(30), "bias": jnp.zeros(())},
         (rows, labels),
@@ -18,7 +18,8 @@ def train(data, epsilon, delta, seed):
         delta,
         seed,
     )
-    return Trained(lambda test: logit(params, test), params, spent)
+    params = result.averaged_params
+    return Trained(lambda test: logit(params, test), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 
@@ -32,8 +32,8 @@ def train(data, epsilon, delta, seed):
         key=jax.random.key(seed),
         progress=False,
     )
-    params = averaged_params(result.state.opt_state)
-    return Trained(lambda rows: logit(params, rows), params, result.epsilon())
+    params = result.averaged_params
+    return Trained(lambda rows: logit(params, rows), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(

@@ -9,7 +9,7 @@ from leaderboard.recipes.digits_linear import logits, loss_fn
 
 def train(data, epsilon, delta, seed):
     rows, labels = data.train_inputs, data.train_labels
-    params, spent = train_automatically(
+    result = train_automatically(
         loss_fn,
         {"weights": jnp.zeros((64, 10)), "bias": jnp.zeros(10)},
         (rows, labels),
@@ -17,7 +17,8 @@ def train(data, epsilon, delta, seed):
         delta,
         seed,
     )
-    return Trained(lambda test: logits(params, test), params, spent)
+    params = result.averaged_params
+    return Trained(lambda test: logits(params, test), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(

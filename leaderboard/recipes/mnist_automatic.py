@@ -19,7 +19,7 @@ def loss_fn(params, example):
 
 def train(data, epsilon, delta, seed):
     rows = rows_of(data.train_inputs)
-    params, spent = train_automatically(
+    result = train_automatically(
         loss_fn,
         {"weights": jnp.zeros((rows.shape[1], 10)), "bias": jnp.zeros(10)},
         (rows, data.train_labels),
@@ -27,7 +27,8 @@ def train(data, epsilon, delta, seed):
         delta,
         seed,
     )
-    return Trained(lambda images: logits(params, rows_of(images)), params, spent)
+    params = result.averaged_params
+    return Trained(lambda images: logits(params, rows_of(images)), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(

@@ -1,7 +1,4 @@
-"""A small convolutional network, trained end to end, with tanh (arXiv:2007.14191).
-
-Clip, and rate times steps, are those of the CNN of arXiv:2011.11660, with larger batches.
-"""
+"""A small convolutional network that starts with Gabor filters. All of its layers are trained."""
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +6,47 @@ import optax
 from flax import linen as nn
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
+from leaderboard.filters import gabor_filters, group_normalized
 from leaderboard.recipe import Recipe, Trained, plan_for
 
-STEPS = 1500
+STEPS = 300
 
 
 class Network(nn.Module):
     @nn.compact
     def __call__(self, image):
-        values = 2 * image[..., None] - 1
-        values = jnp.tanh(nn.Conv(16, (8, 8), strides=2)(values))
-        values = nn.avg_pool(values, (2, 2))
-        values = jnp.tanh(nn.Conv(32, (4, 4), strides=2, padding="VALID")(values))
-        values = nn.avg_pool(values, (2, 2))
+        edges = nn.Conv(16, (7, 7), strides=2, kernel_init=gabor_filters)(image[..., None])
+        edges = nn.relu(jnp.concatenate([edges, -edges], axis=-1))
+        edges = group_normalized(nn.avg_pool(edges, (2, 2), (2, 2)), 8)
+        shapes = group_normalized(nn.relu(nn.Conv(32, (3, 3))(edges)), 8)
+        values = jnp.concatenate([edges, shapes], axis=-1)
         values = values.reshape(*values.shape[:-3], -1)
-        return nn.Dense(10)(jnp.tanh(nn.Dense(32)(values)))
+        return nn.Dense(10, kernel_init=nn.initializers.zeros)(values)
 
 
 def loss_fn(params, example):
-    image, label = example
-    logits = Network().apply({"params": params}, image)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    logits = Network().apply({"params": params}, example[0])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, example[1])
 
 
 def train(data, epsilon, delta, seed):
-    rate = min(2.0, 0.45 * epsilon)  # the noise of all steps together is the same at each epsilon
-    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=2048, num_steps=STEPS,
-                    epsilon=epsilon, delta=delta, clip=0.1)  # fmt: skip
+    rate = min(0.6, 0.2 * epsilon)  # the noise of all steps together is the same at each epsilon
+    plan = plan_for(num_examples=len(data.train_labels), expected_batch_size=4096, num_steps=STEPS,
+                    epsilon=epsilon, delta=delta, clip=1.0)  # fmt: skip
+    key, examples = jax.random.key(seed), (data.train_inputs, data.train_labels)
     result = dpoptax.training.fit(
-        loss_fn,
-        Network().init(jax.random.key(seed), data.train_inputs[0])["params"],
-        (data.train_inputs, data.train_labels),
-        plan=plan,
-        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_params(start=STEPS - 300)),
-        key=jax.random.key(seed),
+        loss_fn, Network().init(key, examples[0][0])["params"], examples, plan=plan, key=key,
+        optimizer=optax.chain(optax.sgd(rate, momentum=0.9), average_params(start=STEPS - 90)),
         progress=False,
-    )
-    params = averaged_params(result.state.opt_state)
+    )  # fmt: skip
+    params = result.averaged_params
     predict = jax.jit(lambda images: Network().apply({"params": params}, images))
-    return Trained(predict, params, result.epsilon())
+    return Trained(predict, params, result.epsilon(), result)
 
 
-RECIPE = Recipe(name="mnist_cnn", task="mnist", title="convolutional network, end to end",
-                tuned="from published settings", train=train, seconds=900)  # fmt: skip
+RECIPE = Recipe(
+    name="mnist_cnn", task="mnist", title="convolutional network, end to end", train=train,
+    tuned="on training examples held out", seconds=700,
+    notes="Five short runs were compared on the last 10,000 training images.",
+)  # fmt: skip

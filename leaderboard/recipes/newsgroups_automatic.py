@@ -9,10 +9,11 @@ from leaderboard.recipes.newsgroups_hashed import features, logits, loss_fn
 
 def train(data, epsilon, delta, seed):
     rows, labels = features(data.train_inputs), data.train_labels
-    params, spent = train_automatically(
+    result = train_automatically(
         loss_fn, {"weights": jnp.zeros((rows.shape[1], 20))}, (rows, labels), epsilon, delta, seed
     )
-    return Trained(lambda test: logits(params, features(test)), params, spent)
+    params = result.averaged_params
+    return Trained(lambda test: logits(params, features(test)), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(

@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
 from leaderboard.recipe import Recipe, Trained, plan_for
 
 # A word's place is its hash; the list of stop words is that of scikit-learn. So there is neither a
@@ -44,8 +44,8 @@ def train(data, epsilon, delta, seed):
         key=jax.random.key(seed),
         progress=False,
     )
-    params = averaged_params(result.state.opt_state)
-    return Trained(lambda texts: logits(params, features(texts)), params, result.epsilon())
+    params = result.averaged_params
+    return Trained(lambda texts: logits(params, features(texts)), params, result.epsilon(), result)
 
 
 RECIPE = Recipe(name="newsgroups_hashed", task="newsgroups", train=train, seconds=60,

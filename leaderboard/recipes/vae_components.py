@@ -6,7 +6,7 @@ import jax
 import optax
 
 import dpoptax
-from dpoptax.transforms import average_params, averaged_params
+from dpoptax.transforms import average_params
 from dpoptax.vi.models import bernoulli_vae_loss
 from leaderboard.component_vae import LATENT, component_vae, train_on_own_images
 from leaderboard.principal_components import private_components, split_budget, together
@@ -35,9 +35,9 @@ def train(data, epsilon, delta, seed):
     )  # fmt: skip
     # After the private steps: more layers for the encoder, and training on the decoder's images.
     model = component_vae(start, wide=256)
-    params = model.init(init_key, start.bias)["params"] | averaged_params(result.state.opt_state)
+    params = model.init(init_key, start.bias)["params"] | result.averaged_params
     params = train_on_own_images(model, params, ("wide", "wide_posterior"), own_key)
-    return Trained((model, params), params, together(*noises, *setting))
+    return Trained((model, params), params, together(*noises, *setting), result)
 
 
 RECIPE = Recipe(name="vae_components", task="mnist_vae", train=train, seconds=300,
