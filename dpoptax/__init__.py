@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpoptax import (
         accounting,
+        audit,
         clipping,
         keras,
         mechanisms,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from dpoptax._plan import Plan
     from dpoptax._suggest import Suggestion, suggest
+    from dpoptax.audit import certify
     from dpoptax.per_example import (
         PerExampleGrads,
         average_views,
@@ -54,6 +56,7 @@ __all__ = [
     "reports",
     "training",
     "vi",
+    "audit",
     "nnx",
     "keras",
     "tunix",
@@ -70,6 +73,7 @@ __all__ = [
     "Suggestion",
     "Plan",
     "Report",
+    "certify",
     "__version__",
 ]
 
@@ -87,6 +91,7 @@ _MODULES = {
     "Suggestion": "dpoptax._suggest",
     "Plan": "dpoptax._plan",
     "Report": "dpoptax.reports",
+    "certify": "dpoptax.audit",
 }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from dpoptax import _validate
+from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import (
     run_with_automatic_axes,
     sharded_by_example,
@@ -166,7 +166,7 @@ def privatize(
         next_state = state._replace(step=state.step + 1)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        if guard is not None:
+        if guard is not None and not _markers.active():
             guard.on_update(state, next_state, grads)
         # By what is released, so that a state restored into a changed transformation draws other
         # noise: the difference of two releases with the same noise would have none.
@@ -200,6 +200,8 @@ def _run_release(
     params: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """Returns the noisy sum, sharded like the parameters, and the next state of the clip rule."""
+    if _markers.active():
+        return _markers.released(sum_release, key, grads.stacked(), clip_state, step)
     noisy, clip_state, readings = run_with_automatic_axes(
         lambda *args: (*sum_release(*args), args[1].readings()),
         *(key, grads, clip_state, step),
