@@ -128,20 +128,22 @@ def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Re
     if not label.is_clean:
         if _NONPRIVATE.search(path):
             return "nonprivate", None
-        unknown = Reason("it holds private data", "")
+        unknown = Reason("it holds rows of the private data, or the members of a batch", "")
         return "leak", label.reason or unknown
-    if is_key:
+    if is_key or label.declared:
         return "secret", None
-    shown = label.draws | label.paths
+    if label.paths:
+        return "leak", Reason("it holds the words of a key", "")
     shared = [
-        one for one in shown for key in flow.sampling if not differ(one, key, as_ancestors=False)
+        one
+        for one in label.draws
+        for key in flow.sampling
+        if not differ(one, key, as_ancestors=False)
     ]
-    if shared and not label.declared:
+    if shared:
         if _NONPRIVATE.search(path):
             return "nonprivate", None
         return "leak", Reason("it depends on the random numbers that choose the batch", "")
-    if label.declared or label.paths:
-        return "secret", None
     return ("released" if label.released else "public"), None
 
 

@@ -20,7 +20,7 @@ from dpoptax.audit._loops import (
 )
 from dpoptax.audit._origins import Path
 from dpoptax.audit._records import Records
-from dpoptax.audit._source import where
+from dpoptax.audit._source import line_of
 
 # A label for an array that the program captured.
 OfConstant = Callable[[Any], Label]
@@ -48,6 +48,7 @@ class Flow:
         self.full_batches: set[Any] = set()
         self.sampling: frozenset[Path] = frozenset()
         self.place: tuple[int, ...] = ()
+        self._lines: list[str] = [""]
         self._markers = markers
         self._pure = _jax_compat.pure_primitives()
 
@@ -70,9 +71,13 @@ class Flow:
         """Returns a name for an equation at this place."""
         return (*self.place, id(eqn), *parts)
 
+    def line(self, eqn: Any) -> str:
+        """Returns the line of an equation, or of the call that it is in."""
+        return line_of(eqn) or self._lines[-1]
+
     def refuse(self, eqn: Any, what: str) -> list[Label]:
         """Records that nothing is known about an equation."""
-        reason = Reason(what, where(eqn))
+        reason = Reason(what, self.line(eqn))
         self.records.refuse(reason)
         return [Label(data=MIXED, reason=reason)] * len(eqn.outvars)
 
@@ -119,15 +124,17 @@ class Flow:
 
     def _within(self, eqn: Any, jaxpr: Any, labels: list[Label]) -> list[Label]:
         outside, self.place = self.place, self.inside(eqn)
+        self._lines.append(self.line(eqn))
         try:
             return self.run(jaxpr, labels)
         finally:
             self.place = outside
+            self._lines.pop()
 
     def _print(self, eqn: Any, labels: list[Label]) -> list[Label]:
         for label in labels:
             if not label.is_clean or label.draws or label.paths:
-                reason = Reason("a private or secret value is printed", where(eqn))
+                reason = Reason("a private or secret value is printed", self.line(eqn))
                 self.records.refuse(label.reason or reason)
         return []
 
@@ -150,7 +157,7 @@ class Flow:
             axes = [label.rows.axis if label.rows else None for label in labels]
             found = _row_rules.axes_of_outputs(eqn, axes) if len(batches) == 1 else None
         if found is None:
-            reason = Reason(f"`{name}` combines private values of several examples", where(eqn))
+            reason = Reason(f"`{name}` combines private values of several examples", self.line(eqn))
             return [dependent(labels, MIXED, reason)] * len(eqn.outvars)
         (batch,) = batches
         label = attrs.evolve(
@@ -174,7 +181,7 @@ class Flow:
         self.records.draw(chosen.paths)
         if chosen.is_clean and not chosen.draws:
             return label
-        reason = Reason(f"`{eqn.primitive.name}` decides by a private value", where(eqn))
+        reason = Reason(f"`{eqn.primitive.name}` decides by a private value", self.line(eqn))
         data = label.data if chosen.is_clean else MIXED
         both = dependent([chosen, attrs.evolve(label, paths=frozenset())], data, reason)
         return attrs.evolve(both, paths=label.paths)

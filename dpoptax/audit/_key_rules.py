@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from dpoptax import _jax_compat, _validate
 from dpoptax.audit._labels import MIXED, Label, Reason, join
 from dpoptax.audit._origins import UNKNOWN, Number, Path
-from dpoptax.audit._source import where
 
 _MOVES = """
     slice squeeze reshape broadcast_in_dim transpose dynamic_slice gather concatenate unstack stack
@@ -28,11 +27,11 @@ def outputs(flow: Any, eqn: Any, labels: list[Label]) -> list[Label] | None:
         return [attrs.evolve(labels[0], paths=frozenset({(_root(flow, eqn),)}))]
     if name == "random_fold_in":
         key, data = labels
-        return [_derived(key, ("fold", data.number), [key, data], eqn)]
+        return [_derived(flow, key, ("fold", data.number), [key, data], eqn)]
     if name == "random_split":
-        return [_derived(labels[0], ("split", tuple(eqn.params["shape"]), None), labels, eqn)]
+        return [_derived(flow, labels[0], ("split", tuple(eqn.params["shape"]), None), labels, eqn)]
     if name in _MOVES and all(_validate.is_key(out.aval) for out in eqn.outvars):
-        return [_moved(eqn, labels, number) for number in range(len(eqn.outvars))]
+        return [_moved(flow, eqn, labels, number) for number in range(len(eqn.outvars))]
     return None
 
 
@@ -46,12 +45,12 @@ def _seed(flow: Any, eqn: Any, label: Label) -> Label:
     return attrs.evolve(label, paths=frozenset({(root,)}), number=None, uniform=None)
 
 
-def _derived(key: Label, part: Any, labels: list[Label], eqn: Any) -> Label:
+def _derived(flow: Any, key: Label, part: Any, labels: list[Label], eqn: Any) -> Label:
     paths = frozenset((*path, part) for path in key.paths)
-    return _with_data(labels, paths, eqn)
+    return _with_data(flow, labels, paths, eqn)
 
 
-def _moved(eqn: Any, labels: list[Label], output: int) -> Label:
+def _moved(flow: Any, eqn: Any, labels: list[Label], output: int) -> Label:
     name = eqn.primitive.name
     keys = [
         label for atom, label in zip(eqn.invars, labels, strict=True) if _validate.is_key(atom.aval)
@@ -66,7 +65,7 @@ def _moved(eqn: Any, labels: list[Label], output: int) -> Label:
             paths.add((*path, UNKNOWN))
         else:
             paths.add(path)
-    return _with_data(labels, frozenset(paths), eqn)
+    return _with_data(flow, labels, frozenset(paths), eqn)
 
 
 def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
@@ -83,12 +82,12 @@ def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
     return None
 
 
-def _with_data(labels: list[Label], paths: frozenset[Path], eqn: Any) -> Label:
+def _with_data(flow: Any, labels: list[Label], paths: frozenset[Path], eqn: Any) -> Label:
     found = labels[0]
     for label in labels[1:]:
         found = join(found, label)
     data, reason = found.data, found.reason
     if data is not None and len(labels) > 1:
         data = MIXED
-        reason = reason or Reason("a key depends on private data", where(eqn))
+        reason = reason or Reason("a key depends on private data", flow.line(eqn))
     return Label(data=data, paths=paths, released=found.released, reason=reason)

@@ -18,7 +18,6 @@ from dpoptax.audit._labels import (
     first_reason,
 )
 from dpoptax.audit._records import Event
-from dpoptax.audit._source import where
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
 from dpoptax.schedules import as_schedule
@@ -39,9 +38,9 @@ def marker_rules(num_examples: int) -> dict[Any, MarkerRule]:
     }
 
 
-def _private(labels: list[Label], what: str, eqn: Any) -> Label:
+def _private(flow: Flow, labels: list[Label], what: str, eqn: Any) -> Label:
     """Returns the label of an output about which nothing good is known."""
-    reason = first_reason(labels) or Reason(what, where(eqn))
+    reason = first_reason(labels) or Reason(what, flow.line(eqn))
     return Label(data=MIXED, reason=reason)
 
 
@@ -52,7 +51,7 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     drawn = dependent([indices, mask], None, None)
     flow.records.draw(drawn.draws)
     if any(not label.is_clean for label in labels):
-        bad = _private(labels, "the batch is chosen by private data", eqn)
+        bad = _private(flow, labels, "the batch is chosen by private data", eqn)
         return [bad] * len(eqn.outvars)
     batch = flow.inside(eqn)
     flow.samplers[batch] = note.sampler
@@ -62,7 +61,7 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     numbers = tuple(label.number for label in before)
     if drawn.draws:
         flow.sampling |= drawn.draws
-        flow.records.add(Event("sample", keys, numbers, where(eqn), detail=note.sampler))
+        flow.records.add(Event("sample", keys, numbers, flow.line(eqn), detail=note.sampler))
     rows = attrs.evolve(drawn, data=Rows(0, batch))
     return [
         *(attrs.evolve(label, declared=bool(label.draws)) for label in after),
@@ -75,7 +74,7 @@ def _take(flow: Flow, eqn: Any, labels: list[Label], num_examples: int) -> list[
     indices, mask, *columns = labels
     if indices.mark != "indices" or indices.rows is None:
         what = "rows are gathered by indices that no sampler drew, or that were changed"
-        return [_private(labels, what, eqn)] * len(eqn.outvars)
+        return [_private(flow, labels, what, eqn)] * len(eqn.outvars)
     batch = indices.rows.batch
     rows = attrs.evolve(dependent([indices, mask], Rows(0, batch), None), draws=indices.draws)
     outputs = []
@@ -85,10 +84,10 @@ def _take(flow: Flow, eqn: Any, labels: list[Label], num_examples: int) -> list[
             outputs.append(attrs.evolve(rows, zero_padding=True))
             continue
         what = "rows are gathered from an array that has not one row per example"
-        outputs.append(_private([label], what, eqn))
+        outputs.append(_private(flow, [label], what, eqn))
     if mask.is_clean or mask.data == rows.data:
         return [*outputs, attrs.evolve(rows, mark="mask")]
-    return [*outputs, _private([mask], "the mask is of another batch", eqn)]
+    return [*outputs, _private(flow, [mask], "the mask is of another batch", eqn)]
 
 
 def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
@@ -105,20 +104,20 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
             flow.refuse(
                 one, f"the loss has the equation `{one.primitive.name}`, about which nothing is known"
             )
-            return [_private([], "the loss has an unknown equation", eqn)] * len(eqn.outvars)
+            return [_private(flow, [], "the loss has an unknown equation", eqn)] * len(eqn.outvars)
     problems = {
         "the gradients are taken at parameters that depend on private data": weights,
         "the loss captured private data, so all gradients depend on them": captured,
     }
     for what, found in problems.items():
         if any(not label.is_clean for label in found):
-            return [_private(found, what, eqn)] * len(eqn.outvars)
+            return [_private(flow, found, what, eqn)] * len(eqn.outvars)
     batch = common_rows(rows)
     if batch is None and all(label.is_clean for label in rows):
         return [dependent(labels, None, None)] * len(eqn.outvars)
     if batch is None or batch.axis != 0:
         what = "an example of the batch is not the row of one example of the data"
-        return [_private(rows, what, eqn)] * len(eqn.outvars)
+        return [_private(flow, rows, what, eqn)] * len(eqn.outvars)
     return [dependent([*rows, *weights, *captured], batch, None)] * len(eqn.outvars)
 
 
@@ -136,9 +135,9 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     elif any(not label.is_clean for label in state):
         problem, blamed = "the state of the clip rule depends on private data", state
     if problem is not None:
-        return [_private(blamed, problem, eqn)] * len(eqn.outvars)
+        return [_private(flow, blamed, problem, eqn)] * len(eqn.outvars)
     batch = None if rows is None else rows.batch
-    event = Event("release", key.paths, (), where(eqn), batch=batch, detail=note.identity)
+    event = Event("release", key.paths, (), flow.line(eqn), batch=batch, detail=note.identity)
     flow.records.add(event)
     outputs = [Label(released=True)] * note.leaves
     for atom, label in zip(eqn.outvars[note.leaves :], state, strict=True):

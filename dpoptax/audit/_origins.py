@@ -108,6 +108,8 @@ def _parts_differ(one: Any, other: Any) -> bool:
     kinds = {one[0], other[0]}
     if kinds in ({"fold"}, {"split"}):
         return one[1:-1] == other[1:-1] and _elements_differ(one[-1], other[-1])
+    if len(kinds) == 2 and kinds & {"bound", "released"} and "unknown" not in kinds:
+        return True  # a hash of many bits, and something else
     # A key that a loop carries, and the key after the last iteration.
     return kinds == {"carried", "after"} and one[1:] == other[1:]
 
@@ -160,13 +162,13 @@ def _before_loop(number: Number) -> Number | None:
 
 
 def _starts_after(later: Any, earlier: Any, apart: int) -> bool:
-    """Whether a number of a loop is reached only after `earlier`, in the same counting."""
-    if earlier[0] != "carried" or apart < 0:
+    """Whether `later` plus a constant counts on from where the loop of `earlier` ends."""
+    if earlier[0] != "carried":
         return False
-    _, loop, slot, start = earlier
-    if later[0] == "after":
-        return later[1:] == (loop, slot, start)
-    if later[0] != "carried" or later[1:3] != (loop, slot) or not isinstance(later[3], Number):
-        return False
-    terms = dict(later[3].terms)
-    return terms == {("after", loop, slot, start): 1} and later[3].offset >= 0
+    end = frozenset({(("after", *earlier[1:]), 1)})
+    number: Number | None = Number(frozenset({(later, 1)}), apart)
+    while number is not None:
+        if number.terms == end:
+            return number.offset >= 0
+        number = _before_loop(number)
+    return False

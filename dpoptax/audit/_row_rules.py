@@ -48,11 +48,15 @@ def _only(axes: Axes) -> int:
 
 def _elementwise(eqn: Any, axes: Axes) -> Found:
     (out,) = eqn.outvars
-    private = [(atom, axis) for atom, axis in zip(eqn.invars, axes, strict=True) if axis is not None]
-    # A scalar selects or bounds all rows: it must be public.
-    if any(_shape(atom) != _shape(out) or axis != _only(axes) for atom, axis in private):
-        return None
-    return [_only(axes)]
+    found, rank = _only(axes), len(_shape(out))
+    for atom, axis in zip(eqn.invars, axes, strict=True):
+        if axis is None:
+            continue
+        # An axis of size one may be broadcast, but not that of the examples.
+        same = axis == found and len(_shape(atom)) == rank
+        if not same or _shape(atom)[axis] != _shape(out)[axis]:
+            return None
+    return [found]
 
 
 def _broadcast(eqn: Any, axes: Axes) -> Found:
