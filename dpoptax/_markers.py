@@ -89,16 +89,22 @@ def marks_batches(cls: type) -> None:
             return sample(self, state)
         # A sampler may be built on another one: the outermost is the one that counts.
         with _paused():
-            next_state, batch = sample(self, state)
-        before, after = jax.tree.leaves(state), jax.tree.leaves(next_state)
-        outputs = [*after, *batch]
+            closed, result = jax.make_jaxpr(lambda state: sample(self, state), return_shape=True)(
+                state
+            )
+        jaxpr, constants = split_constants(closed)
+        known = [None if isinstance(one, jax.core.Tracer) else one for one in constants]
+        traced = [one for one in constants if isinstance(one, jax.core.Tracer)]
+        outputs, structure = jax.tree.flatten(result)
         found = _mark(
-            SAMPLE, [*before, *outputs], outputs, sampler=self, before=len(before), after=len(after)
+            SAMPLE,
+            [*traced, *jax.tree.leaves(state)],
+            outputs,
+            sampler=self,
+            jaxpr=jaxpr,
+            constants=known,
         )
-        structure = jax.tree.structure(next_state)
-        indices, mask = found[len(after) :]
-        next_state = jax.tree.unflatten(structure, found[: len(after)])
-        return next_state, batch._replace(indices=indices, mask=mask)
+        return jax.tree.unflatten(structure, found)
 
     marked.marks_batches = True  # type: ignore[attr-defined]
     cls.sample = marked  # type: ignore[attr-defined]

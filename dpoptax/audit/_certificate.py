@@ -1,6 +1,5 @@
 """The certificate of a step: what it releases, what is secret, and where private data leak."""
 
-import json
 import platform
 import textwrap
 from importlib import metadata
@@ -18,6 +17,10 @@ from dpoptax.reports import round_up
 FORMAT = "dpoptax certificate 1"
 _PACKAGES = ("dpoptax", "jax", "jaxlib", "optax", "numpy", "dp-accounting")
 _WIDTH = 100
+# The fields of the JSON.
+NAMES = """
+    guarantee releases released secret nonprivate trusted assumptions program generators versions
+""".split()
 # What every certificate rests on, beside what it names.
 TRUSTED = (
     "dpoptax clips each row of the gradients, sums, and adds the stated noise",
@@ -222,17 +225,3 @@ def _guarantee(plan: Plan) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
-
-
-def read_certificate(text: str) -> dict[str, Any]:
-    """Returns the content of a certificate.
-
-    Raises:
-        ValueError: the text is no certificate.
-    """
-    names = [field.name for field in attrs.fields(Certificate)]
-    del names
-    content = _serialize.read_document(
-        text, FORMAT, list(json.loads(text)) if text.startswith("{") else ()
-    )
-    return content

@@ -1,5 +1,6 @@
 """Certify a step: private data may reach what it returns only through clip, sum and noise."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def certify(
                 "expected a step that samples, gathers and releases outside of jax.vmap, jax.grad "
                 "and functions mapped over devices; got one inside. Certify the step of one run."
             ) from error
-    flow = Flow(lambda value: constant_label(inputs, value), marker_rules(inputs.num_examples))
+    flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
     labels = flow.run(jaxpr, inputs.labels)
     flow.records.end()
     paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]

@@ -1,6 +1,7 @@
 """Data flow: follows labels through a jaxpr, from the inputs of a step to all that it returns."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -22,8 +23,9 @@ from dpoptax.audit._origins import Path
 from dpoptax.audit._records import Records
 from dpoptax.audit._source import line_of
 
-# A label for an array that the program captured.
-OfConstant = Callable[[Any], Label]
+# A label for an array that the program captured, by whether tables of an entry per example are
+# private.
+OfConstant = Callable[[Any, bool], Label]
 # Rules for the markers of the pipeline, by primitive.
 MarkerRule = Callable[["Flow", Any, list[Label]], list[Label]]
 _PASSES_ON = {"optimization_barrier", "copy", "device_put", "name", "stop_gradient"}
@@ -33,7 +35,6 @@ class Flow:
     """Follows labels through jaxprs.
 
     Attributes:
-        of_constant: the label of an array that the program captured.
         records: what was drawn and released, and what is wrong whatever is returned.
         samplers: the sampler of each batch.
         full_batches: batches without padding.
@@ -42,7 +43,8 @@ class Flow:
     """
 
     def __init__(self, of_constant: OfConstant, markers: dict[Any, MarkerRule]) -> None:
-        self.of_constant = of_constant
+        self._of_constant = of_constant
+        self._tables_are_private = True
         self.records = Records()
         self.samplers: dict[Any, Any] = {}
         self.full_batches: set[Any] = set()
@@ -51,6 +53,17 @@ class Flow:
         self._lines: list[str] = [""]
         self._markers = markers
         self._pure = _jax_compat.pure_primitives()
+
+    def of_constant(self, value: Any) -> Label:
+        """Returns the label of an array that the program captured."""
+        return self._of_constant(value, self._tables_are_private)
+
+    @contextlib.contextmanager
+    def trusting_tables(self) -> Iterator[None]:
+        """Inside, an array with an entry per example is private only if it is a private column."""
+        self._tables_are_private = False
+        yield
+        self._tables_are_private = True
 
     def run(self, jaxpr: Any, inputs: Sequence[Label]) -> list[Label]:
         """Returns the labels of the outputs, from those of the inputs after the constants."""
@@ -91,7 +104,7 @@ class Flow:
         if rule is not None:
             return rule(self, eqn, labels)
         if (called := _called(eqn)) is not None:
-            return self._within(eqn, called, labels)
+            return self.within(eqn, called, labels)
         if eqn.primitive is jax.lax.cond_p:
             return self._cond(eqn, labels)
         if eqn.primitive is jax.lax.scan_p:
@@ -122,7 +135,8 @@ class Flow:
         runs_others = any(eqn.primitive is one for one in control) or _called(eqn) is not None
         return not eqn.effects and (runs_others or eqn.primitive in self._pure)
 
-    def _within(self, eqn: Any, jaxpr: Any, labels: list[Label]) -> list[Label]:
+    def within(self, eqn: Any, jaxpr: Any, labels: list[Label]) -> list[Label]:
+        """Returns the labels of the outputs of a jaxpr that an equation runs."""
         outside, self.place = self.place, self.inside(eqn)
         self._lines.append(self.line(eqn))
         try:
@@ -172,7 +186,7 @@ class Flow:
         results: list[Label] | None = None
         for number, branch in enumerate(eqn.params["branches"]):
             with self.records.branch(self.inside(eqn), number):
-                found = self._within(eqn, branch, operands)
+                found = self.within(eqn, branch, operands)
             results = found if results is None else list(map(join, results, found))
         return [self._decided(eqn, chosen, label) for label in results or []]
 
@@ -192,7 +206,7 @@ class Flow:
         name = self.inside(eqn)
         slices = [slice_of(label, name) for label in xs]
         outputs = self._loop(
-            eqn, carry, lambda now: self._within(eqn, eqn.params["jaxpr"], [*constants, *now, *slices])
+            eqn, carry, lambda now: self.within(eqn, eqn.params["jaxpr"], [*constants, *now, *slices])
         )
         return [*outputs[:carried], *(stacked(label, name) for label in outputs[carried:])]
 
@@ -201,13 +215,13 @@ class Flow:
         cond, body, carry = labels[:num_cond], labels[num_cond:][:num_body], labels[num_cond + num_body :]
 
         def one_pass(now: list[Label]) -> list[Label]:
-            (ends,) = self._within(eqn, eqn.params["cond_jaxpr"], [*cond, *now])
-            found = self._within(eqn, eqn.params["body_jaxpr"], [*body, *now])
+            (ends,) = self.within(eqn, eqn.params["cond_jaxpr"], [*cond, *now])
+            found = self.within(eqn, eqn.params["body_jaxpr"], [*body, *now])
             return [self._decided(eqn, ends, label) for label in found]
 
         # Also a loop that ends at once says that its condition was false.
         results = self._loop(eqn, carry, one_pass)
-        (ends,) = self._within(eqn, eqn.params["cond_jaxpr"], [*cond, *results])
+        (ends,) = self.within(eqn, eqn.params["cond_jaxpr"], [*cond, *results])
         return [self._decided(eqn, ends, label) for label in results]
 
     def _loop(self, eqn: Any, carry: list[Label], one_pass: LoopPass) -> list[Label]:

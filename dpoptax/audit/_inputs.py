@@ -136,8 +136,11 @@ def root_of(key: Any, name: str) -> Any:
     return ("root", ("key", str(jax.random.key_impl(key)), words))
 
 
-def constant_label(inputs: Inputs, value: Any) -> Label:
-    """Returns the label of an array that the program captured."""
+def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Label:
+    """Returns the label of an array that the program captured.
+
+    With `tables_are_private`, an array with one entry per example is taken for private data.
+    """
     if _validate.is_key(value):
         root = root_of(value, "captured")
         many = (("split", tuple(value.shape), None),) if value.shape else ()
@@ -146,7 +149,8 @@ def constant_label(inputs: Inputs, value: Any) -> Label:
         return Label()
     array = np.asarray(value)
     if array.ndim and array.shape[0] == inputs.num_examples > 1:
-        return Label(data=Rows(0, DATA))
+        if tables_are_private or any(_is_column(array, one) for one in inputs.columns):
+            return Label(data=Rows(0, DATA))
     if any(_holds(array, np.asarray(column)) for column in inputs.columns):
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
@@ -154,6 +158,11 @@ def constant_label(inputs: Inputs, value: Any) -> Label:
         return Label()
     number = Number(offset=int(array)) if array.dtype.kind in "iu" else None
     return Label(number=number, uniform=array.reshape(()).item())
+
+
+def _is_column(array: np.ndarray, column: Any) -> bool:
+    other = np.asarray(column)
+    return array.shape == other.shape and np.array_equal(array, other.astype(array.dtype))
 
 
 def _holds(array: np.ndarray, column: np.ndarray) -> bool:

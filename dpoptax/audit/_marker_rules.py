@@ -46,11 +46,18 @@ def _private(flow: Flow, labels: list[Label], what: str, eqn: Any) -> Label:
 
 def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     note = eqn.params["note"]
-    before, rest = labels[: note.before], labels[note.before :]
-    after, (indices, mask) = rest[: note.after], rest[note.after :]
+    traced = iter(labels)
+    # Tables of a sampler may have one entry per example. They are private only if they are data.
+    with flow.trusting_tables():
+        constants = [
+            next(traced) if one is None else flow.of_constant(one) for one in note.constants
+        ]
+        before = list(traced)
+        *after, indices, mask = flow.within(eqn, note.jaxpr, [*constants, *before])
     drawn = dependent([indices, mask], None, None)
     flow.records.draw(drawn.draws)
-    if any(not label.is_clean for label in labels):
+    if any(not label.is_clean for label in (*constants, *before, *after, indices, mask)):
+        labels = [*labels, *constants, *after, indices, mask]
         bad = _private(flow, labels, "the batch is chosen by private data", eqn)
         return [bad] * len(eqn.outvars)
     batch = flow.inside(eqn)
