@@ -29,9 +29,11 @@ _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
 _CUSTOM_DERIVATIVES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 # Known to JAX, but they talk to other devices, touch mutable arrays, or have no fixed meaning.
-_NOT_PURE = """all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all get swap
-    empty2 custom_lin create_token after_all dce_sink call closed_call rng_uniform cond scan while
-    jit remat custom_jvp_call custom_vjp_call linear_solve stage""".split()
+_NOT_PURE = """
+    all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all get swap empty2
+    custom_lin create_token after_all dce_sink call closed_call rng_uniform cond scan while jit
+    remat custom_jvp_call custom_vjp_call linear_solve stage
+"""
 _numbers = itertools.count()
 
 
@@ -118,11 +120,13 @@ def key_primitives() -> KeyPrimitives:
     """Returns the primitives of `wrap_key_data`, `key_data` and `clone`."""
     key = jax.eval_shape(jax.random.key, 0)
     words = jax.eval_shape(jax.random.key_data, key)
-    functions = (jax.random.wrap_key_data, jax.random.key_data, jax.random.clone)
-    traced = map(jax.make_jaxpr, functions)
-    return KeyPrimitives(
-        *(trace(spec).eqns[-1].primitive for trace, spec in zip(traced, (words, key, key)))
-    )
+    functions: list[tuple[Any, Any]] = [
+        (jax.random.wrap_key_data, words),
+        (jax.random.key_data, key),
+        (jax.random.clone, key),
+    ]
+    traced = [jax.make_jaxpr(function)(spec) for function, spec in functions]
+    return KeyPrimitives(*(closed.eqns[-1].primitive for closed in traced))
 
 
 @functools.cache
@@ -131,11 +135,12 @@ def pure_primitives() -> frozenset[Any]:
 
     Primitives that run other jaxprs, such as `scan`, are not among them.
     """
+    excluded = _NOT_PURE.split()
     found = {
         name: getattr(module, name)
         for module in (primitives, jax.lax)
         for name in dir(module)
-        if name.endswith("_p") and name.removesuffix("_p") not in _NOT_PURE
+        if name.endswith("_p") and name.removesuffix("_p") not in excluded
     }
     return frozenset({*found.values(), *key_primitives(), ragged_dot_primitive()})
 
@@ -165,7 +170,7 @@ def own_trace_cache() -> contextlib.AbstractContextManager[Any]:
     JAX remembers traces by their context. Metadata of the compiler are a part of it.
     """
     context: Callable[..., Any] = set_xla_metadata
-    return context(dpoptax_trace=f"{next(_numbers)}")  # type: ignore[no-any-return]
+    return context(dpoptax_trace=f"{next(_numbers)}")
 
 
 def frames_of(eqn: Any) -> list[tuple[str, int, str]]:

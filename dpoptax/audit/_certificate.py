@@ -11,6 +11,7 @@ from dpoptax import _serialize
 from dpoptax._plan import Plan
 from dpoptax.accounting._event_json import encode_event
 from dpoptax.audit._records import Event
+from dpoptax.audit._words import words
 from dpoptax.relations import parse_relation
 from dpoptax.reports import round_up
 
@@ -18,9 +19,12 @@ FORMAT = "dpoptax certificate 1"
 _PACKAGES = ("dpoptax", "jax", "jaxlib", "optax", "numpy", "dp-accounting")
 _WIDTH = 100
 # The fields of the JSON.
-NAMES = """
-    guarantee releases released secret nonprivate trusted assumptions program generators versions
-""".split()
+NAMES = words(
+    """
+    guarantee releases released secret nonprivate trusted assumptions program generators
+    versions
+    """
+)
 # What every certificate rests on, beside what it names.
 TRUSTED = (
     "dpoptax clips each row of the gradients, sums, and adds the stated noise",
@@ -146,7 +150,10 @@ class Certificate:
             for value in (release.clip, release.mechanism, release.sampler)
             if value is not None and not type(value).__module__.startswith("dpoptax.")
         }
-        return (*TRUSTED, *(f"your own {name} does what its interface says" for name in sorted(own)))
+        return (
+            *TRUSTED,
+            *(f"your own {name} does what its interface says" for name in sorted(own)),
+        )
 
     def to_json(self) -> str:
         """Returns the certificate as JSON, for `dpoptax verify`. It holds public numbers only.

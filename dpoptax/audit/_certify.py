@@ -236,5 +236,5 @@ def _digest(jaxpr: Any) -> str:
 
 def _generators(inputs: Inputs, labels: list[Label], shapes: Any) -> tuple[str, ...]:
     del labels
-    keys = [leaf for leaf in (*jax.tree.leaves(inputs.specs), *jax.tree.leaves(shapes))]
+    keys = [*jax.tree.leaves(inputs.specs), *jax.tree.leaves(shapes)]
     return tuple(sorted({str(leaf.dtype) for leaf in keys if _validate.is_key(leaf)}))

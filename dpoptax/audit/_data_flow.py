@@ -158,9 +158,8 @@ class Flow:
         self.records.draw(path for label in labels for path in label.paths)
         if all(label.is_clean for label in labels):
             public = dependent(labels, None, None)
-            known = {"number": _values.number_of, "uniform": _values.uniform_of}
-            found = {name: rule(eqn, labels) for name, rule in known.items()}
-            return [attrs.evolve(public, **found)] * len(eqn.outvars)
+            number, uniform = _values.number_of(eqn, labels), _values.uniform_of(eqn, labels)
+            return [attrs.evolve(public, number=number, uniform=uniform)] * len(eqn.outvars)
         rows = common_rows(labels)
         if rows is not None and rows.axis is None:
             return [dependent(labels, rows, None)] * len(eqn.outvars)
@@ -202,17 +201,27 @@ class Flow:
 
     def _scan(self, eqn: Any, labels: list[Label]) -> list[Label]:
         consts, carried = _jax_compat.scan_counts(eqn)
-        constants, carry, xs = labels[:consts], labels[consts:][:carried], labels[consts + carried :]
+        constants, carry, xs = (
+            labels[:consts],
+            labels[consts:][:carried],
+            labels[consts + carried :],
+        )
         name = self.inside(eqn)
         slices = [slice_of(label, name) for label in xs]
         outputs = self._loop(
-            eqn, carry, lambda now: self.within(eqn, eqn.params["jaxpr"], [*constants, *now, *slices])
+            eqn,
+            carry,
+            lambda now: self.within(eqn, eqn.params["jaxpr"], [*constants, *now, *slices]),
         )
         return [*outputs[:carried], *(stacked(label, name) for label in outputs[carried:])]
 
     def _while(self, eqn: Any, labels: list[Label]) -> list[Label]:
         num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond, body, carry = labels[:num_cond], labels[num_cond:][:num_body], labels[num_cond + num_body :]
+        cond, body, carry = (
+            labels[:num_cond],
+            labels[num_cond:][:num_body],
+            labels[num_cond + num_body :],
+        )
 
         def one_pass(now: list[Label]) -> list[Label]:
             (ends,) = self.within(eqn, eqn.params["cond_jaxpr"], [*cond, *now])

@@ -12,6 +12,7 @@ import numpy as np
 from dpoptax import _validate
 from dpoptax.audit._labels import DATA, MIXED, Label, Reason, Rows
 from dpoptax.audit._origins import Number
+from dpoptax.audit._values import counts
 
 # Rows of a captured array are looked up among this many rows of the data.
 _MOST_ROWS = 100_000
@@ -64,7 +65,7 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
     for path, leaf in labelled:
         name = f"args{jax.tree_util.keystr(path)}"
         found.paths.append(name)
-        is_private = path[0].idx in numbers  # type: ignore[attr-defined]
+        is_private = path[0].idx in numbers
         found.labels.append(_label(found, leaf, name, is_private, id(leaf) in states))
     specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
     return attrs.evolve(found, specs=specs)
@@ -119,12 +120,16 @@ def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: boo
         many = (("split", tuple(leaf.shape), None),) if leaf.shape else ()
         return Label(data=data, paths=frozenset({(root, *many)}))
     number = None
-    if jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+    if jnp.shape(leaf) == () and counts(jnp.result_type(leaf)):
         variable = ("input", len(inputs.labels), None)
         number = Number.of(variable)
         inputs.names[variable] = name
         if in_state:
             inputs.in_state.add(variable)
+    if not is_private and jnp.ndim(leaf):
+        # Data that are passed a second time.
+        found = constant_label(inputs, leaf, tables_are_private=False)
+        return Label(data=found.data, reason=found.reason)
     return Label(data=data, number=None if is_private else number)
 
 
@@ -148,9 +153,9 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
     if not _is_concrete(value):
         return Label()
     array = np.asarray(value)
-    if array.ndim and array.shape[0] == inputs.num_examples > 1:
-        if tables_are_private or any(_is_column(array, one) for one in inputs.columns):
-            return Label(data=Rows(0, DATA))
+    is_table = array.ndim > 0 and array.shape[0] == inputs.num_examples > 1
+    if is_table and (tables_are_private or any(_is_column(array, one) for one in inputs.columns)):
+        return Label(data=Rows(0, DATA))
     if any(_holds(array, np.asarray(column)) for column in inputs.columns):
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
@@ -197,5 +202,3 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
     dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
     weak = getattr(leaf, "weak_type", isinstance(leaf, int | float | complex))
     return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype, weak_type=bool(weak))
-
-

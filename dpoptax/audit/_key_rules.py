@@ -8,11 +8,14 @@ import jax.numpy as jnp
 from dpoptax import _jax_compat, _validate
 from dpoptax.audit._labels import MIXED, Label, Reason, join
 from dpoptax.audit._origins import UNKNOWN, Number, Path
+from dpoptax.audit._words import words
 
-_MOVES = """
-    slice squeeze reshape broadcast_in_dim transpose dynamic_slice gather concatenate unstack stack
-    select_n rev split convert_element_type tile expand_dims
-""".split()
+_MOVES = words(
+    """
+    slice squeeze reshape broadcast_in_dim transpose dynamic_slice gather concatenate unstack
+    stack select_n rev split convert_element_type tile expand_dims
+    """
+)
 
 
 def outputs(flow: Any, eqn: Any, labels: list[Label]) -> list[Label] | None:

@@ -86,9 +86,7 @@ def slice_of(label: Label, name: Any) -> Label:
         elif data.axis is not None:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
-    return attrs.evolve(
-        label, data=data, paths=paths, number=None, mark=None, zero_padding=False
-    )
+    return attrs.evolve(label, data=data, paths=paths, number=None, mark=None, zero_padding=False)
 
 
 def stacked(label: Label, name: Any) -> Label:

@@ -99,7 +99,7 @@ def _take(flow: Flow, eqn: Any, labels: list[Label], num_examples: int) -> list[
 
 def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     note = eqn.params["note"]
-    mask, rest = labels[0], labels[1:]
+    _mask, rest = labels[0], labels[1:]
     rows, weights = rest[: note.rows], rest[note.rows :][: note.weights]
     captured = [
         *rest[note.rows + note.weights :],
@@ -109,7 +109,8 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     for one in _jax_compat.equations(note.jaxpr):
         if not flow.is_known(one):
             flow.refuse(
-                one, f"the loss has the equation `{one.primitive.name}`, about which nothing is known"
+                one,
+                f"the loss has the equation `{one.primitive.name}`, about which nothing is known",
             )
             return [_private(flow, [], "the loss has an unknown equation", eqn)] * len(eqn.outvars)
     problems = {

@@ -53,7 +53,7 @@ def next_number(number: Number, following: Next) -> Number | None:
 
 def _next_name(name: Any, following: Next) -> Number | None:
     if name in following:
-        return following[name]  # type: ignore[no-any-return]
+        return following[name]
     # A number of an inner loop has the number that it started from in its name.
     kind, loop, slot, *start = name
     if not start or not isinstance(start[0], Number):

@@ -7,7 +7,15 @@ from typing import Any
 import attrs
 
 from dpoptax.audit._labels import Reason
-from dpoptax.audit._origins import Next, Number, Path, differ, next_number, next_path, numbers_differ
+from dpoptax.audit._origins import (
+    Next,
+    Number,
+    Path,
+    differ,
+    next_number,
+    next_path,
+    numbers_differ,
+)
 
 # A reuse of noise shows after one iteration, or after two if two draws of a body take turns.
 _ITERATIONS = 2

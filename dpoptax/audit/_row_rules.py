@@ -8,28 +8,36 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from dpoptax.audit._words import words
+
 Axes: TypeAlias = Sequence[int | None]
 Found: TypeAlias = list[int] | None
 Rule: TypeAlias = Callable[[Any, Axes], Found]
 
-_ELEMENTWISE = """
+_ELEMENTWISE = words(
+    """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf erf_inv erfc
-    exp exp2 expm1 floor ge gt igamma igammac igamma_grad_a imag integer_pow is_finite le le_to
-    lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or polygamma
-    population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
-    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
-    sub tan tanh xor zeta mulhi device_put sharding_constraint
-""".split()
-_REDUCTIONS = """
+    clamp clz complex conj convert_element_type copy cos cosh digamma div eq eq_to erf erf_inv
+    erfc exp exp2 expm1 floor ge gt igamma igammac igamma_grad_a imag integer_pow is_finite le
+    le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or polygamma
+    population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt
+    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta mulhi device_put sharding_constraint
+    """
+)
+_REDUCTIONS = words(
+    """
     reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor argmax argmin
-""".split()
+    """
+)
 _CUMULATIVE = ["cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"]
 # Zero stays zero, whatever the public operands are.
-KEEPS_ZERO = """
+KEEPS_ZERO = words(
+    """
     neg convert_element_type reshape transpose squeeze broadcast_in_dim slice reduce_sum copy
     stop_gradient sharding_constraint
-""".split()
+    """
+)
 
 
 def axes_of_outputs(eqn: Any, axes: Axes) -> Found:
@@ -152,6 +160,16 @@ def _split(eqn: Any, axes: Axes) -> Found:
     return None if eqn.params["axis"] == _only(axes) else [_only(axes)] * len(eqn.outvars)
 
 
+def _stack(eqn: Any, axes: Axes) -> Found:
+    axis, new = _only(axes), eqn.params["axis"]
+    return [axis + (new <= axis)] if all(place in (None, axis) for place in axes) else None
+
+
+def _unstack(eqn: Any, axes: Axes) -> Found:
+    axis, gone = _only(axes), eqn.params["axis"]
+    return None if gone == axis else [axis - (gone < axis)] * len(eqn.outvars)
+
+
 def _dot_general(eqn: Any, axes: Axes) -> Found:
     contracting, batched = eqn.params["dimension_numbers"]
     if len(eqn.invars) != 2:
@@ -200,17 +218,17 @@ def _gather(eqn: Any, axes: Axes) -> Found:
         if operand in batching:
             place = numbers.start_indices_batching_dims[batching.index(operand)]
             found.append(batch_places[place])
-        elif operand in numbers.collapsed_slice_dims or indices is not None:
-            return None
-        elif sizes[operand] != _shape(eqn.invars[0])[operand]:
+        elif (
+            operand in numbers.collapsed_slice_dims
+            or indices is not None
+            or sizes[operand] != _shape(eqn.invars[0])[operand]
+        ):
             return None
         else:
             removed = {*numbers.collapsed_slice_dims, *batching}
             kept = [place for place in range(len(sizes)) if place not in removed]
             found.append(numbers.offset_dims[kept.index(operand)])
     return [found[0]] if len(set(found)) == 1 else None
-
-
 
 
 _RULES: dict[str, Rule] = {
@@ -229,6 +247,8 @@ _RULES: dict[str, Rule] = {
     "sort": _sort,
     "top_k": _top_k,
     "split": _split,
+    "stack": _stack,
+    "unstack": _unstack,
     "dot_general": _dot_general,
     "conv_general_dilated": _convolution,
     "gather": _gather,

@@ -18,17 +18,22 @@ _OF_BOOLS: dict[str, Callable[[Any, Any], Any]] = {"and": operator.and_, "or": o
 def of_number(value: Any) -> Label:
     """Returns the label of a number that is written in the program."""
     number = None
-    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_):
-        number = Number(offset=int(value))
-    elif isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+    if (isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)) or (
+        isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)
+    ):
         number = Number(offset=int(value))
     return Label(uniform=value.item() if hasattr(value, "item") else value, number=number)
+
+
+def counts(dtype: Any) -> bool:
+    """Whether numbers of a type can count the steps of a run; narrow ones wrap around."""
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits >= 32
 
 
 def number_of(eqn: Any, labels: list[Label]) -> Number | None:
     """Returns the whole number that an equation computes, if it is known."""
     name, aval = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
-    if aval is None or not jnp.issubdtype(aval.dtype, jnp.integer) or aval.size != 1:
+    if aval is None or aval.size != 1 or not counts(aval.dtype):
         return None
     numbers = [label.number for label in labels]
     if name in _RESHAPES and numbers:
@@ -39,7 +44,8 @@ def number_of(eqn: Any, labels: list[Label]) -> Number | None:
         return numbers[0].plus(numbers[1], 1 if name == "add" else -1)
     if name == "mul" and any(not one.terms for one in numbers if one is not None):
         constant, other = sorted(numbers, key=lambda one: len(one.terms) if one else 0)
-        assert constant is not None and other is not None
+        assert constant is not None
+        assert other is not None
         return Number().plus(other, constant.offset)
     return None
 

@@ -42,8 +42,8 @@ def verify(text: str) -> str:
         stated = _validate.real("epsilon", stated)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"expected a guarantee with event, relation, epsilon and delta; got a fault in {error}. "
-            "Pass the text that Certificate.to_json wrote."
+            "expected a guarantee with event, relation, epsilon and delta; got a fault in "
+            f"{error}. Pass the text that Certificate.to_json wrote."
         ) from None
     found, library = _epsilon(event, delta, relation)
     where = f"at delta = {delta:g} ({relation.name.lower()})"

@@ -605,7 +605,9 @@ def calls_the_host(s, data):
 def calls_the_host_in_the_loss(s, data):
     def called(params, row):
         spec = jax.ShapeDtypeStruct((), np.float32)
-        same = jax.pure_callback(lambda x: np.float32(x), spec, row["x"][0], vmap_method="sequential")
+        same = jax.pure_callback(
+            lambda x: np.float32(x), spec, row["x"][0], vmap_method="sequential"
+        )
         return loss(params, row) + jax.lax.stop_gradient(same)
 
     s, _, taken = sample(s, data)

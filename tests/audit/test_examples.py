@@ -140,9 +140,7 @@ def test_from_d3p(example):
 
 def test_lora(example):
     module = example("07_lora")
-    config = module.minilm.Config(
-        vocabulary=20, tokens=8, width=8, heads=2, hidden=16, layers=1
-    )
+    config = module.minilm.Config(vocabulary=20, tokens=8, width=8, heads=2, hidden=16, layers=1)
     encoder = module.minilm.Encoder(config, nnx.Rngs(0))
     model = module.Classifier(encoder, 3, nnx.Rngs(0))
     module.add_adapters(model, 2, nnx.Rngs(1))

@@ -1,9 +1,9 @@
 """No leaking program is certified."""
 
 import pytest
+from audit.leaking_programs import DATASET, PROGRAMS, honest, initial
 
 import dpoptax
-from audit.leaking_programs import DATASET, PROGRAMS, honest, initial
 
 
 def test_the_program_without_a_leak_is_certified():
