@@ -27,6 +27,8 @@ _CALLS = {
 # neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
+# Functions of `jax.numpy` that are such objects.
+_PURE_OPERATIONS = {"SearchSorted"}
 _CUSTOM_DERIVATIVES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
 # Known to JAX, but they talk to other devices, touch mutable arrays, or have no fixed meaning.
 _NOT_PURE = """
@@ -129,12 +131,18 @@ def key_primitives() -> KeyPrimitives:
     return KeyPrimitives(*(closed.eqns[-1].primitive for closed in traced))
 
 
-@functools.cache
-def pure_primitives() -> frozenset[Any]:
-    """Returns JAX's primitives that compute their outputs from their inputs, and do nothing else.
+def is_pure(eqn: Any) -> bool:
+    """Whether an equation only computes its outputs from its inputs, by a primitive of JAX.
 
     Primitives that run other jaxprs, such as `scan`, are not among them.
     """
+    kind = type(_operation(eqn))
+    known = kind.__name__ in _PURE_OPERATIONS and kind.__module__.startswith("jax.")
+    return not eqn.effects and (known or eqn.primitive in _pure_primitives())
+
+
+@functools.cache
+def _pure_primitives() -> frozenset[Any]:
     excluded = _NOT_PURE.split()
     found = {
         name: getattr(module, name)

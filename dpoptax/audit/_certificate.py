@@ -18,6 +18,8 @@ from dpoptax.reports import round_up
 FORMAT = "dpoptax certificate 1"
 _PACKAGES = ("dpoptax", "jax", "jaxlib", "optax", "numpy", "dp-accounting")
 _WIDTH = 100
+# How many outputs of a kind the text lists. The JSON has all of them.
+_MOST = 6
 # The fields of the JSON.
 NAMES = words(
     """
@@ -207,7 +209,8 @@ class Certificate:
             )
         for name in ("released", "secret", "nonprivate"):
             if paths := getattr(self, name):
-                lines += _wrapped(name, ", ".join(paths))
+                more = f" and {len(paths) - _MOST} more" if len(paths) > _MOST else ""
+                lines += _wrapped(name, ", ".join(paths[:_MOST]) + more)
         for name in self.trusted():
             lines += _wrapped("trusts", name)
         for name in (*ASSUMED, *self.assumptions):

@@ -52,7 +52,6 @@ class Flow:
         self.place: tuple[int, ...] = ()
         self._lines: list[str] = [""]
         self._markers = markers
-        self._pure = _jax_compat.pure_primitives()
 
     def of_constant(self, value: Any) -> Label:
         """Returns the label of an array that the program captured."""
@@ -113,7 +112,7 @@ class Flow:
             return self._while(eqn, labels)
         if eqn.primitive.name in ("debug_callback", "debug_print") and not eqn.outvars:
             return self._print(eqn, labels)
-        if eqn.primitive not in self._pure or eqn.effects or not self.is_known_inside(eqn):
+        if not (_jax_compat.is_pure(eqn) and self.is_known_inside(eqn)):
             return self.refuse(
                 eqn,
                 f"the equation `{eqn.primitive.name}` is unknown: a callback, a custom call, or a "
@@ -133,7 +132,7 @@ class Flow:
         """Whether an equation computes its outputs from its inputs and does nothing else."""
         control = (jax.lax.cond_p, jax.lax.scan_p, jax.lax.while_p)
         runs_others = any(eqn.primitive is one for one in control) or _called(eqn) is not None
-        return not eqn.effects and (runs_others or eqn.primitive in self._pure)
+        return not eqn.effects and (runs_others or _jax_compat.is_pure(eqn))
 
     def within(self, eqn: Any, jaxpr: Any, labels: list[Label]) -> list[Label]:
         """Returns the labels of the outputs of a jaxpr that an equation runs."""

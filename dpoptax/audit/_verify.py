@@ -53,8 +53,8 @@ def verify(text: str) -> str:
             f"{library} finds {round_up(found)}. Do not use this certificate."
         )
     return (
-        f"epsilon = {round_up(stated)} {where} holds for this event: {library} finds "
-        f"{round_up(found)}.\n"
+        f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
+        f"{round_up(stated)}. They agree within {TOLERANCE:.0%}.\n"
         f"Not verified here: that the program ({content['program']}) is the one that ran."
     )
 

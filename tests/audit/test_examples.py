@@ -14,6 +14,7 @@ from flax.training.train_state import TrainState
 import dpoptax
 from dpoptax.training import init_state, make_train_step
 
+pytestmark = pytest.mark.slow
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 KEYS = dpoptax.random.split_by_purpose(jax.random.key(0))
 RNG = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from audit.leaking_programs import (
@@ -25,6 +26,8 @@ import dpoptax
 from dpoptax.clipping import QuantileClip
 from dpoptax.samplers import MaskedExamples, take
 from dpoptax.training import init_state, make_train_step
+from dpoptax.training._noise_binding import bind_noise
+from dpoptax.training._own_gradients import make_sampling_step
 from dpoptax.transforms import chain, disk, scale_then_privatize
 from dpoptax.vi import aligned_elbo, global_elbo, local_elbo_loss
 from dpoptax.vi.guides import MeanField
@@ -102,6 +105,7 @@ def test_a_clip_rule_with_state_is_certified():
     assert any("clip_state" in name for name in found.released)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -114,6 +118,7 @@ def test_an_optimizer_that_acts_before_the_clip_is_certified(optimizer):
     require(certify_step(squared, jnp.zeros(WIDTH), tx=chain(privatize(), optimizer)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -137,6 +142,7 @@ def test_linen_and_nnx_models_are_certified():
     require(certify_step(loss_fn, params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [global_elbo, aligned_elbo])
 @pytest.mark.parametrize("prior", [1.0, lambda latent: -jnp.sum(jnp.abs(latent))])
 def test_variational_inference_is_certified(make, prior):
@@ -151,6 +157,30 @@ def test_a_variational_autoencoder_is_certified():
     encode = lambda w, x: (w * x, jnp.ones(WIDTH))  # noqa: E731
     loss_fn = local_elbo_loss(encode, lambda w, z, x: -squared(z * w, x))
     require(certify_step(loss_fn, jnp.ones(WIDTH)))
+
+
+def test_the_two_halves_of_a_step_are_certified_together():
+    grads_fn = dpoptax.per_example_grads(squared)
+    half = make_sampling_step(SAMPLER, take)
+    tx = optax.chain(PLAN.privatize(KEYS.noise_key), optax.sgd(0.1))
+
+    def step(state, data):
+        state, (batch, examples) = half(state, data)
+        grads = grads_fn(state.params, examples, mask=batch.mask)
+        opt_state = bind_noise(state.opt_state, (batch.indices, examples), program="own")
+        updates, opt_state = tx.update(grads, opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state)
+
+    run = {"tx": tx, "sampler": SAMPLER}
+    state = init_state(jnp.zeros(WIDTH), sampling_key=KEYS[0], model_key=KEYS[2], **run)
+    require(dpoptax.certify(step, state, DATA, private="data", plan=PLAN))
+
+
+def test_a_batch_on_a_mesh_is_certified():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    require(certify_step(squared, jnp.zeros(WIDTH), take=dpoptax.samplers.sharded_take(sharding)))
 
 
 # Loops of one's own
