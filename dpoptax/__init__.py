@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpoptax import (
         accounting,
+        audit,
         clipping,
         keras,
         mechanisms,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dpoptax._correlated_plan import correlated_plan
     from dpoptax._plan import Plan
     from dpoptax._suggest import Suggestion, suggest
+    from dpoptax.audit import certify
     from dpoptax.per_example import (
         PerExampleGrads,
         average_views,
@@ -55,6 +57,7 @@ __all__ = [
     "reports",
     "training",
     "vi",
+    "audit",
     "nnx",
     "keras",
     "tunix",
@@ -72,6 +75,7 @@ __all__ = [
     "Plan",
     "correlated_plan",
     "Report",
+    "certify",
     "__version__",
 ]
 
@@ -90,6 +94,7 @@ _MODULES = {
     "Plan": "dpoptax._plan",
     "correlated_plan": "dpoptax._correlated_plan",
     "Report": "dpoptax.reports",
+    "certify": "dpoptax.audit",
 }
 
 

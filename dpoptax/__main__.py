@@ -11,6 +11,7 @@ from dpoptax import _validate, accounting, samplers
 from dpoptax._command_line_errors import show_warning, with_flags
 from dpoptax._plan import Plan
 from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.audit._verify import verify
 from dpoptax.reports import Report, round_up
 from dpoptax.reports._round import round_up_significant
 from dpoptax.samplers import Sampler
@@ -18,7 +19,8 @@ from dpoptax.samplers import Sampler
 EXAMPLES = """examples:
   dpoptax epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1.0
   dpoptax calibrate --num-examples 50000 --batch-size 1000 --epochs 20 --epsilon 3 --delta 1e-6
-  dpoptax report plan.json --figure report.png"""
+  dpoptax report plan.json --figure report.png
+  dpoptax verify certificate.json"""
 
 
 def _whole(size: float) -> float:
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_epsilon(commands)
     _add_calibrate(commands)
     _add_report(commands)
+    _add_verify(commands)
     return parser
 
 
@@ -193,6 +196,26 @@ def _add_run(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="how batches are drawn; default poisson, where each example joins a batch "
         "independently",
     )
+
+
+def _add_verify(commands: Any) -> None:
+    verifier = commands.add_parser(
+        "verify",
+        help="compute the epsilon of a certificate again",
+        description="Reads a certificate that Certificate.to_json wrote, and computes its epsilon "
+        "again: by dp-accounting alone where that knows the event, else by dpoptax. It does not "
+        "look at the program.",
+    )
+    verifier.add_argument("file", type=pathlib.Path, help="the certificate")
+    verifier.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    try:
+        text = options.file.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{options.file} is not a certificate: it is no text") from None
+    print(verify(text))
 
 
 def _epsilon(options: argparse.Namespace) -> None:

@@ -3,11 +3,15 @@
 A jaxpr is JAX's record of a traced function: a list of equations, each of one primitive.
 """
 
+import contextlib
+import functools
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core as jex
 from jax.extend.core import primitives
 from jax.extend.random import define_prng_impl as define_prng_impl
@@ -23,6 +27,16 @@ _CALLS = {
 # neither, so both are known by name.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
+# Functions of `jax.numpy` that are such objects.
+_PURE_OPERATIONS = {"SearchSorted"}
+_CUSTOM_DERIVATIVES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+# Known to JAX, but they talk to other devices, touch mutable arrays, or have no fixed meaning.
+_NOT_PURE = """
+    all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all get swap empty2
+    custom_lin create_token after_all dce_sink call closed_call rng_uniform cond scan while jit
+    remat custom_jvp_call custom_vjp_call linear_solve stage
+"""
+_numbers = itertools.count()
 
 
 def mapped_axes() -> tuple[str, ...]:
@@ -93,6 +107,89 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Runs one equation."""
     outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+class KeyPrimitives(NamedTuple):
+    """Primitives on typed keys that JAX does not export."""
+
+    wrap: Any
+    unwrap: Any
+    clone: Any
+
+
+@functools.cache
+def key_primitives() -> KeyPrimitives:
+    """Returns the primitives of `wrap_key_data`, `key_data` and `clone`."""
+    key = jax.eval_shape(jax.random.key, 0)
+    words = jax.eval_shape(jax.random.key_data, key)
+    functions: list[tuple[Any, Any]] = [
+        (jax.random.wrap_key_data, words),
+        (jax.random.key_data, key),
+        (jax.random.clone, key),
+    ]
+    traced = [jax.make_jaxpr(function)(spec) for function, spec in functions]
+    return KeyPrimitives(*(closed.eqns[-1].primitive for closed in traced))
+
+
+def is_pure(eqn: Any) -> bool:
+    """Whether an equation only computes its outputs from its inputs, by a primitive of JAX.
+
+    Primitives that run other jaxprs, such as `scan`, are not among them.
+    """
+    kind = type(_operation(eqn))
+    known = kind.__name__ in _PURE_OPERATIONS and kind.__module__.startswith("jax.")
+    return not eqn.effects and (known or eqn.primitive in _pure_primitives())
+
+
+@functools.cache
+def _pure_primitives() -> frozenset[Any]:
+    excluded = _NOT_PURE.split()
+    found = {
+        name: getattr(module, name)
+        for module in (primitives, jax.lax)
+        for name in dir(module)
+        if name.endswith("_p") and name.removesuffix("_p") not in excluded
+    }
+    return frozenset({*found.values(), *key_primitives(), ragged_dot_primitive()})
+
+
+def custom_derivative_jaxpr(eqn: Any) -> Any | None:
+    """Returns the function of a `custom_jvp` or `custom_vjp` as a jaxpr; else None."""
+    if not any(eqn.primitive is one for one in _CUSTOM_DERIVATIVES):
+        return None
+    return next(_jaxprs([eqn.params.get(name) for name in ("call_jaxpr", "jaxpr", "fun_jaxpr")]))
+
+
+def define_marker(name: str) -> Any:
+    """Returns a primitive that is only traced: its outputs are `params["outputs"]`."""
+    marker = jex.Primitive(name)
+    marker.multiple_results = True
+
+    def outputs_of(*_: Any, outputs: Any, **__: Any) -> list[Any]:
+        return [jax.core.ShapedArray(spec.shape, spec.dtype) for spec in outputs]
+
+    marker.def_abstract_eval(outputs_of)
+    return marker
+
+
+def own_trace_cache() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which JAX reuses no trace from outside, and none from inside later.
+
+    JAX remembers traces by their context. Metadata of the compiler are a part of it.
+    """
+    context: Callable[..., Any] = set_xla_metadata
+    return context(dpoptax_trace=f"{next(_numbers)}")
+
+
+def frames_of(eqn: Any) -> list[tuple[str, int, str]]:
+    """Returns file, line and function of the calls that made an equation, innermost first."""
+    frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", ())
+    return [(one.file_name, one.line_num, one.function_name) for one in frames]
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """Returns the jaxprs that an equation holds."""
+    return list(_jaxprs([eqn.params, getattr(_operation(eqn), "params", None)]))
 
 
 def ragged_dot_primitive() -> Any:

@@ -15,8 +15,9 @@ BASE = ["_validate", "relations", "schedules", "_serialize", "_dp_events", "_jax
 # Column and row of each package.
 PLACES = {
     "vi": (0.0, 8),
+    "audit": (-4.0, 7),
     "training": (0.0, 7),
-    "__main__": (-4.0, 7),
+    "__main__": (-4.0, 8),
     "reports": (0.0, 6),
     "_plan": (0.0, 5),
     "transforms": (-4.0, 4.3),
@@ -44,6 +45,7 @@ LABELS = {
     "reports": "reports\nstatement for people",
     "training": "training\nfit, resume, host data",
     "vi": "vi\nvariational inference",
+    "audit": "audit\ncertificates of steps",
     "nnx": "nnx\nFlax NNX models",
     "keras": "keras\nKeras 3 models",
     "tunix": "tunix\ntrainer of Tunix",

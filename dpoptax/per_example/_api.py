@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dpoptax import _validate
+from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
 from dpoptax.per_example import _validate_loss as validation
@@ -19,6 +19,7 @@ from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
 from dpoptax.per_example._parts import refuse_uneven
 from dpoptax.per_example._self_check import check_form
+from dpoptax.per_example._stacked import StackedGrads
 
 # `loss_fn(params, example)` or `loss_fn(params, example, key)`, which returns a scalar.
 LossFn: TypeAlias = Callable[..., Float[Array, ""]]
@@ -232,6 +233,10 @@ def deferred_values_and_grads(
             loss_fn, params, examples, key, has_aux=has_aux, allow_unused=allow_unused
         )
         inputs = (examples,) if key is None else (examples, jax.random.split(key, len(rows)))
+        if _markers.active():
+            marked = _markers.per_example(trace, params, inputs, rows)
+            values = Values(marked.loss, marked.aux)
+            return _named(values, rows, trace), StackedGrads(marked.gradients, rows)
         if check and form != "stacked" and len(rows):
             check_form(_form_of(form), trace, params, inputs)
         values, grads = form_of(trace, params, inputs, rows)

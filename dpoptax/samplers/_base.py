@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dp_accounting import DpEvent, NeighboringRelation
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
-from dpoptax import _validate
+from dpoptax import _markers, _validate
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._participation import Participation
@@ -102,6 +102,10 @@ class Sampler(abc.ABC):
 
     unit: ClassVar[str] = "example"
     relation: ClassVar[str] = "add_or_remove_one"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _markers.marks_batches(cls)
 
     if TYPE_CHECKING:
         # For a type checker, a read-only declaration can be implemented by a field or by a

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from dpoptax import _validate
+from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import automatic_sharding, replicated_results, sharded_results
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers._base import Batch
@@ -43,6 +43,8 @@ def take(data: PyTree[Shaped[Any, "num_examples ..."]], batch: Batch) -> MaskedE
         ({'x': Array([12,  0], dtype=int32)}, Array([ True, False], dtype=bool))
     """
     size = _validate.leading_axis_size("data", data)
+    if _markers.active():
+        return MaskedExamples(*_markers.taken(data, batch.indices, batch.mask))
     on_host = isinstance(batch.indices, np.ndarray)
     mask = batch.mask
     if not (on_host and all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(data))):

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from dpoptax import _markers
 from dpoptax._jax_compat import constants_inside, equations, run_jaxpr, split_constants
 from dpoptax.per_example._stacked import StackedGrads
 from dpoptax.training._multihost import from_first_process
@@ -52,6 +53,8 @@ class ProgramDigest:
             params: the parameters.
             opt_state: the state of the transformation.
         """
+        if _markers.active():
+            return "", []  # the trace has equations that cannot be lowered
         example = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), examples
         )

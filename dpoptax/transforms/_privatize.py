@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from dpoptax import _validate
+from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import (
     run_with_automatic_axes,
     sharded_by_example,
@@ -169,7 +169,7 @@ def privatize(
         next_state = state._replace(step=state.step + 1)
         if not jax.tree.leaves(specs):
             return specs, next_state
-        if guard is not None:
+        if guard is not None and not _markers.active():
             guard.on_update(state, next_state, grads)
         identity = f"{sum_release.identity};{fingerprint(_shapes(specs))}"
         keys = NoiseKeys(state.key, release_key(state.key, identity, state.step), identity)
@@ -200,6 +200,8 @@ def _run_release(
     params: PyTree,
 ) -> tuple[PyTree, ReleaseState]:
     """Returns the noisy sum, sharded like the parameters, and the next states."""
+    if _markers.active():
+        return _markers.released(sum_release, keys.current, grads.stacked(), states, step)
 
     def run(root: Array, current: Array, grads: PerExampleGrads, *rest: Any) -> Any:
         found = sum_release(NoiseKeys(root, current, keys.identity), grads, *rest)

@@ -43,7 +43,9 @@ class SumRelease:
     """Clips and sums gradients, and adds noise, as a function of the states of rule and mechanism.
 
     Attributes:
-        identity: a text of what decides the release, for the noise keys.
+        settings: what decides the release: clip rule, its bound or the noise of its votes, noise
+            multiplier, expected batch size, mechanism.
+        identity: a text of these, for the noise keys.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class SumRelease:
         self._size = expected_batch_size
         # A property of a class, which is no field, apart from the rule.
         setting = rule.count_noise if isinstance(rule, StatefulClipRule) else rule.l2_clip
-        self.identity = fingerprint(rule, setting, noise_multiplier, expected_batch_size, mechanism)
+        self.settings = (rule, setting, noise_multiplier, expected_batch_size, mechanism)
+        self.identity = fingerprint(*self.settings)
 
     def init(self, params: PyTree, key: PRNGKeyArray) -> ReleaseState:
         """Returns the states before the first step."""

@@ -245,7 +245,10 @@ class OwnCyclic(CyclicPoisson):
         ),
         ({"sampler": CyclicPoisson(100, 5, 2)}, "num_groups=2 .* 3 bands in BandedToeplitz"),
         ({"num_steps": 41}, "covers 40 steps; got a run of 41|at most 40 steps"),
-        ({"noise_multiplier": Schedule((1.0, 2.0), (20, 20))}, "one noise_multiplier|constant noise_multiplier"),
+        (
+            {"noise_multiplier": Schedule((1.0, 2.0), (20, 20))},
+            "one noise_multiplier|constant noise_multiplier",
+        ),
         ({"relation": "add_or_remove_one"}, "groups by index have no guarantee"),
         (
             {"sampler": Shuffled(100, 10), "relation": "add_or_remove_one"},

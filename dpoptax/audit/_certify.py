@@ -1,0 +1,240 @@
+"""Certify a step: private data may reach what it returns only through clip, sum and noise."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dpoptax import _markers, _validate
+from dpoptax._jax_compat import own_trace_cache
+from dpoptax._plan import Plan
+from dpoptax.audit._certificate import Certificate, Leak, release_of
+from dpoptax.audit._data_flow import Flow
+from dpoptax.audit._inputs import Inputs, constant_label, read_inputs
+from dpoptax.audit._labels import Label, Reason
+from dpoptax.audit._marker_rules import marker_rules
+from dpoptax.audit._origins import Number, differ
+from dpoptax.audit._records import Event
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+_NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
+
+
+def certify(
+    step: Callable[..., Any], *args: Any, private: Any, plan: Plan | None = None
+) -> Certificate:
+    """Follows private data through a step, to everything that it returns.
+
+    The step is traced and not run. Its trace shows where a batch is drawn and gathered, where
+    per-example gradients are taken, and where a sum is clipped and gets noise. What the step
+    returns may depend on private data through such a release only. Leaves whose name starts with
+    `nonprivate_` are listed and may depend on them in any way.
+
+    Each row of a gradient that is released must depend on one example only. Rows of the data may be
+    changed before, by operations that treat each row alone. Two releases must not share noise, also
+    in two iterations of a loop, and the state that carries the noise on must be returned.
+    Callbacks, effects, custom calls and primitives that are not known here are refused.
+
+    The certificate trusts the code of dpoptax for the clip, the sum and the noise, the law of the
+    sampler, and clip rules, mechanisms and samplers of your own, which it names. It says nothing
+    about numbers that were computed from the data before the step, about rounding, or about other
+    code that sees the data. It holds for this program with these shapes.
+
+    Args:
+        step: a pure function, jitted or not, such as that of
+            `dpoptax.training.make_train_step`, or the body of a loop of your own. It draws the
+            batch with a sampler, and gathers it by `dpoptax.samplers.take`.
+        args: its arguments, arrays or their shapes. With arrays, equal keys are found, and data
+            that the step captured.
+        private: which of them are the private data, by name or position; several in a tuple. Or the
+            private arrays that `step` captured.
+        plan: the plan of the run. Every release must then be a step of it, and the certificate
+            states its epsilon.
+
+    Returns:
+        A `Certificate`. Read `certified` and `leaks`, or print it.
+
+    Raises:
+        ValueError: `private` is no argument, or has not one row per example. Also what the step
+            raises when it is traced.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> sampler = dpoptax.samplers.Poisson(100, 10)
+        >>> tx = dpoptax.dp_sgd(0.1, 1.0, 1.1, expected_batch_size=10, key=jax.random.key(0))
+        >>> grads_fn = dpoptax.per_example_grads(lambda w, x: (w - x) ** 2)
+        >>> def step(params, opt_state, sampler_state, data):
+        ...     sampler_state, batch = sampler.sample(sampler_state)
+        ...     grads = grads_fn(params, dpoptax.samplers.take(data, batch))
+        ...     updates, opt_state = tx.update(grads, opt_state, params)
+        ...     return optax.apply_updates(params, updates), opt_state, sampler_state
+        >>> params, data = jnp.array(0.0), jnp.ones(100)
+        >>> state = tx.init(params), sampler.init(jax.random.key(1))
+        >>> certify(step, params, *state, data, private="data").certified
+        True
+        >>> def leaking(params, opt_state, sampler_state, data):
+        ...     params, *state = step(params, opt_state, sampler_state, data)
+        ...     return params + 1e-3 * jnp.mean(data), *state
+        >>> leaks = certify(leaking, params, *state, data, private="data").leaks
+        >>> leaks[0].output, leaks[0].what
+        ('output[0]', '`reduce_sum` combines private values of several examples')
+    """
+    inputs = read_inputs(step, args, private)
+    with _markers.certifying(), own_trace_cache():
+        try:
+            jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*inputs.specs)
+        except NotImplementedError as error:
+            if "dpoptax_" not in str(error):
+                raise
+            raise ValueError(
+                "expected a step that samples, gathers and releases outside of jax.vmap, jax.grad "
+                "and functions mapped over devices; got one inside. Certify the step of one run."
+            ) from error
+    flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
+    labels = flow.run(jaxpr, inputs.labels)
+    flow.records.end()
+    paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]
+    leaks = [Leak("", one.what, one.where) for one in flow.records.refusals]
+    found: dict[str, list[str]] = {"released": [], "secret": [], "nonprivate": []}
+    for path, spec, label in zip(paths, jax.tree.leaves(shapes), labels, strict=True):
+        kind, reason = _kind_of(flow, path, _validate.is_key(spec), label)
+        found.setdefault(kind, []).append(path)
+        if reason is not None:
+            leaks.append(Leak(path, reason.what, reason.where))
+    freshness, assumptions = _freshness(flow.records.events, labels, inputs)
+    releases = [event for event in flow.records.events if event.kind == "release"]
+    made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
+    return Certificate(
+        leaks=(*leaks, *freshness, *_against_plan(made, releases, plan)),
+        releases=made,
+        released=tuple(found["released"]),
+        secret=tuple(found["secret"]),
+        nonprivate=tuple(found["nonprivate"]),
+        assumptions=tuple(dict.fromkeys(assumptions)),
+        program=_digest(jaxpr),
+        generators=_generators(inputs, labels, shapes),
+        plan=plan,
+    )
+
+
+def _leaves(tree: Any) -> Any:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Reason | None]:
+    """Returns what an output is, and why it must not be returned."""
+    if not label.is_clean:
+        if _NONPRIVATE.search(path):
+            return "nonprivate", None
+        unknown = Reason("it holds rows of the private data, or the members of a batch", "")
+        return "leak", label.reason or unknown
+    if is_key or label.declared:
+        return "secret", None
+    if label.paths:
+        return "leak", Reason("it holds the words of a key", "")
+    shared = [
+        one
+        for one in label.draws
+        for key in flow.sampling
+        if not differ(one, key, as_ancestors=False)
+    ]
+    if shared:
+        if _NONPRIVATE.search(path):
+            return "nonprivate", None
+        return "leak", Reason("it depends on the random numbers that choose the batch", "")
+    return ("released" if label.released else "public"), None
+
+
+def _freshness(
+    events: list[Event], labels: list[Label], inputs: Inputs
+) -> tuple[list[Leak], list[str]]:
+    """Returns releases and batches that every call repeats, and what is left to the caller."""
+    leaks, assumptions = [], []
+    returned = {path for label in labels for path in label.paths}
+    counted = [label.number for label in labels if label.number is not None]
+    what = {"release": "noise", "sample": "batch"}
+    for event in events:
+        sources = _sources(event)
+        known = [source for source in sources if source in inputs.names]
+        if any(_moves_on(source, returned, counted) for source in known):
+            continue
+        again = f"every call draws the same {what[event.kind]}"
+        if not known:
+            leaks.append(Leak("", f"{again}: its key is no argument of the step", event.where))
+        elif all(one in inputs.in_state or (one,) in returned for one in known):
+            names = ", ".join(inputs.names[one] for one in known)
+            reason = f"{again}: the state after it is not returned ({names})"
+            leaks.append(Leak("", reason, event.where))
+        else:
+            free = [inputs.names[one] for one in known if one not in inputs.in_state]
+            assumptions.append(f"The caller passes another {' or '.join(free)} in each call.")
+    return leaks, assumptions
+
+
+def _sources(event: Event) -> list[Any]:
+    """Returns the roots of keys, and the numbers, from which the randomness of an event follows."""
+    found = [path[0] for path in sorted(event.paths, key=str)]
+    numbers = [one for one in event.numbers if one is not None]
+    for path in event.paths:
+        numbers += [part[-1] for part in path if isinstance(part[-1], Number)]
+    while numbers:
+        for name, _ in numbers.pop().terms:
+            if len(name) == 4 and isinstance(name[3], Number):
+                numbers.append(name[3])
+            else:
+                found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _moves_on(source: Any, returned: set[Any], counted: list[Number]) -> bool:
+    """Whether the step returns the next value of a key or a number."""
+    if source[0] == "root":
+        return any(path[:1] == (source,) and len(path) > 1 for path in returned)
+    return any(_counts_from(source, number) for number in counted)
+
+
+def _counts_from(source: Any, number: Number) -> bool:
+    if number.terms == frozenset({(source, 1)}):
+        return number.offset > 0
+    return len(number.terms) == 1 and any(
+        name[0] == "after" and number.offset >= 0 and _starts_at(source, name[3])
+        for name, _ in number.terms
+    )
+
+
+def _starts_at(source: Any, start: Number) -> bool:
+    same = start.terms == frozenset({(source, 1)}) and start.offset >= 0
+    return same or _counts_from(source, start)
+
+
+def _against_plan(made: tuple[Any, ...], events: list[Event], plan: Plan | None) -> list[Leak]:
+    """Returns where a release is not a step of the plan."""
+    if plan is None:
+        return []
+    expected = {
+        "sampler": plan.sampler,
+        "clip": plan.clip,
+        "noise_multiplier": plan.noise_multiplier,
+        "expected_batch_size": plan.sampler.expected_batch_size,
+        "mechanism": plan.mechanism,
+    }
+    return [
+        Leak("", f"the {name} of a release is not that of the plan", event.where)
+        for release, event in zip(made, events, strict=True)
+        for name, value in expected.items()
+        if getattr(release, name) != value
+    ]
+
+
+def _digest(jaxpr: Any) -> str:
+    """Returns a digest of the trace. Captured arrays are left out: they may be private."""
+    return hashlib.sha256(_ADDRESS.sub("", str(jaxpr)).encode()).hexdigest()
+
+
+def _generators(inputs: Inputs, labels: list[Label], shapes: Any) -> tuple[str, ...]:
+    del labels
+    keys = [*jax.tree.leaves(inputs.specs), *jax.tree.leaves(shapes)]
+    return tuple(sorted({str(leaf.dtype) for leaf in keys if _validate.is_key(leaf)}))

@@ -1,0 +1,204 @@
+"""Labels of what goes into a step: its arguments, and the arrays that it captured."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpoptax import _validate
+from dpoptax.audit._labels import DATA, MIXED, Label, Reason, Rows
+from dpoptax.audit._origins import Number
+from dpoptax.audit._values import counts
+
+# Rows of a captured array are looked up among this many rows of the data.
+_MOST_ROWS = 100_000
+
+
+@attrs.frozen
+class Inputs:
+    """The arguments of a step.
+
+    Attributes:
+        specs: the arguments as shapes.
+        labels: of the leaves.
+        paths: the names of the leaves.
+        num_examples: how many rows the private data have.
+        columns: the private arrays that can be read, to find them among captured arrays.
+        names: of roots of keys and of numbers, for messages.
+        in_state: the roots and numbers that belong to the state of a sampler or of `privatize`.
+    """
+
+    specs: tuple[Any, ...]
+    labels: list[Label]
+    paths: list[str]
+    num_examples: int
+    columns: list[Any]
+    names: dict[Any, str]
+    in_state: set[Any]
+
+
+def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -> Inputs:
+    """Returns the labels of the arguments.
+
+    Args:
+        step: the function, for the names of its arguments.
+        args: arrays or their shapes.
+        private: as in `certify`.
+    """
+    numbers, captured = _chosen(step, args, private)
+    columns = [*jax.tree.leaves([args[number] for number in sorted(numbers)]), *captured]
+    sizes = {jnp.shape(leaf)[:1] for leaf in columns}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            "private data must be arrays with one row per example, a common leading axis; got "
+            f"leading axes {sorted(size[0] if size else 0 for size in sizes)}. Pass in private "
+            "what holds the examples, and only that."
+        )
+    (num_examples,) = sizes.pop()
+    found = Inputs((), [], [], num_examples, list(filter(_is_concrete, columns)), {}, set())
+    labelled, structure = jax.tree_util.tree_flatten_with_path(args)
+    states = _leaves_of_states(args)
+    for path, leaf in labelled:
+        name = f"args{jax.tree_util.keystr(path)}"
+        found.paths.append(name)
+        is_private = path[0].idx in numbers
+        found.labels.append(_label(found, leaf, name, is_private, id(leaf) in states))
+    specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
+    return attrs.evolve(found, specs=specs)
+
+
+def _chosen(
+    step: Callable[..., Any], args: tuple[Any, ...], private: Any
+) -> tuple[set[int], list[Any]]:
+    """Returns which arguments are private, and the private arrays that are no argument."""
+    names = list(inspect.signature(step).parameters)
+    numbers, captured = set(), []
+    for leaf in jax.tree.leaves(private):
+        if isinstance(leaf, str) and leaf in names:
+            numbers.add(names.index(leaf))
+        elif isinstance(leaf, int) and not isinstance(leaf, bool) and 0 <= leaf < len(args):
+            numbers.add(leaf)
+        elif isinstance(leaf, jax.Array | np.ndarray) and np.ndim(leaf):
+            captured.append(leaf)
+        else:
+            raise ValueError(
+                "private must be the number or the name of an argument, several of them, or the "
+                f"arrays that the step captured; got {_validate.described(leaf)} for a step with "
+                f"the arguments {', '.join(names)}. Pass for example private='{names[-1]}'."
+            )
+    if not numbers and not captured:
+        raise ValueError(
+            "private must name at least one argument; got none. Pass the one with the examples."
+        )
+    return numbers, captured
+
+
+def _leaves_of_states(args: Any) -> set[int]:
+    """Returns the leaves of tuples with the fields `key` and `step`, by identity."""
+    found: set[int] = set()
+
+    def visit(node: Any) -> bool:
+        if {"key", "step"} <= set(getattr(node, "_fields", ())):
+            found.update(id(leaf) for leaf in jax.tree.leaves((node.key, node.step)))
+        return False
+
+    jax.tree.leaves(args, is_leaf=visit)
+    return found
+
+
+def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: bool) -> Label:
+    data = Rows(0, DATA) if is_private else None
+    if _validate.is_key(leaf):
+        root = root_of(leaf, name)
+        inputs.names.setdefault(root, name)
+        if in_state:
+            inputs.in_state.add(root)
+        many = (("split", tuple(leaf.shape), None),) if leaf.shape else ()
+        return Label(data=data, paths=frozenset({(root, *many)}))
+    number = None
+    if jnp.shape(leaf) == () and counts(jnp.result_type(leaf)):
+        variable = ("input", len(inputs.labels), None)
+        number = Number.of(variable)
+        inputs.names[variable] = name
+        if in_state:
+            inputs.in_state.add(variable)
+    if not is_private and jnp.ndim(leaf):
+        # Data that are passed a second time.
+        found = constant_label(inputs, leaf, tables_are_private=False)
+        return Label(data=found.data, reason=found.reason)
+    return Label(data=data, number=None if is_private else number)
+
+
+def root_of(key: Any, name: str) -> Any:
+    """Returns the root of a key: equal keys have one root."""
+    if not _is_concrete(key):
+        return ("root", ("input", name))
+    words = np.asarray(jax.random.key_data(key)).tobytes()
+    return ("root", ("key", str(jax.random.key_impl(key)), words))
+
+
+def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Label:
+    """Returns the label of an array that the program captured.
+
+    With `tables_are_private`, an array with one entry per example is taken for private data.
+    """
+    if _validate.is_key(value):
+        root = root_of(value, "captured")
+        many = (("split", tuple(value.shape), None),) if value.shape else ()
+        return Label(paths=frozenset({(root, *many)}))
+    if not _is_concrete(value):
+        return Label()
+    array = np.asarray(value)
+    is_table = array.ndim > 0 and array.shape[0] == inputs.num_examples > 1
+    if is_table and (tables_are_private or any(_is_column(array, one) for one in inputs.columns)):
+        return Label(data=Rows(0, DATA))
+    if any(_holds(array, np.asarray(column)) for column in inputs.columns):
+        what = "an array that the program captured holds rows of the private data"
+        return Label(data=MIXED, reason=Reason(what, ""))
+    if array.size != 1:
+        return Label()
+    number = Number(offset=int(array)) if array.dtype.kind in "iu" else None
+    return Label(number=number, uniform=array.reshape(()).item())
+
+
+def _is_column(array: np.ndarray, column: Any) -> bool:
+    other = np.asarray(column)
+    return array.shape == other.shape and np.array_equal(array, other.astype(array.dtype))
+
+
+def _holds(array: np.ndarray, column: np.ndarray) -> bool:
+    """Whether an array is a column in another shape, or has rows of it."""
+    if array.ndim == 0 or array.dtype.kind == "b" or column.dtype.kind not in "fiu":
+        return False
+    column = column.astype(array.dtype)
+    if array.size == column.size and array.size > 1:
+        turned = (array, array.T)
+        if any(np.array_equal(one.reshape(-1), column.reshape(-1)) for one in turned):
+            return len(np.unique(column)) > 1
+    if array.shape[-column.ndim + 1 :] != column.shape[1:] or column.ndim < 2:
+        return False
+    width = int(np.prod(column.shape[1:]))
+    # Rows with few different numbers, such as zeros, are equal by accident.
+    rows = {row.tobytes() for row in column[:_MOST_ROWS].reshape(-1, width) if _tells(row)}
+    return any(row.tobytes() in rows for row in array.reshape(-1, width))
+
+
+def _tells(row: np.ndarray) -> bool:
+    return len(np.unique(row)) > 2
+
+
+def _is_concrete(leaf: Any) -> bool:
+    is_array = isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer)
+    return is_array and getattr(leaf, "is_fully_addressable", True)
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    if _validate.is_key(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
+    weak = getattr(leaf, "weak_type", isinstance(leaf, int | float | complex))
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype, weak_type=bool(weak))

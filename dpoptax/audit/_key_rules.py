@@ -1,0 +1,96 @@
+"""Key rules: how keys are derived from keys, split, chosen and turned into words."""
+
+from typing import Any
+
+import attrs
+import jax.numpy as jnp
+
+from dpoptax import _jax_compat, _validate
+from dpoptax.audit._labels import MIXED, Label, Reason, join
+from dpoptax.audit._origins import UNKNOWN, Number, Path
+from dpoptax.audit._words import words
+
+_MOVES = words(
+    """
+    slice squeeze reshape broadcast_in_dim transpose dynamic_slice gather concatenate unstack
+    stack select_n rev split convert_element_type tile expand_dims
+    """
+)
+
+
+def outputs(flow: Any, eqn: Any, labels: list[Label]) -> list[Label] | None:
+    """Returns the labels of the outputs, which are keys or the words of one; None for others."""
+    name = eqn.primitive.name
+    if name == "random_seed":
+        return [_seed(flow, eqn, labels[0])]
+    if eqn.primitive in _jax_compat.key_primitives():
+        if any(label.paths for label in labels):
+            return labels
+        # Words that were computed are a key of their own.
+        return [attrs.evolve(labels[0], paths=frozenset({(_root(flow, eqn),)}))]
+    if name == "random_fold_in":
+        key, data = labels
+        return [_derived(flow, key, ("fold", data.number), [key, data], eqn)]
+    if name == "random_split":
+        return [_derived(flow, labels[0], ("split", tuple(eqn.params["shape"]), None), labels, eqn)]
+    if name in _MOVES and all(_validate.is_key(out.aval) for out in eqn.outvars):
+        return [_moved(flow, eqn, labels, number) for number in range(len(eqn.outvars))]
+    return None
+
+
+def _root(flow: Any, eqn: Any) -> Any:
+    return ("root", ("computed", flow.inside(eqn)))
+
+
+def _seed(flow: Any, eqn: Any, label: Label) -> Label:
+    known = label.uniform
+    root = _root(flow, eqn) if known is None else ("root", ("constant", f"seed {known}"))
+    return attrs.evolve(label, paths=frozenset({(root,)}), number=None, uniform=None)
+
+
+def _derived(flow: Any, key: Label, part: Any, labels: list[Label], eqn: Any) -> Label:
+    paths = frozenset((*path, part) for path in key.paths)
+    return _with_data(flow, labels, paths, eqn)
+
+
+def _moved(flow: Any, eqn: Any, labels: list[Label], output: int) -> Label:
+    name = eqn.primitive.name
+    keys = [
+        label for atom, label in zip(eqn.invars, labels, strict=True) if _validate.is_key(atom.aval)
+    ]
+    index = _index(eqn, labels, output)
+    paths: set[Path] = set()
+    for path in (path for label in keys for path in label.paths):
+        is_split = path[-1][0] == "split" and path[-1][2] is None and len(path[-1][1]) == 1
+        if index is not None and is_split:
+            paths.add((*path[:-1], ("split", path[-1][1], index)))
+        elif name in ("concatenate", "stack") and len(keys) > 1:
+            paths.add((*path, UNKNOWN))
+        else:
+            paths.add(path)
+    return _with_data(flow, labels, frozenset(paths), eqn)
+
+
+def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
+    """Returns which of a vector of keys an equation selects, if it selects one."""
+    name, params = eqn.primitive.name, eqn.params
+    if jnp.ndim(eqn.invars[0].aval) != 1:
+        return None
+    if name == "unstack":
+        return Number(offset=output)
+    if name == "slice" and params["limit_indices"][0] - params["start_indices"][0] == 1:
+        return Number(offset=params["start_indices"][0])
+    if name == "dynamic_slice" and tuple(params["slice_sizes"]) == (1,):
+        return labels[1].number
+    return None
+
+
+def _with_data(flow: Any, labels: list[Label], paths: frozenset[Path], eqn: Any) -> Label:
+    found = labels[0]
+    for label in labels[1:]:
+        found = join(found, label)
+    data, reason = found.data, found.reason
+    if data is not None and len(labels) > 1:
+        data = MIXED
+        reason = reason or Reason("a key depends on private data", flow.line(eqn))
+    return Label(data=data, paths=paths, released=found.released, reason=reason)

@@ -1,0 +1,195 @@
+"""Rules for the markers: a batch is drawn and gathered, gradients are taken, a sum is released."""
+
+import math
+from typing import Any
+
+import attrs
+
+from dpoptax import _jax_compat, _markers, _validate
+from dpoptax.audit._data_flow import Flow, MarkerRule
+from dpoptax.audit._labels import (
+    DATA,
+    MIXED,
+    Label,
+    Reason,
+    Rows,
+    common_rows,
+    dependent,
+    first_reason,
+)
+from dpoptax.audit._records import Event
+from dpoptax.clipping import StatefulClipRule
+from dpoptax.clipping._unit import first_rule
+from dpoptax.schedules import as_schedule
+
+
+def marker_rules(num_examples: int) -> dict[Any, MarkerRule]:
+    """Returns the rules by primitive, for private data of that many examples."""
+
+    def take(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
+        return _take(flow, eqn, labels, num_examples)
+
+    return {
+        _markers.SAMPLE: _sample,
+        _markers.TAKE: take,
+        _markers.PER_EXAMPLE: _per_example,
+        _markers.RELEASE: _release,
+        _markers.BIND_KEY: _bind_key,
+    }
+
+
+def _private(flow: Flow, labels: list[Label], what: str, eqn: Any) -> Label:
+    """Returns the label of an output about which nothing good is known."""
+    reason = first_reason(labels) or Reason(what, flow.line(eqn))
+    return Label(data=MIXED, reason=reason)
+
+
+def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
+    note = eqn.params["note"]
+    traced = iter(labels)
+    # Tables of a sampler may have one entry per example. They are private only if they are data.
+    with flow.trusting_tables():
+        constants = [
+            next(traced) if one is None else flow.of_constant(one) for one in note.constants
+        ]
+        before = list(traced)
+        *after, indices, mask = flow.within(eqn, note.jaxpr, [*constants, *before])
+    drawn = dependent([indices, mask], None, None)
+    flow.records.draw(drawn.draws)
+    if any(not label.is_clean for label in (*constants, *before, *after, indices, mask)):
+        labels = [*labels, *constants, *after, indices, mask]
+        bad = _private(flow, labels, "the batch is chosen by private data", eqn)
+        return [bad] * len(eqn.outvars)
+    batch = flow.inside(eqn)
+    flow.samplers[batch] = note.sampler
+    if mask.uniform is True:
+        flow.full_batches.add(batch)
+    keys = frozenset(path for label in before for path in label.paths)
+    numbers = tuple(label.number for label in before)
+    if drawn.draws:
+        flow.sampling |= drawn.draws
+        flow.records.add(Event("sample", keys, numbers, flow.line(eqn), detail=note.sampler))
+    rows = attrs.evolve(drawn, data=Rows(0, batch))
+    return [
+        *(attrs.evolve(label, declared=bool(label.draws)) for label in after),
+        attrs.evolve(rows, mark="indices"),
+        attrs.evolve(rows, mark="mask"),
+    ]
+
+
+def _take(flow: Flow, eqn: Any, labels: list[Label], num_examples: int) -> list[Label]:
+    indices, mask, *columns = labels
+    if indices.mark != "indices" or indices.rows is None:
+        what = "rows are gathered by indices that no sampler drew, or that were changed"
+        return [_private(flow, labels, what, eqn)] * len(eqn.outvars)
+    batch = indices.rows.batch
+    rows = attrs.evolve(dependent([indices, mask], Rows(0, batch), None), draws=indices.draws)
+    outputs = []
+    for atom, label in zip(eqn.invars[2:], columns, strict=True):
+        of_data = label.data == Rows(0, DATA) or label.is_clean
+        if of_data and atom.aval.shape[0] == flow.samplers[batch].num_examples == num_examples:
+            outputs.append(attrs.evolve(rows, zero_padding=True))
+            continue
+        what = "rows are gathered from an array that has not one row per example"
+        outputs.append(_private(flow, [label], what, eqn))
+    if mask.is_clean or mask.data == rows.data:
+        return [*outputs, attrs.evolve(rows, mark="mask")]
+    return [*outputs, _private(flow, [mask], "the mask is of another batch", eqn)]
+
+
+def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
+    note = eqn.params["note"]
+    _mask, rest = labels[0], labels[1:]
+    rows, weights = rest[: note.rows], rest[note.rows :][: note.weights]
+    captured = [
+        *rest[note.rows + note.weights :],
+        *map(flow.of_constant, _jax_compat.constants_inside(note.jaxpr)),
+    ]
+    flow.records.draw(path for label in labels for path in label.paths)
+    for one in _jax_compat.equations(note.jaxpr):
+        if not flow.is_known(one):
+            flow.refuse(
+                one,
+                f"the loss has the equation `{one.primitive.name}`, about which nothing is known",
+            )
+            return [_private(flow, [], "the loss has an unknown equation", eqn)] * len(eqn.outvars)
+    problems = {
+        "the gradients are taken at parameters that depend on private data": weights,
+        "the loss captured private data, so all gradients depend on them": captured,
+    }
+    for what, found in problems.items():
+        if any(not label.is_clean for label in found):
+            return [_private(flow, found, what, eqn)] * len(eqn.outvars)
+    batch = common_rows(rows)
+    if batch is None and all(label.is_clean for label in rows):
+        return [dependent(labels, None, None)] * len(eqn.outvars)
+    if batch is None or batch.axis != 0:
+        what = "an example of the batch is not the row of one example of the data"
+        return [_private(flow, rows, what, eqn)] * len(eqn.outvars)
+    return [dependent([*rows, *weights, *captured], batch, None)] * len(eqn.outvars)
+
+
+def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
+    note = eqn.params["note"]
+    key, step, rest = labels[0], labels[1], labels[2:]
+    grads, state = rest[: note.leaves], rest[note.leaves :]
+    rows = common_rows(grads)
+    problem = _problem_of_settings(note.settings) or _problem_of_rows(flow, grads, rows)
+    blamed = grads
+    if any(not label.is_clean for label in (key, step)):
+        problem, blamed = "the key of the noise depends on private data", [key, step]
+    elif not key.paths:
+        problem = "the origin of the noise key is unknown"
+    elif any(not label.is_clean for label in state):
+        problem, blamed = "the state of the clip rule depends on private data", state
+    if problem is not None:
+        return [_private(flow, blamed, problem, eqn)] * len(eqn.outvars)
+    batch = None if rows is None else rows.batch
+    event = Event("release", key.paths, (), flow.line(eqn), batch=batch, detail=note.settings)
+    flow.records.add(event)
+    outputs = [Label(released=True)] * note.leaves
+    held = zip(eqn.outvars[note.leaves :], state, strict=True)
+    for position, (atom, label) in enumerate(held):
+        if position < note.public:
+            outputs.append(Label(released=True))
+            continue
+        # A mechanism may keep keys: they move on with the release. All else that it keeps tells
+        # the noise.
+        last = ("released", flow.inside(eqn))
+        paths = frozenset((*path, last) for path in label.paths or key.paths)
+        if _validate.is_key(atom.aval):
+            outputs.append(Label(released=True, paths=paths))
+        else:
+            outputs.append(Label(draws=paths, declared=True))
+    return outputs
+
+
+def _problem_of_settings(settings: tuple[Any, ...]) -> str | None:
+    rule, _, noise = settings[:3]
+    if as_schedule(noise).min <= 0:
+        return "the noise multiplier is zero, so nothing is private"
+    # The bound of a rule with state is public, finite and follows from its own releases.
+    bound = first_rule(rule).l2_clip if isinstance(rule, StatefulClipRule) else rule.l2_clip
+    if not math.isfinite(as_schedule(bound).max):
+        return "the clip bound is infinite, so nothing is private"
+    return None
+
+
+def _problem_of_rows(flow: Flow, grads: list[Label], rows: Rows | None) -> str | None:
+    if all(label.is_clean for label in grads):
+        return None
+    if rows is None or rows.axis != 0:
+        return "the gradients are not those of one example per row, so the clip bounds nothing"
+    if rows.batch == DATA or rows.batch in flow.full_batches:
+        return None
+    if rows.batch not in flow.samplers:
+        return "the gradients are of one example only, or of a part of a batch"
+    padded = all(label.zero_padding for label in grads if not label.is_clean)
+    return None if padded else "padded rows count, because the mask of the batch was dropped"
+
+
+def _bind_key(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
+    # The new key is a secret hash. What it depends on is not seen in the noise.
+    key = labels[0]
+    part = ("bound", flow.inside(eqn))
+    return [attrs.evolve(key, paths=frozenset((*path, part) for path in key.paths))]

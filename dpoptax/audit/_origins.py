@@ -1,0 +1,174 @@
+"""Where keys and step numbers come from, and whether two of them are surely different.
+
+A key is named by its path: the root, and how it was derived from there. A step number is a linear
+form over numbers that are not known. Both are exact or unknown, so that "different" is never a
+guess. In a loop, a carried value is a variable, and its value in a later iteration follows from a
+substitution.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import attrs
+
+# A root, followed by derivations. Each is a tuple that starts with its kind.
+Path: TypeAlias = tuple[Any, ...]
+# For each variable of a loop, what it is in the next iteration.
+Next: TypeAlias = Mapping[Any, Any]
+
+UNKNOWN = ("unknown",)
+
+
+@attrs.frozen
+class Number:
+    """A whole number: an offset plus multiples of numbers that are not known."""
+
+    terms: frozenset[tuple[Any, int]] = frozenset()
+    offset: int = 0
+
+    @classmethod
+    def of(cls, name: Any) -> "Number":
+        """Returns the number of this name."""
+        return cls(frozenset({(name, 1)}))
+
+    def plus(self, other: "Number", factor: int = 1) -> "Number":
+        """Returns `self + factor * other`."""
+        total = dict(self.terms)
+        for name, count in other.terms:
+            total[name] = total.get(name, 0) + factor * count
+        kept = frozenset((name, count) for name, count in total.items() if count)
+        return Number(kept, self.offset + factor * other.offset)
+
+
+def next_number(number: Number, following: Next) -> Number | None:
+    """Returns a number in the next iteration of a loop; None if it is not known."""
+    total = Number(offset=number.offset)
+    for name, count in number.terms:
+        changed = _next_name(name, following)
+        if changed is None:
+            return None
+        total = total.plus(changed, count)
+    return total
+
+
+def _next_name(name: Any, following: Next) -> Number | None:
+    if name in following:
+        return following[name]
+    # A number of an inner loop has the number that it started from in its name.
+    kind, loop, slot, *start = name
+    if not start or not isinstance(start[0], Number):
+        return Number.of(name)
+    moved = next_number(start[0], following)
+    return None if moved is None else Number.of((kind, loop, slot, moved))
+
+
+def next_path(path: Path, following: Next) -> Path | None:
+    """Returns a key in the next iteration of a loop; None if it is not known."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in following:
+            start = following[path[:length]]
+            return None if start is None else _next_parts(start, path[length:], following)
+    return _next_parts((), path, following)
+
+
+def _next_parts(start: Path, parts: Path, following: Next) -> Path | None:
+    moved = list(start)
+    for part in parts:
+        last = part[-1]
+        if isinstance(last, Number):
+            last = next_number(last, following)
+            if last is None:
+                return None
+        elif part[0] == "split" and isinstance(last, tuple) and last[1] == following.get("loop"):
+            last = (*last[:-1], last[-1] + 1)
+        moved.append((*part[:-1], last))
+    return tuple(moved)
+
+
+def differ(first: Path, second: Path, *, as_ancestors: bool) -> bool:
+    """Whether two keys are surely different.
+
+    With `as_ancestors`, a key and one that is derived from it count as different: noise keys are
+    hashes of the state's key. Without it, they do not: a draw from a key may repeat what is derived
+    from it.
+    """
+    for one, other in zip(first, second, strict=False):
+        if one == other:
+            if one == UNKNOWN:
+                return False
+            continue
+        if one[0] == other[0] == "root":
+            return True
+        return _parts_differ(one, other)
+    rest = first[len(second) :] or second[len(first) :]
+    return as_ancestors and bool(rest) and UNKNOWN not in rest
+
+
+def _parts_differ(one: Any, other: Any) -> bool:
+    kinds = {one[0], other[0]}
+    if kinds in ({"fold"}, {"split"}):
+        return one[1:-1] == other[1:-1] and _elements_differ(one[-1], other[-1])
+    if len(kinds) == 2 and kinds & {"bound", "released"} and "unknown" not in kinds:
+        return True  # a hash of many bits, and something else
+    # A key that a loop carries, and the key after the last iteration.
+    return kinds == {"carried", "after"} and one[1:] == other[1:]
+
+
+def _elements_differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Number) and isinstance(other, Number):
+        return numbers_differ(one, other)
+    # Elements that a scan goes through, by the iteration.
+    return (
+        isinstance(one, tuple)
+        and isinstance(other, tuple)
+        and one[:-1] == other[:-1]
+        and one[-1] != other[-1]
+    )
+
+
+def numbers_differ(one: Number, other: Number) -> bool:
+    """Whether two numbers are surely different."""
+    apart = one.plus(other, -1)
+    if not apart.terms:
+        return apart.offset != 0
+    if _is_below(one, other) or _is_below(other, one):
+        return True
+    # One number in a loop, and one that starts where this loop ends.
+    counts = {count: name for name, count in apart.terms}
+    if len(apart.terms) != 2 or set(counts) != {1, -1}:
+        return False
+    return _starts_after(counts[1], counts[-1], apart.offset) or _starts_after(
+        counts[-1], counts[1], -apart.offset
+    )
+
+
+def _is_below(number: Number, other: Number) -> bool:
+    """Whether `number` is below the value from which the loops of `other` count up."""
+    bound: Number | None = other
+    while bound is not None:
+        apart = bound.plus(number, -1)
+        if not apart.terms and apart.offset > 0:
+            return True
+        bound = _before_loop(bound)
+    return False
+
+
+def _before_loop(number: Number) -> Number | None:
+    for name, count in number.terms:
+        if name[0] in ("carried", "after") and count > 0:
+            rest = Number(number.terms - {(name, count)}, number.offset)
+            return rest.plus(name[3], count)
+    return None
+
+
+def _starts_after(later: Any, earlier: Any, apart: int) -> bool:
+    """Whether `later` plus a constant counts on from where the loop of `earlier` ends."""
+    if earlier[0] != "carried":
+        return False
+    end = frozenset({(("after", *earlier[1:]), 1)})
+    number: Number | None = Number(frozenset({(later, 1)}), apart)
+    while number is not None:
+        if number.terms == end:
+            return number.offset >= 0
+        number = _before_loop(number)
+    return False

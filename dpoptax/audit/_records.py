@@ -1,0 +1,148 @@
+"""Records of a data flow: what was drawn and released, and what is wrong whatever is returned."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import attrs
+
+from dpoptax.audit._labels import Reason
+from dpoptax.audit._origins import (
+    Next,
+    Number,
+    Path,
+    differ,
+    next_number,
+    next_path,
+    numbers_differ,
+)
+
+# A reuse of noise shows after one iteration, or after two if two draws of a body take turns.
+_ITERATIONS = 2
+
+
+@attrs.frozen
+class Event:
+    """A batch that was drawn, or a release.
+
+    Attributes:
+        kind: `sample` or `release`.
+        paths: the keys that it may have.
+        numbers: the whole numbers that it depends on, None where one is not known.
+        where: its line.
+        branches: the branches of conditions that it is in.
+        batch: of a release: the name of its batch.
+        detail: the sampler, or what the transformation says of itself.
+    """
+
+    kind: str
+    paths: frozenset[Path]
+    numbers: tuple[Number | None, ...]
+    where: str
+    branches: tuple[tuple[Any, int], ...] = ()
+    batch: Any = attrs.field(default=None, eq=False)
+    detail: Any = attrs.field(default=None, eq=False)
+
+
+class Records:
+    """What a data flow found out beside labels."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.draws: list[Path] = []
+        self.refusals: list[Reason] = []
+        self._branches: tuple[tuple[Any, int], ...] = ()
+
+    def add(self, event: Event) -> None:
+        """Records an event."""
+        self.events.append(attrs.evolve(event, branches=self._branches))
+
+    def draw(self, paths: Iterable[Path]) -> None:
+        """Records that random bits were drawn from keys."""
+        self.draws.extend(paths)
+
+    def refuse(self, reason: Reason) -> None:
+        """Records what is wrong whatever the step returns."""
+        if reason not in self.refusals:
+            self.refusals.append(reason)
+
+    @contextlib.contextmanager
+    def branch(self, name: Any, number: int) -> Iterator[None]:
+        """Marks what happens inside as one branch of a condition."""
+        outside, self._branches = self._branches, (*self._branches, (name, number))
+        yield
+        self._branches = outside
+
+    def position(self) -> tuple[int, int, int]:
+        """Returns how much is recorded, for `rewind`."""
+        return len(self.events), len(self.draws), len(self.refusals)
+
+    def rewind(self, position: tuple[int, int, int]) -> None:
+        """Forgets what was recorded after a position."""
+        for kept, count in zip((self.events, self.draws, self.refusals), position, strict=True):
+            del kept[count:]  # type: ignore[attr-defined]
+
+    def end_loop(self, start: tuple[int, int, int], following: Next) -> None:
+        """Refuses a loop that draws the same batch or the same noise in two iterations."""
+        inside = self.events[start[0] :]
+        for event in inside:
+            later: Event | None = event
+            for _ in range(_ITERATIONS):
+                later = None if later is None else _next_event(later, following)
+                for other in inside:
+                    if other.kind != event.kind:
+                        continue
+                    if later is None or not are_distinct(later, other):
+                        self.refuse(_same(event, other, "in two iterations of a loop"))
+                        return
+
+    def end(self) -> None:
+        """Refuses two releases with one noise, two draws of one batch, and shared randomness."""
+        for place, event in enumerate(self.events):
+            for other in self.events[:place]:
+                if other.kind == event.kind and not _exclude_each_other(event, other):
+                    if not are_distinct(event, other):
+                        self.refuse(_same(event, other, "twice"))
+                    if event.kind == "release" and event.batch == other.batch:
+                        self.refuse(Reason("two releases use one batch", event.where))
+            if event.kind == "release" and self._is_drawn_from(event):
+                what = "other random numbers are drawn from the key of the noise"
+                self.refuse(Reason(what, event.where))
+
+    def _is_drawn_from(self, release: Event) -> bool:
+        return any(
+            not differ(path, draw, as_ancestors=False)
+            for path in release.paths
+            for draw in {*self.draws}
+        )
+
+
+def are_distinct(one: Event, other: Event) -> bool:
+    """Whether two events surely have other keys or other numbers."""
+    if any(
+        first is not None and second is not None and numbers_differ(first, second)
+        for first, second in zip(one.numbers, other.numbers, strict=False)
+    ):
+        return True
+    pairs = [(first, second) for first in one.paths for second in other.paths]
+    return bool(pairs) and all(differ(*pair, as_ancestors=True) for pair in pairs)
+
+
+def _next_event(event: Event, following: Next) -> Event | None:
+    paths = [next_path(path, following) for path in event.paths]
+    numbers = [None if one is None else next_number(one, following) for one in event.numbers]
+    if any(path is None for path in paths):
+        return None
+    known = frozenset(path for path in paths if path is not None)
+    return attrs.evolve(event, paths=known, numbers=tuple(numbers))
+
+
+def _exclude_each_other(one: Event, other: Event) -> bool:
+    numbers = dict(one.branches)
+    return any(name in numbers and numbers[name] != number for name, number in other.branches)
+
+
+def _same(event: Event, other: Event, when: str) -> Reason:
+    what = {"release": "a release may draw the same noise", "sample": "a batch may be drawn"}
+    also = "" if event.where == other.where else f" and {other.where}"
+    return Reason(f"{what[event.kind]} {when}", event.where + also)

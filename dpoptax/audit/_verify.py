@@ -1,0 +1,73 @@
+"""Verify a certificate: compute its epsilon again, by another library where that is possible."""
+
+from importlib import metadata
+from typing import Any
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+
+from dpoptax import _serialize, _validate, accounting
+from dpoptax.accounting._event_json import decode_event
+from dpoptax.audit._certificate import FORMAT, NAMES
+from dpoptax.relations import parse_relation
+from dpoptax.reports import round_up
+
+# The two libraries round up on different grids.
+TOLERANCE = 0.01
+_OTHER = dp_accounting.NeighboringRelation.REPLACE_ONE
+
+
+def verify(text: str) -> str:
+    """Returns a statement about the epsilon of a certificate, computed again.
+
+    Args:
+        text: from `Certificate.to_json`.
+
+    Returns:
+        One paragraph.
+
+    Raises:
+        ValueError: the text is no certificate, it has no plan, or its epsilon is too small.
+    """
+    content = _serialize.read_document(text, FORMAT, NAMES)
+    if content["guarantee"] is None:
+        raise ValueError(
+            "expected a certificate with an epsilon; got one that was made without a plan. Pass "
+            "dpoptax.certify(..., plan=plan)."
+        )
+    known = _serialize.mapping("the guarantee", content["guarantee"])
+    try:
+        event, relation = decode_event(known["event"]), parse_relation(known["relation"])
+        stated, delta = known["epsilon"], _validate.open_unit("delta", known["delta"])
+        stated = _validate.real("epsilon", stated)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            "expected a guarantee with event, relation, epsilon and delta; got a fault in "
+            f"{error}. Pass the text that Certificate.to_json wrote."
+        ) from None
+    found, library = _epsilon(event, delta, relation)
+    where = f"at delta = {delta:g} ({relation.name.lower()})"
+    if found > stated * (1 + TOLERANCE):
+        raise ValueError(
+            f"expected epsilon of at most {round_up(stated)} {where}, as the certificate says; "
+            f"{library} finds {round_up(found)}. Do not use this certificate."
+        )
+    return (
+        f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
+        f"{round_up(stated)}. They agree within {TOLERANCE:.0%}.\n"
+        f"Not verified here: that the program ({content['program']}) is the one that ran."
+    )
+
+
+def _epsilon(event: Any, delta: float, relation: Any) -> tuple[float, str]:
+    """Returns epsilon, and the library that computed it."""
+    accountant = PLDAccountant(relation)
+    # Under replace_one the noise of an event is relative to the sensitivity there, and to the clip
+    # bound here.
+    if relation != _OTHER and accountant.supports(event):
+        accountant.compose(event)
+        found = float(accountant.get_epsilon(delta))
+        return found, f"dp-accounting {metadata.version('dp-accounting')} alone"
+    found = accounting.event_epsilon(event, delta=delta, relation=relation.name.lower())
+    name = type(event).__name__
+    return found, f"dpoptax (dp-accounting does not know this {name} under this relation)"

@@ -1,0 +1,193 @@
+"""The certificate as text and as JSON, and how its epsilon is computed again."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dpoptax
+from dpoptax.__main__ import main
+from dpoptax.audit import Certificate
+from dpoptax.audit._certificate import Leak
+from dpoptax.samplers import take
+
+N = 40
+# Without a cut the event is a plain one, which takes dp-accounting little time.
+SAMPLER = dpoptax.samplers.Poisson(N, 4, N)
+PLAN = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.5, num_steps=10, delta=1e-3)
+FIXED = dpoptax.samplers.FixedSize(N, 4)
+DATA = np.arange(N, dtype=np.float32)
+
+
+def certify(plan=PLAN, noise=1.5, clip=1.0, size=4.0, sampler=SAMPLER):
+    tx = dpoptax.privatize(clip, noise, expected_batch_size=size, key=jax.random.key(1))
+
+    def step(w, state, sampler_state, data):
+        sampler_state, batch = sampler.sample(sampler_state)
+        grads = dpoptax.per_example_grads(lambda w, x: (w - x) ** 2)(w, take(data, batch))
+        updates, state = tx.update(grads, state, w)
+        return optax.apply_updates(w, updates), state, sampler_state
+
+    w = jnp.zeros(())
+    states = tx.init(w), sampler.init(jax.random.key(2))
+    return dpoptax.certify(step, w, *states, DATA, private="data", plan=plan)
+
+
+def test_the_text_names_the_guarantee_and_all_outputs():
+    text = str(certify())
+    assert text.startswith("Certified: ")
+    assert f"epsilon = {dpoptax.reports.round_up(PLAN.epsilon())} at delta = 0.001" in text
+    assert "released: output[0]\n" in text
+    assert "secret: output[1].key, output[2].key" in text
+    assert "Poisson(num_examples=40" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"noise": 1.4}, "noise_multiplier"),
+        ({"clip": 2.0}, "clip"),
+        ({"size": 5.0}, "expected_batch_size"),
+        ({"sampler": dpoptax.samplers.FixedSize(N, 4)}, "sampler"),
+    ],
+)
+def test_a_release_that_is_not_of_the_plan_is_a_leak(change, name):
+    found = certify(**change)
+    assert any(
+        f"the {name} of a release is not that of the plan" in one.what for one in found.leaks
+    )
+    assert certify(plan=None, **change).certified
+
+
+def test_a_release_of_all_examples_is_not_a_step_of_a_plan_that_samples():
+    tx = PLAN.privatize(jax.random.key(1))
+
+    def step(w, state, data):
+        grads = dpoptax.per_example_grads(lambda w, x: (w - x) ** 2)(w, data)
+        return tx.update(grads, state, w)
+
+    args = jnp.zeros(()), tx.init(jnp.zeros(())), DATA
+    assert dpoptax.certify(step, *args, private="data").certified
+    assert not dpoptax.certify(step, *args, private="data", plan=PLAN).certified
+
+
+def test_json_holds_public_numbers_only():
+    text = certify().to_json()
+    content = json.loads(text)
+    assert content["guarantee"]["epsilon"] == PLAN.epsilon()
+    assert content["generators"] == ["key<fry>"]
+    assert set(content["versions"]) >= {"dpoptax", "jax", "optax", "dp-accounting", "python"}
+    assert len(content["program"]) == len("sha256 ") + 64
+    assert str(DATA[7]) not in text
+
+
+def test_the_digest_follows_the_program_and_nothing_else():
+    assert certify().program == certify().program
+    assert certify(noise=1.4).program != certify().program
+
+
+def test_a_leak_has_no_json():
+    bad = Certificate((Leak("output", "it leaks", "file.py:1 (step)"),), (), (), (), (), (), "", ())
+    assert not bad.certified
+    with pytest.raises(ValueError, match=r"output: it leaks, at file\.py:1"):
+        bad.to_json()
+
+
+def test_a_rule_of_the_user_is_trusted_by_name():
+    class Halved(dpoptax.clipping.FlatClip):
+        pass
+
+    found = certify(plan=None, clip=Halved(1.0))
+    assert any("Halved" in name for name in found.trusted())
+    assert not any("Halved" in name for name in certify().trusted())
+
+
+def test_verify_computes_epsilon_by_dp_accounting_alone(tmp_path, capsys):
+    path = tmp_path / "certificate.json"
+    path.write_text(certify().to_json())
+    assert main(["verify", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("dp-accounting")
+
+
+def test_verify_names_dpoptax_for_events_of_its_own(tmp_path, capsys):
+    plan = PLAN.replace(sampler=FIXED)
+    path = tmp_path / "certificate.json"
+    path.write_text(certify(plan, sampler=FIXED).to_json())
+    assert main(["verify", str(path)]) == 0
+    assert "dpoptax (dp-accounting does not know" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": 0.1}, "Do not use this certificate"),
+        ({"event": {"kind": "os.system"}}, "expected the record of an event"),
+        ({"relation": "other"}, "relation"),
+        ({"delta": 2.0}, "delta"),
+        ({"epsilon": "small"}, "epsilon"),
+    ],
+)
+def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message):
+    content = json.loads(certify().to_json())
+    content["guarantee"] |= change
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps(content))
+    assert main(["verify", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_verify_refuses_what_states_no_epsilon(tmp_path, capsys):
+    path = tmp_path / "certificate.json"
+    path.write_text(certify(plan=None).to_json())
+    assert main(["verify", str(path)]) == 2
+    path.write_text("{}")
+    assert main(["verify", str(path)]) == 2
+    path.write_bytes(b"\xff\xfe")
+    assert main(["verify", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "made without a plan" in error
+    assert "expected a document of format" in error
+    assert "it is no text" in error
+
+
+@pytest.mark.parametrize("private", ["dat", 7, (), "w", None, 0])
+def test_private_must_name_rows_of_examples(private):
+    with pytest.raises(ValueError, match="private"):
+        dpoptax.certify(lambda w, data: w, jnp.zeros(()), DATA, private=private)
+
+
+def test_a_trace_from_before_is_not_used():
+    tx = dpoptax.privatize(1.0, 1.5, expected_batch_size=4, key=jax.random.key(1))
+    grads_fn = jax.jit(dpoptax.per_example_grads(lambda w, x: (w - x) ** 2))
+    sample = jax.jit(SAMPLER.sample)
+
+    @jax.jit
+    def step(w, state, sampler_state, data):
+        sampler_state, batch = sample(sampler_state)
+        updates, state = tx.update(grads_fn(w, take(data, batch)), state, w)
+        return updates, state, sampler_state
+
+    w = jnp.zeros(())
+    args = w, tx.init(w), SAMPLER.init(jax.random.key(2)), DATA
+    before = step(*args)
+    assert dpoptax.certify(step, *args, private="data").certified
+    # Nor is the trace with markers used afterwards.
+    after = step(*args)
+    np.testing.assert_array_equal(before[0], after[0])
+    assert step._cache_size() == 1
+
+
+def test_a_step_that_is_mapped_is_refused():
+    tx = dpoptax.privatize(1.0, 1.5, expected_batch_size=4, key=jax.random.key(1))
+
+    def step(w, state, data):
+        return tx.update(jnp.ones((4, 1)) * w, state, w)
+
+    def mapped(w, state, data):
+        return jax.vmap(step, in_axes=(0, None, None))(w, state, data)
+
+    with pytest.raises(ValueError, match="outside of"):
+        dpoptax.certify(mapped, jnp.ones((3, 1)), tx.init(jnp.zeros(1)), DATA, private="data")
