@@ -305,7 +305,7 @@ def test_a_ledger_refuses_steps_beyond_the_strategy_before_it_counts_them():
     assert book.epsilon() <= book.epsilon_bound() <= epsilon(**RUN)
     with pytest.raises(ValueError, match="covers 40 steps"):
         book.charge(1.2, 3)
-    with pytest.raises(ValueError, match="one noise_multiplier|constant noise_multiplier"):
+    with pytest.raises(ValueError, match=r"one noise_multiplier|constant noise_multiplier"):
         book.charge(1.3)
     assert book.num_steps == 38
     book.charge(1.2, 2)
