@@ -74,24 +74,14 @@ class Correlated:
             schedule. Their cost together with correlated noise is not known.
 
     Example:
-        >>> import attrs, dpoptax, jax, numpy as np
-        >>> from dpoptax.mechanisms._strategy import Strategy
-        >>> @attrs.frozen
-        ... class Pairs(Strategy):  # the noise of a step takes back half of the last one
-        ...     num_steps: int
-        ...     num_bands = property(lambda self: self.num_steps)
-        ...     taps = (0.75**-0.5, -0.5 * 0.75**-0.5)
-        ...     def matrix(self, num_steps=None):
-        ...         steps = np.arange(num_steps or self.num_steps)
-        ...         return np.tril(0.75**0.5 * 0.5 ** np.abs(steps[:, None] - steps))
-        ...     def noise_norms(self):
-        ...         return np.linalg.norm(np.linalg.inv(self.matrix()), axis=1)
+        >>> import dpoptax, jax
+        >>> from dpoptax.mechanisms.strategies import BandedInverse
         >>> tx = dpoptax.privatize(
         ...     1.0,
         ...     1.1,
         ...     expected_batch_size=32,
         ...     key=jax.random.key(0),
-        ...     mechanism=Correlated(Pairs(num_steps=100)),
+        ...     mechanism=Correlated(BandedInverse.square_root(4, num_steps=100)),
         ... )
 
     Reference: Choquette-Choo et al. 2023, arXiv:2306.08153, algorithm 1; taps: Kalinin et al. 2025,
