@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from eight_devices import run_on_eight_devices
-from strategies import CORRELATED, recorded, whitened
+from strategies import CORRELATED, Taps, recorded, whitened
 
 import dpoptax
 from dpoptax import transforms
@@ -74,9 +74,9 @@ def steps_of(run, number):
     return found
 
 
-def crash(folder, name):
+def crash(folder, name, **changes):
     """A folder whose last checkpoint is of step 4 of 7; returns the parameters after each step."""
-    with open_run(name, folder) as run:
+    with open_run(name, folder, **changes) as run:
         rows = steps_of(run, 4)
         run.save()
         shutil.copytree(folder / "checkpoints", folder.parent / "before")
@@ -130,6 +130,23 @@ def test_steps_that_are_not_repeated_count_as_a_further_run():
     assert ledger.runs == [(1.0, 7), (1.0, 6), (1.0, 5)]
     charge_steps(ledger, planned, 5, 10)
     assert ledger.runs == [(1.0, 7), (1.0, 6), (1.0, 10)]
+
+
+@pytest.mark.slow
+def test_a_changed_program_under_a_strategy_of_one_band_counts_a_further_run(tmp_path):
+    changes = {
+        "sampler": dpoptax.samplers.Poisson(64, 8),
+        "mechanism": dpoptax.mechanisms.Correlated(Taps((1.0,))),
+    }
+    crash(tmp_path / "run", "taps", **changes)
+    with pytest.warns(RuntimeWarning, match="3 steps that ran after it stay charged"):
+        run = open_run(
+            "taps", tmp_path / "run", loss=lambda params, x: 2 * loss_fn(params, x), **changes
+        )
+    with run:
+        assert run.ledger.runs == [(1.0, 7), (1.0, 4)]
+        run.step(6)
+        assert run.ledger.runs == [(1.0, 7), (1.0, 10)]
 
 
 def test_a_plan_of_more_steps_than_the_strategy_is_refused():
