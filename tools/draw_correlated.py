@@ -18,7 +18,7 @@ from dpoptax.mechanisms.strategies import (
     BandedInverse,
     BandedToeplitz,
     BufferedToeplitz,
-    MinSeparated,
+    Separated,
     prefix_sum_error,
     sensitivity,
 )
@@ -79,7 +79,7 @@ def error(plan: dpoptax.Plan) -> float:
 def print_unamplified() -> None:
     """Prints errors times sensitivities of the kinds of strategies, for known participations."""
     steps, separation = 1172, 58
-    pattern = MinSeparated(separation)
+    pattern = Separated(separation)
     strategies = {
         "independent": BandedToeplitz((1.0,), steps),
         "banded, 16": BandedToeplitz.optimal(16, steps),

@@ -20,7 +20,7 @@ from dpoptax.mechanisms.strategies import (
     BandedInverse,
     BandedToeplitz,
     DenseStrategy,
-    MinSeparated,
+    Separated,
     OncePerRound,
     sensitivity,
 )
@@ -129,7 +129,7 @@ def test_a_group_of_examples_costs_more_than_in_independent_noise():
     correlated = epsilon(**run, mechanism=Correlated(BANDED), group_size=2)
     assert correlated > epsilon(**run, group_size=2) > epsilon(**run)
     # Never more than without sampling.
-    moves = 2 * sensitivity(BANDED, MinSeparated(4), num_steps=12)
+    moves = 2 * sensitivity(BANDED, Separated(4), num_steps=12)
     event = dp_accounting.GaussianDpEvent(1.2 / moves)
     assert correlated <= event_epsilon(event, delta=1e-4) * 1.001
     assert correlated < epsilon(**run, mechanism=Correlated(BANDED), group_size=4) < np.inf

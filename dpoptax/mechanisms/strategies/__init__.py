@@ -6,7 +6,7 @@ from dpoptax.mechanisms.strategies._banded_toeplitz import BandedToeplitz
 from dpoptax.mechanisms.strategies._buffered_toeplitz import BufferedToeplitz
 from dpoptax.mechanisms.strategies._dense import DenseStrategy
 from dpoptax.mechanisms.strategies._error import prefix_sum_error
-from dpoptax.mechanisms.strategies._participation import Cyclic, MinSeparated, OncePerRound
+from dpoptax.mechanisms.strategies._participation import Cyclic, Separated, OncePerRound
 from dpoptax.mechanisms.strategies._sensitivity import sensitivity
 from dpoptax.mechanisms.strategies._streaming import StreamingStrategy, no_record
 
@@ -26,7 +26,7 @@ __all__ = [
     "StreamingStrategy",
     # What they cost and what they gain
     "sensitivity",
-    "MinSeparated",
+    "Separated",
     "Cyclic",
     "OncePerRound",
     "prefix_sum_error",

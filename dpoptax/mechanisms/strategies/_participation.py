@@ -46,7 +46,7 @@ class Participation(abc.ABC):
 
 
 @attrs.frozen
-class MinSeparated(Participation):
+class Separated(Participation):
     """Two participations are at least `separation` steps apart, and there are at most `count`.
 
     Attributes:
@@ -58,7 +58,7 @@ class MinSeparated(Participation):
         ValueError: a number is below 1.
 
     Example:
-        >>> MinSeparated(separation=4).largest_count(num_steps=9)
+        >>> Separated(separation=4).largest_count(num_steps=9)
         3
     """
 

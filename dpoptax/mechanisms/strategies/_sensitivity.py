@@ -17,7 +17,7 @@ from dpoptax import _validate
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._participation import (
     Cyclic,
-    MinSeparated,
+    Separated,
     OncePerRound,
     Participation,
 )
@@ -40,7 +40,7 @@ def sensitivity(
     number is one, because strategies are scaled.
 
     It is exact for Toeplitz strategies of numbers that are not negative, under `Cyclic`, and under
-    `MinSeparated` if they also do not increase or are at most `separation` many. It is exact for
+    `Separated` if they also do not increase or are at most `separation` many. It is exact for
     all strategies with as many bands as the steps between two participations, or fewer. Elsewhere
     it is an upper bound.
 
@@ -57,11 +57,11 @@ def sensitivity(
         ValueError: `num_steps` exceeds the steps of the strategy.
 
     Example:
-        >>> from dpoptax.mechanisms.strategies import BandedToeplitz, MinSeparated
+        >>> from dpoptax.mechanisms.strategies import BandedToeplitz, Separated
         >>> strategy = BandedToeplitz((1.0, 0.5), num_steps=100)
-        >>> round(sensitivity(strategy, MinSeparated(2, count=9)), 4)
+        >>> round(sensitivity(strategy, Separated(2, count=9)), 4)
         3.0
-        >>> round(sensitivity(strategy, MinSeparated(1, count=9)), 3)
+        >>> round(sensitivity(strategy, Separated(1, count=9)), 3)
         3.924
 
     Reference: Choquette-Choo et al. 2023, arXiv:2306.08153, section 4 and appendix; Kalinin and
@@ -101,7 +101,7 @@ def _of_toeplitz(column: Series, participation: Participation) -> tuple[float, b
             # Another start is the same sum, cut off earlier.
             squared = float(np.sum(repeated(column, period, count) ** 2))
             return squared, not has_negative or num_bands <= period
-        case MinSeparated(separation=separation):
+        case Separated(separation=separation):
             # Columns that do not overlap are orthogonal. The first ones are cut off the least.
             terms = column if num_bands <= separation else decreasing
             squared = float(np.sum(repeated(terms, separation, count) ** 2))
@@ -135,7 +135,7 @@ def _of_matrix(matrix: np.ndarray, participation: Participation) -> float:
         starts = range(min(participation.period, steps))
         blocks = (slice(start, None, participation.period) for start in starts)
         return max(float(gram[block, block].sum()) for block in blocks)
-    if isinstance(participation, MinSeparated | OncePerRound):
+    if isinstance(participation, Separated | OncePerRound):
         gram[participation.excludes(steps)] = 0
     by_step = participation.heaviest(gram)
     return float(participation.heaviest(by_step[None])[0])

@@ -9,7 +9,7 @@ from dpoptax.mechanisms.strategies import (
     BandedToeplitz,
     BufferedToeplitz,
     DenseStrategy,
-    MinSeparated,
+    Separated,
     StreamingStrategy,
     _optimize,
     prefix_sum_error,
@@ -89,7 +89,7 @@ def test_gradients_of_the_errors_are_those_of_finite_differences(monkeypatch):
 @pytest.mark.parametrize("separation", [None, 10])
 def test_inverses_and_buffers_improve_on_square_roots(separation):
     steps = 80
-    participation = MinSeparated(separation or steps)
+    participation = Separated(separation or steps)
 
     def error(strategy):
         return prefix_sum_error(strategy) * sensitivity(strategy, participation)

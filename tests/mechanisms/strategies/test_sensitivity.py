@@ -12,7 +12,7 @@ from dpoptax.mechanisms.strategies import (
     BufferedToeplitz,
     Cyclic,
     DenseStrategy,
-    MinSeparated,
+    Separated,
     OncePerRound,
     sensitivity,
 )
@@ -26,7 +26,7 @@ def patterns(participation):
         for steps in itertools.combinations(range(STEPS), size):
             gaps = np.diff(steps)
             match participation:
-                case MinSeparated(separation=separation, count=count):
+                case Separated(separation=separation, count=count):
                     allowed = (gaps >= separation).all() and size <= (count or STEPS)
                 case Cyclic(period=period):
                     allowed = (gaps % period == 0).all()
@@ -70,12 +70,12 @@ STRATEGIES = {
     "dense, negative": DenseStrategy(random_matrix(-1.0)),
 }
 PARTICIPATIONS = [
-    MinSeparated(1),
-    MinSeparated(1, 2),
-    MinSeparated(2),
-    MinSeparated(3, 2),
-    MinSeparated(4, 9),
-    MinSeparated(1, 1),
+    Separated(1),
+    Separated(1, 2),
+    Separated(2),
+    Separated(3, 2),
+    Separated(4, 9),
+    Separated(1, 1),
     Cyclic(1),
     Cyclic(2),
     Cyclic(4),
@@ -98,7 +98,7 @@ def test_sensitivity_bounds_brute_force(name, participation):
     nonnegative = (strategy.matrix() >= 0).all()
     if isinstance(participation, Cyclic) and nonnegative:
         assert found == pytest.approx(exact, rel=1e-5)
-    if isinstance(participation, MinSeparated) and name in EXACT:
+    if isinstance(participation, Separated) and name in EXACT:
         assert found == pytest.approx(exact, rel=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_sensitivity_bounds_brute_force(name, participation):
 def test_columns_that_do_not_overlap_are_exact(name):
     strategy = STRATEGIES[name]
     for count in (1, 2, None):
-        participation = MinSeparated(strategy.num_bands, count)
+        participation = Separated(strategy.num_bands, count)
         exact = brute_force(strategy.matrix(), participation)
         assert sensitivity(strategy, participation) == pytest.approx(exact, rel=1e-5)
         dense = DenseStrategy(strategy.matrix())
@@ -115,13 +115,13 @@ def test_columns_that_do_not_overlap_are_exact(name):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_one_participation_has_sensitivity_one(name):
-    assert sensitivity(STRATEGIES[name], MinSeparated(STEPS)) == pytest.approx(1, rel=1e-5)
+    assert sensitivity(STRATEGIES[name], Separated(STEPS)) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_sensitivity_grows_with_the_steps_and_is_rounded_up(name):
     strategy = STRATEGIES[name]
-    by_steps = [sensitivity(strategy, MinSeparated(2), steps) for steps in range(1, STEPS + 1)]
+    by_steps = [sensitivity(strategy, Separated(2), steps) for steps in range(1, STEPS + 1)]
     assert by_steps == sorted(by_steps)
     corner = DenseStrategy(strategy.matrix(4))
     scale = np.linalg.norm(strategy.matrix(4), axis=0).max()
@@ -137,18 +137,18 @@ def brute_force_corner(matrix):
 
 def test_more_participations_and_less_separation_cost_more():
     strategy = BandedToeplitz.square_root(8, 40)
-    by_count = [sensitivity(strategy, MinSeparated(4, count)) for count in range(1, 11)]
+    by_count = [sensitivity(strategy, Separated(4, count)) for count in range(1, 11)]
     assert by_count == sorted(set(by_count))
-    by_separation = [sensitivity(strategy, MinSeparated(separation, 4)) for separation in (9, 5, 1)]
+    by_separation = [sensitivity(strategy, Separated(separation, 4)) for separation in (9, 5, 1)]
     assert by_separation == sorted(set(by_separation))
     # Independent noise: the root of the number of participations.
     independent = BandedToeplitz((1.0,), 40)
-    assert sensitivity(independent, MinSeparated(4)) == pytest.approx(math.sqrt(10), rel=1e-5)
+    assert sensitivity(independent, Separated(4)) == pytest.approx(math.sqrt(10), rel=1e-5)
 
 
 def test_a_long_run_is_fast_enough_to_test():
     strategy = BandedToeplitz.square_root(30_000, 30_000)
-    assert sensitivity(strategy, OncePerRound(469)) > sensitivity(strategy, MinSeparated(469)) > 1
+    assert sensitivity(strategy, OncePerRound(469)) > sensitivity(strategy, Separated(469)) > 1
 
 
 def test_more_steps_than_the_strategy_has_are_refused():
