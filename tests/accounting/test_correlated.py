@@ -20,8 +20,8 @@ from dpoptax.mechanisms.strategies import (
     BandedInverse,
     BandedToeplitz,
     DenseStrategy,
-    Separated,
     OncePerRound,
+    Separated,
     sensitivity,
 )
 from dpoptax.relations import parse_relation

@@ -6,7 +6,7 @@ from dpoptax.mechanisms.strategies._banded_toeplitz import BandedToeplitz
 from dpoptax.mechanisms.strategies._buffered_toeplitz import BufferedToeplitz
 from dpoptax.mechanisms.strategies._dense import DenseStrategy
 from dpoptax.mechanisms.strategies._error import prefix_sum_error
-from dpoptax.mechanisms.strategies._participation import Cyclic, Separated, OncePerRound
+from dpoptax.mechanisms.strategies._participation import Cyclic, OncePerRound, Separated
 from dpoptax.mechanisms.strategies._sensitivity import sensitivity
 from dpoptax.mechanisms.strategies._streaming import StreamingStrategy, no_record
 

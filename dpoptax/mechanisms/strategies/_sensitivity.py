@@ -17,9 +17,9 @@ from dpoptax import _validate
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._participation import (
     Cyclic,
-    Separated,
     OncePerRound,
     Participation,
+    Separated,
 )
 from dpoptax.mechanisms.strategies._series import Series, repeated
 from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy

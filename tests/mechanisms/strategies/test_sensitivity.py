@@ -12,8 +12,8 @@ from dpoptax.mechanisms.strategies import (
     BufferedToeplitz,
     Cyclic,
     DenseStrategy,
-    Separated,
     OncePerRound,
+    Separated,
     sensitivity,
 )
 
