@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import dpoptax
-from leaderboard import data, page, records, registry, run, scattering
+from leaderboard import data, filters, page, private_mean, records, registry, run, scattering
 from leaderboard.recipe import Recipe, StoppedEarlyError, Trained, finished, plan_for
 from leaderboard.task import Metric, Published, Task, accuracy
 
@@ -238,3 +238,24 @@ KYMATIO = [
     [-0.11671, 0.090131, 0.066144, 0.12597, 0.19672, 0.0042003, 0.013152, 0.011466, 0.0040436],
     [0.71921, 0.26231, 0.020093, 0.33308, 0.034545, 0.00839, 0.0087434, 0.0075935, 0.0077031],
 ]
+
+
+def test_the_first_filters_have_no_mean_and_differ_in_angle():
+    found = np.asarray(filters.gabor_filters(None, (7, 7, 1, 16)))[:, :, 0]
+    assert np.abs(found.sum((0, 1))).max() < 1e-5
+    assert np.allclose(np.abs(found).sum((0, 1)), 2, rtol=1e-5)
+    # A quarter turn of an even wave is the even wave four of eight angles later, up to its sign.
+    assert np.allclose(np.rot90(found[:, :, 0]), found[:, :, 8], atol=1e-5)
+
+
+def test_a_private_mean_without_noise_is_the_mean():
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    longest = float(np.linalg.norm(rows, axis=1).max())
+    mean, event = private_mean.private_mean(rows, longest, 0.0, 1e-5, jax.random.key(0))
+    assert np.allclose(mean, rows.mean(0), atol=1e-6)
+    noisy, event = private_mean.private_mean(rows, longest, 50.0, 1e-5, jax.random.key(0))
+    assert np.abs(noisy - mean).max() > 0.1
+    plan = plan_for(
+        num_examples=60, expected_batch_size=60, num_steps=5, epsilon=1.0, delta=1e-5, clip=1.0
+    )
+    assert plan.epsilon() < private_mean.spent_with(event, plan) < plan.epsilon() + 0.2
