@@ -714,3 +714,21 @@ def counts_releases_in_eight_bits(s, data):
         return (after, count + jnp.int8(1)), None
 
     return jax.lax.scan(body, (s, jnp.int8(0)), None, length=300)[0]
+
+
+@leaks
+def uses_one_batch_in_all_iterations(s, data):
+    s, _, taken = sample(s, data)
+    return jax.lax.scan(
+        lambda s, _: (apply(s, gradients(s.params, taken)), None), s, None, length=3
+    )[0]
+
+
+@leaks
+def adds_the_order_of_the_sampler(s, data):
+    sampler = dpoptax.samplers.BallsInBins(N, 10)
+    state, batch = sampler.sample(sampler.init(s.sampler_state.key))
+    grads = gradients(s.params, take(data, batch))
+    after = apply(s, grads)
+    first = state.order[0].astype(jnp.float32)
+    return after._replace(params={"w": after.params["w"] + first})
