@@ -150,7 +150,18 @@ def _pure_primitives() -> frozenset[Any]:
         for name in dir(module)
         if name.endswith("_p") and name.removesuffix("_p") not in excluded
     }
-    return frozenset({*found.values(), *key_primitives(), ragged_dot_primitive()})
+    others = (*key_primitives(), ragged_dot_primitive(), _reshard_primitive())
+    return frozenset({*found.values(), *others})
+
+
+def _reshard_primitive() -> Any:
+    axes = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=axes)
+    spec = jax.ShapeDtypeStruct((1,), "float32")
+    with jax.sharding.use_abstract_mesh(mesh):
+        parts = jax.sharding.PartitionSpec("x")
+        (eqn,) = jax.make_jaxpr(lambda x: jax.sharding.reshard(x, parts))(spec).eqns
+    return eqn.primitive
 
 
 def custom_derivative_jaxpr(eqn: Any) -> Any | None:

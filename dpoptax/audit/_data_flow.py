@@ -28,7 +28,7 @@ from dpoptax.audit._source import line_of
 OfConstant = Callable[[Any, bool], Label]
 # Rules for the markers of the pipeline, by primitive.
 MarkerRule = Callable[["Flow", Any, list[Label]], list[Label]]
-_PASSES_ON = {"optimization_barrier", "copy", "device_put", "name", "stop_gradient"}
+_PASSES_ON = {"optimization_barrier", "copy", "device_put", "name", "reshard", "stop_gradient"}
 
 
 class Flow:

@@ -97,7 +97,6 @@ def dependent(labels: Iterable[Label], data: Rows | Mixed | None, reason: Any) -
     return Label(
         data=data,
         draws=draws,
-        declared=bool(draws) and all(one.declared for one in labels if one.draws or one.paths),
         released=any(one.released for one in labels),
         reason=found if data is not None else None,
     )
@@ -142,6 +141,15 @@ def join(one: Label, other: Label) -> Label:
         zero_padding=one.zero_padding and other.zero_padding and one.data == other.data,
         reason=one.reason or other.reason or reason,
     )
+
+
+def is_inside(batch: Any, name: Any) -> bool:
+    """Whether a batch was drawn in an iteration of a loop, or is what a scan goes through."""
+    if not isinstance(batch, tuple):
+        return False
+    if batch[:1] == ("each",):
+        return batch[1] == name or is_inside(batch[1], name) or is_inside(batch[2], name)
+    return batch[: len(name)] == name
 
 
 def _same(one: Any, other: Any) -> bool:

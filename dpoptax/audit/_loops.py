@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dpoptax.audit._labels import MIXED, Label, Reason, Rows
+from dpoptax.audit._labels import MIXED, Label, Reason, Rows, is_inside
 from dpoptax.audit._origins import UNKNOWN, Number, Path
 
 # From the labels of the carry to those of all outputs of the body.
@@ -95,7 +95,7 @@ def stacked(label: Label, name: Any) -> Label:
     if isinstance(data, Rows):
         if data.axis is None and data.batch[:2] == ("each", name):
             data = Rows(0, data.batch[2])
-        elif data.axis is not None and not _is_inside(data.batch, name):
+        elif data.axis is not None and not is_inside(data.batch, name):
             data = Rows(data.axis + 1, data.batch)
         else:
             data, reason = MIXED, reason or Reason("a scan returns rows of several batches", "")
@@ -107,18 +107,10 @@ def stacked(label: Label, name: Any) -> Label:
 
 def _mixed_by_iterations(label: Label, name: Any) -> Label:
     """Rows that were drawn in one iteration are of other examples than those of the next one."""
-    if label.rows is None or not _is_inside(label.rows.batch, name):
+    if label.rows is None or not is_inside(label.rows.batch, name):
         return label
     reason = Reason("a loop carries rows of one batch into the next iteration", "")
     return attrs.evolve(label, data=MIXED, zero_padding=False, reason=label.reason or reason)
-
-
-def _is_inside(batch: Any, name: Any) -> bool:
-    if not isinstance(batch, tuple):
-        return False
-    if batch[:1] == ("each",):
-        return batch[1] == name or _is_inside(batch[1], name) or _is_inside(batch[2], name)
-    return batch[: len(name)] == name
 
 
 def _outside(path: Path, name: Any) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from dpoptax.audit._labels import Reason
+from dpoptax.audit._labels import Reason, is_inside
 from dpoptax.audit._origins import (
     Next,
     Number,
@@ -84,7 +84,11 @@ class Records:
 
     def end_loop(self, start: tuple[int, int, int], following: Next) -> None:
         """Refuses a loop that draws the same batch or the same noise in two iterations."""
-        inside = self.events[start[0] :]
+        inside, loop = self.events[start[0] :], following["loop"]
+        for event in inside:
+            drawn = isinstance(event.batch, tuple)
+            if event.kind == "release" and drawn and not is_inside(event.batch, loop):
+                self.refuse(Reason("all iterations of a loop use one batch", event.where))
         for event in inside:
             later: Event | None = event
             for _ in range(_ITERATIONS):
@@ -103,7 +107,8 @@ class Records:
                 if other.kind == event.kind and not _exclude_each_other(event, other):
                     if not are_distinct(event, other):
                         self.refuse(_same(event, other, "twice"))
-                    if event.kind == "release" and event.batch == other.batch:
+                    drawn = isinstance(event.batch, tuple)
+                    if event.kind == "release" and drawn and event.batch == other.batch:
                         self.refuse(Reason("two releases use one batch", event.where))
             if event.kind == "release" and self._is_drawn_from(event):
                 what = "other random numbers are drawn from the key of the noise"

@@ -36,6 +36,7 @@ def initial(tx=None):
 
 
 TX = optax.chain(privatize(), optax.sgd(0.1, momentum=0.9))
+KEY = jax.random.key(77)
 LOOSE = privatize(clip=np.inf, noise=0.0)
 QUIET = privatize(noise=0.0)
 DATASET = {"x": DATA, "y": LABELS}
@@ -664,3 +665,70 @@ def releases_only_if_the_batch_is_full(s, data):
     s, _, taken = sample(s, data)
     grads = gradients(s.params, taken)
     return jax.lax.cond(jnp.sum(taken.mask) > 3, lambda: apply(s, grads), lambda: s)
+
+
+@leaks
+def couples_examples_by_a_rule_for_vmap(s, data):
+    @jax.custom_batching.custom_vmap
+    def own(x):
+        return x
+
+    @own.def_vmap
+    def couple(axis_size, in_batched, x):
+        return x + jnp.mean(x, axis=0), True
+
+    coupled = lambda params, row: jnp.sum(params["w"] * own(row["x"]))  # noqa: E731
+    s, _, taken = sample(s, data)
+    return apply(s, gradients(s.params, taken, coupled))
+
+
+@leaks
+def sums_rows_of_several_iterations(s, data):
+    def body(carry, _):
+        carry, _, taken = sample(carry, data)
+        masked = jnp.where(taken.mask[:, None], taken.examples["x"], 0.0)
+        return carry, masked
+
+    s, rows = jax.lax.scan(body, s, None, length=3)
+    return apply(s, {"w": jnp.sum(rows, axis=0)})
+
+
+@leaks
+def carries_rows_into_the_next_iteration(s, data):
+    def body(carry, _):
+        s, rows = carry
+        s, _, taken = sample(s, data)
+        masked = jnp.where(taken.mask[:, None], taken.examples["x"], 0.0)
+        return (apply(s, {"w": masked + rows}), masked), None
+
+    return jax.lax.scan(body, (s, jnp.zeros((16, WIDTH))), None, length=3)[0][0]
+
+
+@leaks
+def counts_releases_in_eight_bits(s, data):
+    def body(carry, _):
+        s, count = carry
+        private, *rest = s.opt_state
+        private = private._replace(step=count.astype(jnp.int32), key=KEY)
+        after = honest(s._replace(opt_state=(private, *rest)), data)
+        return (after, count + jnp.int8(1)), None
+
+    return jax.lax.scan(body, (s, jnp.int8(0)), None, length=300)[0]
+
+
+@leaks
+def uses_one_batch_in_all_iterations(s, data):
+    s, _, taken = sample(s, data)
+    return jax.lax.scan(
+        lambda s, _: (apply(s, gradients(s.params, taken)), None), s, None, length=3
+    )[0]
+
+
+@leaks
+def adds_the_order_of_the_sampler(s, data):
+    sampler = dpoptax.samplers.BallsInBins(N, 10)
+    state, batch = sampler.sample(sampler.init(s.sampler_state.key))
+    grads = gradients(s.params, take(data, batch))
+    after = apply(s, grads)
+    first = state.order[0].astype(jnp.float32)
+    return after._replace(params={"w": after.params["w"] + first})
