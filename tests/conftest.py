@@ -120,7 +120,15 @@ def pytest_collection_modifyitems(config, items):
     So do the examples in the docstrings of a package.
     """
     checked = pytest.mark.skip(reason="the type checks refuse these arguments first")
+    wrong = pytest.mark.skip(
+        reason="XLA's older code generator looks up other rows; test-types runs"
+    )
     for item in items:
+        if (
+            OLDER_EMITTERS in os.environ.get("XLA_FLAGS", "")
+            and "narrow whole numbers" in item.name
+        ):
+            item.add_marker(wrong)
         if config.getoption("jaxtyping_packages", None) and item.get_closest_marker("untyped"):
             item.add_marker(checked)
         if item.get_closest_marker("xdist_group") is not None:
