@@ -68,7 +68,15 @@ hypothesis.settings.load_profile("day")  # until --hypothesis-profile says other
 
 # Most programs here run for milliseconds after seconds of compilation. These tests draw or train
 # for so long that it pays to optimize their programs.
-OPTIMIZED = ()
+OPTIMIZED = (
+    "laws/test_noise.py",
+    "laws/test_poisson.py",
+    "mechanisms/test_discrete_gaussian.py",
+    "random/",
+    "samplers/",
+    "vi/contrib/test_gradient_trace.py",
+    "vi/test_global_elbo.py",
+)
 
 # The newer code generator of XLA takes twice as long as the older one, which JAX 0.11 dropped.
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
