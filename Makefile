@@ -15,11 +15,11 @@ demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw
 test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
 	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
-test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, docstrings, optimized programs
-	$(PYTEST) --hypothesis-profile=all -m "not nightly and not trainer" $(ARGS)
+test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, and docstrings
+	$(PYTEST) --quick-compile --hypothesis-profile=all -m "not nightly and not trainer" $(ARGS)
 
-test-types: $(VENV)/.dev  ## the quick tests again, while jaxtyping and beartype check every call
-	$(PYTEST) $(CHECK_TYPES) --quick-compile -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
+test-types: $(VENV)/.dev  ## the quick tests, every call checked, and programs optimized as for users
+	$(PYTEST) $(CHECK_TYPES) -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
 test-trainers: $(VENV)/.dev  ## other libraries with dpoptax inside, each in an environment of its own
 	$(BIN)/python -m pytest -m trainer $(or $(ARGS),tests/trainers)

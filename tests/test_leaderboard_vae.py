@@ -17,7 +17,7 @@ from leaderboard.principal_components import (
 )
 
 
-@pytest.mark.parametrize("epsilon", [0.536, 8.0])
+@pytest.mark.parametrize("epsilon", [0.536, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_both_releases_together_keep_the_budget(epsilon):
     setting = (60_000, 1024, 500, 1 / 60_000)
     moments, noise = split_budget(epsilon, 0.3, *setting)
@@ -52,6 +52,7 @@ def test_discriminants_recover_a_single_pixel():
     assert np.allclose(bias, 0.0)
 
 
+@pytest.mark.slow
 def test_training_on_own_images_moves_the_named_layers_only():
     images = np.random.default_rng(0).uniform(size=(50, 784)).astype(np.float32)
     start = private_components(images, 0.1, 1e-5, jax.random.key(0), latent=16, low=8)

@@ -330,6 +330,7 @@ def test_one_truncated_step_costs_at_least_what_the_worst_data_reveal(
             assert exact <= loss.delta(at) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [2, 4])
 def test_a_truncated_step_costs_a_group_at_least_what_the_worst_data_reveal(group):
     """All others add -1 and each member of the group adds 1: by exact densities."""

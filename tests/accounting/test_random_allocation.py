@@ -81,7 +81,9 @@ def test_a_round_of_one_step_is_the_gaussian(noise):
         assert np.all(found <= exact(0.997 * at) + 1e-11)
 
 
-@pytest.mark.parametrize(("steps", "noise"), [(3, 1.1), (50, 0.7), (50, 1.5)])
+@pytest.mark.parametrize(
+    ("steps", "noise"), [(3, 1.1), pytest.param(50, 0.7, marks=pytest.mark.slow), (50, 1.5)]
+)
 def test_a_round_agrees_with_simulation(steps, noise):
     rng, at = np.random.default_rng(0), np.array([0.02, 0.3, 1.0])
     z = rng.standard_normal((400_000, steps)) / noise
@@ -168,7 +170,9 @@ def test_replacing_an_example_costs_at_most_the_bound(noise, angle):
         assert terms.mean() - 5 * terms.std() / math.sqrt(len(terms)) <= bound
 
 
-@pytest.mark.parametrize(("steps", "noise"), [(2, 0.8), (10, 1.0), (100, 0.3)])
+@pytest.mark.parametrize(
+    ("steps", "noise"), [(2, 0.8), (10, 1.0), pytest.param(100, 0.3, marks=pytest.mark.slow)]
+)
 def test_the_probabilities_of_replacing_sum_to_one(steps, noise):
     # A profile with a kink at epsilon zero that is not convex would add up to a tenth per round.
     loss, _ = grid_losses(_random_allocation.random_allocation_replacing(steps, noise, 2e-3))
@@ -177,7 +181,7 @@ def test_the_probabilities_of_replacing_sum_to_one(steps, noise):
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
-@pytest.mark.parametrize("capacity", [20, 200])
+@pytest.mark.parametrize("capacity", [pytest.param(20, marks=pytest.mark.slow), 200])
 def test_a_round_with_very_little_noise_has_an_epsilon(relation, capacity):
     sampler = BallsInBins(200, 10, capacity)
     epsilons = [

@@ -137,12 +137,15 @@ def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
 
 
 def test_a_seed_repeats_a_run_and_no_seed_does_not(run_here):
-    def losses(*arguments):
+    def losses(script, *arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")
-        return run_here("05_vae.py", *options, *arguments).stdout
+        return run_here(script, *options, *arguments).stdout
 
-    assert losses("--seed", "3") == losses("--seed", "3")
-    assert losses() != losses()
+    first = losses("05_vae.py", "--seed", "3")
+    assert first == losses("05_vae.py", "--seed", "3")
+    assert first != losses("05_vae.py")
+    script = "01_logistic_regression.py"
+    assert losses(script) != losses(script)
 
 
 BAD_OPTIONS = {

@@ -128,10 +128,12 @@ def loaded_by(statement):
     return set(ast.literal_eval(done.stdout))
 
 
+@pytest.mark.e2e
 def test_importing_the_package_loads_no_heavy_library():
     assert loaded_by("import jax, optax, dpoptax") == loaded_by("import jax, optax")
 
 
+@pytest.mark.e2e
 def test_training_privately_loads_accounting_and_nothing_else():
     use = "dpoptax.privatize, dpoptax.per_example_grads, dpoptax.samplers.Poisson, dpoptax.Plan"
     needed = loaded_by("import jax, optax, dp_accounting")

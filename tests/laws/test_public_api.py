@@ -130,6 +130,7 @@ assert not found, found
 """
 
 
+@pytest.mark.e2e
 def test_the_transformation_alone_imports_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False

@@ -257,6 +257,7 @@ def test_the_key_of_the_loss_is_bound():
     assert noise_key(0) != noise_key(1)
 
 
+@pytest.mark.slow
 def test_rows_that_a_take_masks_are_bound():
     """The examples are the same, but other ones count, so the gradients differ."""
 
@@ -280,6 +281,7 @@ def own_run(scale, key=KEY):
     return run.params
 
 
+@pytest.mark.slow
 def test_gradients_of_your_own_under_one_key_are_refused_before_they_are_released():
     first = own_run(1e-6)
     np.testing.assert_array_equal(own_run(1e-6), first)

@@ -48,7 +48,9 @@ def check(loss_fn, params, examples, held, monkeypatch):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-held = pytest.mark.parametrize("held", [True, False], ids=["held", "factors"])
+held = pytest.mark.parametrize(
+    "held", [pytest.param(True, marks=pytest.mark.slow), False], ids=["held", "factors"]
+)
 
 
 @pytest.mark.parametrize(("dtype", "held"), [(np.int8, False), (bool, True)])

@@ -12,7 +12,7 @@ from architectures import ARCHITECTURES, by_leaf, floats
 
 import dpoptax
 
-slow = pytest.mark.slow
+slow, nightly = pytest.mark.slow, pytest.mark.nightly
 # These take longest to compile, and use the same rules as smaller models that stay.
 LONG_TO_COMPILE = (
     "linen convolutions",
@@ -130,7 +130,7 @@ def test_norms_and_sums_are_right_however_the_batch_is_cut_into_chunks(name, num
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "batch", [0, 1, pytest.param(2, marks=slow), 7, pytest.param(64, marks=slow)]
+    "batch", [0, 1, pytest.param(2, marks=nightly), 7, pytest.param(64, marks=nightly)]
 )
 @pytest.mark.parametrize("name", ["linen mlp over time", "linen convolutions", "nnx text"])
 def test_norms_and_sums_are_right_for_any_batch_size(name, batch):
@@ -304,27 +304,31 @@ def test_padded_rows_may_hold_anything(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [pytest.param(options, marks=[slow] if options else []) for options in OPTIONS.values()],
-    ids=OPTIONS,
-)
-@pytest.mark.parametrize(
-    "name",
+    ("name", "form"),
     [
-        "linen convolutions",
-        "linen attention",
-        "linen lstm",
-        "standardised convolution",
-        "a convolution of two activations",
-        "a convolution with weight decay",
-        "a convolution by two kernels joined",
-        "a cond that holds a convolution",
+        # One loop over stacked gradients or microbatches is that of every model.
+        pytest.param(
+            name, form, marks=() if number == 0 or form in ("factored", "recomputed") else nightly
+        )
+        for number, name in enumerate(
+            (
+                "linen attention",
+                "linen convolutions",
+                "linen lstm",
+                "standardised convolution",
+                "a convolution of two activations",
+                "a convolution with weight decay",
+                "a convolution by two kernels joined",
+                "a cond that holds a convolution",
+            )
+        )
+        for form in OPTIONS
     ],
 )
-def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, options):
+def test_a_row_of_nan_has_no_norm_and_adds_nothing(name, form):
     with jax.numpy_dtype_promotion("standard"):
         loss_fn, params, examples = ARCHITECTURES[name](4)
-        grads_fn = dpoptax.per_example_grads(loss_fn, **options)
+        grads_fn = dpoptax.per_example_grads(loss_fn, **OPTIONS[form])
         rule = dpoptax.clipping.FlatClip(1.0)
 
         @jax.jit
@@ -360,7 +364,9 @@ def readings_of_an_mlp(form, microbatch_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "size", [1, pytest.param(2, marks=nightly), 3, pytest.param(7, marks=nightly), 100]
+)
 @pytest.mark.parametrize("form", ["factored", "recomputed", "stacked"])
 def test_micro_batches_of_any_size_give_the_same_norms_and_sums(size, form):
     jax.tree.map(

@@ -95,10 +95,10 @@ def _either_way(request, monkeypatch):
     ("form", "dtype"),
     [
         ("recomputed", jnp.float32),
-        ("stacked", jnp.float32),
+        pytest.param("stacked", jnp.float32, marks=pytest.mark.slow),
         pytest.param("factored", jnp.float32, marks=pytest.mark.slow),
         pytest.param("recomputed", jnp.bfloat16, marks=pytest.mark.slow),
-        pytest.param("factored", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("factored", jnp.bfloat16, marks=pytest.mark.nightly),
     ],
 )
 def test_norms_and_sums_are_those_of_a_loop(form, dtype):

@@ -23,7 +23,7 @@ FORMS = {
     "microbatched": {"microbatch_size": 2},
 }
 # The others take longer to compile.
-QUICK = ("linen mlp", "switch")
+QUICK = ("linen mlp",)
 
 
 def shaken(key, example):
@@ -48,15 +48,19 @@ def models(names):
 
 
 OTHERS = (
-    "nnx convolution", "linen convolutions", "linen wide convolution", "linen embedding",
-    "linen tied embedding", "linen attention", "nnx gru", "decoder", "experts",
+    "switch", "nnx convolution", "linen wide convolution", "linen embedding",
+    "linen tied embedding", "linen attention", "experts",
 )  # fmt: skip
+LONGEST = ("linen convolutions", "nnx gru", "decoder")
+
+
+def marked(names, mark):
+    return [pytest.param(*case.values, id=case.id, marks=mark) for case in models(names)]
 
 
 @pytest.mark.parametrize(
-    "make", [*models(QUICK), *(pytest.param(*case.values, id=case.id, marks=slow)
-                               for case in models(OTHERS))]
-)  # fmt: skip
+    "make", [*models(QUICK), *marked(OTHERS, slow), *marked(LONGEST, pytest.mark.nightly)]
+)
 def test_every_form_gives_the_gradient_of_the_mean_over_the_views(make):
     """Also beside a padded row of NaN: law 3. All forms give one sum: laws 2 and 9."""
     with jax.numpy_dtype_promotion("standard"):

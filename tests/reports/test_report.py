@@ -127,6 +127,7 @@ def test_the_figure_is_drawn(report, tmp_path):
     assert (tmp_path / "deep" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_has_no_bound_under_replacement_is_reported_without_one():
     ledger = plan().ledger()
     ledger.charge(1.5, 10)

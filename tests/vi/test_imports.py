@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.e2e
 def test_importing_vi_loads_no_numpyro_and_no_guides():
     program = """
 import sys
