@@ -26,9 +26,10 @@ at most this ε; the column "largest ε in the reports" has the largest. It cove
 the choice of the settings: the column "settings chosen" says what that choice used. "Not private"
 is the same recipe without noise.
 
-Rows with suggested settings take all of them from `dpoptax.suggest`. Splits of the training
-examples of digits and breast cancer decided its clip rule ([choosing](choosing.md#clip-bound)), so
-only the other tasks are new to it.
+Rows with suggested settings take all of them from `dpoptax.suggest`. We chose its rules with
+measurements on other models of digits, breast cancer and Adult, and its clip rule on splits of the
+training examples of the first two ([choosing](choosing.md)). Only MNIST and 20 Newsgroups are new to
+it.
 """
 DETAILS = """
 | recipe | parameters | seconds for a run | largest ε in the reports | settings chosen |
