@@ -37,6 +37,7 @@ import dp_accounting
 from dp_accounting import NeighboringRelation
 
 from dpoptax._dp_events import KnownBranchDpEvent, OneExampleDpEvent
+from dpoptax._patterns import Pattern
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Correlated
@@ -44,7 +45,6 @@ from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies import Cyclic, OncePerRound, sensitivity
 from dpoptax.samplers import Participation, Sampler
-from dpoptax.samplers._patterns import Pattern
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 

@@ -16,12 +16,12 @@ from dpoptax._dp_events import (
     random_allocation_event,
 )
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._patterns import OncePerRound
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
-from dpoptax.samplers._patterns import OncePerRound
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule
 

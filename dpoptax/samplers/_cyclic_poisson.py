@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._patterns import Cyclic
 from dpoptax.relations import Relation
 from dpoptax.samplers._base import (
     Batch,
@@ -20,7 +21,6 @@ from dpoptax.samplers._base import (
 )
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
-from dpoptax.samplers._patterns import Cyclic
 from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.schedules import ScalarOrSchedule
 

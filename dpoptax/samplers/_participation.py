@@ -2,7 +2,7 @@
 
 import attrs
 
-from dpoptax.samplers._patterns import Pattern
+from dpoptax._patterns import Pattern
 
 
 @attrs.frozen

@@ -12,12 +12,12 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from dpoptax import _validate
 from dpoptax._dp_events import KnownBranchDpEvent, compose_passes
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._patterns import Cyclic
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
-from dpoptax.samplers._patterns import Cyclic
 from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dpoptax._dp_events import compose_passes
+from dpoptax._patterns import OncePerRound
 from dpoptax.relations import Relation
 from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import (
@@ -18,7 +19,6 @@ from dpoptax.samplers._base import (
 )
 from dpoptax.samplers._full_batches import FullBatches
 from dpoptax.samplers._participation import Participation
-from dpoptax.samplers._patterns import OncePerRound
 from dpoptax.schedules import ScalarOrSchedule
 
 

@@ -25,6 +25,7 @@ ORDER = [
     "schedules",
     "_serialize",
     "_dp_events",
+    "_patterns",
     "random",
     "samplers",
     "per_example",

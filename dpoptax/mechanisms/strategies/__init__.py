@@ -1,6 +1,7 @@
 """Strategies: how the noise of a step depends on the noise of earlier steps."""
 
 from dpoptax import _serialize
+from dpoptax._patterns import Cyclic, OncePerRound, Separated
 from dpoptax.mechanisms.strategies._banded_inverse import BandedInverse
 from dpoptax.mechanisms.strategies._banded_toeplitz import BandedToeplitz
 from dpoptax.mechanisms.strategies._buffered_toeplitz import BufferedToeplitz
@@ -8,7 +9,6 @@ from dpoptax.mechanisms.strategies._dense import DenseStrategy
 from dpoptax.mechanisms.strategies._error import prefix_sum_error
 from dpoptax.mechanisms.strategies._sensitivity import sensitivity
 from dpoptax.mechanisms.strategies._streaming import StreamingStrategy, no_record
-from dpoptax.samplers._patterns import Cyclic, OncePerRound, Separated
 
 # What JSON can hold. A new strategy joins by one line.
 _serialize.register(BandedToeplitz)

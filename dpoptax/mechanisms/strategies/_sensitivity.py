@@ -14,10 +14,10 @@ import math
 import numpy as np
 
 from dpoptax import _validate
+from dpoptax._patterns import Cyclic, OncePerRound, Pattern, Separated
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._series import Series, repeated
 from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy
-from dpoptax.samplers._patterns import Cyclic, OncePerRound, Pattern, Separated
 
 # Results are rounded up by this factor, which is more than all rounding errors of float64.
 ROUND_UP = 1 + 1e-6
