@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-trainers test-nightly lint format bench reproduce-d3p leaderboard clean
+.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly lint format bench reproduce-d3p leaderboard clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -20,6 +20,9 @@ test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, and docs
 
 test-types: $(VENV)/.dev  ## the quick tests, every call checked, and programs optimized as for users
 	$(PYTEST) $(CHECK_TYPES) -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
+
+test-optimized: $(VENV)/.dev  ## slow tests of gradients and guarantees, with programs optimized as for users
+	$(PYTEST) -m "slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests/laws tests/misuse tests/per_example)
 
 test-trainers: $(VENV)/.dev  ## other libraries with dpoptax inside, each in an environment of its own
 	$(BIN)/python -m pytest -m trainer $(or $(ARGS),tests/trainers)
