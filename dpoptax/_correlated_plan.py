@@ -16,7 +16,7 @@ from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.mechanisms import Correlated, Gaussian
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.mechanisms.strategies import BandedToeplitz, prefix_sum_error
-from dpoptax.samplers import CyclicPoisson, Poisson, Sampler
+from dpoptax.samplers import Poisson, RandomCyclicPoisson, Sampler
 
 # Errors of numbers of bands that are closer to each other than this differ by one percent or so.
 RATIO = 1.5
@@ -44,9 +44,9 @@ def correlated_plan(
     parameters. If independent noise is best, it is an ordinary plan: Poisson batches and
     `mechanisms.Gaussian()`.
 
-    Correlated noise pays at a large epsilon, with small batches and many steps. A plan with it is
-    about neighbours under `replace_special`, because groups are made by index; the ordinary plan is
-    about `add_or_remove_one`. A run with b bands keeps b - 1 copies of the gradient's noise.
+    Correlated noise pays at a large epsilon, with small batches and many steps. Every example draws
+    its group at random, so both kinds of plans have a guarantee under `add_or_remove_one`. A run
+    with b bands keeps b - 1 copies of the gradient's noise.
 
     Args:
         num_examples: how many examples there are.
@@ -92,7 +92,7 @@ def correlated_plan(
         sampler: Sampler = ordinary
         mechanism: AnyMechanism = Gaussian()
         if bands > 1:
-            sampler = CyclicPoisson(num_examples, expected_batch_size, bands)
+            sampler = RandomCyclicPoisson(num_examples, expected_batch_size, bands)
             mechanism = Correlated(strategy)
         noise = calibrate_noise_multiplier(
             epsilon=epsilon, delta=delta, sampler=sampler, num_steps=steps, mechanism=mechanism

@@ -7,7 +7,7 @@ import pytest
 from dpoptax import Plan, Report, correlated_plan
 from dpoptax.mechanisms import Correlated, Gaussian
 from dpoptax.mechanisms.strategies import BandedToeplitz, prefix_sum_error
-from dpoptax.samplers import CyclicPoisson, Poisson
+from dpoptax.samplers import CyclicPoisson, Poisson, RandomCyclicPoisson
 
 MNIST = {"num_examples": 60_000, "clip": 1.0, "epochs": 20, "delta": 1e-5}
 SMALL = {"num_examples": 800, "expected_batch_size": 20, "clip": 1.0, "epochs": 5, "delta": 1e-5}
@@ -45,13 +45,14 @@ def test_the_plan_is_never_worse_than_independent_noise(epsilon):
     plan = correlated_plan(**SMALL, epsilon=epsilon, max_bands=4)
     ordinary = independent(**SMALL, epsilon=epsilon)
     assert plan.epsilon() <= epsilon
+    assert plan.sampler.relation == ordinary.sampler.relation == "add_or_remove_one"
     assert error(plan) <= error(ordinary) * 1.001
     if epsilon < 1:
         assert isinstance(plan.mechanism, Gaussian)
         assert isinstance(plan.sampler, Poisson)
     else:
         assert error(plan) < 0.8 * error(ordinary)
-        assert isinstance(plan.sampler, CyclicPoisson)
+        assert isinstance(plan.sampler, RandomCyclicPoisson)
         assert plan.sampler.num_groups == plan.mechanism.strategy.num_bands == 4
 
 
