@@ -246,7 +246,8 @@ def _allocation(step: Any) -> tuple[int, float] | None:
 def _longest_loss(step: dp_accounting.DpEvent) -> float:
     """Roughly the largest loss on the grid; inf where it is not known."""
     if isinstance(step, LimitedPoissonDpEvent):
-        return _longest_loss(step.event)
+        # With very much noise, the loss of a full batch is far beyond all others.
+        return max(_longest_loss(step.event), step.loss_if_crowded())
     if isinstance(step, TruncatedSubsampledGaussianDpEvent):
         # The loss where the new example pushes another one out of the batch. This is rare, so that
         # fewer points do little harm.
