@@ -35,8 +35,11 @@ class KnownBranchDpEvent(DpEvent):  # type: ignore[misc]
     and the right-hand side is what we account.
 
     Attributes:
-        usual: the release with probability `1 - probability`.
-        rare: the release with probability `probability`.
+        usual: the release with probability `1 - probability`; or a composition, if one branch is
+            taken for all of it. Compositions are accounted as if `rare` were always taken, unless
+            delta can pay for it.
+        rare: the release with probability `probability`, at least as costly; a composition too if
+            `usual` is one.
         probability: of `rare`, the same on two neighbouring data sets.
     """
 
@@ -166,7 +169,8 @@ class LimitedPoissonDpEvent(DpEvent):  # type: ignore[misc]
         """Returns the probability that the others leave too little room for the whole group."""
         import scipy.stats  # slow to import
 
-        others = scipy.stats.binom(self.dataset_size - self.group_size, self.sampling_probability)
+        size = max(self.dataset_size - self.group_size, 0)
+        others = scipy.stats.binom(size, self.sampling_probability)
         sizes = np.arange(
             max(self.max_batch_size - self.group_size + 1, 0), self.max_batch_size + 1
         )

@@ -157,12 +157,11 @@ def check_sampler(strategy: Strategy, sampler: Sampler) -> None:
 
 def _speaks_for_itself(sampler: Sampler) -> bool:
     """Whether the pattern is that of the batches: a subclass may draw others, and inherit it."""
-    names = ("participation", "sample")
-    defined = [
-        next(depth for depth, cls in enumerate(type(sampler).__mro__) if name in vars(cls))
-        for name in names
-    ]
-    return defined[0] <= defined[1]
+    depths = {
+        name: next(depth for depth, cls in enumerate(type(sampler).__mro__) if name in vars(cls))
+        for name in ("participation", "init", "sample")
+    }
+    return depths["participation"] == min(depths.values())
 
 
 def _is_amplified(strategy: Strategy, participation: Participation) -> bool:

@@ -88,14 +88,35 @@ def _without_rare_overflow(
     for step, count in counts.items():
         probability, usual = _split_overflow(step, group_size)
         overflow += count * probability
-        if not _costs_nothing(usual):
-            untruncated[usual] = untruncated.get(usual, 0) + count
+        _add(untruncated, usual, count, group_size)
     # Consider the event that at some step the *other* examples fill the batch. It has the same
     # probability on both neighbours. Without it, the mechanism is the untruncated one; its
     # probability is paid from delta.
     if overflow <= OVERFLOW_FRACTION * delta:
         return NormalizedSteps(untruncated, overflow, has_noise=True)
-    return NormalizedSteps(counts, 0.0, has_noise=True)
+    truncated: dict[dp_accounting.DpEvent, int] = {}
+    for step, count in counts.items():
+        _add(truncated, step, count, group_size)
+    return NormalizedSteps(truncated, 0.0, has_noise=True)
+
+
+def _add(
+    counts: dict[dp_accounting.DpEvent, int],
+    event: dp_accounting.DpEvent,
+    count: int,
+    group_size: int,
+) -> None:
+    """Adds the one-step events of an event to the counts."""
+    if isinstance(event, KnownBranchDpEvent) and _is_composed(event.rare):
+        # The branch is one for all steps, so that steps are not independent of each other.
+        event = event.rare
+    for step, times in _flatten(event, count, group_size):
+        if not _costs_nothing(step):
+            counts[step] = counts.get(step, 0) + times
+
+
+def _is_composed(event: dp_accounting.DpEvent) -> bool:
+    return isinstance(event, dp_accounting.SelfComposedDpEvent | dp_accounting.ComposedDpEvent)
 
 
 def _flatten(
@@ -159,6 +180,8 @@ def _of_one_selected(event: Any) -> dp_accounting.DpEvent:
 def _has_no_noise(step: dp_accounting.DpEvent) -> bool:
     if isinstance(step, dp_accounting.NonPrivateDpEvent):
         return True
+    if _is_composed(step):
+        return any(_has_no_noise(inner) for inner, _ in _flatten(step, 1, group_size=1))
     if isinstance(step, KnownBranchDpEvent):
         fails = isinstance(step.rare, dp_accounting.NonPrivateDpEvent)
         return _has_no_noise(step.usual) or (not fails and _has_no_noise(step.rare))

@@ -24,8 +24,12 @@ from dpoptax.mechanisms._gaussian_noise import add_filtered, add_gaussian_by
 from dpoptax.mechanisms._sharded_state import sharded_like_parameters
 from dpoptax.mechanisms._state import NoiseKeys, PastKeys
 from dpoptax.mechanisms._strategy import Strategy
+from dpoptax.mechanisms.strategies._toeplitz import ToeplitzStrategy
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
+
+# Above it, float32 would keep the new draw of a step to less than a thousandth.
+LARGEST_RATIO = 1e4
 
 
 def _num_draws(value: int) -> int:
@@ -39,6 +43,17 @@ def _check_strategy(mechanism: Any, attribute: Any, value: Any) -> None:
             "strategy must be one of dpoptax.mechanisms.strategies; got "
             f"{_validate.described(value)}. Pass for example "
             "BandedInverse.square_root(4, num_steps)."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        toeplitz = isinstance(value, ToeplitzStrategy)
+        diagonal = value.column(1) if toeplitz else np.diagonal(value.matrix())
+        ratio = float((value.noise_norms() * diagonal).max())
+    if not ratio <= LARGEST_RATIO:
+        raise ValueError(
+            f"the noise of a step may be {LARGEST_RATIO:,.0f} times as large as its new draw at "
+            f"most, because rounding would replace the draw; got {type(value).__name__} with a "
+            f"ratio of {ratio:.3g}. Take smaller numbers after the first, such as those of its own "
+            "constructors."
         )
 
 
@@ -70,7 +85,8 @@ class Correlated:
 
     Raises:
         TypeError: `strategy` is no `Strategy`, or as in `Gaussian`.
-        ValueError: `num_draws` is below 1. From `check`: the clip bound or the noise follows a
+        ValueError: `num_draws` is below 1, or the noise of earlier steps is so large that rounding
+            would lose the new draw of a step. From `check`: the clip bound or the noise follows a
             schedule. Their cost together with correlated noise is not known.
 
     Example:

@@ -43,7 +43,9 @@ class MinSeparated(Sampler):
         num_examples: how many examples there are.
         steps_per_round: how many steps a round has; the mean number of steps between two turns.
         min_separation: the least number of steps from one turn to the next.
-        max_batch_size: as in `BallsInBins`.
+        max_batch_size: the padded size of every batch. A larger batch is cut to a uniform random
+            subset, so that one example more may displace another one. Epsilon is that of half the
+            noise, unless this is so rare in the whole run that delta pays for it.
 
     Raises:
         TypeError: a count is not a whole number.
@@ -138,14 +140,17 @@ class MinSeparated(Sampler):
         the smallest noise of the run.
         """
         noise = as_schedule(noise_multiplier).slice(0, num_steps).min
-        event = random_allocation_event(self.num_choices, noise)
+        rounds = self._num_rounds(num_steps)
+
+        def run(noise: float) -> dp_accounting.DpEvent:
+            one_round = random_allocation_event(self.num_choices, noise)
+            return dp_accounting.SelfComposedDpEvent(one_round, rounds)
+
         adds = parse_relation(relation or self.relation) == NeighboringRelation.ADD_OR_REMOVE_ONE
-        if adds and self.max_batch_size < self.num_examples:
-            # If the others fill one of the batches, all of them are accounted as full.
-            full = min(self.num_choices * self._probability_of_full(), 1.0)
-            displacing = random_allocation_event(self.num_choices, noise / 2)
-            event = KnownBranchDpEvent(event, displacing, full)
-        return dp_accounting.SelfComposedDpEvent(event, self._num_rounds(num_steps))
+        if not adds or self.max_batch_size == self.num_examples:
+            return run(noise)
+        full = min(rounds * self.num_choices * self._probability_of_full(), 1.0)
+        return KnownBranchDpEvent(run(noise), run(noise / 2), full)
 
     def participation(self, num_steps: int) -> Participation:
         """See `Sampler.participation`."""

@@ -31,6 +31,7 @@ from dpoptax.samplers import (
     FixedSize,
     Poisson,
     PoissonSchedule,
+    RandomCyclicPoisson,
     Shuffled,
     UserPoisson,
 )
@@ -229,12 +230,20 @@ class OwnCyclic(CyclicPoisson):
         return CyclicPoisson.sample(self, state._replace(step=state.step * 0))
 
 
+class OwnGroups(RandomCyclicPoisson):
+    """Makes other groups than its base class, and inherits what is said about those."""
+
+    def init(self, key, step=0):
+        return RandomCyclicPoisson.init(self, key)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sampler": Poisson(100, 5)}, "nothing is proven .* under Poisson.*CyclicPoisson"),
         ({"sampler": FixedSize(100, 5)}, "nothing is proven .* under FixedSize"),
         ({"sampler": OwnCyclic(100, 5, 4)}, "nothing is proven .* under OwnCyclic"),
+        ({"sampler": OwnGroups(100, 5, 4)}, "nothing is proven .* under OwnGroups"),
         (
             {"sampler": PoissonSchedule([(Poisson(100, 5), 40)])},
             "nothing is proven .* under PoissonSchedule",

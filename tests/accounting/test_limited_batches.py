@@ -183,3 +183,10 @@ def test_a_far_too_small_batch_has_an_epsilon_and_a_full_one_is_refused():
     for make in (lambda: Poisson(9, 9, 8), lambda: CyclicPoisson(9, 3, 3, 2)):
         with pytest.raises(ValueError, match="max_batch_size must be"):
             make()
+
+
+def test_a_group_may_be_larger_than_the_data_set():
+    run = {"sampler": Poisson(5, 2, 3), "noise_multiplier": 1.0, "num_steps": 1, "delta": 1e-3}
+    costs = [epsilon(**run, group_size=size) for size in (4, 5, 6)]
+    assert costs == sorted(costs)
+    assert math.isfinite(costs[-1])

@@ -303,6 +303,23 @@ def test_the_strategy_must_be_one():
         mechanisms.Correlated(strategies.Taps)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        mechanisms.strategies.BandedToeplitz((1.0, 2.0), 40),
+        mechanisms.strategies.BandedToeplitz((1.0, 2.0), 2000),
+        mechanisms.strategies.BandedInverse((1.0, 1e9), 2),
+        mechanisms.strategies.DenseStrategy([[1.0, 0.0], [1e12, 1.0]]),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_noise_whose_new_draws_are_lost_to_rounding_is_refused(strategy):
+    # Else a step would have no noise of its own: old noise plus a draw would round to old noise.
+    with pytest.raises(ValueError, match="rounding would replace the draw"):
+        mechanisms.Correlated(strategy)
+    mechanisms.Correlated(mechanisms.strategies.BandedToeplitz((1.0,) * 8, 2000))
+
+
 @pytest.mark.slow
 @every
 def test_an_ensemble_of_members_has_independent_noise(make):

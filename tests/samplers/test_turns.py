@@ -101,6 +101,37 @@ def test_separated_turns_cost_a_random_allocation_per_round():
     assert allocation(7, 2) < full
 
 
+def test_batches_that_are_full_in_every_round_are_counted():
+    # Each example takes part in every second step. So the others fill the same batch each time.
+    num_examples, num_rounds, largest, noise, delta = 1002, 100, 550, 5.0, 1e-5
+    sampler = MinSeparated(num_examples, 2, 2, largest)
+    claimed = epsilon(
+        sampler=sampler, noise_multiplier=noise, num_steps=2 * num_rounds, delta=delta
+    )
+    # The others contribute -1 and the example contributes 1 in the first step of every round. What
+    # the means of the sums tell depends on how many others are in that step.
+    others = np.arange(400, 601)
+    weights = scipy.stats.binom.pmf(others, num_examples - 1, 0.5)
+    is_full = others >= largest
+    moves = np.where(is_full, 2 * largest / (others + 1), 1.0)
+    without = np.stack([-np.minimum(others, largest), others - num_examples + 1], axis=1)
+    deviation = noise / math.sqrt(num_rounds)
+
+    def log_density(outputs, means):
+        squares = ((outputs[:, None] - means) ** 2).sum(axis=-1)
+        return np.logaddexp.reduce(np.log(weights) - squares / 2 / deviation**2, axis=1)
+
+    # Only outputs of full batches, for a lower bound of delta.
+    with_one = without + np.stack([moves, 0 * moves], axis=1)
+    rng = np.random.default_rng(0)
+    share = weights[is_full].sum()
+    drawn = with_one[is_full][rng.choice(is_full.sum(), 4000, p=weights[is_full] / share)]
+    outputs = drawn + deviation * rng.normal(size=(4000, 2))
+    losses = log_density(outputs, with_one) - log_density(outputs, without)
+    assert share * np.clip(1 - np.exp(10.1 - losses), 0, None).mean() > 10 * delta
+    assert share * np.clip(1 - np.exp(claimed - losses), 0, None).mean() < delta
+
+
 def test_the_events_of_turns_are_read_back_and_filtered():
     for sampler in (MinSeparated(400, 10, 4, 60), RandomCyclicPoisson(400, 10, 4)):
         ledger = Ledger(sampler, 1.0, delta=1e-5)

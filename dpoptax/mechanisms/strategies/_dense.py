@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float64, Int, PyTree
 from dpoptax import _validate
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._noise_ring import NoiseRing, empty_ring, next_noise
+from dpoptax.mechanisms.strategies._toeplitz import SMALLEST_NORM
 
 
 def _rows(matrix: Any) -> tuple[tuple[float, ...], ...]:
@@ -34,6 +35,11 @@ def _rows(matrix: Any) -> tuple[tuple[float, ...], ...]:
         )
     if not np.isfinite(array).all():
         raise ValueError("a strategy must be finite; got infinity or nan. Check its computation.")
+    if not SMALLEST_NORM < abs(array).max() < 1 / SMALLEST_NORM:
+        raise ValueError(
+            "a strategy must have numbers whose squares can be computed; got a largest one of "
+            f"{abs(array).max():.3g}. Divide the matrix by it: the scale does not matter."
+        )
     if np.triu(array, 1).any():
         raise ValueError(
             "a strategy is lower triangular, because noise cannot depend on later steps; got "

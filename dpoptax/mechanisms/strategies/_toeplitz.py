@@ -11,6 +11,9 @@ from dpoptax import _validate
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._series import Series, divide, unit
 
+# Squares of smaller numbers underflow.
+SMALLEST_NORM = 1e-100
+
 
 class ToeplitzStrategy(Strategy):
     """Base class of strategies that are Toeplitz matrices."""
@@ -55,6 +58,11 @@ def _scaled(strategy: ToeplitzStrategy) -> Series:
             f"the matrix of this {type(strategy).__name__} grows beyond all numbers within "
             f"{strategy.num_steps} steps. Take numbers whose sum is smaller, such as those of its "
             "own constructors."
+        )
+    if norm < SMALLEST_NORM:
+        raise ValueError(
+            f"the numbers of this {type(strategy).__name__} are too small to compute with; got a "
+            f"column of norm {norm:.3g}. Divide them by the first one: their scale does not matter."
         )
     return column / norm
 
