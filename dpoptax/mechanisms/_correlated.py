@@ -45,8 +45,10 @@ def _check_strategy(mechanism: Any, attribute: Any, value: Any) -> None:
             "BandedInverse.square_root(4, num_steps)."
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        toeplitz = isinstance(value, ToeplitzStrategy)
-        diagonal = value.column(1) if toeplitz else np.diagonal(value.matrix())
+        if isinstance(value, ToeplitzStrategy):
+            diagonal = value.column(1)
+        else:
+            diagonal = np.diagonal(value.matrix())
         ratio = float((value.noise_norms() * diagonal).max())
     if not ratio <= LARGEST_RATIO:
         raise ValueError(
