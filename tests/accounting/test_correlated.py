@@ -19,6 +19,7 @@ from dpoptax.mechanisms import Correlated, DiscreteGaussian, Gaussian
 from dpoptax.mechanisms.strategies import (
     BandedInverse,
     BandedToeplitz,
+    Cyclic,
     DenseStrategy,
     OncePerRound,
     Separated,
@@ -29,6 +30,7 @@ from dpoptax.samplers import (
     BallsInBins,
     CyclicPoisson,
     FixedSize,
+    MinSeparated,
     Poisson,
     PoissonSchedule,
     RandomCyclicPoisson,
@@ -134,6 +136,21 @@ def test_a_group_of_examples_costs_more_than_in_independent_noise():
     event = dp_accounting.GaussianDpEvent(1.2 / moves)
     assert correlated <= event_epsilon(event, delta=1e-4) * 1.001
     assert correlated < epsilon(**run, mechanism=Correlated(BANDED), group_size=4) < np.inf
+
+
+def test_a_group_more_may_displace_others_of_a_full_group():
+    sampler = RandomCyclicPoisson(100, 10, 4)
+    moves = sensitivity(BANDED, Cyclic(4), num_steps=12)
+    for relation, factor in (("replace_special", 1), ("add_or_remove_one", 2)):
+        event = correlated_event(BANDED, sampler, 3.0, 12, parse_relation(relation))
+        assert event.for_groups == dp_accounting.GaussianDpEvent(3.0 / (factor * moves))
+
+
+@pytest.mark.parametrize("sampler", [BallsInBins(100, 10, 16), MinSeparated(100, 10, 4, 16)])
+def test_full_batches_of_all_rounds_are_counted(sampler):
+    full = scipy.stats.binom.sf(15, 99, 1 / 10)
+    rounds = sampler.participation(40).max_count
+    assert 1 - (1 - full) ** rounds <= sampler.participation(40).crowded <= rounds * full * 1.001
 
 
 @pytest.mark.parametrize("relation", ["replace_special", "replace_one"])

@@ -173,7 +173,8 @@ def test_examples_of_a_user_are_drawn_uniformly_without_replacement():
 
 def test_a_user_with_few_examples_gives_all_of_them():
     mask = jnp.array([False, True, False, True])
-    taken, present = draw_examples(jax.random.key(1), (jnp.arange(4), mask), 3)
+    draw = jax.jit(lambda key: draw_examples(key, (jnp.arange(4), mask), 3))
+    taken, present = draw(jax.random.key(1))
     assert sorted(np.asarray(taken)[np.asarray(present)].tolist()) == [1, 3]
     with pytest.raises(ValueError, match="count must be at most the number of places"):
         draw_examples(jax.random.key(1), (jnp.arange(4), mask), 5)
@@ -188,9 +189,7 @@ def test_a_loss_draws_other_examples_of_a_user_with_each_key():
         return w * jnp.sum(jnp.where(mask, x, 0)) / 2
 
     grads = dpoptax.per_example_grads(loss_fn)
-    sums = {
-        tuple(grads(jnp.ones(()), rows, key=jax.random.key(seed)).stacked().tolist())
-        for seed in range(4)
-    }
+    stacked = jax.jit(lambda key: grads(jnp.ones(()), rows, key=key).stacked())
+    sums = {tuple(stacked(jax.random.key(seed)).tolist()) for seed in range(4)}
     assert len(sums) == 4
     assert all(0 <= first <= 7 and 8 <= second <= 15 for first, second in sums)
