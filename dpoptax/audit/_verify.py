@@ -1,5 +1,6 @@
 """Verify a certificate: compute its epsilon again, by another library where that is possible."""
 
+import math
 from importlib import metadata
 from typing import Any
 
@@ -40,14 +41,22 @@ def verify(text: str) -> str:
         event, relation = decode_event(known["event"]), parse_relation(known["relation"])
         stated, delta = known["epsilon"], _validate.open_unit("delta", known["delta"])
         stated = _validate.real("epsilon", stated)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             "expected a guarantee with event, relation, epsilon and delta; got a fault in "
             f"{error}. Pass the text that Certificate.to_json wrote."
         ) from None
-    found, library = _epsilon(event, delta, relation)
+    if not math.isfinite(stated):
+        raise ValueError(f"expected a finite epsilon; got {stated}. It promises nothing.")
+    try:
+        found, library = _epsilon(event, delta, relation)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"expected an event with numbers that can be accounted; got a fault: {error}. Pass the "
+            "text that Certificate.to_json wrote."
+        ) from None
     where = f"at delta = {delta:g} ({relation.name.lower()})"
-    if found > stated * (1 + TOLERANCE):
+    if not found <= stated * (1 + TOLERANCE):
         raise ValueError(
             f"expected epsilon of at most {round_up(stated)} {where}, as the certificate says; "
             f"{library} finds {round_up(found)}. Do not use this certificate."
