@@ -27,6 +27,7 @@ NAMES = words(
     versions
     """
 )
+GUARANTEE = ("epsilon", "delta", "relation", "num_releases", "unit", "event")
 # What every certificate rests on, beside what it names.
 TRUSTED = (
     "dpoptax clips each row of the gradients, sums, and adds the stated noise",

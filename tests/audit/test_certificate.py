@@ -12,6 +12,7 @@ import dpoptax
 from dpoptax.__main__ import main
 from dpoptax.audit import Certificate
 from dpoptax.audit._certificate import Leak
+from dpoptax.audit._verify import verify
 from dpoptax.samplers import take
 
 N = 40
@@ -128,6 +129,11 @@ def test_verify_names_dpoptax_for_events_of_its_own(tmp_path, capsys):
         ({"relation": "other"}, "relation"),
         ({"delta": 2.0}, "delta"),
         ({"epsilon": "small"}, "epsilon"),
+        ({"epsilon": 10**400}, "epsilon"),
+        ({"epsilon": 1e308}, "Do not use this certificate"),
+        ({"epsilon": float("inf")}, "finite"),
+        ({"delta": 0.01}, "Do not use this certificate"),
+        ({"added": 1}, "must have the fields"),
     ],
 )
 def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message):
@@ -137,6 +143,28 @@ def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message)
     path.write_text(json.dumps(content))
     assert main(["verify", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("noise_multiplier", 3.0, "finds only"),
+        ("noise_multiplier", 1e300, "fault"),
+        ("noise_multiplier", "x", "fault"),
+        ("sampling_probability", 0.0, "finds only"),
+        ("sampling_probability", None, "fault"),
+        ("count", 5, "finds only"),
+        ("count", 10**30, "fault"),
+    ],
+)
+def test_verify_refuses_a_changed_event(name, value, message):
+    content = json.loads(certify().to_json())
+    event = content["guarantee"]["event"]
+    while name not in event:
+        event = event["event"]
+    event[name] = value
+    with pytest.raises(ValueError, match=message):
+        verify(json.dumps(content))
 
 
 def test_verify_refuses_what_states_no_epsilon(tmp_path, capsys):
