@@ -95,9 +95,9 @@ def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
         return Number(offset=params["start_indices"][0])
     if name == "dynamic_slice" and tuple(params["slice_sizes"]) == (1,):
         # An index beyond the end selects the last key.
-        number = labels[1].number
-        inside = number is not None and not number.terms
-        return number if inside and 0 <= number.offset < eqn.invars[0].aval.shape[0] else None
+        number, count = labels[1].number, eqn.invars[0].aval.shape[0]
+        if number is not None and not number.terms and 0 <= number.offset < count:
+            return number
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 import dpoptax
 from dpoptax.__main__ import main
 from dpoptax.audit import Certificate
-from dpoptax.audit._certificate import Leak
+from dpoptax.audit._certificate import Leak, Release
 from dpoptax.audit._verify import verify
 from dpoptax.samplers import take
 
@@ -104,6 +104,17 @@ def test_a_rule_of_the_user_is_trusted_by_name():
     found = certify(plan=None, clip=Halved(1.0))
     assert any("Halved" in name for name in found.trusted())
     assert not any("Halved" in name for name in certify().trusted())
+
+
+def test_a_strategy_of_the_user_is_trusted_by_name():
+    class OwnStrategy(dpoptax.mechanisms.strategies.DenseStrategy):
+        pass
+
+    mechanism = dpoptax.mechanisms.Correlated(OwnStrategy(np.eye(3)))
+    release = Release(dpoptax.clipping.FlatClip(1.0), 1.1, 4.0, mechanism, SAMPLER, "")
+    found = Certificate((), (release,), (), (), (), (), "", ())
+    (own,) = found.trusted()[2:]
+    assert "OwnStrategy" in own
 
 
 def test_verify_computes_epsilon_by_dp_accounting_alone(tmp_path, capsys):
