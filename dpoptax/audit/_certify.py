@@ -66,7 +66,8 @@ def certify(
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
         >>> sampler = dpoptax.samplers.Poisson(100, 10)
-        >>> tx = dpoptax.dp_sgd(0.1, 1.0, 1.1, expected_batch_size=10, key=jax.random.key(0))
+        >>> key = jax.random.key(0)
+        >>> tx = dpoptax.dp_sgd(0.1, 1.0, noise_multiplier=1.1, expected_batch_size=10, key=key)
         >>> grads_fn = dpoptax.per_example_grads(lambda w, x: (w - x) ** 2)
         >>> def step(params, opt_state, sampler_state, data):
         ...     sampler_state, batch = sampler.sample(sampler_state)
