@@ -27,6 +27,7 @@ NAMES = words(
     versions
     """
 )
+GUARANTEE = ("epsilon", "delta", "relation", "num_releases", "unit", "event")
 # What every certificate rests on, beside what it names.
 TRUSTED = (
     "dpoptax clips each row of the gradients, sums, and adds the stated noise",
@@ -146,11 +147,12 @@ class Certificate:
 
     def trusted(self) -> tuple[str, ...]:
         """Returns the code and the laws that the certificate rests on, those of users by name."""
+        names = [name for name in attrs.fields_dict(Release) if name != "where"]
+        held = [getattr(release, name) for release in self.releases for name in names]
         own = {
-            f"{type(value).__module__}.{type(value).__qualname__}"
-            for release in self.releases
-            for value in (release.clip, release.mechanism, release.sampler)
-            if value is not None and not type(value).__module__.startswith("dpoptax.")
+            f"{kind.__module__}.{kind.__qualname__}"
+            for kind in _kinds_of(held)
+            if kind.__module__.split(".")[0] not in ("dpoptax", "builtins", "numpy")
         }
         return (
             *TRUSTED,
@@ -216,6 +218,21 @@ class Certificate:
         for name in (*ASSUMED, *self.assumptions):
             lines += _wrapped("assumes", name)
         return "\n".join([*lines, f"  program: sha256 {self.program}"])
+
+
+def _kinds_of(values: Any) -> set[type]:
+    """Returns the types of values and of the fields of those that are made of fields."""
+    found = set()
+    for value in values:
+        found.add(type(value))
+        if attrs.has(type(value)):
+            fields = attrs.fields_dict(type(value))
+            found |= _kinds_of([getattr(value, name, None) for name in fields])
+        elif isinstance(value, dict):
+            found |= _kinds_of(value.values())
+        elif isinstance(value, list | tuple):
+            found |= _kinds_of(value)
+    return found
 
 
 def _wrapped(name: str, text: str) -> list[str]:

@@ -1,8 +1,10 @@
 """Certify a step: private data may reach what it returns only through clip, sum and noise."""
 
 import functools
+import gc
 import hashlib
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +15,14 @@ from dpoptax._jax_compat import own_trace_cache
 from dpoptax._plan import Plan
 from dpoptax.audit._certificate import Certificate, Leak, release_of
 from dpoptax.audit._data_flow import Flow
-from dpoptax.audit._inputs import Inputs, constant_label, read_inputs
+from dpoptax.audit._freshness import repeated, states_of
+from dpoptax.audit._inputs import NONPRIVATE, Inputs, constant_label, read_inputs
 from dpoptax.audit._labels import Label, Reason
 from dpoptax.audit._marker_rules import marker_rules
-from dpoptax.audit._origins import Number, differ
+from dpoptax.audit._origins import differ
 from dpoptax.audit._records import Event
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
-_NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
 
 
 def certify(
@@ -84,28 +86,21 @@ def certify(
         ('output[0]', '`reduce_sum` combines private values of several examples')
     """
     inputs = read_inputs(step, args, private)
-    with _markers.certifying(), own_trace_cache():
-        try:
-            jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*inputs.specs)
-        except NotImplementedError as error:
-            if "dpoptax_" not in str(error):
-                raise
-            raise ValueError(
-                "expected a step that samples, gathers and releases outside of jax.vmap, jax.grad "
-                "and functions mapped over devices; got one inside. Certify the step of one run."
-            ) from error
+    (jaxpr, shapes), kept = _trace(step, inputs)
     flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
+    flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
     flow.records.end()
     paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]
-    leaks = [Leak("", one.what, one.where) for one in flow.records.refusals]
+    leaks = [*kept, *(Leak("", one.what, one.where) for one in flow.records.refusals)]
     found: dict[str, list[str]] = {"released": [], "secret": [], "nonprivate": []}
     for path, spec, label in zip(paths, jax.tree.leaves(shapes), labels, strict=True):
         kind, reason = _kind_of(flow, path, _validate.is_key(spec), label)
         found.setdefault(kind, []).append(path)
         if reason is not None:
             leaks.append(Leak(path, reason.what, reason.where))
-    freshness, assumptions = _freshness(flow.records.events, labels, inputs)
+    states = states_of(jax.tree.unflatten(jax.tree.structure(shapes), labels))
+    freshness, assumptions = repeated(flow.records.events, labels, inputs, states)
     releases = [event for event in flow.records.events if event.kind == "release"]
     made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
     return Certificate(
@@ -121,6 +116,33 @@ def certify(
     )
 
 
+def _trace(step: Callable[..., Any], inputs: Inputs) -> tuple[Any, list[Leak]]:
+    """Returns the jaxpr of a step with the shapes of its outputs, and whether it keeps data."""
+    private: list[Any] = []
+
+    def traced(*args: Any) -> Any:
+        leaves = zip(jax.tree.leaves(args), inputs.labels, strict=True)
+        private.extend(weakref.ref(leaf) for leaf, label in leaves if not label.is_clean)
+        return step(*args)
+
+    with _markers.certifying(), own_trace_cache():
+        try:
+            found = jax.make_jaxpr(traced, return_shape=True)(*inputs.specs)
+        except NotImplementedError as error:
+            if "dpoptax_" not in str(error):
+                raise
+            raise ValueError(
+                "expected a step that samples, gathers and releases outside of jax.vmap, jax.grad "
+                "and functions mapped over devices; got one inside. Certify the step of one run."
+            ) from error
+    # What is computed from an argument holds it. In a list of losses it outlives the trace.
+    if any(leaf() is not None for leaf in private):
+        gc.collect()
+    what = "a private value is kept outside of the step, or by the rule of a derivative"
+    kept = any(leaf() is not None for leaf in private)
+    return found, [Leak("", what, "")] if kept else []
+
+
 def _leaves(tree: Any) -> Any:
     return jax.tree_util.tree_leaves_with_path(tree)
 
@@ -128,7 +150,7 @@ def _leaves(tree: Any) -> Any:
 def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Reason | None]:
     """Returns what an output is, and why it must not be returned."""
     if not label.is_clean:
-        if _NONPRIVATE.search(path):
+        if NONPRIVATE.search(path):
             return "nonprivate", None
         unknown = Reason("it holds rows of the private data, or the members of a batch", "")
         return "leak", label.reason or unknown
@@ -136,6 +158,8 @@ def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Re
         return "secret", None
     if label.paths:
         return "leak", Reason("it holds the words of a key", "")
+    if label.draws & flow.kept:
+        return "leak", Reason("it depends on noise that the mechanism keeps", "")
     shared = [
         one
         for one in label.draws
@@ -143,72 +167,10 @@ def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Re
         if not differ(one, key, as_ancestors=False)
     ]
     if shared:
-        if _NONPRIVATE.search(path):
+        if NONPRIVATE.search(path):
             return "nonprivate", None
         return "leak", Reason("it depends on the random numbers that choose the batch", "")
     return ("released" if label.released else "public"), None
-
-
-def _freshness(
-    events: list[Event], labels: list[Label], inputs: Inputs
-) -> tuple[list[Leak], list[str]]:
-    """Returns releases and batches that every call repeats, and what is left to the caller."""
-    leaks, assumptions = [], []
-    returned = {path for label in labels for path in label.paths}
-    counted = [label.number for label in labels if label.number is not None]
-    what = {"release": "noise", "sample": "batch"}
-    for event in events:
-        sources = _sources(event)
-        known = [source for source in sources if source in inputs.names]
-        if any(_moves_on(source, returned, counted) for source in known):
-            continue
-        again = f"every call draws the same {what[event.kind]}"
-        if not known:
-            leaks.append(Leak("", f"{again}: its key is no argument of the step", event.where))
-        elif all(one in inputs.in_state or (one,) in returned for one in known):
-            names = ", ".join(inputs.names[one] for one in known)
-            reason = f"{again}: the state after it is not returned ({names})"
-            leaks.append(Leak("", reason, event.where))
-        else:
-            free = [inputs.names[one] for one in known if one not in inputs.in_state]
-            assumptions.append(f"The caller passes another {' or '.join(free)} in each call.")
-    return leaks, assumptions
-
-
-def _sources(event: Event) -> list[Any]:
-    """Returns the roots of keys, and the numbers, from which the randomness of an event follows."""
-    found = [path[0] for path in sorted(event.paths, key=str)]
-    numbers = [one for one in event.numbers if one is not None]
-    for path in event.paths:
-        numbers += [part[-1] for part in path if isinstance(part[-1], Number)]
-    while numbers:
-        for name, _ in numbers.pop().terms:
-            if len(name) == 4 and isinstance(name[3], Number):
-                numbers.append(name[3])
-            else:
-                found.append(name)
-    return list(dict.fromkeys(found))
-
-
-def _moves_on(source: Any, returned: set[Any], counted: list[Number]) -> bool:
-    """Whether the step returns the next value of a key or a number."""
-    if source[0] == "root":
-        return any(path[:1] == (source,) and len(path) > 1 for path in returned)
-    return any(_counts_from(source, number) for number in counted)
-
-
-def _counts_from(source: Any, number: Number) -> bool:
-    if number.terms == frozenset({(source, 1)}):
-        return number.offset > 0
-    return len(number.terms) == 1 and any(
-        name[0] == "after" and number.offset >= 0 and _starts_at(source, name[3])
-        for name, _ in number.terms
-    )
-
-
-def _starts_at(source: Any, start: Number) -> bool:
-    same = start.terms == frozenset({(source, 1)}) and start.offset >= 0
-    return same or _counts_from(source, start)
 
 
 def _against_plan(made: tuple[Any, ...], events: list[Event], plan: Plan | None) -> list[Leak]:

@@ -39,6 +39,7 @@ class Flow:
         samplers: the sampler of each batch.
         full_batches: batches without padding.
         sampling: the keys that batches were drawn from.
+        kept: what tells the noise of a mechanism with a state.
         place: the equations around the current one, which tell apart two calls of one function.
     """
 
@@ -49,8 +50,10 @@ class Flow:
         self.samplers: dict[Any, Any] = {}
         self.full_batches: set[Any] = set()
         self.sampling: frozenset[Path] = frozenset()
+        self.kept: frozenset[Path] = frozenset()
         self.place: tuple[int, ...] = ()
         self._lines: list[str] = [""]
+        self._deciding: list[Label] = []
         self._markers = markers
 
     def of_constant(self, value: Any) -> Label:
@@ -145,7 +148,8 @@ class Flow:
             self._lines.pop()
 
     def _print(self, eqn: Any, labels: list[Label]) -> list[Label]:
-        for label in labels:
+        # Whether something is printed tells what decided it.
+        for label in (*labels, *self._deciding):
             if not label.is_clean or label.draws or label.paths:
                 reason = Reason("a private or secret value is printed", self.line(eqn))
                 self.records.refuse(label.reason or reason)
@@ -183,10 +187,16 @@ class Flow:
         chosen, *operands = labels
         results: list[Label] | None = None
         for number, branch in enumerate(eqn.params["branches"]):
-            with self.records.branch(self.inside(eqn), number):
+            with self.records.branch(self.inside(eqn), number), self._deciding_by(chosen):
                 found = self.within(eqn, branch, operands)
             results = found if results is None else list(map(join, results, found))
         return [self._decided(eqn, chosen, label) for label in results or []]
+
+    @contextlib.contextmanager
+    def _deciding_by(self, label: Label) -> Iterator[None]:
+        self._deciding.append(label)
+        yield
+        self._deciding.pop()
 
     def _decided(self, eqn: Any, chosen: Label, label: Label) -> Label:
         """A value that also depends on which branch ran, or on how often a loop ran."""
@@ -224,7 +234,8 @@ class Flow:
 
         def one_pass(now: list[Label]) -> list[Label]:
             (ends,) = self.within(eqn, eqn.params["cond_jaxpr"], [*cond, *now])
-            found = self.within(eqn, eqn.params["body_jaxpr"], [*body, *now])
+            with self._deciding_by(ends):
+                found = self.within(eqn, eqn.params["body_jaxpr"], [*body, *now])
             return [self._decided(eqn, ends, label) for label in found]
 
         # Also a loop that ends at once says that its condition was false.

@@ -1,6 +1,8 @@
 """Labels of what goes into a step: its arguments, and the arrays that it captured."""
 
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +13,15 @@ import numpy as np
 
 from dpoptax import _validate
 from dpoptax.audit._labels import DATA, MIXED, Label, Reason, Rows
-from dpoptax.audit._origins import Number
+from dpoptax.audit._origins import Number, Path
 from dpoptax.audit._values import counts
 
+# The name of a leaf that may depend on private data in any way.
+NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
 # Rows of a captured array are looked up among this many rows of the data.
 _MOST_ROWS = 100_000
+# So many fractions are not all numbers of the data by accident. They are looked up among the first.
+_MANY, _MOST_NUMBERS = 8, 1_000_000
 
 
 @attrs.frozen
@@ -30,6 +36,7 @@ class Inputs:
         columns: the private arrays that can be read, to find them among captured arrays.
         names: of roots of keys and of numbers, for messages.
         in_state: the roots and numbers that belong to the state of a sampler or of `privatize`.
+        kept: names for the arrays that a mechanism keeps, which tell the noise.
     """
 
     specs: tuple[Any, ...]
@@ -39,6 +46,7 @@ class Inputs:
     columns: list[Any]
     names: dict[Any, str]
     in_state: set[Any]
+    kept: set[Path]
 
 
 def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -> Inputs:
@@ -59,14 +67,18 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
             "what holds the examples, and only that."
         )
     (num_examples,) = sizes.pop()
-    found = Inputs((), [], [], num_examples, list(filter(_is_concrete, columns)), {}, set())
+    found = Inputs((), [], [], num_examples, list(filter(_is_concrete, columns)), {}, set(), set())
     labelled, structure = jax.tree_util.tree_flatten_with_path(args)
-    states = _leaves_of_states(args)
+    states, secrets = _leaves_of_states(args), _secret_leaves(args)
     for path, leaf in labelled:
         name = f"args{jax.tree_util.keystr(path)}"
         found.paths.append(name)
         is_private = path[0].idx in numbers
-        found.labels.append(_label(found, leaf, name, is_private, id(leaf) in states))
+        if id(leaf) in secrets and not is_private and not _validate.is_key(leaf):
+            found.labels.append(_secret_label(found, name, secrets[id(leaf)]))
+            continue
+        label = _label(found, leaf, name, is_private, id(leaf) in states)
+        found.labels.append(_unless_nonprivate(label, step, path))
     specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
     return attrs.evolve(found, specs=specs)
 
@@ -108,6 +120,41 @@ def _leaves_of_states(args: Any) -> set[int]:
 
     jax.tree.leaves(args, is_leaf=visit)
     return found
+
+
+def _secret_leaves(args: Any) -> dict[int, str]:
+    """Returns what a mechanism keeps, and the tables of samplers, by identity."""
+    found: dict[int, str] = {}
+
+    def visit(node: Any) -> bool:
+        fields = set(getattr(node, "_fields", ()))
+        if not {"key", "step"} <= fields:
+            return False
+        if "mechanism_state" in fields:
+            found.update((id(leaf), "noise") for leaf in jax.tree.leaves(node.mechanism_state))
+        elif type(node).__module__.startswith("dpoptax.samplers."):
+            others = [getattr(node, name) for name in fields - {"key", "step"}]
+            found.update((id(leaf), "batch") for leaf in jax.tree.leaves(others))
+        return False
+
+    jax.tree.leaves(args, is_leaf=visit)
+    return found
+
+
+def _secret_label(inputs: Inputs, name: str, kind: str) -> Label:
+    path = (("root", ("state", name)),)
+    if kind == "noise":
+        inputs.kept.add(path)
+    return Label(draws=frozenset({path}), declared=True)
+
+
+def _unless_nonprivate(label: Label, step: Callable[..., Any], path: Any) -> Label:
+    """Returns the label of an argument, which is private if its name says that nothing else is."""
+    names = list(inspect.signature(step).parameters)
+    first = names[path[0].idx] if path[0].idx < len(names) else ""
+    if label.data is not None or not NONPRIVATE.search(first + jax.tree_util.keystr(path[1:])):
+        return label
+    return Label(data=MIXED, reason=Reason("an argument that is named nonprivate_ is used", ""))
 
 
 def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: bool) -> Label:
@@ -156,18 +203,29 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
     is_table = array.ndim > 0 and array.shape[0] == inputs.num_examples > 1
     if is_table and (tables_are_private or any(_is_column(array, one) for one in inputs.columns)):
         return Label(data=Rows(0, DATA))
+    if tables_are_private and _has_one_entry_per_example(array.shape, inputs.num_examples):
+        what = "an array that the program captured has one entry per example"
+        return Label(data=MIXED, reason=Reason(what, ""))
     if any(_holds(array, np.asarray(column)) for column in inputs.columns):
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
     if array.size != 1:
         return Label()
-    number = Number(offset=int(array)) if array.dtype.kind in "iu" else None
+    number = None
+    if array.dtype.kind in "iu":
+        number = Number(offset=int(array.reshape(()))).in_32_bits()
     return Label(number=number, uniform=array.reshape(()).item())
 
 
 def _is_column(array: np.ndarray, column: Any) -> bool:
     other = np.asarray(column)
     return array.shape == other.shape and np.array_equal(array, other.astype(array.dtype))
+
+
+def _has_one_entry_per_example(shape: tuple[int, ...], num_examples: int) -> bool:
+    """Whether an array has an axis of the examples, or its first axes are one in parts."""
+    sizes = [math.prod(shape[:length]) for length in range(1, len(shape) + 1)]
+    return num_examples > 1 and num_examples in (*shape, *sizes)
 
 
 def _holds(array: np.ndarray, column: np.ndarray) -> bool:
@@ -179,12 +237,23 @@ def _holds(array: np.ndarray, column: np.ndarray) -> bool:
         turned = (array, array.T)
         if any(np.array_equal(one.reshape(-1), column.reshape(-1)) for one in turned):
             return len(np.unique(column)) > 1
+    if _has_numbers_of(array, column):
+        return True
     if array.shape[-column.ndim + 1 :] != column.shape[1:] or column.ndim < 2:
         return False
     width = int(np.prod(column.shape[1:]))
     # Rows with few different numbers, such as zeros, are equal by accident.
     rows = {row.tobytes() for row in column[:_MOST_ROWS].reshape(-1, width) if _tells(row)}
     return any(row.tobytes() in rows for row in array.reshape(-1, width))
+
+
+def _has_numbers_of(array: np.ndarray, column: np.ndarray) -> bool:
+    """Whether all of many different fractions are numbers of the data."""
+    if array.dtype.kind != "f":
+        return False
+    found = np.unique(array[np.isfinite(array)])
+    found = found[found != np.rint(found)]
+    return len(found) >= _MANY and bool(np.isin(found, column.reshape(-1)[:_MOST_NUMBERS]).all())
 
 
 def _tells(row: np.ndarray) -> bool:

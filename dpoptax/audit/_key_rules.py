@@ -17,6 +17,9 @@ _MOVES = words(
     """
 )
 
+# With the shape unchanged, these keep each key at its place.
+_IN_ORDER = words("reshape convert_element_type select_n slice broadcast_in_dim")
+
 
 def outputs(flow: Any, eqn: Any, labels: list[Label]) -> list[Label] | None:
     """Returns the labels of the outputs, which are keys or the words of one; None for others."""
@@ -59,16 +62,26 @@ def _moved(flow: Any, eqn: Any, labels: list[Label], output: int) -> Label:
         label for atom, label in zip(eqn.invars, labels, strict=True) if _validate.is_key(atom.aval)
     ]
     index = _index(eqn, labels, output)
+    operand = next(atom for atom in eqn.invars if _validate.is_key(atom.aval))
+    in_order = name in _IN_ORDER and operand.aval.shape == eqn.outvars[output].aval.shape
     paths: set[Path] = set()
     for path in (path for label in keys for path in label.paths):
-        is_split = path[-1][0] == "split" and path[-1][2] is None and len(path[-1][1]) == 1
-        if index is not None and is_split:
+        is_split = _is_many(path[-1]) and path[-1][1] == operand.aval.shape
+        if index is not None and is_split and not any(map(_is_many, path[:-1])):
             paths.add((*path[:-1], ("split", path[-1][1], index)))
         elif name in ("concatenate", "stack") and len(keys) > 1:
+            paths.add((*path, UNKNOWN))
+        elif any(map(_is_many, path)) and not in_order:
+            # Keys may be repeated now, and have other places.
             paths.add((*path, UNKNOWN))
         else:
             paths.add(path)
     return _with_data(flow, labels, frozenset(paths), eqn)
+
+
+def _is_many(part: Any) -> bool:
+    """Whether a part of a path says that a key is split, and not which of the new keys is meant."""
+    return bool(part[0] == "split" and part[2] is None)
 
 
 def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
@@ -81,7 +94,10 @@ def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
     if name == "slice" and params["limit_indices"][0] - params["start_indices"][0] == 1:
         return Number(offset=params["start_indices"][0])
     if name == "dynamic_slice" and tuple(params["slice_sizes"]) == (1,):
-        return labels[1].number
+        # An index beyond the end selects the last key.
+        number, count = labels[1].number, eqn.invars[0].aval.shape[0]
+        if number is not None and not number.terms and 0 <= number.offset < count:
+            return number
     return None
 
 

@@ -17,10 +17,13 @@ from dpoptax.audit._labels import (
     dependent,
     first_reason,
 )
+from dpoptax.audit._origins import UNKNOWN, is_made
 from dpoptax.audit._records import Event
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
 from dpoptax.schedules import as_schedule
+
+_MADE = "is made of numbers of the program, so whoever reads the program knows it"
 
 
 def marker_rules(num_examples: int) -> dict[Any, MarkerRule]:
@@ -69,6 +72,8 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     if drawn.draws:
         flow.sampling |= drawn.draws
         flow.records.add(Event("sample", keys, numbers, flow.line(eqn), detail=note.sampler))
+    if is_made(keys | drawn.draws):
+        flow.records.refuse(Reason(f"the key of the batch {_MADE}", flow.line(eqn)))
     rows = attrs.evolve(drawn, data=Rows(0, batch))
     return [
         *(attrs.evolve(label, declared=bool(label.draws)) for label in after),
@@ -140,6 +145,12 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         problem, blamed = "the key of the noise depends on private data", [key, step]
     elif not key.paths:
         problem = "the origin of the noise key is unknown"
+    elif is_made(key.paths):
+        problem = f"the key of the noise {_MADE}"
+    elif any(label.draws & flow.kept for label in grads):
+        problem = "the gradients depend on noise that the mechanism keeps"
+    elif any(UNKNOWN in path for label in state[note.public :] for path in label.paths):
+        problem = "the state of the mechanism is not that after the release before"
     elif any(not label.is_clean for label in state):
         problem, blamed = "the state of the clip rule depends on private data", state
     if problem is not None:
@@ -160,6 +171,7 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         if _validate.is_key(atom.aval):
             outputs.append(Label(released=True, paths=paths))
         else:
+            flow.kept |= paths
             outputs.append(Label(draws=paths, declared=True))
     return outputs
 

@@ -6,7 +6,7 @@ guess. In a loop, a carried value is a variable, and its value in a later iterat
 substitution.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -17,6 +17,9 @@ Path: TypeAlias = tuple[Any, ...]
 Next: TypeAlias = Mapping[Any, Any]
 
 UNKNOWN = ("unknown",)
+
+# Two numbers with a larger offset or factor may be equal in 32 bits, after some millions of steps.
+_LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**10
 
 
 @attrs.frozen
@@ -38,6 +41,13 @@ class Number:
             total[name] = total.get(name, 0) + factor * count
         kept = frozenset((name, count) for name, count in total.items() if count)
         return Number(kept, self.offset + factor * other.offset)
+
+    def in_32_bits(self) -> "Number | None":
+        """Returns the number as a counter of 32 bits holds it; None if a run may wrap around."""
+        if not self.terms:
+            return Number(offset=(self.offset + 2**31) % 2**32 - 2**31)
+        sizes = [abs(self.offset), *(abs(count) * _LARGEST_FACTOR for _, count in self.terms)]
+        return self if max(sizes) <= _LARGEST_OFFSET else None
 
 
 def next_number(number: Number, following: Next) -> Number | None:
@@ -83,6 +93,11 @@ def _next_parts(start: Path, parts: Path, following: Next) -> Path | None:
             last = (*last[:-1], last[-1] + 1)
         moved.append((*part[:-1], last))
     return tuple(moved)
+
+
+def is_made(paths: Iterable[Path]) -> bool:
+    """Whether a key may be one that the program computes from numbers, and not a secret one."""
+    return any(path[0][1][0] in ("computed", "constant") for path in paths)
 
 
 def differ(first: Path, second: Path, *, as_ancestors: bool) -> bool:

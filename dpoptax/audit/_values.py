@@ -21,7 +21,7 @@ def of_number(value: Any) -> Label:
     if (isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)) or (
         isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)
     ):
-        number = Number(offset=int(value))
+        number = Number(offset=int(value)).in_32_bits()
     return Label(uniform=value.item() if hasattr(value, "item") else value, number=number)
 
 
@@ -32,6 +32,11 @@ def counts(dtype: Any) -> bool:
 
 def number_of(eqn: Any, labels: list[Label]) -> Number | None:
     """Returns the whole number that an equation computes, if it is known."""
+    number = _number_of(eqn, labels)
+    return None if number is None else number.in_32_bits()
+
+
+def _number_of(eqn: Any, labels: list[Label]) -> Number | None:
     name, aval = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
     if aval is None or aval.size != 1 or not counts(aval.dtype):
         return None

@@ -1,5 +1,6 @@
 """Verify a certificate: compute its epsilon again, by another library where that is possible."""
 
+import math
 from importlib import metadata
 from typing import Any
 
@@ -8,12 +9,14 @@ from dp_accounting.pld import PLDAccountant
 
 from dpoptax import _serialize, _validate, accounting
 from dpoptax.accounting._event_json import decode_event
-from dpoptax.audit._certificate import FORMAT, NAMES
+from dpoptax.audit._certificate import FORMAT, GUARANTEE, NAMES
 from dpoptax.relations import parse_relation
 from dpoptax.reports import round_up
 
 # The two libraries round up on different grids.
 TOLERANCE = 0.01
+# An event with less loss than stated is not that of the certificate.
+_MOST_BELOW = 0.02
 _OTHER = dp_accounting.NeighboringRelation.REPLACE_ONE
 
 
@@ -36,25 +39,44 @@ def verify(text: str) -> str:
             "dpoptax.certify(..., plan=plan)."
         )
     known = _serialize.mapping("the guarantee", content["guarantee"])
+    if set(known) != set(GUARANTEE):
+        raise ValueError(
+            f"the guarantee must have the fields {', '.join(GUARANTEE)}; got "
+            f"{', '.join(sorted(map(str, known)))}. Pass the text that Certificate.to_json wrote."
+        )
     try:
         event, relation = decode_event(known["event"]), parse_relation(known["relation"])
         stated, delta = known["epsilon"], _validate.open_unit("delta", known["delta"])
         stated = _validate.real("epsilon", stated)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             "expected a guarantee with event, relation, epsilon and delta; got a fault in "
             f"{error}. Pass the text that Certificate.to_json wrote."
         ) from None
-    found, library = _epsilon(event, delta, relation)
+    if not math.isfinite(stated):
+        raise ValueError(f"expected a finite epsilon; got {stated}. It promises nothing.")
+    try:
+        found, library = _epsilon(event, delta, relation)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"expected an event with numbers that can be accounted; got a fault: {error}. Pass the "
+            "text that Certificate.to_json wrote."
+        ) from None
     where = f"at delta = {delta:g} ({relation.name.lower()})"
-    if found > stated * (1 + TOLERANCE):
+    if not found <= stated * (1 + TOLERANCE):
         raise ValueError(
             f"expected epsilon of at most {round_up(stated)} {where}, as the certificate says; "
             f"{library} finds {round_up(found)}. Do not use this certificate."
         )
+    if found < stated * (1 - _MOST_BELOW):
+        raise ValueError(
+            f"expected an event with epsilon = {stated:g} {where}, as the certificate says; "
+            f"{library} finds only {found:g}. Event, delta or epsilon were changed. Do not use "
+            "this certificate."
+        )
     return (
         f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
-        f"{round_up(stated)}. They agree within {TOLERANCE:.0%}.\n"
+        f"{round_up(stated)}. They agree within {max(TOLERANCE, _MOST_BELOW):.0%}.\n"
         f"Not verified here: that the program ({content['program']}) is the one that ran."
     )
 

@@ -11,7 +11,8 @@ import pytest
 import dpoptax
 from dpoptax.__main__ import main
 from dpoptax.audit import Certificate
-from dpoptax.audit._certificate import Leak
+from dpoptax.audit._certificate import Leak, Release
+from dpoptax.audit._verify import verify
 from dpoptax.samplers import take
 
 N = 40
@@ -105,6 +106,17 @@ def test_a_rule_of_the_user_is_trusted_by_name():
     assert not any("Halved" in name for name in certify().trusted())
 
 
+def test_a_strategy_of_the_user_is_trusted_by_name():
+    class OwnStrategy(dpoptax.mechanisms.strategies.DenseStrategy):
+        pass
+
+    mechanism = dpoptax.mechanisms.Correlated(OwnStrategy(np.eye(3)))
+    release = Release(dpoptax.clipping.FlatClip(1.0), 1.1, 4.0, mechanism, SAMPLER, "")
+    found = Certificate((), (release,), (), (), (), (), "", ())
+    (own,) = found.trusted()[2:]
+    assert "OwnStrategy" in own
+
+
 def test_verify_computes_epsilon_by_dp_accounting_alone(tmp_path, capsys):
     path = tmp_path / "certificate.json"
     path.write_text(certify().to_json())
@@ -128,6 +140,11 @@ def test_verify_names_dpoptax_for_events_of_its_own(tmp_path, capsys):
         ({"relation": "other"}, "relation"),
         ({"delta": 2.0}, "delta"),
         ({"epsilon": "small"}, "epsilon"),
+        ({"epsilon": 10**400}, "epsilon"),
+        ({"epsilon": 1e308}, "Do not use this certificate"),
+        ({"epsilon": float("inf")}, "finite"),
+        ({"delta": 0.01}, "Do not use this certificate"),
+        ({"added": 1}, "must have the fields"),
     ],
 )
 def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message):
@@ -137,6 +154,28 @@ def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message)
     path.write_text(json.dumps(content))
     assert main(["verify", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("noise_multiplier", 3.0, "finds only"),
+        ("noise_multiplier", 1e300, "fault"),
+        ("noise_multiplier", "x", "fault"),
+        ("sampling_probability", 0.0, "finds only"),
+        ("sampling_probability", None, "fault"),
+        ("count", 5, "finds only"),
+        ("count", 10**30, "fault"),
+    ],
+)
+def test_verify_refuses_a_changed_event(name, value, message):
+    content = json.loads(certify().to_json())
+    event = content["guarantee"]["event"]
+    while name not in event:
+        event = event["event"]
+    event[name] = value
+    with pytest.raises(ValueError, match=message):
+        verify(json.dumps(content))
 
 
 def test_verify_refuses_what_states_no_epsilon(tmp_path, capsys):
