@@ -118,8 +118,10 @@ def _point_super_at(function: Any, cls: type) -> None:
             held = cell.cell_contents
         except ValueError:  # the class is not made yet
             continue
-        again = (held.__module__, held.__qualname__) == (cls.__module__, cls.__qualname__)
-        if name == "__class__" and again:
+        # Decorators close over other things too.
+        if name != "__class__" or not isinstance(held, type):
+            continue
+        if (held.__module__, held.__qualname__) == (cls.__module__, cls.__qualname__):
             cell.cell_contents = cls
 
 
