@@ -9,7 +9,7 @@ from dpoptax.audit._certificate import Leak
 from dpoptax.audit._inputs import Inputs
 from dpoptax.audit._labels import Label
 from dpoptax.audit._marker_rules import INDEPENDENT
-from dpoptax.audit._origins import Number, always_differ, is_beyond
+from dpoptax.audit._origins import Number, always_differ
 from dpoptax.audit._records import Event, Records, are_distinct, next_event
 
 # A reuse shows after one call, or after two if two draws take turns.
@@ -91,7 +91,7 @@ def _after_call(event: Event, state: State) -> dict[Any, Any]:
     following |= {one: None for one in _sources(event) if one[0] != "root"}
     for label in state.steps:
         if label.number is not None:
-            following |= {one: label.number for one in _names_in([label.number])}
+            following |= dict.fromkeys(_names_in([label.number]), label.number)
     paths = {path for label in state.keys for path in label.paths}
     for path in paths:
         following[path[:1]] = path if len(paths) == 1 else None
@@ -99,10 +99,11 @@ def _after_call(event: Event, state: State) -> dict[Any, Any]:
 
 
 def _goes_on(
-    records: Records, event: Event, following: dict[Any, Any], differing: Any = is_beyond
+    records: Records, event: Event, following: dict[Any, Any], differing: Any = None
 ) -> bool:
     """Whether an event is another one in the next calls, and no call draws from its key before."""
     later: Event | None = event
+    differing = differing or records.is_beyond
     others = [one for one in records.events if one.kind == event.kind]
     for _ in range(_CALLS):
         later = None if later is None else next_event(later, following)

@@ -144,6 +144,11 @@ def _counts_up(number: Number, result: Number | None) -> bool:
     if not apart.terms:
         return 0 <= apart.offset <= LARGEST_STRIDE
     for name, count in result.terms:
-        if name[0] == "after" and count == 1 and len(result.terms) == 1 and 0 <= result.offset <= LARGEST_STRIDE:
+        if (
+            name[0] == "after"
+            and count == 1
+            and len(result.terms) == 1
+            and 0 <= result.offset <= LARGEST_STRIDE
+        ):
             return _counts_up(number, name[3])
     return False

@@ -25,7 +25,12 @@ from dpoptax.clipping._unit import first_rule
 from dpoptax.schedules import as_schedule
 
 # Samplers that draw each batch by itself. The others count on the batches before.
-INDEPENDENT = (samplers.Poisson, samplers.FixedSize, samplers.UserPoisson)
+INDEPENDENT = (
+    samplers.Poisson,
+    samplers.FixedSize,
+    samplers.UserPoisson,
+    samplers.UserExamplesPoisson,
+)
 _MADE = "is made of numbers of the program, so whoever reads the program knows it"
 
 
@@ -80,10 +85,10 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     # Its rows are private, and say the same as the random numbers.
     rows = attrs.evolve(drawn, data=Rows(0, batch), draws=frozenset())
     state = before[0].state if before else None
-    if type(note.sampler) not in INDEPENDENT:
-        if state is None or any(label.state != state for label in before):
-            what = "the state of the sampler is not that of an argument, or was changed"
-            flow.records.refuse(Reason(what, flow.line(eqn)))
+    changed = state is None or any(label.state != state for label in before)
+    if changed and type(note.sampler) not in INDEPENDENT:
+        what = "the state of the sampler is not that of an argument, or was changed"
+        flow.records.refuse(Reason(what, flow.line(eqn)))
     return [
         *(attrs.evolve(label, declared=bool(label.draws), state=state) for label in after),
         attrs.evolve(rows, mark="indices"),

@@ -175,10 +175,11 @@ def always_differ(one: Number, other: Number) -> bool:
     return not one.terms and not other.terms and one.offset != other.offset
 
 
-def is_beyond(later: Number, other: Number) -> bool:
+def is_beyond(later: Number, other: Number, ends: Mapping[Any, Any]) -> bool:
     """Whether a number of a later iteration differs from another one, also in all that follow.
 
-    Counters grow, so a number that is larger now stays so.
+    Counters grow, so a number that is larger now stays so. `ends` says for the last number of a
+    loop inside another one the last number of that one, which is not smaller.
     """
     if not later.terms and not other.terms:
         return later.offset != other.offset
@@ -190,7 +191,7 @@ def is_beyond(later: Number, other: Number) -> bool:
     counts = {count: name for name, count in apart.terms}
     if len(apart.terms) != 2 or set(counts) != {1, -1}:
         return False
-    return _starts_after(counts[1], counts[-1], apart.offset)
+    return _starts_after(counts[1], counts[-1], apart.offset, ends)
 
 
 def _is_below(number: Number, other: Number) -> bool:
@@ -212,14 +213,20 @@ def _before_loop(number: Number) -> Number | None:
     return None
 
 
-def _starts_after(later: Any, earlier: Any, apart: int) -> bool:
+def _starts_after(
+    later: Any, earlier: Any, apart: int, ends: Mapping[Any, Any] | None = None
+) -> bool:
     """Whether `later` plus a constant counts on from where the loop of `earlier` ends."""
     if earlier[0] != "carried":
         return False
-    end = frozenset({(("after", *earlier[1:]), 1)})
+    last = ("after", *earlier[1:])
+    found = []
+    while last is not None:
+        found.append(frozenset({(last, 1)}))
+        last = (ends or {}).get(last)
     number: Number | None = Number(frozenset({(later, 1)}), apart)
     while number is not None:
-        if number.terms == end:
+        if number.terms in found:
             return number.offset >= 0
         number = _before_loop(number)
     return False

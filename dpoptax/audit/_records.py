@@ -55,6 +55,7 @@ class Records:
         self.events: list[Event] = []
         self.draws: list[Path] = []
         self.refusals: list[Reason] = []
+        self._ends: dict[Any, Any] = {}
         self._branches: tuple[tuple[Any, int], ...] = ()
 
     def add(self, event: Event) -> None:
@@ -89,6 +90,10 @@ class Records:
     def end_loop(self, start: tuple[int, int, int], following: Next) -> None:
         """Refuses a loop that draws the same batch or the same noise in two iterations."""
         inside, loop = self.events[start[0] :], following["loop"]
+        for name, number in following.items():
+            if name[:1] == ("carried",) and number is not None:
+                last = [one for one, _ in number.terms if one[0] == "after"]
+                self._ends |= dict.fromkeys(last, ("after", *name[1:]))
         for event in inside:
             drawn = isinstance(event.batch, tuple)
             if event.kind == "release" and drawn and not is_inside(event.batch, loop):
@@ -100,12 +105,16 @@ class Records:
                 for other in inside:
                     if other.kind != event.kind:
                         continue
-                    if later is None or not are_distinct(later, other, is_beyond):
+                    if later is None or not are_distinct(later, other, self.is_beyond):
                         self.refuse(_same(event, other, "in two iterations of a loop"))
                         return
         if self.draws_ahead(inside, self.draws[start[1] :], following):
             what = "random numbers are drawn from a key of another iteration of a loop"
             self.refuse(Reason(what, inside[0].where))
+
+    def is_beyond(self, later: Number, other: Number) -> bool:
+        """Whether a number of a later iteration differs from another one from now on."""
+        return is_beyond(later, other, self._ends)
 
     def draws_ahead(self, events: list[Event], draws: list[Path], following: Next) -> bool:
         """Whether random numbers are drawn from the key of an event of a later iteration."""
