@@ -23,6 +23,7 @@ class State(NamedTuple):
     keys: list[Label]
     steps: list[Label]
     mechanism: list[Label]
+    all: list[Label]
 
 
 def states_of(outputs: Any) -> list[State]:
@@ -32,7 +33,7 @@ def states_of(outputs: Any) -> list[State]:
     def visit(node: Any) -> bool:
         if {"key", "step"} <= set(getattr(node, "_fields", ())):
             kept = getattr(node, "mechanism_state", ())
-            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept))))
+            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept, node))))
         return False
 
     jax.tree.leaves(outputs, is_leaf=visit)
@@ -80,9 +81,15 @@ def _all_move_on(records: Records, event: Event, held: list[Any], states: list[S
     return bool(own) and all(
         _goes_on(records, event, _after_call(event, state))
         and not any(map(_is_first, state.mechanism))
-        and (in_order or all(label.state is not None for label in state.steps))
+        and (in_order or _is_unchanged(state))
         for state in own
     )
+
+
+def _is_unchanged(state: State) -> bool:
+    """Whether all of a state is as a sampler left it."""
+    found = {label.state for label in state.all}
+    return len(found) == 1 and None not in found
 
 
 def _after_call(event: Event, state: State) -> dict[Any, Any]:

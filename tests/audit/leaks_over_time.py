@@ -413,3 +413,217 @@ def skips_bins(s, data, tx, sampler):
     return after._replace(
         sampler_state=after.sampler_state._replace(step=after.sampler_state.step + 9)
     )
+
+
+# Counters, chains of keys and states of samplers
+
+
+@leaks
+def swaps_state_between_two_counters(s, data):
+    a, b = s.opt_state[0].step, s.sampler_state.step
+    return with_state(honest(with_state(s, step=a - b), data), step=a + 1)
+
+
+@leaks
+def counts_down_and_up(s, data):
+    def body(c, _):
+        s, i, j = c
+        return (honest(with_state(s, key=s.key, step=i - j), data), i + 1, j + 1), None
+
+    return jax.lax.scan(body, (s, jnp.int32(0), jnp.int32(0)), None, length=4)[0]
+
+
+@leaks
+def counts_down(s, data):
+    def body(c, _):
+        s, i, j = c
+        return (honest(with_state(s, key=s.key, step=i + j), data), i + 1, j - 1), None
+
+    return jax.lax.scan(body, (s, jnp.int32(0), jnp.int32(9)), None, length=4)[0]
+
+
+@leaks
+def nested_overlap(s, data):
+    def body(c, _):
+        s, i = c
+
+        def inner(c, _):
+            s, j = c
+            return (honest(with_state(s, key=s.key, step=j), data), j + 1), None
+
+        s, _j = jax.lax.scan(inner, (s, i), None, length=5)[0]
+        return (s, i + 1), None
+
+    return jax.lax.scan(body, (s, jnp.int32(0)), None, length=3)[0]
+
+
+@leaks
+def nested_restart(s, data):
+    def body(c, _):
+        s, i = c
+
+        def inner(c, _):
+            s, j = c
+            return (honest(with_state(s, key=s.key, step=j), data), j + 1), None
+
+        s, j = jax.lax.scan(inner, (s, i), None, length=5)[0]
+        # the end of the inner loop is fed back, but a release starts anew from i
+        s = honest(with_state(s, key=s.key, step=i + 2), data)
+        return (s, j), None
+
+    return jax.lax.scan(body, (s, jnp.int32(0)), None, length=3)[0]
+
+
+@leaks
+def nested_beyond_end(s, data):
+    def body(c, _):
+        s, i = c
+        s = honest(with_state(s, key=s.key, step=i + 20), data)
+
+        def inner(c, _):
+            s, j = c
+            return (honest(with_state(s, key=s.key, step=j), data), j + 1), None
+
+        s, j = jax.lax.scan(inner, (s, i), None, length=5)[0]
+        return (s, j), None
+
+    return jax.lax.scan(body, (s, jnp.int32(0)), None, length=9)[0]
+
+
+@leaks
+def draws_between_calls_meet(s, data):
+    i = s.opt_state[0].step
+    one = honest(s, data)
+    two = honest(with_state(one, step=i + 7), data)
+    return with_state(two, step=i + 1)
+
+
+@leaks
+def two_states_returned_crossed(s, data):
+    a, _b = jax.random.split(s.key)
+    one = honest(with_state(s, key=a, step=jnp.int32(0)), data)
+    return one._replace(key=a)
+
+
+@leaks
+def chain_of_noise_ahead(s, data):
+    d = jax.random.split(s.key, 3)
+
+    def body(c, _):
+        s, k = c
+        ks = jax.random.split(k, 3)
+        s = honest(with_state(s, key=ks[2], step=jnp.int32(0)), data)
+        ahead = jax.random.normal(jax.random.split(jax.random.split(ks[0], 3)[0], 3)[2], (3,))
+        return (s, ks[0]), ahead
+
+    (s2, _k), out = jax.lax.scan(body, (s, d[0]), None, length=5)
+    return s2._replace(key=d[1]), out
+
+
+@leaks
+def key_of_sampler_ahead(s, data):
+    st = s.sampler_state
+    k0, k1 = jax.random.split(st.key)
+    after = honest(s._replace(sampler_state=st._replace(key=k1)), data)
+    ahead = jax.random.split(k0)[1]
+    u = jax.random.uniform(jax.random.split(jax.random.fold_in(ahead, st.step + 1))[0], (N,))
+    return after._replace(sampler_state=after.sampler_state._replace(key=k0)), u
+
+
+@leaks
+def folds_sampling_words_in_seed(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    b = jax.random.bits(key, (1,), jnp.uint32)[0]
+    return honest(s, data), jax.random.normal(jax.random.key(b), (3,))
+
+
+@leaks
+def chooses_a_key_by_sampling_bits(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    u = jax.random.uniform(key, (N,))
+    ks = jax.random.split(jax.random.key(0), 2)
+    k = jax.lax.cond(u[0] < 0.1, lambda: ks[0], lambda: ks[1])
+    return honest(s, data), jax.random.normal(k, (3,))
+
+
+@leaks
+def selects_a_key_by_sampling_bits(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    u = jax.random.uniform(key, (N,))
+    ks = jax.random.split(jax.random.key(0), 2)
+    k = jax.lax.dynamic_index_in_dim(ks, (u[0] < 0.1).astype(jnp.int32), keepdims=False)
+    return honest(s, data), jax.random.normal(k, (3,))
+
+
+@leaks
+def prints_by_sampling_bits_in_loop(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    n = (jax.random.uniform(key, (N,))[0] * 5).astype(jnp.int32)
+    c = jax.lax.fori_loop(0, n, lambda i, c: c + 1, 0)
+    return honest(s, data), c
+
+
+@leaks
+def scans_keys_by_sampling_bits(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    u = jax.random.uniform(key, (4,))
+
+    def body(k, x):
+        return jax.lax.cond(
+            x < 0.1, lambda: jax.random.fold_in(k, 1), lambda: jax.random.fold_in(k, 2)
+        ), None
+
+    k = jax.lax.scan(body, jax.random.key(0), u)[0]
+    return honest(s, data), jax.random.normal(k, (3,))
+
+
+@leaks
+def clips_state_by_sampling_bits(s, data):
+    (key, _) = s.sampler_state.keys(2)
+    u = jax.random.uniform(key, (N,))
+    s2 = honest(s, data)
+    return s2._replace(params={"w": s2.params["w"] * 1.0}), jnp.where(u[0] < 0.1, 1, 0)
+
+
+@leaks
+def keys_of_the_data_reversed(s, data):
+    keys = jax.vmap(jax.random.key)(data["y"])[::-1]
+    z = jax.vmap(lambda k: jax.random.normal(k, (WIDTH,)))(keys)
+    return honest(s, {"x": data["x"] + z, "y": data["y"]})
+
+
+@leaks
+def padded_by_public_rows(s, data):
+    s, taken, g = stacked(s, data)
+    return apply(s, {"w": masked(taken, g)["w"] + jnp.ones((16, WIDTH))})
+
+
+@leaks_with(sampler=Shuffled(N, 6))
+def mixes_two_states(s, data, tx, sampler):
+    one = step_of(s, data, tx, sampler)
+    two = step_of(one, data, tx, sampler)
+    return two._replace(
+        sampler_state=jax.tree.map(
+            lambda a, b: a if not jnp.issubdtype(a.dtype, jnp.integer) else b,
+            one.sampler_state,
+            two.sampler_state,
+        )
+    ), one.sampler_state
+
+
+@leaks_with(sampler=Shuffled(N, 6))
+def counts_batches_in_one_branch(s, data, tx, sampler):
+    return jax.lax.cond(
+        s.params["w"][0] > 0,
+        lambda: step_of(step_of(s, data, tx, sampler), data, tx, sampler),
+        lambda: step_of(s, data, tx, sampler)._replace(sampler_state=s.sampler_state),
+    )
+
+
+@leaks_with(sampler=BallsInBins(N, 10))
+def keeps_the_order_of_another(s, data, tx, sampler):
+    st, batch = sampler.sample(s.sampler_state)
+    fresh = sampler.init(s.key)
+    st = fresh._replace(step=st.step, key=st.key)
+    s = s._replace(sampler_state=st)
+    return apply(s, gradients(s.params, take(data, batch)), tx)

@@ -179,7 +179,8 @@ def test_verify_refuses_a_changed_event(name, value, message):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("noise_multiplier", 5.0), ("expected_batch_size", 1.0), ("num_releases", 2)]
+    ("field", "value"),
+    [("noise_multiplier", 5.0), ("expected_batch_size", 1.0), ("num_releases", 2)],
 )
 def test_verify_refuses_an_event_that_is_not_that_of_the_releases(field, value):
     content = json.loads(certify().to_json())
