@@ -134,21 +134,6 @@ def _sources(event: Event) -> list[Any]:
     numbers = [one for one in event.numbers if one is not None]
     for path in event.paths:
         numbers += [part[-1] for part in path if isinstance(part[-1], Number)]
-    while numbers:
-        for name, _ in numbers.pop().terms:
-            if len(name) == 4 and isinstance(name[3], Number):
-                numbers.append(name[3])
-            else:
-                found.append(name)
-    return list(dict.fromkeys(found))
-
-
-def _sources(event: Event) -> list[Any]:
-    """Returns the roots of keys, and the numbers, from which the randomness of an event follows."""
-    found = [path[0] for path in sorted(event.paths, key=str)]
-    numbers = [one for one in event.numbers if one is not None]
-    for path in event.paths:
-        numbers += [part[-1] for part in path if isinstance(part[-1], Number)]
     return list(dict.fromkeys([*found, *_names_in(numbers)]))
 
 

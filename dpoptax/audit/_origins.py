@@ -219,7 +219,7 @@ def _starts_after(
     """Whether `later` plus a constant counts on from where the loop of `earlier` ends."""
     if earlier[0] != "carried":
         return False
-    last = ("after", *earlier[1:])
+    last: Any = ("after", *earlier[1:])
     found = []
     while last is not None:
         found.append(frozenset({(last, 1)}))
