@@ -19,7 +19,6 @@ from dpoptax.audit._freshness import repeated, states_of
 from dpoptax.audit._inputs import NONPRIVATE, Inputs, constant_label, read_inputs
 from dpoptax.audit._labels import Label, Reason
 from dpoptax.audit._marker_rules import marker_rules
-from dpoptax.audit._origins import differ
 from dpoptax.audit._records import Event
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -91,6 +90,9 @@ def certify(
     flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
     flow.records.end()
+    if flow.chooses_batches(flow.released_draws):
+        what = "gradients depend on the random numbers that choose the batch"
+        flow.records.refuse(Reason(what, ""))
     paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]
     leaks = [*kept, *(Leak("", one.what, one.where) for one in flow.records.refusals)]
     found: dict[str, list[str]] = {"released": [], "secret": [], "nonprivate": []}
@@ -100,7 +102,8 @@ def certify(
         if reason is not None:
             leaks.append(Leak(path, reason.what, reason.where))
     states = states_of(jax.tree.unflatten(jax.tree.structure(shapes), labels))
-    freshness, assumptions = repeated(flow.records.events, labels, inputs, states)
+    outputs = dict(zip(paths, labels, strict=True))
+    freshness, assumptions = repeated(flow.records, outputs, inputs, states)
     releases = [event for event in flow.records.events if event.kind == "release"]
     made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
     return Certificate(
@@ -160,13 +163,7 @@ def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Re
         return "leak", Reason("it holds the words of a key", "")
     if label.draws & flow.kept:
         return "leak", Reason("it depends on noise that the mechanism keeps", "")
-    shared = [
-        one
-        for one in label.draws
-        for key in flow.sampling
-        if not differ(one, key, as_ancestors=False)
-    ]
-    if shared:
+    if flow.chooses_batches(label.draws):
         if NONPRIVATE.search(path):
             return "nonprivate", None
         return "leak", Reason("it depends on the random numbers that choose the batch", "")

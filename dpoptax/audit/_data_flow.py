@@ -19,7 +19,7 @@ from dpoptax.audit._loops import (
     slice_of,
     stacked,
 )
-from dpoptax.audit._origins import Path
+from dpoptax.audit._origins import Path, always_differ, differ
 from dpoptax.audit._records import Records
 from dpoptax.audit._source import line_of
 
@@ -39,6 +39,7 @@ class Flow:
         samplers: the sampler of each batch.
         full_batches: batches without padding.
         sampling: the keys that batches were drawn from.
+        released_draws: the keys whose random bits are in what was released.
         kept: what tells the noise of a mechanism with a state.
         place: the equations around the current one, which tell apart two calls of one function.
     """
@@ -51,10 +52,19 @@ class Flow:
         self.full_batches: set[Any] = set()
         self.sampling: frozenset[Path] = frozenset()
         self.kept: frozenset[Path] = frozenset()
+        self.released_draws: frozenset[Path] = frozenset()
         self.place: tuple[int, ...] = ()
         self._lines: list[str] = [""]
         self._deciding: list[Label] = []
         self._markers = markers
+
+    def chooses_batches(self, draws: frozenset[Path]) -> bool:
+        """Whether random bits may be those of a sampler, in this call or in another one."""
+        return any(
+            not differ(one, key, as_ancestors=False, numbers=always_differ)
+            for one in draws
+            for key in self.sampling
+        )
 
     def of_constant(self, value: Any) -> Label:
         """Returns the label of an array that the program captured."""
@@ -113,7 +123,8 @@ class Flow:
             return self._scan(eqn, labels)
         if eqn.primitive is jax.lax.while_p:
             return self._while(eqn, labels)
-        if eqn.primitive.name in ("debug_callback", "debug_print") and not eqn.outvars:
+        # The callback of `jax.debug.callback` may run any code.
+        if eqn.primitive.name == "debug_print" and not eqn.outvars:
             return self._print(eqn, labels)
         if not (_jax_compat.is_pure(eqn) and self.is_known_inside(eqn)):
             return self.refuse(

@@ -1,5 +1,6 @@
 """Freshness: the next call of a step draws other noise and another batch than this one."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -7,9 +8,12 @@ import jax
 from dpoptax.audit._certificate import Leak
 from dpoptax.audit._inputs import Inputs
 from dpoptax.audit._labels import Label
-from dpoptax.audit._origins import Number
-from dpoptax.audit._records import Event
+from dpoptax.audit._marker_rules import INDEPENDENT
+from dpoptax.audit._origins import Number, always_differ
+from dpoptax.audit._records import Event, Records, are_distinct, next_event
 
+# A reuse shows after one call, or after two if two draws take turns.
+_CALLS = 2
 _DRAWN = {"release": "noise", "sample": "batch"}
 
 
@@ -19,6 +23,7 @@ class State(NamedTuple):
     keys: list[Label]
     steps: list[Label]
     mechanism: list[Label]
+    all: list[Label]
 
 
 def states_of(outputs: Any) -> list[State]:
@@ -28,7 +33,7 @@ def states_of(outputs: Any) -> list[State]:
     def visit(node: Any) -> bool:
         if {"key", "step"} <= set(getattr(node, "_fields", ())):
             kept = getattr(node, "mechanism_state", ())
-            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept))))
+            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept, node))))
         return False
 
     jax.tree.leaves(outputs, is_leaf=visit)
@@ -36,51 +41,82 @@ def states_of(outputs: Any) -> list[State]:
 
 
 def repeated(
-    events: list[Event], labels: list[Label], inputs: Inputs, states: list[State]
+    records: Records, outputs: dict[str, Label], inputs: Inputs, states: list[State]
 ) -> tuple[list[Leak], list[str]]:
-    """Returns releases and batches that every call repeats, and what is left to the caller."""
+    """Returns releases and batches that every call repeats, and what is left to the caller.
+
+    A step is the body of a loop that its caller runs: what it returns goes into the next call.
+    """
     leaks, assumptions = [], []
-    returned = {path for label in labels for path in label.paths}
-    counted = [label.number for label in labels if label.number is not None]
-    for event in events:
+    for event in records.events:
         again = f"every call draws the same {_DRAWN[event.kind]}"
         known = [source for source in _sources(event) if source in inputs.names]
         held = [source for source in known if source in inputs.in_state]
         free = [source for source in known if source not in inputs.in_state]
-        if any(_moves_on(source, returned, counted) for source in free):
+        names = ", ".join(inputs.names[one] for one in held or known)
+        not_returned = f"{again}: the state after it is not returned ({names})"
+        if any(_moves_on(records, event, source, outputs, inputs) for source in free):
             continue
         if held:
-            if not _all_move_on(held, states):
-                names = ", ".join(inputs.names[one] for one in held)
-                reason = f"{again}: the state after it is not returned ({names})"
-                leaks.append(Leak("", reason, event.where))
+            if not _all_move_on(records, event, held, states):
+                leaks.append(Leak("", not_returned, event.where))
         elif not known:
             leaks.append(Leak("", f"{again}: its key is no argument of the step", event.where))
-        elif all((one,) in returned for one in known):
-            names = ", ".join(inputs.names[one] for one in known)
-            reason = f"{again}: the state after it is not returned ({names})"
-            leaks.append(Leak("", reason, event.where))
+        elif any(_derived(source, list(outputs.values())) for source in known):
+            leaks.append(Leak("", not_returned, event.where))
         else:
             names = " or ".join(inputs.names[one] for one in known)
             assumptions.append(f"The caller passes another {names} in each call.")
     return leaks, assumptions
 
 
-def _all_move_on(held: list[Any], states: list[State]) -> bool:
+def _all_move_on(records: Records, event: Event, held: list[Any], states: list[State]) -> bool:
     """Whether a state with one of these keys is returned, and each such state is a later one."""
     own = [
         state
         for state in states
         if any(path[0] in held for label in state.keys for path in label.paths)
     ]
-    return bool(own) and all(_is_later(state, held) for state in own)
+    in_order = event.kind == "release" or type(event.detail) in INDEPENDENT
+    return bool(own) and all(
+        _goes_on(records, event, _after_call(event, state))
+        and not any(map(_is_first, state.mechanism))
+        and (in_order or _is_unchanged(state))
+        for state in own
+    )
 
 
-def _is_later(state: State, held: list[Any]) -> bool:
+def _is_unchanged(state: State) -> bool:
+    """Whether all of a state is as a sampler left it."""
+    found = {label.state for label in state.all}
+    return len(found) == 1 and None not in found
+
+
+def _after_call(event: Event, state: State) -> dict[Any, Any]:
+    """Returns what follows the key and the number of a state in the next call."""
+    following: dict[Any, Any] = {"loop": ()}
+    following |= {one: None for one in _sources(event) if one[0] != "root"}
+    for label in state.steps:
+        if label.number is not None:
+            following |= dict.fromkeys(_names_in([label.number]), label.number)
     paths = {path for label in state.keys for path in label.paths}
-    numbers = [label.number for label in state.steps if label.number is not None]
-    moved = any(_moves_on(source, paths, numbers) for source in held)
-    return moved and not any(map(_is_first, state.mechanism))
+    for path in paths:
+        following[path[:1]] = path if len(paths) == 1 else None
+    return following
+
+
+def _goes_on(
+    records: Records, event: Event, following: dict[Any, Any], differing: Any = None
+) -> bool:
+    """Whether an event is another one in the next calls, and no call draws from its key before."""
+    later: Event | None = event
+    differing = differing or records.is_beyond
+    others = [one for one in records.events if one.kind == event.kind]
+    for _ in range(_CALLS):
+        later = None if later is None else next_event(later, following)
+        if later is None or not all(are_distinct(later, one, differing) for one in others):
+            return False
+    return not records.draws_ahead([event], records.draws, following)
 
 
 def _is_first(label: Label) -> bool:
@@ -98,31 +134,46 @@ def _sources(event: Event) -> list[Any]:
     numbers = [one for one in event.numbers if one is not None]
     for path in event.paths:
         numbers += [part[-1] for part in path if isinstance(part[-1], Number)]
-    while numbers:
-        for name, _ in numbers.pop().terms:
+    return list(dict.fromkeys([*found, *_names_in(numbers)]))
+
+
+def _names_in(numbers: list[Number]) -> list[Any]:
+    """Returns the names of numbers that loops start from, and of all others."""
+    found, left = [], [*numbers]
+    while left:
+        for name, _ in left.pop().terms:
             if len(name) == 4 and isinstance(name[3], Number):
-                numbers.append(name[3])
+                left.append(name[3])
             else:
                 found.append(name)
-    return list(dict.fromkeys(found))
+    return found
 
 
-def _moves_on(source: Any, returned: set[Any], counted: list[Number]) -> bool:
-    """Whether the step returns the next value of a key or a number."""
+def _moves_on(
+    records: Records, event: Event, source: Any, outputs: dict[str, Label], inputs: Inputs
+) -> bool:
+    """Whether the step returns the next value of a key or a number that is in no state."""
+    place = re.sub(r"^args\[\d+\]", "", inputs.names[source])
+    same = [
+        label
+        for path, label in outputs.items()
+        if place and re.sub(r"^output(\[\d+\])?", "", path) == place
+    ]
+    found = _derived(source, same or list(outputs.values()))
     if source[0] == "root":
-        return any(path[:1] == (source,) and len(path) > 1 for path in returned)
-    return any(_counts_from(source, number) for number in counted)
-
-
-def _counts_from(source: Any, number: Number) -> bool:
-    if number.terms == frozenset({(source, 1)}):
-        return number.offset > 0
-    return len(number.terms) == 1 and any(
-        name[0] == "after" and number.offset >= 0 and _starts_at(source, name[3])
-        for name, _ in number.terms
+        following = [{(source,): path, "loop": ()} for path in found]
+        return (source,) not in found and any(
+            _goes_on(records, event, one, always_differ) for one in following
+        )
+    others: dict[Any, Any] = {one: None for one in _sources(event) if one[0] != "root"}
+    return bool(found) and all(
+        _goes_on(records, event, {**others, source: one, "loop": ()}) for one in found
     )
 
 
-def _starts_at(source: Any, start: Number) -> bool:
-    same = start.terms == frozenset({(source, 1)}) and start.offset >= 0
-    return same or _counts_from(source, start)
+def _derived(source: Any, labels: list[Label]) -> list[Any]:
+    """Returns the keys, or the numbers, among values that follow from an argument."""
+    if source[0] == "root":
+        return [path for label in labels for path in label.paths if path[0] == source]
+    numbers = [label.number for label in labels if label.number is not None]
+    return [one for one in numbers if source in _names_in([one])]

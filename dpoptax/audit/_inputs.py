@@ -67,6 +67,7 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
             "what holds the examples, and only that."
         )
     (num_examples,) = sizes.pop()
+    sampler_states = _leaves_of_samplers(args)
     found = Inputs((), [], [], num_examples, list(filter(_is_concrete, columns)), {}, set(), set())
     labelled, structure = jax.tree_util.tree_flatten_with_path(args)
     states, secrets = _leaves_of_states(args), _secret_leaves(args)
@@ -75,9 +76,11 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
         found.paths.append(name)
         is_private = path[0].idx in numbers
         if id(leaf) in secrets and not is_private and not _validate.is_key(leaf):
-            found.labels.append(_secret_label(found, name, secrets[id(leaf)]))
+            label = _secret_label(found, name, secrets[id(leaf)])
+            found.labels.append(attrs.evolve(label, state=sampler_states.get(id(leaf))))
             continue
         label = _label(found, leaf, name, is_private, id(leaf) in states)
+        label = attrs.evolve(label, state=sampler_states.get(id(leaf)))
         found.labels.append(_unless_nonprivate(label, step, path))
     specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
     return attrs.evolve(found, specs=specs)
@@ -116,6 +119,21 @@ def _leaves_of_states(args: Any) -> set[int]:
     def visit(node: Any) -> bool:
         if {"key", "step"} <= set(getattr(node, "_fields", ())):
             found.update(id(leaf) for leaf in jax.tree.leaves((node.key, node.step)))
+        return False
+
+    jax.tree.leaves(args, is_leaf=visit)
+    return found
+
+
+def _leaves_of_samplers(args: Any) -> dict[int, int]:
+    """Returns a number for the state of each sampler, by the identity of its leaves."""
+    found: dict[int, int] = {}
+
+    def visit(node: Any) -> bool:
+        is_state = {"key", "step"} <= set(getattr(node, "_fields", ()))
+        if is_state and not hasattr(node, "mechanism_state"):
+            number = len(found)
+            found.update((id(leaf), number) for leaf in jax.tree.leaves(node))
         return False
 
     jax.tree.leaves(args, is_leaf=visit)

@@ -102,11 +102,19 @@ def _index(eqn: Any, labels: list[Label], output: int) -> Number | None:
 
 
 def _with_data(flow: Any, labels: list[Label], paths: frozenset[Path], eqn: Any) -> Label:
+    # A number that is folded in may be random.
+    made_of = [
+        label
+        for atom, label in zip(eqn.invars, labels, strict=True)
+        if not _validate.is_key(atom.aval)
+    ]
     found = labels[0]
     for label in labels[1:]:
         found = join(found, label)
     data, reason = found.data, found.reason
-    if data is not None and len(labels) > 1:
+    # Keys may have moved to other rows.
+    if data is not None:
         data = MIXED
         reason = reason or Reason("a key depends on private data", flow.line(eqn))
-    return Label(data=data, paths=paths, released=found.released, reason=reason)
+    draws = found.draws.union(*(label.paths for label in made_of))
+    return Label(data=data, draws=draws, paths=paths, released=found.released, reason=reason)

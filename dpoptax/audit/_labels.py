@@ -61,6 +61,7 @@ class Label:
         uniform: the value of all its elements, if they are known and equal.
         mark: `indices` or `mask` of a batch, as the sampler drew it.
         zero_padding: padded rows are zero.
+        state: the state of a sampler that it belongs to, as the sampler left it.
         reason: why the value is private.
     """
 
@@ -73,6 +74,7 @@ class Label:
     uniform: Any = None
     mark: str | None = None
     zero_padding: bool = False
+    state: Any = None
     reason: Reason | None = attrs.field(default=None, eq=False)
 
     @property
@@ -139,6 +141,7 @@ def join(one: Label, other: Label) -> Label:
         uniform=one.uniform if _same(one.uniform, other.uniform) else None,
         mark=one.mark if one.mark == other.mark and one.data == other.data else None,
         zero_padding=one.zero_padding and other.zero_padding and one.data == other.data,
+        state=one.state if one.state == other.state else None,
         reason=one.reason or other.reason or reason,
     )
 

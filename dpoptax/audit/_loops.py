@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from dpoptax.audit._labels import MIXED, Label, Reason, Rows, is_inside
-from dpoptax.audit._origins import UNKNOWN, Number, Path
+from dpoptax.audit._origins import LARGEST_STRIDE, UNKNOWN, Number, Path
 
 # From the labels of the carry to those of all outputs of the body.
 LoopPass: TypeAlias = Callable[[list[Label]], list[Label]]
@@ -86,7 +86,9 @@ def slice_of(label: Label, name: Any) -> Label:
         elif data.axis is not None:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
-    return attrs.evolve(label, data=data, paths=paths, number=None, mark=None, zero_padding=False)
+    return attrs.evolve(
+        label, data=data, paths=paths, number=None, mark=None, zero_padding=False, state=None
+    )
 
 
 def stacked(label: Label, name: Any) -> Label:
@@ -101,7 +103,14 @@ def stacked(label: Label, name: Any) -> Label:
             data, reason = MIXED, reason or Reason("a scan returns rows of several batches", "")
     paths = frozenset((*path, UNKNOWN) for path in label.paths)
     return attrs.evolve(
-        label, data=data, paths=paths, number=None, mark=None, zero_padding=False, reason=reason
+        label,
+        data=data,
+        paths=paths,
+        number=None,
+        mark=None,
+        zero_padding=False,
+        state=None,
+        reason=reason,
     )
 
 
@@ -133,8 +142,13 @@ def _counts_up(number: Number, result: Number | None) -> bool:
         return False
     apart = result.plus(number, -1)
     if not apart.terms:
-        return apart.offset >= 0
+        return 0 <= apart.offset <= LARGEST_STRIDE
     for name, count in result.terms:
-        if name[0] == "after" and count == 1 and len(result.terms) == 1 and result.offset >= 0:
+        if (
+            name[0] == "after"
+            and count == 1
+            and len(result.terms) == 1
+            and 0 <= result.offset <= LARGEST_STRIDE
+        ):
             return _counts_up(number, name[3])
     return False

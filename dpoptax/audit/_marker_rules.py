@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from dpoptax import _jax_compat, _markers, _validate
+from dpoptax import _jax_compat, _markers, _validate, samplers
 from dpoptax.audit._data_flow import Flow, MarkerRule
 from dpoptax.audit._labels import (
     DATA,
@@ -19,10 +19,18 @@ from dpoptax.audit._labels import (
 )
 from dpoptax.audit._origins import UNKNOWN, is_made
 from dpoptax.audit._records import Event
+from dpoptax.audit._values import is_zero
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
 from dpoptax.schedules import as_schedule
 
+# Samplers that draw each batch by itself. The others count on the batches before.
+INDEPENDENT = (
+    samplers.Poisson,
+    samplers.FixedSize,
+    samplers.UserPoisson,
+    samplers.UserExamplesPoisson,
+)
 _MADE = "is made of numbers of the program, so whoever reads the program knows it"
 
 
@@ -74,9 +82,15 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         flow.records.add(Event("sample", keys, numbers, flow.line(eqn), detail=note.sampler))
     if is_made(keys | drawn.draws):
         flow.records.refuse(Reason(f"the key of the batch {_MADE}", flow.line(eqn)))
-    rows = attrs.evolve(drawn, data=Rows(0, batch))
+    # Its rows are private, and say the same as the random numbers.
+    rows = attrs.evolve(drawn, data=Rows(0, batch), draws=frozenset())
+    state = before[0].state if before else None
+    changed = state is None or any(label.state != state for label in before)
+    if changed and type(note.sampler) not in INDEPENDENT:
+        what = "the state of the sampler is not that of an argument, or was changed"
+        flow.records.refuse(Reason(what, flow.line(eqn)))
     return [
-        *(attrs.evolve(label, declared=bool(label.draws)) for label in after),
+        *(attrs.evolve(label, declared=bool(label.draws), state=state) for label in after),
         attrs.evolve(rows, mark="indices"),
         attrs.evolve(rows, mark="mask"),
     ]
@@ -110,7 +124,7 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         *rest[note.rows + note.weights :],
         *map(flow.of_constant, _jax_compat.constants_inside(note.jaxpr)),
     ]
-    flow.records.draw(path for label in labels for path in label.paths)
+    flow.records.draw(path for label in (*labels, *captured) for path in label.paths)
     for one in _jax_compat.equations(note.jaxpr):
         if not flow.is_known(one):
             flow.refuse(
@@ -158,6 +172,7 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     batch = None if rows is None else rows.batch
     event = Event("release", key.paths, (), flow.line(eqn), batch=batch, detail=note.settings)
     flow.records.add(event)
+    flow.released_draws |= frozenset().union(*(label.draws for label in (*grads, *state)))
     outputs = [Label(released=True)] * note.leaves
     held = zip(eqn.outvars[note.leaves :], state, strict=True)
     for position, (atom, label) in enumerate(held):
@@ -196,7 +211,8 @@ def _problem_of_rows(flow: Flow, grads: list[Label], rows: Rows | None) -> str |
         return None
     if rows.batch not in flow.samplers:
         return "the gradients are of one example only, or of a part of a batch"
-    padded = all(label.zero_padding for label in grads if not label.is_clean)
+    # A public number in a padded row takes a share of its clip bound.
+    padded = all(label.zero_padding or is_zero(label) for label in grads)
     return None if padded else "padded rows count, because the mask of the batch was dropped"
 
 

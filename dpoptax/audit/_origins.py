@@ -6,7 +6,7 @@ guess. In a loop, a carried value is a variable, and its value in a later iterat
 substitution.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -19,7 +19,9 @@ Next: TypeAlias = Mapping[Any, Any]
 UNKNOWN = ("unknown",)
 
 # Two numbers with a larger offset or factor may be equal in 32 bits, after some millions of steps.
-_LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**10
+_LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**15
+# By how much a counter may grow in one iteration.
+LARGEST_STRIDE = 2**5
 
 
 @attrs.frozen
@@ -69,7 +71,12 @@ def _next_name(name: Any, following: Next) -> Number | None:
     if not start or not isinstance(start[0], Number):
         return Number.of(name)
     moved = next_number(start[0], following)
-    return None if moved is None else Number.of((kind, loop, slot, moved))
+    # An inner loop may run more or less often in the next iteration: its numbers are other ones.
+    base, outer = loop, following["loop"]
+    while base[:1] == ("again",):
+        base = base[1]
+    again = ("again", loop) if base[: len(outer)] == outer else loop
+    return None if moved is None else Number.of((kind, again, slot, moved))
 
 
 def next_path(path: Path, following: Next) -> Path | None:
@@ -100,12 +107,18 @@ def is_made(paths: Iterable[Path]) -> bool:
     return any(path[0][1][0] in ("computed", "constant") for path in paths)
 
 
-def differ(first: Path, second: Path, *, as_ancestors: bool) -> bool:
+def differ(
+    first: Path,
+    second: Path,
+    *,
+    as_ancestors: bool,
+    numbers: Callable[[Number, Number], bool] | None = None,
+) -> bool:
     """Whether two keys are surely different.
 
     With `as_ancestors`, a key and one that is derived from it count as different: noise keys are
     hashes of the state's key. Without it, they do not: a draw from a key may repeat what is derived
-    from it.
+    from it. `numbers` says whether two numbers are surely different; by default `numbers_differ`.
     """
     for one, other in zip(first, second, strict=False):
         if one == other:
@@ -114,24 +127,24 @@ def differ(first: Path, second: Path, *, as_ancestors: bool) -> bool:
             continue
         if one[0] == other[0] == "root":
             return True
-        return _parts_differ(one, other)
+        return _parts_differ(one, other, numbers or numbers_differ)
     rest = first[len(second) :] or second[len(first) :]
     return as_ancestors and bool(rest) and UNKNOWN not in rest
 
 
-def _parts_differ(one: Any, other: Any) -> bool:
+def _parts_differ(one: Any, other: Any, numbers: Callable[[Number, Number], bool]) -> bool:
     kinds = {one[0], other[0]}
     if kinds in ({"fold"}, {"split"}):
-        return one[1:-1] == other[1:-1] and _elements_differ(one[-1], other[-1])
+        return one[1:-1] == other[1:-1] and _elements_differ(one[-1], other[-1], numbers)
     if len(kinds) == 2 and kinds & {"bound", "released"} and "unknown" not in kinds:
         return True  # a hash of many bits, and something else
     # A key that a loop carries, and the key after the last iteration.
     return kinds == {"carried", "after"} and one[1:] == other[1:]
 
 
-def _elements_differ(one: Any, other: Any) -> bool:
+def _elements_differ(one: Any, other: Any, numbers: Callable[[Number, Number], bool]) -> bool:
     if isinstance(one, Number) and isinstance(other, Number):
-        return numbers_differ(one, other)
+        return numbers(one, other)
     # Elements that a scan goes through, by the iteration.
     return (
         isinstance(one, tuple)
@@ -157,6 +170,30 @@ def numbers_differ(one: Number, other: Number) -> bool:
     )
 
 
+def always_differ(one: Number, other: Number) -> bool:
+    """Whether two numbers differ in all iterations and calls: only written ones surely do."""
+    return not one.terms and not other.terms and one.offset != other.offset
+
+
+def is_beyond(later: Number, other: Number, ends: Mapping[Any, Any]) -> bool:
+    """Whether a number of a later iteration differs from another one, also in all that follow.
+
+    Counters grow, so a number that is larger now stays so. `ends` says for the last number of a
+    loop inside another one the last number of that one, which is not smaller.
+    """
+    if not later.terms and not other.terms:
+        return later.offset != other.offset
+    apart = later.plus(other, -1)
+    if not apart.terms:
+        return apart.offset > 0
+    if _is_below(other, later):
+        return True
+    counts = {count: name for name, count in apart.terms}
+    if len(apart.terms) != 2 or set(counts) != {1, -1}:
+        return False
+    return _starts_after(counts[1], counts[-1], apart.offset, ends)
+
+
 def _is_below(number: Number, other: Number) -> bool:
     """Whether `number` is below the value from which the loops of `other` count up."""
     bound: Number | None = other
@@ -176,14 +213,20 @@ def _before_loop(number: Number) -> Number | None:
     return None
 
 
-def _starts_after(later: Any, earlier: Any, apart: int) -> bool:
+def _starts_after(
+    later: Any, earlier: Any, apart: int, ends: Mapping[Any, Any] | None = None
+) -> bool:
     """Whether `later` plus a constant counts on from where the loop of `earlier` ends."""
     if earlier[0] != "carried":
         return False
-    end = frozenset({(("after", *earlier[1:]), 1)})
+    last: Any = ("after", *earlier[1:])
+    found = []
+    while last is not None:
+        found.append(frozenset({(last, 1)}))
+        last = (ends or {}).get(last)
     number: Number | None = Number(frozenset({(later, 1)}), apart)
     while number is not None:
-        if number.terms == end:
+        if number.terms in found:
             return number.offset >= 0
         number = _before_loop(number)
     return False

@@ -1,7 +1,7 @@
 """Records of a data flow: what was drawn and released, and what is wrong whatever is returned."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -11,7 +11,9 @@ from dpoptax.audit._origins import (
     Next,
     Number,
     Path,
+    always_differ,
     differ,
+    is_beyond,
     next_number,
     next_path,
     numbers_differ,
@@ -19,6 +21,8 @@ from dpoptax.audit._origins import (
 
 # A reuse of noise shows after one iteration, or after two if two draws of a body take turns.
 _ITERATIONS = 2
+# How many iterations ahead a key is followed.
+_AHEAD = 8
 
 
 @attrs.frozen
@@ -51,6 +55,7 @@ class Records:
         self.events: list[Event] = []
         self.draws: list[Path] = []
         self.refusals: list[Reason] = []
+        self._ends: dict[Any, Any] = {}
         self._branches: tuple[tuple[Any, int], ...] = ()
 
     def add(self, event: Event) -> None:
@@ -85,6 +90,10 @@ class Records:
     def end_loop(self, start: tuple[int, int, int], following: Next) -> None:
         """Refuses a loop that draws the same batch or the same noise in two iterations."""
         inside, loop = self.events[start[0] :], following["loop"]
+        for name, number in following.items():
+            if name[:1] == ("carried",) and number is not None:
+                last = [one for one, _ in number.terms if one[0] == "after"]
+                self._ends |= dict.fromkeys(last, ("after", *name[1:]))
         for event in inside:
             drawn = isinstance(event.batch, tuple)
             if event.kind == "release" and drawn and not is_inside(event.batch, loop):
@@ -92,13 +101,30 @@ class Records:
         for event in inside:
             later: Event | None = event
             for _ in range(_ITERATIONS):
-                later = None if later is None else _next_event(later, following)
+                later = None if later is None else next_event(later, following)
                 for other in inside:
                     if other.kind != event.kind:
                         continue
-                    if later is None or not are_distinct(later, other):
+                    if later is None or not are_distinct(later, other, self.is_beyond):
                         self.refuse(_same(event, other, "in two iterations of a loop"))
                         return
+        if self.draws_ahead(inside, self.draws[start[1] :], following):
+            what = "random numbers are drawn from a key of another iteration of a loop"
+            self.refuse(Reason(what, inside[0].where))
+
+    def is_beyond(self, later: Number, other: Number) -> bool:
+        """Whether a number of a later iteration differs from another one from now on."""
+        return is_beyond(later, other, self._ends)
+
+    def draws_ahead(self, events: list[Event], draws: list[Path], following: Next) -> bool:
+        """Whether random numbers are drawn from the key of an event of a later iteration."""
+        return any(
+            not differ(later, draw, as_ancestors=False)
+            for event in events
+            for path in event.paths
+            for later in _moved(path, following)
+            for draw in {*draws}
+        )
 
     def end(self) -> None:
         """Refuses two releases with one noise, two draws of one batch, and shared randomness."""
@@ -116,24 +142,39 @@ class Records:
 
     def _is_drawn_from(self, release: Event) -> bool:
         return any(
-            not differ(path, draw, as_ancestors=False)
+            not differ(path, draw, as_ancestors=False, numbers=always_differ)
             for path in release.paths
             for draw in {*self.draws}
         )
 
 
-def are_distinct(one: Event, other: Event) -> bool:
+def are_distinct(
+    one: Event, other: Event, differing: Callable[[Number, Number], bool] = numbers_differ
+) -> bool:
     """Whether two events surely have other keys or other numbers."""
     if any(
-        first is not None and second is not None and numbers_differ(first, second)
+        first is not None and second is not None and differing(first, second)
         for first, second in zip(one.numbers, other.numbers, strict=False)
     ):
         return True
     pairs = [(first, second) for first in one.paths for second in other.paths]
-    return bool(pairs) and all(differ(*pair, as_ancestors=True) for pair in pairs)
+    return bool(pairs) and all(
+        differ(*pair, as_ancestors=True, numbers=differing) for pair in pairs
+    )
 
 
-def _next_event(event: Event, following: Next) -> Event | None:
+def _moved(path: Path, following: Next) -> Iterator[Path]:
+    """Yields a key in the next iterations of a loop, as long as it is derived further."""
+    for _ in range(_AHEAD):
+        later = next_path(path, following)
+        if later is None or len(later) == len(path):
+            return
+        path = later
+        yield path
+
+
+def next_event(event: Event, following: Next) -> Event | None:
+    """Returns an event in the next iteration of a loop; None if it is not known."""
     paths = [next_path(path, following) for path in event.paths]
     numbers = [None if one is None else next_number(one, following) for one in event.numbers]
     if any(path is None for path in paths):

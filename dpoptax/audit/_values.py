@@ -78,7 +78,7 @@ def mark_of(eqn: Any, labels: list[Label]) -> str | None:
 def has_zero_padding(eqn: Any, labels: list[Label]) -> bool:
     """Whether the output is zero in padded rows."""
     name = eqn.primitive.name
-    zero = [label.zero_padding or _is_zero(label) for label in labels]
+    zero = [label.zero_padding or is_zero(label) for label in labels]
     if name == "select_n" and len(labels) == 3:
         chosen_by_mask = labels[0].mark == "mask"
         return zero[1] and (zero[2] or chosen_by_mask)
@@ -89,5 +89,6 @@ def has_zero_padding(eqn: Any, labels: list[Label]) -> bool:
     return bool(zero) and zero[0] and (name == "div" or name in KEEPS_ZERO)
 
 
-def _is_zero(label: Label) -> bool:
+def is_zero(label: Label) -> bool:
+    """Whether a value is zero in all elements."""
     return isinstance(label.uniform, int | float) and label.uniform == 0

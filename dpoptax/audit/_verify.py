@@ -8,10 +8,13 @@ import dp_accounting
 from dp_accounting.pld import PLDAccountant
 
 from dpoptax import _serialize, _validate, accounting
-from dpoptax.accounting._event_json import decode_event
+from dpoptax.accounting._epsilon import run_event
+from dpoptax.accounting._event_json import decode_event, encode_event
 from dpoptax.audit._certificate import FORMAT, GUARANTEE, NAMES
+from dpoptax.mechanisms import Mechanism, StatefulMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import round_up
+from dpoptax.samplers import Sampler
 
 # The two libraries round up on different grids.
 TOLERANCE = 0.01
@@ -74,11 +77,38 @@ def verify(text: str) -> str:
             f"{library} finds only {found:g}. Event, delta or epsilon were changed. Do not use "
             "this certificate."
         )
+    limits = _limits(content["releases"], known, relation)
     return (
         f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
         f"{round_up(stated)}. They agree within {max(TOLERANCE, _MOST_BELOW):.0%}.\n"
-        f"Not verified here: that the program ({content['program']}) is the one that ran."
+        f"{limits}Not verified here: that the program ({content['program']}) is the one that ran."
     )
+
+
+def _limits(releases: Any, known: dict[str, Any], relation: Any) -> str:
+    """Returns what was found out about the event; raises if it is not that of the releases."""
+    try:
+        events = [
+            run_event(
+                _serialize.decode(release["sampler"], Sampler),
+                _serialize.decode_number(release["noise_multiplier"]),
+                known["num_releases"],
+                relation,
+                _serialize.decode(release["mechanism"], (Mechanism, StatefulMechanism)),
+            )
+            for release in releases
+        ]
+        rebuilt = [encode_event(event) for event in events]
+    except (KeyError, TypeError, ValueError, NotImplementedError):
+        rebuilt = []
+    if not rebuilt:
+        return "Not verified here: that the event is that of the releases that are listed.\n"
+    if any(one != known["event"] for one in rebuilt):
+        raise ValueError(
+            "expected the event of the releases that the certificate lists; got another one. "
+            "Event, releases or their number were changed. Do not use this certificate."
+        )
+    return "The event is that of the releases that are listed.\n"
 
 
 def _epsilon(event: Any, delta: float, relation: Any) -> tuple[float, str]:

@@ -178,6 +178,26 @@ def test_verify_refuses_a_changed_event(name, value, message):
         verify(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("noise_multiplier", 5.0), ("expected_batch_size", 1.0), ("num_releases", 2)],
+)
+def test_verify_refuses_an_event_that_is_not_that_of_the_releases(field, value):
+    content = json.loads(certify().to_json())
+    (release,) = content["releases"]
+    changed = {"num_releases": content["guarantee"], "expected_batch_size": release["sampler"]}
+    changed.get(field, release)[field] = value
+    with pytest.raises(ValueError, match="event of the releases"):
+        verify(json.dumps(content))
+
+
+def test_verify_says_that_it_cannot_rebuild_a_sampler_of_ones_own():
+    content = json.loads(certify().to_json())
+    assert "The event is that of the releases" in verify(json.dumps(content))
+    content["releases"][0]["sampler"] = {"kind": "own:Sampler"}
+    assert "Not verified here: that the event" in verify(json.dumps(content))
+
+
 def test_verify_refuses_what_states_no_epsilon(tmp_path, capsys):
     path = tmp_path / "certificate.json"
     path.write_text(certify(plan=None).to_json())

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from audit import leaks_over_time
 from audit.leaking_programs import DATASET, WIDTH, State, honest, initial
 from audit.more_leaking_programs import BANDS, OWN_STATES, PROGRAMS, TAPS, leaks_with, step_of
 
@@ -23,6 +24,12 @@ def certify_own(program, tx, sampler):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_leaking_program_is_not_certified(name):
     assert not dpoptax.certify(PROGRAMS[name], initial(), DATASET, private="data").certified
+
+
+@pytest.mark.parametrize("name", leaks_over_time.PROGRAMS)
+def test_a_program_that_leaks_over_time_is_not_certified(name):
+    program = leaks_over_time.PROGRAMS[name]
+    assert not dpoptax.certify(program, initial(), DATASET, private="data").certified
 
 
 @pytest.mark.parametrize("name", OWN_STATES)
