@@ -54,8 +54,8 @@ def _check_strategy(mechanism: Any, attribute: Any, value: Any) -> None:
         raise ValueError(
             f"the noise of a step may be {LARGEST_RATIO:,.0f} times as large as its new draw at "
             f"most, because rounding would replace the draw; got {type(value).__name__} with a "
-            f"ratio of {ratio:.3g}. Take smaller numbers after the first, such as those of its own "
-            "constructors."
+            f"ratio of {ratio:.3g}. Take smaller numbers after the first, such as those of "
+            "BandedInverse.square_root."
         )
 
 

@@ -1,13 +1,11 @@
 """Balls-in-bins sampling: each example takes part in one random step of every round."""
 
-from typing import NamedTuple
-
 import attrs
 import dp_accounting
 import jax
 import jax.numpy as jnp
 from dp_accounting import NeighboringRelation
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import (
@@ -19,31 +17,15 @@ from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._patterns import OncePerRound
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._rounds import RoundSampler
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule
 
 
-class BallsInBinsState(NamedTuple):
-    """What the next batch needs.
-
-    Attributes:
-        step: the number of the next batch, int32.
-        key: the sampling key; the same in every step.
-        order: the examples sorted by their step of the round, int32 `(num_examples,)`.
-        starts: the position in `order` where each step begins, int32 `(steps_per_round + 1,)`.
-    """
-
-    step: Int[Array, ""]
-    key: PRNGKeyArray
-    order: Int[Array, " num_examples"]
-    starts: Int[Array, " steps_per_round_and_one"]
-
-
 @attrs.frozen(init=False)
-class BallsInBins(Sampler):
+class BallsInBins(RoundSampler):
     """Random allocation: in each round, each example draws the one step in which it takes part.
 
     Every example is seen once per round, as in shuffled epochs, and independently of the others,
@@ -99,27 +81,6 @@ class BallsInBins(Sampler):
     def expected_batch_size(self) -> float:
         """The mean size of a batch."""
         return self.num_examples / self.steps_per_round
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> BallsInBinsState:
-        """Returns the state before batch number `step`; see `Sampler.init`."""
-        # Not super(): attrs replaces the class by one with slots, and a decorated method (the
-        # type checker of the tests decorates it) would still refer to the first one.
-        number, key = Sampler.init(self, key, step)
-        return BallsInBinsState(number, key, *self._round(key, number))
-
-    def sample(self, state: BallsInBinsState) -> tuple[BallsInBinsState, Batch]:
-        """Returns the next state and the next batch of the round."""
-        number = state.step % self.steps_per_round
-        order, starts = jax.lax.cond(
-            number == 0,
-            lambda: self._round(state.key, state.step),
-            lambda: (state.order, state.starts),
-        )
-        slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
-        mask = slots < starts[number + 1] - starts[number]
-        indices = order[jnp.where(mask, starts[number] + slots, 0)]
-        state = BallsInBinsState(state.step + 1, state.key, order, starts)
-        return state, padded_batch(indices, mask, self.num_examples)
 
     def resized(self, max_batch_size: int | None) -> "BallsInBins":
         """See `Sampler.resized`."""

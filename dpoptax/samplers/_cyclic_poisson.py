@@ -72,23 +72,12 @@ class CyclicPoisson(Sampler):
         num_groups: int,
         max_batch_size: int | None = None,
     ) -> None:
-        num_examples = _validate.num_examples(num_examples)
-        groups = _validate.count("num_groups", num_groups)
-        if groups > num_examples:
-            raise ValueError(
-                f"num_groups cannot exceed num_examples; got {groups} of {num_examples}."
-            )
-        expected = _validate.expected_batch_size(
-            "expected_batch_size", expected_batch_size, num_examples
+        num_examples, expected, groups = checked_sizes(
+            num_examples, expected_batch_size, num_groups, limit="size of a group"
         )
-        if expected > num_examples / groups:
-            raise ValueError(
-                f"expected_batch_size cannot exceed the size of a group; got {expected:g} and "
-                f"{num_examples} examples in {groups} groups. Take fewer groups."
-            )
         # Batches of all groups share one static size, which the largest group decides.
         largest_group = _largest_group(num_examples, groups)
-        rate = _sampling_rate(num_examples, expected, groups)
+        rate = sampling_rate_of_group(num_examples, expected, groups)
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(largest_group, rate)
         largest = min(_validate.count("max_batch_size", max_batch_size), largest_group)
@@ -98,7 +87,7 @@ class CyclicPoisson(Sampler):
     @property
     def sampling_rate(self) -> float:
         """The probability that an example is in a batch of its group."""
-        return _sampling_rate(self.num_examples, self.expected_batch_size, self.num_groups)
+        return sampling_rate_of_group(self.num_examples, self.expected_batch_size, self.num_groups)
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
@@ -157,6 +146,28 @@ def _largest_group(num_examples: int, num_groups: int) -> int:
     return -(-num_examples // num_groups)
 
 
-def _sampling_rate(num_examples: int, expected_batch_size: float, num_groups: int) -> float:
+def sampling_rate_of_group(num_examples: int, expected_batch_size: float, num_groups: int) -> float:
     # Rounding can take the quotient above one where a batch is expected to be a whole group.
     return min(1.0, expected_batch_size * num_groups / num_examples)
+
+
+def checked_sizes(
+    num_examples: int, expected_batch_size: float, num_groups: int, *, limit: str
+) -> tuple[int, float, int]:
+    """Returns the three numbers; refuses batches that are larger than a group."""
+    num_examples = _validate.num_examples(num_examples)
+    groups = _validate.count("num_groups", num_groups)
+    if groups > num_examples:
+        raise ValueError(
+            f"num_groups cannot exceed num_examples; got {groups} of {num_examples}. Take fewer "
+            "groups."
+        )
+    expected = _validate.expected_batch_size(
+        "expected_batch_size", expected_batch_size, num_examples
+    )
+    if expected > num_examples / groups:
+        raise ValueError(
+            f"expected_batch_size cannot exceed the {limit}; got {expected:g} and {num_examples} "
+            f"examples in {groups} groups. Take fewer groups."
+        )
+    return num_examples, expected, groups

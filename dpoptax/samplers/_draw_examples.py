@@ -1,4 +1,4 @@
-"""Draws some examples of a user, anew in every step."""
+"""Draws some examples of a user, others in every step."""
 
 import jax
 import jax.numpy as jnp

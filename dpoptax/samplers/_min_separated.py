@@ -13,21 +13,20 @@ from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._patterns import Separated
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
-from dpoptax.samplers._balls_in_bins import BallsInBinsState
-from dpoptax.samplers._base import Batch, Sampler, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
 from dpoptax.samplers._participation import Participation
+from dpoptax.samplers._rounds import RoundSampler
 from dpoptax.samplers._sorted import sort_by_place
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 
 @attrs.frozen(init=False)
-class MinSeparated(Sampler):
+class MinSeparated(RoundSampler):
     """Random rounds of each example, with at least `min_separation` steps between two of its turns.
 
-    Every example has rounds of `steps_per_round` steps, which begin at a random step of its own. In
-    each of its rounds it takes part once, in one of the first
-    `steps_per_round - min_separation + 1` steps, which it draws anew. So batches have the same mean
+    Every example has rounds of `steps_per_round` steps, which begin at a random step. In each
+    of its rounds it takes part once, in one of the first `steps_per_round - min_separation + 1`
+    steps, which it draws again in every round. So batches have the same mean
     size in every step, and each example takes part independently of the others. Separated turns
     lower the sensitivity to noise that is correlated between steps.
 
@@ -102,25 +101,6 @@ class MinSeparated(Sampler):
     def num_choices(self) -> int:
         """Among how many steps an example chooses in each of its rounds."""
         return self.steps_per_round - self.min_separation + 1
-
-    def init(self, key: PRNGKeyArray, step: int = 0) -> BallsInBinsState:
-        """Returns the state before batch number `step`; see `Sampler.init`."""
-        number, key = Sampler.init(self, key, step)
-        return BallsInBinsState(number, key, *self._round(key, number))
-
-    def sample(self, state: BallsInBinsState) -> tuple[BallsInBinsState, Batch]:
-        """Returns the next state and the next batch."""
-        number = state.step % self.steps_per_round
-        order, starts = jax.lax.cond(
-            number == 0,
-            lambda: self._round(state.key, state.step),
-            lambda: (state.order, state.starts),
-        )
-        slots = jnp.arange(self.max_batch_size, dtype=jnp.int32)
-        mask = slots < starts[number + 1] - starts[number]
-        indices = order[jnp.where(mask, starts[number] + slots, 0)]
-        state = BallsInBinsState(state.step + 1, state.key, order, starts)
-        return state, padded_batch(indices, mask, self.num_examples)
 
     def resized(self, max_batch_size: int | None) -> "MinSeparated":
         """See `Sampler.resized`."""

@@ -17,6 +17,7 @@ from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size
+from dpoptax.samplers._cyclic_poisson import checked_sizes, sampling_rate_of_group
 from dpoptax.samplers._participation import Participation
 from dpoptax.samplers._poisson import draw_batch, refuse_limit_on_everyone
 from dpoptax.samplers._sorted import sort_by_place
@@ -96,23 +97,11 @@ class RandomCyclicPoisson(Sampler):
         num_groups: int,
         max_batch_size: int | None = None,
     ) -> None:
-        num_examples = _validate.num_examples(num_examples)
-        groups = _validate.count("num_groups", num_groups)
-        if groups > num_examples:
-            raise ValueError(
-                f"num_groups cannot exceed num_examples; got {groups} of {num_examples}. Take "
-                "fewer groups."
-            )
-        expected = _validate.expected_batch_size(
-            "expected_batch_size", expected_batch_size, num_examples
+        num_examples, expected, groups = checked_sizes(
+            num_examples, expected_batch_size, num_groups, limit="mean size of a group"
         )
-        if expected > num_examples / groups:
-            raise ValueError(
-                f"expected_batch_size cannot exceed the mean size of a group; got {expected:g} and "
-                f"{num_examples} examples in {groups} groups. Take fewer groups."
-            )
         places = _num_places(num_examples, groups)
-        rate = min(1.0, expected * groups / num_examples)
+        rate = sampling_rate_of_group(num_examples, expected, groups)
         if max_batch_size is None:
             max_batch_size = default_max_batch_size(places, rate)
         largest = min(_validate.count("max_batch_size", max_batch_size), places)
@@ -122,7 +111,7 @@ class RandomCyclicPoisson(Sampler):
     @property
     def sampling_rate(self) -> float:
         """The probability that an example is in a batch of its group."""
-        return min(1.0, self.expected_batch_size * self.num_groups / self.num_examples)
+        return sampling_rate_of_group(self.num_examples, self.expected_batch_size, self.num_groups)
 
     def init(self, key: PRNGKeyArray, step: int = 0) -> RandomCyclicPoissonState:
         """Returns the state before batch number `step`; see `Sampler.init`."""

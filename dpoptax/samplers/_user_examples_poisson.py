@@ -15,6 +15,7 @@ from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
 from dpoptax.samplers._poisson import Poisson
+from dpoptax.samplers._user_ids import check_data, checked_user_ids
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -69,12 +70,7 @@ class UserExamplesPoisson(Sampler):
         max_examples_per_user: int,
         max_batch_size: int | None = None,
     ) -> None:
-        user_ids = np.asarray(user_ids)
-        if user_ids.ndim != 1 or len(user_ids) == 0:
-            raise ValueError(
-                "user_ids must name the user of every example, one after the other; got an array "
-                f"of shape {user_ids.shape}. Pass a vector with an entry for each row of the data."
-            )
+        user_ids = checked_user_ids(user_ids)
         most = _validate.count("max_examples_per_user", max_examples_per_user)
         kept = _first_rows_of_users(user_ids, most)
         expected = _validate.expected_batch_size(
@@ -131,19 +127,7 @@ class UserExamplesPoisson(Sampler):
             ValueError: data has another length, or this sampler was read from JSON, which does not
                 hold the user of every example.
         """
-        if self.user_ids is None:
-            raise ValueError(
-                "arrange needs the user of every example; got a sampler that was read from JSON, "
-                "which holds public numbers only. Make the sampler again, "
-                "UserExamplesPoisson(user_ids, ...), and call its arrange."
-            )
-        num_rows = _validate.leading_axis_size("data", data)
-        if num_rows != len(self.user_ids):
-            raise ValueError(
-                f"data must have one row per entry of user_ids; got {num_rows} rows and "
-                f"{len(self.user_ids)} entries. Pass the rows that user_ids was made from, in the "
-                "same order and once."
-            )
+        check_data(data, self.user_ids, "UserExamplesPoisson")
         return jax.tree.map(lambda leaf: leaf[self._kept], data)
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:

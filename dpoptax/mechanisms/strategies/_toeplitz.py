@@ -56,8 +56,8 @@ def _scaled(strategy: ToeplitzStrategy) -> Series:
     if not np.isfinite(norm):
         raise ValueError(
             f"the matrix of this {type(strategy).__name__} grows beyond all numbers within "
-            f"{strategy.num_steps} steps. Take numbers whose sum is smaller, such as those of its "
-            "own constructors."
+            f"{strategy.num_steps} steps. Take numbers whose sum is smaller, such as those of "
+            "BandedInverse.square_root."
         )
     if norm < SMALLEST_NORM:
         raise ValueError(
