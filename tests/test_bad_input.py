@@ -569,7 +569,7 @@ UNTYPED = {
     ),
     *("file for a plan", "no plan in a run", "loss and parameters as a pair", "value of a loss"),
     *("resume without a folder", "checkpoints without a folder", "word for a microbatch"),
-    "number for a key",
+    *("dict for a clip", "parameters first", "number of runs", "number for a key"),
 }
 CASES = [
     pytest.param(*case, id=name, marks=[pytest.mark.untyped] * (name in UNTYPED))

@@ -86,7 +86,7 @@ def test_a_zero_leaves_out_one_group_of_one_example_only():
     np.testing.assert_array_equal(total["b"], [7.0])
 
 
-def test_weights_that_fit_neither_tree_nor_batch_are_refused():
+def forms_of_two_examples():
     forms = [stacked(a=jnp.ones((2, 3)), b=jnp.ones((2, 3)))]
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     for size in (None, 1):
@@ -94,8 +94,15 @@ def test_weights_that_fit_neither_tree_nor_batch_are_refused():
             lambda p, x: jnp.sum(p["a"] * x) * jnp.sum(p["b"]), microbatch_size=size
         )
         forms.append(grads_fn(params, jnp.ones((2, 3))))
+    return forms
+
+
+ONE_NUMBER_PER_EXAMPLE = r"shape \(2,\), one number per example; got"
+
+
+def test_weights_that_fit_neither_tree_nor_batch_are_refused():
     ones = jnp.ones(2)
-    for grads in forms:
+    for grads in forms_of_two_examples():
         for wrong in (
             {"a": ones},
             {"a": ones, "c": ones},
@@ -104,8 +111,15 @@ def test_weights_that_fit_neither_tree_nor_batch_are_refused():
         ):
             with pytest.raises(ValueError, match=r"weights must be one array .*, or a tree prefix"):
                 grads.weighted_sum(wrong)
-        for wrong in (jnp.ones(()), jnp.ones(3), jnp.ones((2, 1)), {"a": ones, "b": jnp.ones(3)}):
-            with pytest.raises(ValueError, match=r"shape \(2,\), one number per example; got"):
+        with pytest.raises(ValueError, match=ONE_NUMBER_PER_EXAMPLE):
+            grads.weighted_sum(jnp.ones(3))
+
+
+@pytest.mark.untyped
+def test_weights_of_a_shape_that_fits_no_batch_are_refused():
+    for grads in forms_of_two_examples():
+        for wrong in (jnp.ones(()), jnp.ones((2, 1)), {"a": jnp.ones(2), "b": jnp.ones(3)}):
+            with pytest.raises(ValueError, match=ONE_NUMBER_PER_EXAMPLE):
                 grads.weighted_sum(wrong)
 
 
