@@ -46,6 +46,7 @@ ORDER = [
     "tunix",
     "compat",
     "_command_line_errors",
+    "_command_line",
     "__main__",
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

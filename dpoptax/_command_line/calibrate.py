@@ -1,0 +1,85 @@
+"""`dpoptax calibrate`: the noise, the steps or the batch size for a budget."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dpoptax import accounting
+from dpoptax._command_line.run_options import SAMPLERS, add_run_options
+from dpoptax._plan import Plan
+from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.reports._round import round_up_significant
+
+
+def add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="find the noise, the steps or the batch size for a budget",
+        description="Give two of these three: the noise multiplier, the batch size, and the length "
+        "(steps or epochs). The third is found: the least noise, the largest batch or the most "
+        "steps within the budget.",
+    )
+    add_run_options(calibrate, required=False)
+    calibrate.add_argument("--epsilon", type=float, required=True, metavar="EPS", help="the budget")
+    calibrate.add_argument(
+        "--delta", type=float, required=True, metavar="D", help="of the budget; well below 1 / N"
+    )
+    calibrate.add_argument(
+        *("--clip", "--l2-clip"),
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="clip bound of the plan that is written; it does not change epsilon; default 1",
+    )
+    calibrate.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write the plan to this file, as JSON that `dpoptax report` and Plan.from_json read",
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    noise, size, steps = options.noise_multiplier, options.batch_size, options.steps
+    no_length = steps is None and options.epochs is None
+    if [noise is None, size is None, no_length].count(True) != 1:
+        raise ValueError(
+            "give all but one of --noise-multiplier, --batch-size and --steps (or --epochs): the "
+            "one that is left out is found."
+        )
+    budget = {"epsilon": options.epsilon, "delta": options.delta}
+    # Epochs become steps only when the batch size is known, so it comes first.
+    if size is None:
+        size, spent = accounting.calibrate_batch_size(
+            num_examples=options.num_examples,
+            noise_multiplier=noise,
+            num_steps=steps,
+            epochs=options.epochs,
+            make_sampler=SAMPLERS[options.sampler],
+            **budget,
+        )
+        found = f"batch_size {size}"
+    sampler = SAMPLERS[options.sampler](options.num_examples, size)
+    if steps is None and options.epochs is not None:
+        steps = num_steps_of(sampler, options.epochs, None)
+    if noise is None:
+        noise, spent = accounting.calibrate_noise_multiplier(
+            sampler=sampler, num_steps=steps, **budget
+        )
+        found = f"noise_multiplier {round_up_significant(noise, 6)}"
+    elif no_length:
+        steps, spent = accounting.calibrate_num_steps(
+            sampler=sampler, noise_multiplier=noise, **budget
+        )
+        found = f"num_steps {steps}"
+    print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {options.delta:g}")
+    if options.out:
+        plan = Plan(
+            sampler=sampler,
+            clip=options.clip,
+            noise_multiplier=noise,
+            num_steps=steps,
+            delta=options.delta,
+        )
+        options.out.write_text(plan.to_json() + "\n")

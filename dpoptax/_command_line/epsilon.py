@@ -1,0 +1,48 @@
+"""`dpoptax epsilon`: the epsilon of a run."""
+
+import argparse
+from typing import Any
+
+from dpoptax import _validate, accounting
+from dpoptax._command_line.run_options import SAMPLERS, add_run_options
+from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.reports import round_up
+
+
+def add_epsilon(commands: Any) -> None:
+    epsilon = commands.add_parser(
+        "epsilon",
+        help="compute the epsilon of a run",
+        description="Computes the epsilon of a run from its noise, batch size and length.",
+    )
+    add_run_options(epsilon, required=True)
+    epsilon.add_argument(
+        "--delta", type=float, metavar="D", help="of the guarantee; default 1 / (10 N)"
+    )
+    epsilon.add_argument(
+        "--relation",
+        choices=["add_or_remove_one", "replace_one", "replace_special"],
+        help="which data sets are neighbours; default that of the sampler",
+    )
+    epsilon.set_defaults(run=_epsilon)
+
+
+def _epsilon(options: argparse.Namespace) -> None:
+    delta = options.delta
+    if delta is None:
+        delta = 0.1 / _validate.num_examples(options.num_examples)
+    sampler = SAMPLERS[options.sampler](options.num_examples, options.batch_size)
+    steps = num_steps_of(sampler, options.epochs, options.steps, at_least=0)
+    spent = accounting.epsilon(
+        sampler=sampler,
+        noise_multiplier=options.noise_multiplier,
+        num_steps=steps,
+        delta=delta,
+        relation=options.relation,
+    )
+    relation = options.relation or sampler.relation
+    print(
+        f"epsilon = {round_up(spent)} at delta = {delta:g} ({relation}), for {steps:,} steps of "
+        f"{type(sampler).__name__} batches of {options.batch_size:,g} out of "
+        f"{options.num_examples:,} examples"
+    )

@@ -1,0 +1,42 @@
+"""`dpoptax report`: the privacy report of a plan."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dpoptax._plan import Plan
+from dpoptax.reports import Report
+
+
+def add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="print the privacy report of a plan",
+        description="Prints the privacy report of a plan: what it guarantees, under which "
+        "conditions, and what an attacker can find out.",
+    )
+    report.add_argument(
+        "plan", type=pathlib.Path, help="a file from `dpoptax calibrate --out` or Plan.to_json"
+    )
+    report.add_argument(
+        "--steps", type=int, metavar="T", help="report on the first T planned steps only"
+    )
+    report.add_argument("--json", action="store_true", help="print JSON in place of text")
+    report.add_argument(
+        "--figure",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="also draw the report, to a file such as report.png; needs matplotlib",
+    )
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    try:
+        plan = Plan.from_json(options.plan.read_text())
+    except ValueError as error:  # also a file that is no text
+        raise ValueError(f"{options.plan} is not a plan: {error}") from None
+    report = Report.from_plan(plan, options.steps)
+    print(report.to_json() if options.json else report)
+    if options.figure:
+        report.save_figure(options.figure)

@@ -1,0 +1,27 @@
+"""`dpoptax verify`: the epsilon of a certificate, computed again."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dpoptax.audit._verify import verify
+
+
+def add_verify(commands: Any) -> None:
+    verifier = commands.add_parser(
+        "verify",
+        help="compute the epsilon of a certificate again",
+        description="Reads a certificate that Certificate.to_json wrote, and computes its epsilon "
+        "again: by dp-accounting alone where that knows the event, else by dpoptax. It does not "
+        "look at the program.",
+    )
+    verifier.add_argument("file", type=pathlib.Path, help="the certificate")
+    verifier.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    try:
+        text = options.file.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{options.file} is not a certificate: it is no text") from None
+    print(verify(text))
