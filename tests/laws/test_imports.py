@@ -38,6 +38,7 @@ ORDER = [
     "_suggest",
     "_correlated_plan",
     "reports",
+    "_attacks",
     "training",
     "vi",
     "audit",
