@@ -101,7 +101,16 @@ class PerExampleGrads(abc.ABC):
         `function` must treat each example alone, and return zero for padding: a part with only
         padding may be skipped.
         """
-        return function(self)
+        return self.sum_with_rows(lambda part, _: function(part), None)
+
+    def sum_with_rows(
+        self, function: Callable[["PerExampleGrads", Any], PyTree], rows: PyTree
+    ) -> PyTree:
+        """As `sum_by_parts`, for a function that also gets its part of `rows`.
+
+        `rows` is a tree of arrays with a leading axis of the batch.
+        """
+        return function(self, rows)
 
     def readings(self) -> Any:
         """Returns what passes over the batch have found out, for a form that makes passes."""

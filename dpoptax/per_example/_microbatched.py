@@ -74,15 +74,17 @@ class MicrobatchedGrads(PerExampleGrads):
         weights_by_leaf(weights, self.trace.program.params_treedef, self.mask)  # to check them
         return self._pass(lambda part, weights: (part.weighted_sum(weights), None), weights)[0]
 
-    def sum_by_parts(self, function: Callable[[PerExampleGrads], PyTree]) -> PyTree:
-        """See `PerExampleGrads.sum_by_parts`; one pass over the batch, as `clip_and_sum` is."""
+    def sum_with_rows(
+        self, function: Callable[[PerExampleGrads, Any], PyTree], rows: PyTree
+    ) -> PyTree:
+        """See `PerExampleGrads.sum_with_rows`; one pass over the batch, as `clip_and_sum` is."""
 
-        def of_part(part: PerExampleGrads, _: None) -> tuple[PyTree, PyTree]:
+        def of_part(part: PerExampleGrads, rows: PyTree) -> tuple[PyTree, PyTree]:
             known = KnownNorms(part)
             # The norms too, if the function has asked for them.
-            return function(known), known.norms
+            return function(known, rows), known.norms
 
-        return self._pass(of_part, has_norms=True)[0]
+        return self._pass(of_part, rows, has_norms=True)[0]
 
     def stacked(self) -> PyTree[Float[Array, "batch ..."]]:
         """See `PerExampleGrads.stacked`."""

@@ -3,11 +3,22 @@
 from dpoptax.samplers import Sampler, UserExamplesPoisson, UserPoisson
 
 
-def check_size(length: int, sampler: Sampler) -> None:
-    """Raises unless the data have one row per unit that the sampler draws and the plan accounts."""
+def check_size(length: int, sampler: Sampler, num_canaries: int = 0) -> None:
+    """Raises unless the data have one row per unit that the sampler draws and the plan accounts.
+
+    Canaries of an audit count too: `length` is the number of rows without them.
+    """
     expected, unit = sampler.num_examples, sampler.unit
-    if length == expected:
+    if length + num_canaries == expected:
         return
+    if num_canaries:
+        total = length + num_canaries
+        raise ValueError(
+            f"the plan is for {expected:,} examples; got {length:,} rows and {num_canaries:,} "
+            "canaries. Canaries are additional examples, so their guarantee must come from the "
+            f"same plan. Plan for num_examples={total}: {total:,} = {length:,} rows + "
+            f"{num_canaries:,} canaries."
+        )
     if unit == "example":
         raise ValueError(
             f"the plan is for {expected} examples and data has {length}: its epsilon would not be "

@@ -15,6 +15,7 @@ from dpoptax._jax_compat import constants_inside
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
+from dpoptax.training._audited import Canaries, Started, start_audit
 from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._check_arguments import check_microbatch_size, check_plan
@@ -54,6 +55,7 @@ def fit(
     resume: str | os.PathLike[str] | Checkpoints | None = None,
     microbatch_size: int | Literal["auto"] | None = None,
     diagnostics: bool = False,
+    audit: Canaries | None = None,
 ) -> FitResult:
     """Trains privately: runs all steps of `plan`, with a progress bar that shows epsilon.
 
@@ -89,9 +91,12 @@ def fit(
             gradient norm of the last step. The loss may then return a pair `(loss, metrics)`, with
             metrics as a dict of numbers. All these are not private: they come from the data without
             noise. `dpoptax.mechanisms.norm_histogram` is a private alternative.
+        audit: canaries, such as `dpoptax.audit.GradientCanaries(1000)`: additional examples whose
+            trace in the run is measured. The plan must count them: `plan.sampler.num_examples` is
+            then the number of rows of `data` plus that of canaries.
 
     Returns:
-        A `FitResult` with the parameters and the report of the run.
+        A `FitResult` with the parameters and the report of the run, and its `audit`.
 
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is
@@ -113,16 +118,21 @@ def fit(
         >>> result.num_steps, abs(float(result.params) - 1) < 0.3
         (50, True)
     """
-    data = as_training_data(data)
+    data, root = as_training_data(data), root_key(key)
+    started = None
+    if audit is not None:
+        started = check_and_start(audit, loss_fn, params, data, plan, optimizer, root)
+        data = started.audit.data
     state, make_step = prepare(
         loss_fn,
         params,
         data,
         plan=plan,
         optimizer=optimizer,
-        root=root_key(key),
+        root=root,
         microbatch_size=microbatch_size,
         diagnostics=diagnostics,
+        started=started,
     )
     stopped: StopReason = "plan"
     nonfinite = None
@@ -143,7 +153,7 @@ def fit(
             state, stopped = run_steps(state, stepper, run, plan, progress)
             nonfinite = stepper.nonprivate_nonfinite()
             warn_if_many(nonfinite)
-        return make_result(state, plan, run, stopped, nonfinite)
+        return make_result(state, plan, run, stopped, nonfinite, started)
 
 
 def prepare(
@@ -156,15 +166,17 @@ def prepare(
     root: PRNGKeyArray,
     microbatch_size: int | Literal["auto"] | None,
     diagnostics: bool,
+    started: Started | None = None,
 ) -> tuple[TrainState, Callable[..., TrainStep]]:
     """Checks the arguments of a run; returns its first state, and what makes its step.
 
     The stepper adds `take`: host data arrive as the rows of a batch, device data as a whole.
     """
-    check_arguments(data, params, plan, optimizer)
+    if started is None:
+        check_arguments(data, params, plan, optimizer)
     check_microbatch_size(microbatch_size)
     example = example_of_batch(data, plan.sampler)
-    tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root)
+    tx, state = start_run(loss_fn, params, data, example, plan, optimizer, root, started)
     has_aux = _check_loss(loss_fn, state, example, data, has_aux=None if diagnostics else False)
     if microbatch_size == "auto":
         sharding = getattr(data.take, "sharding", None)
@@ -177,8 +189,28 @@ def prepare(
         microbatch_size=microbatch_size,
         diagnostics=plan.clip if diagnostics else None,
         has_aux=has_aux,
+        audit=None if started is None else started.audit,
     )
     return state, make_step
+
+
+def check_and_start(
+    audit: Canaries,
+    loss_fn: Callable[..., Any] | Objective,
+    params: PyTree,
+    data: DeviceData | HostData,
+    plan: Plan,
+    optimizer: optax.GradientTransformation,
+    root: PRNGKeyArray,
+) -> Started:
+    """Checks the arguments of a run with canaries, and starts its audit."""
+    if not isinstance(audit, Canaries):
+        raise TypeError(
+            f"audit must be canaries; got a {type(audit).__name__}. Pass for example "
+            "dpoptax.audit.GradientCanaries(1000)."
+        )
+    check_arguments(data, params, plan, optimizer, audit.num_canaries)
+    return start_audit(audit, loss_fn, params, data, plan, root)
 
 
 def check_arguments(
@@ -186,10 +218,11 @@ def check_arguments(
     params: PyTree,
     plan: Plan,
     optimizer: optax.GradientTransformation,
+    num_canaries: int = 0,
 ) -> None:
     """Refuses data that do not fit the plan, and parameters that cannot be trained."""
     check_plan(plan)
-    check_size(len(data), plan.sampler)
+    check_size(len(data), plan.sampler, num_canaries)
     refuse_packed_rows(data, plan.sampler)
     check_params(params)
     check_optimizer(optimizer, params)

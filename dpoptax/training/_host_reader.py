@@ -87,7 +87,8 @@ class HostReader:
         self._pending.put(self._thread.submit(self._read, batch))
 
     def _read(self, batch: Batch) -> MaskedExamples:
-        mask = np.asarray(batch.mask)
+        # Gradient canaries come after the rows of the data, and have none of their own.
+        mask = np.asarray(batch.mask) & (np.asarray(batch.indices) < len(self._data))
         real = np.asarray(batch.indices)[mask]
         # Padding is zeros and costs no read. A source of single examples has no shape before one
         # is read, so batches without any example read row 0.

@@ -5,9 +5,11 @@ from typing import Literal, TypeAlias
 
 from jaxtyping import PyTree
 
+from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
+from dpoptax.training._audited import Started, audit_state
 from dpoptax.training._charges import ledger_of_all_steps, ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
@@ -41,6 +43,8 @@ class FitResult:
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
             nothing. None if this call made no step. Not private, and no part of the report.
+        audit: what the canaries of `fit(audit=...)` showed; None without canaries. Its scores are
+            not private, and nor is anything else in it if the canaries are rows of your data.
     """
 
     params: PyTree
@@ -51,6 +55,7 @@ class FitResult:
     prng: str
     stopped: StopReason
     nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
+    audit: Audit | None = None
 
     @property
     def averaged_params(self) -> PyTree:
@@ -101,9 +106,15 @@ def make_result(
     run: ResumableRun | NoResume,
     stopped: StopReason,
     nonfinite: tuple[int, int] | None = None,
+    started: Started | None = None,
 ) -> FitResult:
     """Returns the result of a run that ended in `state`."""
     done = int(state.step)
+    audit = None
+    if started is not None:
+        # What was charged: all planned steps if the parameters may have ended the run.
+        charged = done if stopped in STOPS_WITHOUT_LOOKING else plan.num_steps
+        audit = started.audit.finish(audit_state(state.opt_state), state.params, charged)
     return FitResult(
         params=state.params,
         state=state,
@@ -114,4 +125,5 @@ def make_result(
         prng=run.prng,
         stopped=stopped,
         nonprivate_nonfinite_count=None if nonfinite is None else nonfinite[0],
+        audit=audit,
     )

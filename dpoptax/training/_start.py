@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import derive_key, split_by_purpose
+from dpoptax.training._audited import Started, audited
 from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._data import DeviceData, HostData
 from dpoptax.training._noise_binding import bind_key
@@ -28,6 +29,7 @@ def start_run(
     plan: Plan,
     optimizer: optax.GradientTransformation,
     root: PRNGKeyArray,
+    started: Started | None = None,
 ) -> tuple[optax.GradientTransformation, TrainState]:
     """Returns the whole transformation and the state before the first step.
 
@@ -39,10 +41,14 @@ def start_run(
         plan: of the run.
         optimizer: follows the private transformation.
         root: the root key.
+        started: an audit of the run.
     """
     keys = split_by_purpose(root)
     # Some optimizers act before the clip.
-    private, optimizer = bind(plan.privatize(keys.noise_key), optimizer)
+    private = plan.privatize(keys.noise_key)
+    if started is not None:
+        private = audited(private, started)
+    private, optimizer = bind(private, optimizer)
     if not takes_gradients_at_params(private) and not _is_plain(loss_fn):
         raise ValueError(
             "disk takes the gradients at another point than the parameters, so it needs a plain "
@@ -64,7 +70,10 @@ def start_run(
     refuse_captured_data(program.take_constants_of_update(), data, by_optimizer=True)
     # Two runs that share their batches cost more together than the sum of their epsilons. So the
     # batches are bound too: to what is known before the first step, for any kind of data.
-    sampling_key = bind_key(keys.sampling_key, (params, data.first_example()), digest)
+    known: list[Any] = [params, data.first_example()]
+    if started is not None:
+        known += [started.included, started.audit.canaries]
+    sampling_key = bind_key(keys.sampling_key, tuple(known), digest)
     state = init_state(
         params, tx=tx, sampler=plan.sampler, sampling_key=sampling_key, model_key=keys.model_key
     )

@@ -20,6 +20,7 @@ from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Sampler, take
 from dpoptax.samplers import take as gather
 from dpoptax.schedules import ScalarOrSchedule
+from dpoptax.training._audited import AuditedBatch, RunAudit, num_without_rows
 from dpoptax.training._check_size import check_size
 from dpoptax.training._data import Take, take_plain
 from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms, rule_of_step
@@ -137,6 +138,7 @@ def make_train_step(
     microbatch_size: int | None = None,
     diagnostics: AnyClipRule | ScalarOrSchedule | None = None,
     has_aux: bool = False,
+    audit: RunAudit | None = None,
 ) -> TrainStep:
     """Returns one private step: sample, gather, per-example gradients, update.
 
@@ -159,6 +161,7 @@ def make_train_step(
             `StepInfo`. They are not private.
         has_aux: the loss returns a pair `(loss, metrics)`, and the `StepInfo` gets the means of the
             metrics over the batch. They are not private.
+        audit: for `fit` only: an audit that has started, whose state is in that of `tx`.
 
     Returns:
         `step(state, data) -> (state, StepInfo)`, pure; `data` is a tree of arrays with a leading
@@ -196,13 +199,16 @@ def make_train_step(
 
     def step(state: TrainState, data: PyTree) -> tuple[TrainState, StepInfo]:
         if take is gather:  # another `take` may get the rows of one batch, or any structure
-            check_size(_validate.leading_axis_size("data", data), sampler)
+            extra = num_without_rows(audit, state.opt_state)
+            check_size(_validate.leading_axis_size("data", data), sampler, extra)
         sampler_state, batch = sampler.sample(state.sampler_state)
         key = jax.random.fold_in(state.model_key, state.step) if needs_key else None
         # Some objectives and optimizers take the gradient at a point from the optimizer state, not
         # at the parameters. The update is applied to the parameters in any case.
         point = point_of(gradient_point(tx, state.params, state.opt_state), state.opt_state)
-        examples, batch = take_plain(take, data, batch)
+        drawn = AuditedBatch(batch, audit, state.opt_state, sampler.num_examples)
+        examples, taken = take_plain(take, data, drawn.of_data)
+        batch = drawn.contributing(taken)
         values, grads = grads_fn(point, examples, mask=batch.mask, key=key)
         program, captured = program_digest(point, examples, key, state.params, state.opt_state)
         opt_state = bind_noise(
@@ -212,11 +218,11 @@ def make_train_step(
         unbatched = [*captured, *([] if key is None else [key])]
         if unbatched:
             opt_state = bind_noise(opt_state, unbatched, program="captured")
-        updates, opt_state = tx.update(grads, opt_state, state.params)
+        updates, opt_state = tx.update(drawn.insert(grads), opt_state, state.params)
         # After the update: microbatches have the losses from the pass that clips and sums.
-        losses, aux = values() if has_aux else (values(), None)
+        losses, aux = drawn.values(values() if has_aux else (values(), None), taken)
         now = None if clip is None else rule_of_step(clip, state.opt_state)
-        info = _info(losses, aux, grads, batch.mask, now, state.step)
+        info = _info(losses, aux, grads, taken.mask, now, state.step)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -1,0 +1,249 @@
+"""Gradient canaries: additional examples whose gradient is one coordinate, at the clip bound."""
+
+import math
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dpoptax import _validate
+from dpoptax._attacks import Audit
+from dpoptax._plan import Plan
+from dpoptax.audit._canary_grads import CanaryGrads, SparseVectors
+from dpoptax.audit._refuse_plan import refuse_plan
+from dpoptax.clipping import StatefulClipRule
+from dpoptax.clipping._unit import as_bound
+from dpoptax.mechanisms import StatefulMechanism
+from dpoptax.per_example import PerExampleGrads
+from dpoptax.per_example._leaf_weights import weights_by_leaf
+from dpoptax.schedules import as_schedule
+from dpoptax.training._audited import AuditState
+from dpoptax.training._data import DeviceData, HostData
+
+# The gradient of a canary in units of the clip bound. Rules that scale by norm + constant bring it
+# to the bound too, and so do scales per coordinate, which are at least 1e-4.
+NORM_IN_BOUNDS = 1e6
+# Its square is finite in float32.
+LARGEST_NORM = 1e18
+
+
+@attrs.frozen
+class GradientCanaries:
+    """A white-box audit by canaries in gradient space: pass it to `fit(..., audit=...)`.
+
+    Each canary is an additional example. Its gradient is one coordinate of the parameters, with a
+    random sign, and so large that the clip brings it to the bound. All coordinates are distinct.
+    For a clip rule with several groups of parameters, a canary has one coordinate in each group
+    that has enough of them. The attack sees each released gradient, before the optimizer. It knows
+    the canaries, and not who was in a batch.
+
+    With x the released coordinate over the standard deviation of its noise, z the noise multiplier
+    and q the part of the examples that a batch has on average, a step adds to the score
+
+        log(1 - q + q * exp(x / z - 1 / (2 z^2)))
+
+    This is the log likelihood ratio if each example is in the batch with probability q. It weighs
+    the steps of a schedule rightly. For other samplers, and with gradients of real examples in that
+    coordinate, it is still a valid score. For correlated noise a step adds x, unscaled, because
+    the noise of later steps cancels some of the noise of earlier ones.
+
+    The sampler of the plan must count the canaries among its examples, and epsilon is that of real
+    examples and canaries together. Canaries disturb the training: about half of them take part. So
+    train with an audit to test a setting, and again without it for the model that you use.
+
+    Attributes:
+        num_canaries: how many, in and out together. Half of them are in on average.
+        norm: of the gradient of a canary; by default a million clip bounds.
+
+    Raises:
+        TypeError: a number has the wrong type.
+        ValueError: a number is not positive. From `fit`: the plan does not count the canaries, a
+            group of parameters has fewer coordinates than there are canaries, the sampler draws
+            users, the guarantee is for replace_one only, or the clip has no bound.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(200 + 100, 30),  # 200 rows, 100 canaries
+        ...     clip=1.0, noise_multiplier=1.0, num_steps=50, delta=1e-4,
+        ... )
+        >>> result = dpoptax.training.fit(
+        ...     lambda w, x: jnp.mean((w - x) ** 2), jnp.zeros(500), jnp.ones((200, 500)),
+        ...     plan=plan, optimizer=optax.sgd(0.1), key=jax.random.key(0), progress=False,
+        ...     audit=GradientCanaries(100),
+        ... )
+        >>> len(result.audit.in_scores) + len(result.audit.out_scores)
+        100
+
+    Reference: canaries of one run, Steinke, Nasr and Jagielski 2023, arXiv:2305.08846; canaries
+    with one coordinate, Nasr et al. 2023, arXiv:2302.07956.
+    """
+
+    num_canaries: int = attrs.field(
+        converter=lambda value: _validate.count("num_canaries", value),
+    )
+    norm: float | None = attrs.field(
+        default=None,
+        kw_only=True,
+        converter=lambda value: None if value is None else _validate.positive("norm", value),
+    )
+
+    def start(
+        self,
+        loss_fn: Any,
+        params: PyTree,
+        data: DeviceData | HostData,
+        plan: Plan,
+        key: PRNGKeyArray,
+    ) -> "GradientAudit":
+        """Returns the audit of one run; `fit` calls it."""
+        del loss_fn
+        refuse_plan(plan)
+        bound = _largest_bound(plan)
+        norm = min(NORM_IN_BOUNDS * bound, LARGEST_NORM) if self.norm is None else self.norm
+        vectors, reached = draw_coordinates(params, plan, self.num_canaries, norm, key)
+        return GradientAudit(data, vectors, plan, reached)
+
+
+class GradientAudit:
+    """The audit of one run by gradient canaries; see `dpoptax.training._audited.RunAudit`."""
+
+    has_rows = False
+
+    def __init__(
+        self, data: DeviceData | HostData, vectors: SparseVectors, plan: Plan, reached: float
+    ) -> None:
+        self.data, self.canaries = data, vectors
+        self._plan, self._reached = plan, reached
+        noise = as_schedule(plan.gradient_noise_multiplier)
+        self._is_plain_sum = isinstance(plan.mechanism, StatefulMechanism) or noise.min == 0
+
+    def insert(
+        self, grads: PerExampleGrads, canaries: SparseVectors, slots: Int[Array, " batch"]
+    ) -> PerExampleGrads:
+        """See `RunAudit.insert`."""
+        return CanaryGrads(grads.mask, grads, slots, canaries)
+
+    def score(
+        self,
+        canaries: SparseVectors,
+        release: PyTree,
+        stddev: Any,
+        params: PyTree,
+        step: Int[Array, ""],
+    ) -> Float[Array, " num_canaries"]:
+        """See `RunAudit.score`; the formula is in `GradientCanaries`."""
+        del params
+        products = canaries.products(release)
+        if self._is_plain_sum:
+            return products
+        sampler, noise = self._plan.sampler, as_schedule(self._plan.gradient_noise_multiplier)
+        shift = self._reached / noise.at(step)
+        rate = as_schedule(sampler.expected_batch_size).at(step) / sampler.num_examples
+        rate = jnp.clip(jnp.asarray(rate, jnp.float32), 1e-9, 1.0)
+        ratio = shift * products / stddev - jnp.square(shift) / 2
+        return jnp.logaddexp(jnp.log1p(-rate), jnp.log(rate) + ratio)
+
+    def finish(self, state: AuditState, params: PyTree, num_steps: int) -> Audit:
+        """See `RunAudit.finish`."""
+        del params
+        included, scores = np.asarray(state.included), np.asarray(state.scores)
+        return Audit.from_scores(
+            scores[included],
+            scores[~included],
+            plan=self._plan,
+            num_steps=num_steps,
+            attack=f"white-box, {len(included):,} gradient canaries",
+        )
+
+
+def draw_coordinates(
+    params: PyTree, plan: Plan, count: int, norm: float, key: PRNGKeyArray
+) -> tuple[SparseVectors, float]:
+    """Returns the vectors of canaries, and the length that the clip leaves, in clip bounds.
+
+    Raises:
+        ValueError: no group of parameters has so many coordinates, or the clip leaves nothing.
+    """
+    leaves = jax.tree.leaves(params)
+    # The positions of float32 and int32 numbers, whatever the size of a leaf.
+    sizes = np.array([min(leaf.size, 2**31 - 1) for leaf in leaves])
+    groups = _groups(params, plan)
+    usable = [group for group in groups if sizes[group].sum() >= count]
+    if not usable:
+        largest = max(int(sizes[group].sum()) for group in groups)
+        raise ValueError(
+            "each gradient canary needs a coordinate of its own, in a group of parameters that "
+            f"the clip rule treats alike; got {count:,} canaries, and at most {largest:,} "
+            f"coordinates in a group. Pass at most {largest:,} canaries, and plan for as many."
+        )
+    weights = _weights_of_canary(params, plan, [group[0] for group in usable], norm)
+    contributions = [norm * weights[group[0]] for group in usable]
+    length = math.sqrt(sum(part**2 for part in contributions))
+    if not length > 0:
+        raise ValueError(
+            "the clip rule gives a gradient canary the weight zero, so nothing would be audited; "
+            f"its gradient has the norm {norm:g}. Pass GradientCanaries(..., norm=number) with a "
+            "norm that the rule keeps."
+        )
+    random = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
+    values = [np.zeros(count, np.float32) for _ in leaves]
+    directions = [np.zeros(count, np.float32) for _ in leaves]
+    positions = [np.zeros((count, leaf.ndim), np.int32) for leaf in leaves]
+    for group, contribution in zip(usable, contributions, strict=True):
+        # Distinct places in the group, then the leaf and the coordinate of each.
+        places = random.choice(int(sizes[group].sum()), count, replace=False)
+        signs = random.choice([-1.0, 1.0], count)
+        ends = np.cumsum(sizes[group])
+        for number, leaf in enumerate(group):
+            (mine,) = np.nonzero(np.searchsorted(ends, places, side="right") == number)
+            flat = places[mine] - (ends[number] - sizes[leaf])
+            if leaves[leaf].ndim:
+                positions[leaf][mine] = np.stack(np.unravel_index(flat, leaves[leaf].shape), 1)
+            values[leaf][mine] = norm * signs[mine]
+            directions[leaf][mine] = contribution / length * signs[mine]
+    vectors = SparseVectors(*(list(map(jnp.asarray, part)) for part in (positions, values, directions)))
+    return vectors, length / float(as_bound(_first_rule(plan), 0))
+
+
+def _first_rule(plan: Plan) -> Any:
+    clip: Any = plan.clip
+    return clip.at(clip.init()) if isinstance(clip, StatefulClipRule) else clip
+
+
+def _largest_bound(plan: Plan) -> float:
+    rule = _first_rule(plan)
+    bound = float(rule.l2_clip) if isinstance(rule.l2_clip, jax.Array) else None
+    found = as_schedule(rule.l2_clip).max if bound is None else bound
+    if not math.isfinite(found):
+        raise ValueError(
+            "an audit needs a clip rule with a finite bound; got a bound of infinity, which gives "
+            "no guarantee. Pass a clip such as 1.0."
+        )
+    return found
+
+
+def _groups(params: PyTree, plan: Plan) -> list[list[int]]:
+    """Returns the numbers of the leaves in each group that the clip rule weighs by one number."""
+    norms = jax.tree.map(lambda _: jnp.zeros(1, jnp.float32), params)
+    weights = jax.eval_shape(lambda norms: _first_rule(plan).weights(norms, 0), norms)
+    numbers = iter(range(len(jax.tree.leaves(weights))))
+    names = jax.tree.leaves(
+        jax.tree.broadcast(jax.tree.map(lambda _: next(numbers), weights), params)
+    )
+    return [[leaf for leaf, name in enumerate(names) if name == own] for own in sorted(set(names))]
+
+
+def _weights_of_canary(params: PyTree, plan: Plan, used: list[int], norm: float) -> list[float]:
+    """Returns the weight of each leaf for a gradient of this norm in each of the leaves `used`."""
+    structure: Any = jax.tree.structure(params)
+    squares = [
+        jnp.full(1, norm**2 if leaf in used else 0.0, jnp.float32)
+        for leaf in range(structure.num_leaves)
+    ]
+    weights = _first_rule(plan).weights(jax.tree.unflatten(structure, squares), 0)
+    by_leaf = weights_by_leaf(weights, structure, jnp.ones(1, bool))
+    return [float(weight[0]) for weight in by_leaf]
