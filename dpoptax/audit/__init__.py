@@ -4,5 +4,16 @@ from dpoptax._attacks import Audit, LowerBound
 from dpoptax.audit._certificate import Certificate
 from dpoptax.audit._certify import certify
 from dpoptax.audit._gradient_canaries import GradientCanaries
+from dpoptax.audit._input_canaries import InputCanaries
+from dpoptax.audit._make_canaries import mislabelled, uniform_inputs
 
-__all__ = ["Audit", "Certificate", "GradientCanaries", "LowerBound", "certify"]
+__all__ = [
+    "Audit",
+    "Certificate",
+    "GradientCanaries",
+    "InputCanaries",
+    "LowerBound",
+    "certify",
+    "mislabelled",
+    "uniform_inputs",
+]

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
-from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.audit._canary_grads import CanaryGrads, SparseVectors
 from dpoptax.audit._refuse_plan import refuse_plan
@@ -118,6 +117,7 @@ class GradientAudit:
     ) -> None:
         self.data, self.canaries = data, vectors
         self._plan, self._reached = plan, reached
+        self.attack = f"white-box, {len(vectors.values[0]):,} gradient canaries"
         noise = as_schedule(plan.gradient_noise_multiplier)
         self._is_plain_sum = isinstance(plan.mechanism, StatefulMechanism) or noise.min == 0
 
@@ -147,17 +147,10 @@ class GradientAudit:
         ratio = shift * products / stddev - jnp.square(shift) / 2
         return jnp.logaddexp(jnp.log1p(-rate), jnp.log(rate) + ratio)
 
-    def finish(self, state: AuditState, params: PyTree, num_steps: int) -> Audit:
-        """See `RunAudit.finish`."""
+    def final_scores(self, state: AuditState, params: PyTree) -> Float[Array, " num_canaries"]:
+        """See `RunAudit.final_scores`."""
         del params
-        included, scores = np.asarray(state.included), np.asarray(state.scores)
-        return Audit.from_scores(
-            scores[included],
-            scores[~included],
-            plan=self._plan,
-            num_steps=num_steps,
-            attack=f"white-box, {len(included):,} gradient canaries",
-        )
+        return state.scores
 
 
 def draw_coordinates(
@@ -205,7 +198,9 @@ def draw_coordinates(
                 positions[leaf][mine] = np.stack(np.unravel_index(flat, leaves[leaf].shape), 1)
             values[leaf][mine] = norm * signs[mine]
             directions[leaf][mine] = contribution / length * signs[mine]
-    vectors = SparseVectors(*(list(map(jnp.asarray, part)) for part in (positions, values, directions)))
+    vectors = SparseVectors(
+        *(list(map(jnp.asarray, part)) for part in (positions, values, directions))
+    )
     return vectors, length / float(as_bound(_first_rule(plan), 0))
 
 

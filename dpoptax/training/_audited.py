@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import select
@@ -54,11 +56,13 @@ class RunAudit(Protocol):
         data: of the run, with the rows of canaries that have rows, at the end.
         has_rows: whether the canaries are rows of the data.
         canaries: a tree of arrays, for the state.
+        attack: what the attack sees, in words.
     """
 
     data: DeviceData | HostData
     has_rows: bool
     canaries: PyTree
+    attack: str
 
     def insert(
         self, grads: PerExampleGrads, canaries: PyTree, slots: Int[Array, " batch"]
@@ -78,8 +82,8 @@ class RunAudit(Protocol):
         `stddev` is that of the noise in each coordinate of the release; None if not known.
         """
 
-    def finish(self, state: AuditState, params: PyTree, num_steps: int) -> Any:
-        """Returns the `Audit` of a run that ended with these parameters."""
+    def final_scores(self, state: AuditState, params: PyTree) -> Float[Array, " num_canaries"]:
+        """Returns the scores after a run that ended with these parameters."""
 
 
 @runtime_checkable
@@ -153,6 +157,22 @@ def audit_state(opt_state: optax.OptState) -> AuditState:
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AuditState))
     found: AuditState = next(leaf for leaf in leaves if isinstance(leaf, AuditState))
     return found
+
+
+def finish_audit(
+    started: Started, plan: Plan, opt_state: optax.OptState, params: PyTree, num_steps: int
+) -> Audit:
+    """Returns the audit of a run that ended, of which `num_steps` steps are charged."""
+    state = audit_state(opt_state)
+    scores = np.asarray(started.audit.final_scores(state, params))
+    included = np.asarray(state.included)
+    return Audit.from_scores(
+        scores[included],
+        scores[~included],
+        plan=plan,
+        num_steps=num_steps,
+        attack=started.audit.attack,
+    )
 
 
 def num_without_rows(audit: RunAudit | None, opt_state: optax.OptState) -> int:

@@ -9,7 +9,7 @@ from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
-from dpoptax.training._audited import Started, audit_state
+from dpoptax.training._audited import Started, finish_audit
 from dpoptax.training._charges import ledger_of_all_steps, ledger_of_run
 from dpoptax.training._resume.run import NoResume, ResumableRun
 from dpoptax.training._train_step import TrainState
@@ -114,7 +114,7 @@ def make_result(
     if started is not None:
         # What was charged: all planned steps if the parameters may have ended the run.
         charged = done if stopped in STOPS_WITHOUT_LOOKING else plan.num_steps
-        audit = started.audit.finish(audit_state(state.opt_state), state.params, charged)
+        audit = finish_audit(started, plan, state.opt_state, state.params, charged)
     return FitResult(
         params=state.params,
         state=state,
