@@ -6,6 +6,7 @@ from dpoptax.audit._certify import certify
 from dpoptax.audit._gradient_canaries import GradientCanaries
 from dpoptax.audit._input_canaries import InputCanaries
 from dpoptax.audit._make_canaries import mislabelled, uniform_inputs
+from dpoptax.audit._many_runs import audit_many_runs
 
 __all__ = [
     "Audit",
@@ -13,6 +14,7 @@ __all__ = [
     "GradientCanaries",
     "InputCanaries",
     "LowerBound",
+    "audit_many_runs",
     "certify",
     "mislabelled",
     "uniform_inputs",
