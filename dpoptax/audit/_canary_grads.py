@@ -71,12 +71,13 @@ class CanaryGrads(PerExampleGrads):
         rest = jax.tree.map(lambda leaf: select(~self._is_canary, leaf), weights)
         totals, structure = jax.tree.flatten(self.grads.weighted_sum(rest))
         by_leaf = weights_by_leaf(weights, structure, self.mask)
-        found = [
-            leaf.at[at].add(jnp.where(self._is_canary, weight * value, 0.0).astype(leaf.dtype))
-            for leaf, at, weight, value in zip(
-                totals, self._positions(), by_leaf, self._values(), strict=True
-            )
-        ]
+        found = []
+        for leaf, at, weight, value in zip(
+            totals, self._positions(), by_leaf, self._values(), strict=True
+        ):
+            added = jnp.where(self._is_canary, weight * value, 0.0).astype(leaf.dtype)
+            # A number has no coordinates: all canaries of it are added.
+            found.append(leaf.at[at].add(added) if at else leaf + jnp.sum(added))
         return jax.tree.unflatten(structure, found)
 
     def sum_with_rows(
