@@ -17,6 +17,7 @@ class AttackCurves(NamedTuple):
         bounds: other curves, by label.
         marked: the points that the report names.
         unit: what is protected.
+        reached: the rates of an attack that was made, and their intervals; or None.
     """
 
     rates: np.ndarray
@@ -24,6 +25,7 @@ class AttackCurves(NamedTuple):
     bounds: dict[str, np.ndarray]
     marked: dict[float, float]
     unit: str
+    reached: Any = None
 
 
 class GuaranteeCurve(NamedTuple):
@@ -48,14 +50,31 @@ class GuaranteeCurve(NamedTuple):
 
 def save(path: pathlib.Path, attack: AttackCurves, guarantee: GuaranteeCurve) -> None:
     """Draws both panels; the file's ending chooses the format."""
+    figure = _new_figure(10)
+    left, right = figure.subplots(1, 2)
+    _draw_attack(left, attack)
+    _draw_guarantee(right, guarantee)
+    _write(figure, path)
+
+
+def save_attack(path: pathlib.Path, attack: AttackCurves, title: str) -> None:
+    """Draws an attack that was made beside the best one that the guarantee allows."""
+    figure = _new_figure(6)
+    axes = figure.subplots()
+    _draw_attack(axes, attack)
+    axes.set_title(title)
+    _write(figure, path)
+
+
+def _new_figure(width: float) -> Any:
     try:
         from matplotlib.figure import Figure  # optional, and slow to import
     except ImportError:
         raise ImportError("a figure needs matplotlib: pip install matplotlib.") from None
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_attack(left, attack)
-    _draw_guarantee(right, guarantee)
+    return Figure(figsize=(width, 4.4), layout="constrained")
+
+
+def _write(figure: Any, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
@@ -71,6 +90,8 @@ def _draw_attack(axes: Any, curves: AttackCurves) -> None:
     # No bounds where the run had no noise.
     for (label, bound), style in zip(curves.bounds.items(), styles, strict=False):
         axes.plot(rates, bound, label=label, **style)
+    if curves.reached is not None:
+        _draw_reached(axes, curves)
     for rate, value in curves.marked.items():
         axes.plot([rate], [value], "o", color="C0")
         axes.annotate(f"{100 * value:.2g} %", (rate, value), (6, -12), textcoords="offset points")
@@ -79,6 +100,20 @@ def _draw_attack(axes: Any, curves: AttackCurves) -> None:
     axes.set_ylabel(f"used {curves.unit}s recognized (true positive rate)")
     axes.set_title("What the best possible attacker can find out")
     axes.legend(loc="lower right", fontsize=8)
+
+
+def _draw_reached(axes: Any, curves: AttackCurves) -> None:
+    reached = curves.reached
+    rates, found = reached.false_positive_rates, reached.true_positive_rates
+    axes.plot(rates, found, color="C1", drawstyle="steps-post", label="attack that was made")
+    # Each threshold has an interval for both rates. What no threshold excludes is shaded.
+    grid = curves.rates
+    excluded = reached.false_positive_high[:, None] <= grid
+    low = np.where(excluded, reached.true_positive_low[:, None], 0.0).max(axis=0)
+    excluded = reached.false_positive_low[:, None] >= grid
+    high = np.where(excluded, reached.true_positive_high[:, None], 1.0).min(axis=0)
+    label = "its 95 % interval at each threshold"
+    axes.fill_between(grid, low, high, color="C1", alpha=0.2, linewidth=0, label=label)
 
 
 def _draw_guarantee(axes: Any, curve: GuaranteeCurve) -> None:

@@ -29,3 +29,11 @@ def round_up_significant(value: float, digits: int = 3) -> str:
     """Writes a number with this many significant digits, rounded up."""
     context = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING)
     return f"{float(context.create_decimal(repr(value))):.{digits}g}"
+
+
+def round_down(value: float, digits: int = 3) -> str:
+    """Writes a lower bound with a fixed number of decimals, rounded down."""
+    if not math.isfinite(value):
+        return "inf"
+    written = decimal.Decimal(repr(float(value)))
+    return str(written.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_FLOOR))

@@ -1,0 +1,197 @@
+"""The lower bound on epsilon of an audit: a test, inverted over a family of trade-off curves."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.special
+
+from dpoptax import _validate
+from dpoptax._attacks import _independent, _one_run
+from dpoptax._attacks._curves import (
+    Curve,
+    EpsilonDelta,
+    EpsilonDeltaCurve,
+    Family,
+    Gaussian,
+    GaussianCurve,
+    OfPlan,
+)
+from dpoptax._attacks._lower_bound import LowerBound
+from dpoptax._plan import Plan
+from dpoptax.reports._attack import as_percent
+
+Method: TypeAlias = Literal["plan", "gaussian", "epsilon_delta"]
+METHODS = ("plan", "gaussian", "epsilon_delta")
+
+FAIR_COINS = "Each canary was in by a fair coin of its own."
+INDEPENDENT = "The scores of the canaries are independent of each other, given who was in."
+# Counts of canaries that are in are refused as not from fair coins at this probability.
+IMPOSSIBLE = 1e-6
+MOST_CANARIES_NEEDED = 10**6
+
+
+class Refuted(NamedTuple):
+    """The guesses that refuted a curve."""
+
+    num_guesses: int
+    num_correct: int
+
+
+# From a curve and the probability of a wrong bound to what refuted the curve.
+Test: TypeAlias = Callable[[Curve, float], Refuted | None]
+
+
+def family_of(method: Method, plan: Plan, num_steps: int) -> Family:
+    """Returns the family of a method."""
+    if method == "plan":
+        return OfPlan(plan, num_steps)
+    return Gaussian() if method == "gaussian" else EpsilonDelta(plan.delta)
+
+
+def lower_bound(
+    in_scores: np.ndarray,
+    out_scores: np.ndarray,
+    family: Family,
+    *,
+    delta: float,
+    confidence: float,
+    method: Method,
+    independent: bool,
+) -> LowerBound:
+    """Returns the lower bound on epsilon that scores show."""
+    level = 1 - _validate.open_unit("confidence", confidence)
+    number = len(in_scores) + len(out_scores)
+    _check_number(number, delta, level, method, independent)
+    if independent:
+        outcome = _independent.trials(in_scores, out_scores)
+        test = _independent_test(outcome, method)
+        guesses = outcome.num_in + outcome.num_out, outcome.num_correct
+    else:
+        _check_coins(len(in_scores), len(out_scores))
+        found = _one_run.outcomes(in_scores, out_scores)
+        test = _one_run_test(found, delta)
+        guesses = found[0].num_guesses, found[0].num_correct
+    refuted = _last_refuted(family, test, level, delta)
+    epsilon = 0.0
+    if refuted is not None:
+        curve, guesses = refuted
+        epsilon = curve.epsilon(delta)
+    assumptions = (INDEPENDENT if independent else FAIR_COINS, family.assumption)
+    return LowerBound(
+        epsilon=epsilon,
+        delta=delta,
+        confidence=confidence,
+        method=method,
+        assumptions=tuple(text for text in assumptions if text),
+        num_canaries=number,
+        num_guesses=guesses[0],
+        num_correct=guesses[1],
+    )
+
+
+def _independent_test(outcome: _independent.Trials, method: Method) -> Test:
+    of_accuracy, of_rates = _independent.SHARES[method == "epsilon_delta"]
+
+    def test(curve: Curve, level: float) -> Refuted | None:
+        if _independent.accuracy_is_refuted(outcome, curve, of_accuracy * level):
+            return Refuted(outcome.num_in + outcome.num_out, outcome.num_correct)
+        if _independent.rates_are_refuted(outcome, curve, of_rates * level):
+            return Refuted(outcome.found + outcome.wrong, outcome.found)
+        return None
+
+    return test
+
+
+def _one_run_test(outcomes: list[_one_run.Outcome], delta: float) -> Test:
+    def test(curve: Curve, level: float) -> Refuted | None:
+        for outcome in outcomes:
+            share = outcome.share * level
+            if isinstance(curve, EpsilonDeltaCurve):
+                refuted = _one_run.epsilon_delta_is_refuted(outcome, curve.at_epsilon, delta, share)
+            else:
+                refuted = _one_run.curve_is_refuted(outcome, curve, share)
+            if refuted:
+                return Refuted(outcome.num_guesses, outcome.num_correct)
+        return None
+
+    return test
+
+
+def _last_refuted(
+    family: Family, test: Test, level: float, delta: float
+) -> tuple[Curve, Refuted] | None:
+    """Returns the most revealing curve that is refuted, by bisection."""
+    low, high = family.least, family.most
+    curve = family.curve(low)
+    found = test(curve, level)
+    if found is None:
+        return None
+    last = curve, found
+    while high - low > family.tolerance:
+        middle = (low + high) / 2
+        curve = family.curve(middle)
+        found = test(curve, level)
+        # Without an epsilon, a curve is no bound.
+        if found is not None and np.isfinite(curve.epsilon(delta)):
+            low, last = middle, (curve, found)
+        else:
+            high = middle
+    return last
+
+
+def _check_coins(num_in: int, num_out: int) -> None:
+    """Raises if fair coins would hardly ever give these numbers."""
+    total = num_in + num_out
+    tail = 2 * float(scipy.special.bdtr(min(num_in, num_out), total, 0.5))
+    if tail < IMPOSSIBLE:
+        raise ValueError(
+            "expected canaries that were each in by a fair coin; got "
+            f"{num_in:,} in and {num_out:,} out. Pass the scores of all canaries. If each score "
+            "comes from a run of its own, pass independent=True."
+        )
+
+
+def _check_number(
+    num_canaries: int, delta: float, level: float, method: Method, independent: bool
+) -> None:
+    """Raises if an attack that is always right would show nothing."""
+    if _perfect_is_seen(num_canaries, delta, level, method, independent):
+        return
+    enough = num_canaries
+    while not _perfect_is_seen(enough, delta, level, method, independent):
+        enough *= 2
+        if enough > MOST_CANARIES_NEEDED:
+            raise ValueError(
+                f"expected enough canaries for {as_percent(1 - level)} confidence at delta "
+                f"{delta:g}; got {num_canaries:,}, and {enough:,} are too few. Ask for a lower "
+                "confidence."
+            )
+    low = enough // 2
+    while enough - low > 1:
+        middle = (low + enough) // 2
+        seen = _perfect_is_seen(middle, delta, level, method, independent)
+        low, enough = (low, middle) if seen else (middle, enough)
+    raise ValueError(
+        f"expected at least {enough:,} canaries for {as_percent(1 - level)} confidence, because "
+        "with fewer even an attack that is always right shows no epsilon above 0; got "
+        f"{num_canaries:,}. Audit with more canaries, or ask for a lower confidence. A useful bound "
+        "needs some hundreds."
+    )
+
+
+def _perfect_is_seen(
+    num_canaries: int, delta: float, level: float, method: Method, independent: bool
+) -> bool:
+    """Returns whether an attack that is always right would refute that nothing is revealed."""
+    # For each method: the curve of a release that depends on no canary.
+    nothing: Curve = GaussianCurve(0.0)
+    if method == "epsilon_delta":
+        nothing = EpsilonDeltaCurve(0.0, delta)
+    if num_canaries < 2:
+        return False
+    if independent:
+        test = _independent_test(_independent.perfect_trials(num_canaries), method)
+    else:
+        test = _one_run_test(_one_run.perfect_outcomes(num_canaries), delta)
+    return test(nothing, level) is not None
