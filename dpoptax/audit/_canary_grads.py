@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dpoptax._jax_compat import current_trace
 from dpoptax._precision import widen
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import register_form, select
@@ -43,7 +44,8 @@ class SparseVectors(NamedTuple):
 class CanaryGrads(PerExampleGrads):
     """Gradients of another form, with the gradients of canaries in some rows.
 
-    It needs no `batch x params` numbers: a canary is added to a sum at its coordinates.
+    It needs no `batch x params` numbers: a canary is added to a sum at its coordinates. A sum also
+    gives the share of all other rows in the coordinates of the canaries, see `share_of_others`.
 
     Attributes:
         mask: bool `(batch,)`; True marks a real example or a canary.
@@ -69,7 +71,10 @@ class CanaryGrads(PerExampleGrads):
     def weighted_sum(self, weights: PyTree[Float[Array, " batch"]]) -> PyTree[Float[Array, "..."]]:
         """See `PerExampleGrads.weighted_sum`."""
         rest = jax.tree.map(lambda leaf: select(~self._is_canary, leaf), weights)
-        totals, structure = jax.tree.flatten(self.grads.weighted_sum(rest))
+        others = self.grads.weighted_sum(rest)
+        # In the dict, because the fields are frozen, and this is not one.
+        self.__dict__["_others"] = current_trace(), self.vectors.products(others)
+        totals, structure = jax.tree.flatten(others)
         by_leaf = weights_by_leaf(weights, structure, self.mask)
         found = []
         for leaf, at, weight, value in zip(
@@ -85,11 +90,27 @@ class CanaryGrads(PerExampleGrads):
     ) -> PyTree:
         """See `PerExampleGrads.sum_with_rows`. A microbatch has the canaries of its rows."""
 
-        def of_part(part: PerExampleGrads, cut: tuple[Array, PyTree]) -> PyTree:
-            slots, rest = cut
-            return function(CanaryGrads(part.mask, part, slots, self.vectors), rest)
+        known = []
 
-        return self.grads.sum_with_rows(of_part, (self.slots, rows))
+        def of_part(part: PerExampleGrads, cut: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
+            slots, rest = cut
+            own = CanaryGrads(part.mask, part, slots, self.vectors)
+            result, others = function(own, rest), own.share_of_others()
+            known.append(others is not None)
+            return result, jnp.zeros(()) if others is None else others
+
+        total, others = self.grads.sum_with_rows(of_part, (self.slots, rows))
+        if all(known):
+            self.__dict__["_others"] = current_trace(), others
+        return total
+
+    def share_of_others(self) -> Float[Array, " count"] | None:
+        """Returns the inner products of the directions with the last sum, without canaries.
+
+        None if there was no sum in this trace, or one that was made from stacked gradients.
+        """
+        trace, others = self.__dict__.get("_others", (None, None))
+        return others if trace == current_trace() else None
 
     def readings(self) -> Any:
         """See `PerExampleGrads.readings`."""

@@ -16,7 +16,7 @@ from dpoptax.per_example import PerExampleGrads, per_example_grads
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.samplers import Batch
 from dpoptax.schedules import as_schedule
-from dpoptax.training._audited import AuditState
+from dpoptax.training._audited import AuditState, Seen
 from dpoptax.training._data import DeviceData, HostData, take_plain
 from dpoptax.training._objective import Objective
 
@@ -133,21 +133,26 @@ class InputAudit:
         return grads
 
     def score(
-        self, canaries: Any, release: PyTree, stddev: Any, params: PyTree, step: Int[Array, ""]
+        self, canaries: Any, step: Int[Array, ""], seen: Seen
     ) -> Float[Array, " num_canaries"]:
         """See `RunAudit.score`; the formula is in `InputCanaries`."""
         if not self._white_box:
             return jnp.zeros(_validate.leading_axis_size("examples", canaries["examples"]))
         key = jax.random.fold_in(canaries["key"], step)
-        products, norms = self._losses.along(release, params, canaries["examples"], key)
+        products, norms = self._losses.along(seen.release, seen.params, canaries["examples"], key)
         noise = as_schedule(self._plan.gradient_noise_multiplier)
         # The bound of the first step where the rule has a state: this only weighs the canaries.
         rule = first_rule(self._plan.clip)
         shift = jnp.minimum(1.0, norms / as_bound(rule, step).astype(jnp.float32))
         products = jnp.where(norms > 0, products / jnp.where(norms > 0, norms, 1.0), 0.0)
-        if stddev is None or noise.min == 0:
+        if seen.stddev is None or noise.min == 0:
             return shift * products
-        return shift / noise.at(step) * products / stddev
+        return shift / noise.at(step) * products / seen.stddev
+
+    def is_independent(self, seen: Seen) -> bool:
+        """See `RunAudit.is_independent`: all canaries change the same parameters."""
+        del seen
+        return False
 
     def final_scores(self, state: AuditState, params: PyTree) -> Float[Array, " num_canaries"]:
         """See `RunAudit.final_scores`."""

@@ -35,6 +35,7 @@ class AuditState(NamedTuple):
         included: bool `(num_canaries,)`, the coins.
         canaries: a tree of arrays, from the audit.
         scores: `(num_canaries,)`, summed over the releases.
+        independent: whether no canary has influenced the score of another one.
     """
 
     inner: Any
@@ -42,10 +43,27 @@ class AuditState(NamedTuple):
     included: Bool[Array, " num_canaries"]
     canaries: PyTree
     scores: Float[Array, " num_canaries"]
+    independent: Bool[Array, ""]
 
     def __repr__(self) -> str:
         """Leaves out coins and scores, which must not appear in logs and error messages."""
         return f"AuditState(step={self.step}, <coins and scores not shown>)"
+
+
+class Seen(NamedTuple):
+    """What an attack may see of one step.
+
+    Attributes:
+        release: a tree like the parameters.
+        stddev: of the noise in each coordinate of the release; None if it is not known.
+        params: before the step.
+        grads: what the private transformation got, after it has summed them.
+    """
+
+    release: PyTree
+    stddev: PyTree | None
+    params: PyTree
+    grads: Any
 
 
 @runtime_checkable
@@ -70,17 +88,12 @@ class RunAudit(Protocol):
         """Returns gradients in which row i is that of canary `slots[i]`, unless that is -1."""
 
     def score(
-        self,
-        canaries: PyTree,
-        release: PyTree,
-        stddev: PyTree | None,
-        params: PyTree,
-        step: Int[Array, ""],
+        self, canaries: PyTree, step: Int[Array, ""], seen: "Seen"
     ) -> Float[Array, " num_canaries"]:
-        """Returns what a release adds to the score of each canary.
+        """Returns what a step adds to the score of each canary."""
 
-        `stddev` is that of the noise in each coordinate of the release; None if not known.
-        """
+    def is_independent(self, seen: "Seen") -> bool:
+        """Whether canaries do not influence what a step adds to each other's scores."""
 
     def final_scores(self, state: AuditState, params: PyTree) -> Float[Array, " num_canaries"]:
         """Returns the scores after a run that ended with these parameters."""
@@ -134,7 +147,9 @@ def audited(private: optax.GradientTransformation, started: Started) -> PrivateT
     def init(params: PyTree) -> AuditState:
         scores = jnp.zeros(included.shape, jnp.float32)
         step = jnp.zeros((), jnp.int32)
-        return AuditState(private.init(params), step, included, audit.canaries, scores)
+        return AuditState(
+            private.init(params), step, included, audit.canaries, scores, jnp.ones((), bool)
+        )
 
     def update(
         updates: Any, state: AuditState, params: Any = None, **extra_args: Any
@@ -142,9 +157,14 @@ def audited(private: optax.GradientTransformation, started: Started) -> PrivateT
         del extra_args
         stddev = stddev_of(private, state.inner, params)
         release, inner = private.update(updates, state.inner, params)
-        added = audit.score(state.canaries, release, stddev, params, state.step)
-        scores = state.scores + added.astype(jnp.float32)
-        return release, state._replace(inner=inner, step=state.step + 1, scores=scores)
+        seen = Seen(release, stddev, params, updates)
+        added = audit.score(state.canaries, state.step, seen)
+        return release, state._replace(
+            inner=inner,
+            step=state.step + 1,
+            scores=state.scores + added.astype(jnp.float32),
+            independent=state.independent & audit.is_independent(seen),
+        )
 
     def noise_stddev(state: AuditState, params: PyTree) -> PyTree:
         return stddev_of(private, state.inner, params)
@@ -161,9 +181,11 @@ def audit_state(opt_state: optax.OptState) -> AuditState:
 
 def finish_audit(
     started: Started, plan: Plan, opt_state: optax.OptState, params: PyTree, num_steps: int
-) -> Audit:
+) -> Audit | None:
     """Returns the audit of a run that ended, of which `num_steps` steps are charged."""
     state = audit_state(opt_state)
+    if not int(state.step):
+        return None
     scores = np.asarray(started.audit.final_scores(state, params))
     included = np.asarray(state.included)
     return Audit.from_scores(
@@ -172,6 +194,7 @@ def finish_audit(
         plan=plan,
         num_steps=num_steps,
         attack=started.audit.attack,
+        independent=bool(state.independent),
     )
 
 
