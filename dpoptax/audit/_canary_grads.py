@@ -89,7 +89,6 @@ class CanaryGrads(PerExampleGrads):
         self, function: Callable[[PerExampleGrads, Any], PyTree], rows: PyTree
     ) -> PyTree:
         """See `PerExampleGrads.sum_with_rows`. A microbatch has the canaries of its rows."""
-
         known = []
 
         def of_part(part: PerExampleGrads, cut: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
