@@ -175,8 +175,8 @@ def _check_number(
     raise ValueError(
         f"expected at least {enough:,} canaries for {as_percent(1 - level)} confidence, because "
         "with fewer even an attack that is always right shows no epsilon above 0; got "
-        f"{num_canaries:,}. Audit with more canaries, or ask for a lower confidence. A useful bound "
-        "needs some hundreds."
+        f"{num_canaries:,}. Audit with more canaries, or ask for a lower confidence. A useful "
+        "bound needs some hundreds."
     )
 
 

@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 
 from jaxtyping import PyTree
 
+from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
@@ -41,6 +42,7 @@ class FitResult:
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
             nothing. None if this call made no step. Not private, and no part of the report.
+        audit: what an attack on the run reached; None if none was made. Not private.
     """
 
     params: PyTree
@@ -51,6 +53,7 @@ class FitResult:
     prng: str
     stopped: StopReason
     nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
+    audit: Audit | None = dataclasses.field(default=None, repr=False)
 
     @property
     def averaged_params(self) -> PyTree:
@@ -86,6 +89,7 @@ class FitResult:
             mechanism=self.plan.mechanism,
             prng=self.prng,
             runs=runs,
+            audit=self.audit,
         )
 
     def _ledger_of_all_steps(self) -> Ledger | None:
