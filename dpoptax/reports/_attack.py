@@ -103,7 +103,7 @@ def if_it_exceeds(summary: AttackSummary) -> str:
     if not summary.exceeds:
         return f"A correct run has a bound above its epsilon with a probability of up to {chance}."
     return (
-        "THE BOUND IS ABOVE THE GUARANTEE. Either something is wrong, or this is chance: up to "
+        "The bound is above the guarantee. Either something is wrong, or this is chance: up to "
         f"{chance} of correct runs have such a bound. Do not publish the result. Audit again, with "
         "new keys, more canaries and a confidence of 99.9 %. If the bound is again above the "
         "guarantee, the run does not keep it: look for the fault, or for an assumption of the "
@@ -125,7 +125,7 @@ def rows_of_attack(summary: AttackSummary) -> dict[str, str]:
             f"At least {round_down(bound.epsilon)}, assuming: {' '.join(bound.assumptions)}"
             for bound in summary.bounds[1:]
         )
-    rows["If it exceeds"] = if_it_exceeds(summary)
+    rows["Warning" if summary.exceeds else "By chance"] = if_it_exceeds(summary)
     rows["What it shows"] = f"{NOT_A_PROOF} {NOT_PRIVATE}"
     return rows
 
