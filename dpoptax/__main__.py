@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from dpoptax._command_line.audit import add_audit
 from dpoptax._command_line.calibrate import add_calibrate
 from dpoptax._command_line.epsilon import add_epsilon
 from dpoptax._command_line.report import add_report
@@ -15,7 +16,8 @@ EXAMPLES = """examples:
   dpoptax epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1.0
   dpoptax calibrate --num-examples 50000 --batch-size 1000 --epochs 20 --epsilon 3 --delta 1e-6
   dpoptax report plan.json --figure report.png
-  dpoptax verify certificate.json"""
+  dpoptax verify certificate.json
+  dpoptax audit audit.json --figure audit.png"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add_calibrate(commands)
     add_report(commands)
     add_verify(commands)
+    add_audit(commands)
     return parser
 
 

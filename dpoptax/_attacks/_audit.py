@@ -29,15 +29,15 @@ def _scores(instance: Any, field: Any, value: np.ndarray) -> None:
     if value.ndim != 1 or value.size == 0:
         raise ValueError(
             f"{field.name} must be a vector with one score per canary, and not empty; got an array "
-            f"of shape {value.shape}. Pass the scores of canaries that were in and of canaries that "
-            "were out."
+            f"of shape {value.shape}. Pass the scores of canaries that were in, and of canaries "
+            "that were out."
         )
     missing = int(np.isnan(value).sum())
     if missing:
         raise ValueError(
             f"{field.name} must be numbers; got nan for {missing:,} of {value.size:,} canaries. Do "
-            "not leave these canaries out, for that can make an attack look better than it is. Find "
-            "out why there is no score, or set it to one number for all of them, in or out."
+            "not leave these canaries out, for that can make an attack look better than it is. "
+            "Find out why there is no score, or set it to one number for all of them, in or out."
         )
 
 
@@ -69,7 +69,7 @@ class Audit:
         independent: whether the scores are independent of each other, given who was in.
 
     Example:
-        >>> import numpy as np, dpoptax
+        >>> import jax, numpy as np, dpoptax
         >>> plan = dpoptax.Plan(
         ...     sampler=dpoptax.samplers.Poisson(1000, 1000), clip=1.0, noise_multiplier=0.5,
         ...     num_steps=1, delta=1e-4,
@@ -92,7 +92,7 @@ class Audit:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.plan, Plan):
             raise TypeError(
-                f"plan must be a dpoptax.Plan; got {described(self.plan)}. Pass the plan of the run."
+                f"plan must be a dpoptax.Plan; got {described(self.plan)}. Pass that of the run."
             )
         _validate.count("num_steps", self.num_steps)
 
@@ -177,8 +177,8 @@ class Audit:
             method = "gaussian" if without_noise else "plan"
         if method not in METHODS:
             raise ValueError(
-                f"method must be one of {', '.join(METHODS)}; got {described(method)}. Leave it out "
-                "for the best one."
+                f"method must be one of {', '.join(METHODS)}; got {described(method)}. Leave it "
+                "out for the best one."
             )
         if method == "plan" and without_noise:
             raise ValueError(

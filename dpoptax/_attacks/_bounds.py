@@ -28,7 +28,7 @@ FAIR_COINS = "Each canary was in by a fair coin of its own."
 INDEPENDENT = "The scores of the canaries are independent of each other, given who was in."
 # Counts of canaries that are in are refused as not from fair coins at this probability.
 IMPOSSIBLE = 1e-6
-MOST_CANARIES_NEEDED = 10**6
+MOST_CANARIES_NEEDED = 1000
 
 
 class Refuted(NamedTuple):
@@ -158,25 +158,21 @@ def _check_number(
     """Raises if an attack that is always right would show nothing."""
     if _perfect_is_seen(num_canaries, delta, level, method, independent):
         return
-    enough = num_canaries
-    while not _perfect_is_seen(enough, delta, level, method, independent):
-        enough *= 2
-        if enough > MOST_CANARIES_NEEDED:
-            raise ValueError(
-                f"expected enough canaries for {as_percent(1 - level)} confidence at delta "
-                f"{delta:g}; got {num_canaries:,}, and {enough:,} are too few. Ask for a lower "
-                "confidence."
-            )
-    low = enough // 2
-    while enough - low > 1:
-        middle = (low + enough) // 2
-        seen = _perfect_is_seen(middle, delta, level, method, independent)
-        low, enough = (low, middle) if seen else (middle, enough)
+    numbers = range(num_canaries + 1, MOST_CANARIES_NEEDED)
+    enough = next(
+        (n for n in numbers if _perfect_is_seen(n, delta, level, method, independent)), None
+    )
+    if enough is None:
+        raise ValueError(
+            f"expected enough canaries for {as_percent(1 - level)} confidence at delta {delta:g}; "
+            f"got {num_canaries:,}, and {MOST_CANARIES_NEEDED:,} are too few. Ask for a lower "
+            "confidence."
+        )
     raise ValueError(
         f"expected at least {enough:,} canaries for {as_percent(1 - level)} confidence, because "
         "with fewer even an attack that is always right shows no epsilon above 0; got "
-        f"{num_canaries:,}. Audit with more canaries, or ask for a lower confidence. A useful bound "
-        "needs some hundreds."
+        f"{num_canaries:,}. Audit with more canaries, or ask for a lower confidence. A useful "
+        "bound needs some hundreds."
     )
 
 

@@ -127,8 +127,8 @@ class PlanCurve:
         return max(float(found.max()), float(missed.max()), 0.0)
 
     def delta(self, epsilon: float) -> float:
-        """See `Curve`."""
-        return self.loss.delta(epsilon)
+        """See `Curve`; delta is convex in exp(epsilon), so that a chord is above it."""
+        return float(np.interp(math.exp(epsilon), np.exp(self.epsilons), self.deltas))
 
     def epsilon(self, delta: float) -> float:
         """See `Curve`."""

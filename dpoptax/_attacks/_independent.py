@@ -14,8 +14,8 @@ over canaries, a guess is right with probability w TPR + (1 - w) (1 - FPR). With
 delta(epsilon), in both directions. The number of right guesses is a sum of independent trials with
 different probabilities, so it reaches v with probability at most P(Binomial(n, p) >= v) if
 v >= n p + 1 (Hoeffding 1956, "On the distribution of the number of successes in independent
-trials", theorem 4). With fair coins each guess is right with probability at most p too, whatever its
-canary is, because p is least at w = 1 / 2. So canaries of different kinds are covered.
+trials", theorem 4). With fair coins each guess is right with probability at most p too, whatever
+its canary is, because p is least at w = 1 / 2. So canaries of different kinds are covered.
 
 **Rates.** The true and the false positive rate at a second threshold have exact binomial intervals
 (Clopper, Pearson 1934). The claim is refuted if it allows no rates within both. This finds attacks

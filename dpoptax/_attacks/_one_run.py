@@ -27,10 +27,10 @@ probability
 
 Neighbours differ in one canary, so B_c >= g(A_c), where g is the curve's least false positive rate,
 which is convex (Jensen). If only "in" is guessed, A_c and B_c are halves of probabilities given
-that j is in, or out: then B_c >= g(2 A_c) / 2, which is more. Suppose now that v or more guesses are
-right with probability `level`. It is best for the attacker that all of it is at v. Then B_v forces
-some probability on v - 1, A_{v-1} and B_{v-1} some on v - 2, and so on. If all of it together
-exceeds one, the claim is refuted.
+that j is in, or out: then B_c >= g(2 A_c) / 2, which is more. Suppose now that v or more guesses
+are right with probability `level`. It is best for the attacker that all of it is at v. Then B_v
+forces some probability on v - 1, A_{v-1} and B_{v-1} some on v - 2, and so on. If all of it
+together exceeds one, the claim is refuted.
 """
 
 import math

@@ -39,8 +39,8 @@ def read_audit(text: str, classes: Iterable[type]) -> dict[str, Any]:
         wrong = [item for item in content[name] if not _is_score(item)]
         if wrong:
             raise ValueError(
-                f"{name} of an audit must be numbers; got {described(wrong[0])}. Pass the text that "
-                "to_json wrote."
+                f"{name} of an audit must be numbers; got {described(wrong[0])}. Pass the text "
+                "that to_json wrote."
             )
         content[name] = [float(item) for item in content[name]]
     content["plan"] = Plan.from_json(json.dumps(content["plan"]), classes=classes)

@@ -1,4 +1,4 @@
-"""`dpoptax calibrate`: the noise, the steps or the batch size for a budget."""
+"""Command `dpoptax calibrate`: the noise, the steps or the batch size for a budget."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""`dpoptax epsilon`: the epsilon of a run."""
+"""Command `dpoptax epsilon`: the epsilon of a run."""
 
 import argparse
 from typing import Any

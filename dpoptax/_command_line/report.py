@@ -1,4 +1,4 @@
-"""`dpoptax report`: the privacy report of a plan."""
+"""Command `dpoptax report`: the privacy report of a plan."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""`dpoptax verify`: the epsilon of a certificate, computed again."""
+"""Command `dpoptax verify`: the epsilon of a certificate, computed again."""
 
 import argparse
 import pathlib

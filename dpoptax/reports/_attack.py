@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 import attrs
 
-from dpoptax import _validate
+from dpoptax import _serialize
+from dpoptax._plan import Plan
+from dpoptax.accounting import Ledger
 from dpoptax.reports._round import round_down, round_up
 
 WIDTH = 110
@@ -27,8 +29,8 @@ class Attack(Protocol):
         ...
 
     @property
-    def delta(self) -> float:
-        """The delta of the guarantee."""
+    def plan(self) -> Plan:
+        """The plan of the attacked run."""
         ...
 
     def roc(self) -> Any:
@@ -65,7 +67,14 @@ class AttackSummary:
     def record(self) -> dict[str, Any]:
         """Returns the values in terms of JSON."""
         values = attrs.asdict(self, recurse=False)
-        return values | {"bounds": [attrs.asdict(bound) for bound in self.bounds]}
+        bounds = [attrs.asdict(bound) for bound in values.pop("bounds")]
+        record = {name: _serialize.encode(value) for name, value in values.items()}
+        return record | {
+            "bounds": [
+                {name: _serialize.encode(value) for name, value in bound.items()}
+                for bound in bounds
+            ]
+        }
 
     @property
     def exceeds(self) -> bool:
@@ -94,7 +103,7 @@ def if_it_exceeds(summary: AttackSummary) -> str:
     if not summary.exceeds:
         return f"A correct run has a bound above its epsilon with a probability of up to {chance}."
     return (
-        "THE BOUND IS ABOVE THE GUARANTEE. Either something is wrong, or this is chance: up to "
+        "The bound is above the guarantee. Either something is wrong, or this is chance: up to "
         f"{chance} of correct runs have such a bound. Do not publish the result. Audit again, with "
         "new keys, more canaries and a confidence of 99.9 %. If the bound is again above the "
         "guarantee, the run does not keep it: look for the fault, or for an assumption of the "
@@ -102,7 +111,7 @@ def if_it_exceeds(summary: AttackSummary) -> str:
     )
 
 
-def rows_of(summary: AttackSummary) -> dict[str, str]:
+def rows_of_attack(summary: AttackSummary) -> dict[str, str]:
     """Returns the section of the report."""
     rows = {
         "Attack": f"{summary.attack}, on {summary.num_in:,} canaries that were in and "
@@ -112,18 +121,18 @@ def rows_of(summary: AttackSummary) -> dict[str, str]:
     if summary.bounds:
         rows["Assuming"] = " ".join(summary.bounds[0].assumptions) or "nothing else"
     if summary.bounds[1:]:
-        rows["With fewer assumptions"] = "; ".join(
-            f"at least {round_down(bound.epsilon)}, assuming: {' '.join(bound.assumptions)}"
+        rows["With fewer assumptions"] = " ".join(
+            f"At least {round_down(bound.epsilon)}, assuming: {' '.join(bound.assumptions)}"
             for bound in summary.bounds[1:]
         )
-    rows["If it exceeds"] = if_it_exceeds(summary)
+    rows["Warning" if summary.exceeds else "By chance"] = if_it_exceeds(summary)
     rows["What it shows"] = f"{NOT_A_PROOF} {NOT_PRIVATE}"
     return rows
 
 
 def as_text(summary: AttackSummary) -> str:
     """Returns an attack as a text of its own."""
-    rows = rows_of(summary)
+    rows = rows_of_attack(summary)
     width = max(map(len, rows))
     lines = [
         textwrap.fill(
@@ -134,13 +143,38 @@ def as_text(summary: AttackSummary) -> str:
     return "\n".join(["What an attack reached", "", *lines])
 
 
-def check_same_run(audit: Attack, delta: float) -> None:
-    """Raises if an audit is at another delta than the guarantee."""
-    if audit.delta != delta:
-        raise ValueError(
-            f"expected an audit of this run, at delta {delta:g}; got one at delta "
-            f"{_validate.described(audit.delta)}. Make the audit with the plan of the run."
+def attack_in_words(summary: AttackSummary | None) -> str:
+    """Returns sentences for a reader who knows no formula; nothing without an attack."""
+    if summary is None or not summary.bounds:
+        return ""
+    text = (
+        f" We attacked the training ourselves, with {summary.num_in + summary.num_out:,} made-up "
+        "entries that were included or left out by coin flips. In terms of epsilon, which measures "
+        "how much is revealed, the attack reached at least "
+        f"{round_down(summary.bounds[0].epsilon)}, and at most {round_up(summary.guarantee)} is "
+        "promised."
+    )
+    if summary.exceeds:
+        chance = as_percent(1 - summary.confidence)
+        text += (
+            " That is more than promised. Either something is wrong, or it is chance, which has a "
+            f"probability of up to {chance}. Do not publish the result before it is clear which."
         )
+    return text
+
+
+def summary_and_rates(audit: Attack | None, ledger: Ledger) -> tuple[AttackSummary | None, Any]:
+    """Returns what a report keeps of an audit; raises if it is of another run."""
+    if audit is None:
+        return None, None
+    expected = ledger.sampler, ledger.delta
+    if (audit.plan.sampler, audit.plan.delta) != expected:
+        raise ValueError(
+            f"expected an audit of this run, of {ledger.sampler.num_examples:,} units at delta "
+            f"{ledger.delta:g}; got one of {audit.plan.sampler.num_examples:,} units at delta "
+            f"{audit.plan.delta:g}, or of another sampler. Make the audit with the plan of the run."
+        )
+    return audit.summary(), audit.roc()
 
 
 def as_percent(probability: float) -> str:

@@ -82,7 +82,8 @@ def _write(figure: Any, path: pathlib.Path) -> None:
 def _draw_attack(axes: Any, curves: AttackCurves) -> None:
     rates, smallest = curves.rates, float(curves.rates[0])
     axes.plot(rates, rates, color="0.6", linestyle=":", label="guessing")
-    axes.plot(rates, curves.found, color="C0", linewidth=2, label="best attack on this run")
+    best = "best attack on this run" if curves.reached is None else "best possible attack"
+    axes.plot(rates, curves.found, color="C0", linewidth=2, label=best)
     styles: tuple[dict[str, Any], ...] = (
         {"color": "C2", "linestyle": "--"},
         {"color": "C3", "linewidth": 1},

@@ -17,6 +17,7 @@ from dpoptax.clipping._count_noise import split_noise
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
+from dpoptax.reports._attack import Attack, summary_and_rates
 from dpoptax.reports._correlated import assumptions_of, check_same_noise, correlation
 from dpoptax.reports._costs import Costs
 from dpoptax.reports._released import released
@@ -77,6 +78,8 @@ class Report(ReportValues):
         prng: where the random numbers came from.
         assumptions: the conditions that the statement depends on.
         loss: the privacy loss, for the figure.
+        attack: how far an attack on the run got; None without an audit. Not private.
+        attack_rates: the rates of this attack, for the figure.
 
     Example:
         >>> import dpoptax
@@ -127,6 +130,7 @@ class Report(ReportValues):
         prng: str = _text.NO_PRNG,
         all_steps: Ledger | None = None,
         runs: RandomRuns | None = None,
+        audit: Attack | None = None,
     ) -> "Report":
         """Returns the report of a run.
 
@@ -142,14 +146,17 @@ class Report(ReportValues):
                 accuracy of its parameters. The guarantee is then that of all planned steps.
             runs: the distribution of the number of runs, if this is the best run of a search. The
                 guarantee is then that of the search, see `dpoptax.accounting.tuned`.
+            audit: a `dpoptax.audit.Audit` of the run, for a section on what an attack reached.
 
         Returns:
             A `Report`.
 
         Raises:
-            ValueError: the noise is correlated in another way than the ledger counted.
+            ValueError: the noise is correlated in another way than the ledger counted, or the audit
+                is of another run.
         """
         check_same_noise(ledger, mechanism)
+        attack, attack_rates = summary_and_rates(audit, ledger)
         guarantee = ledger if all_steps is None else all_steps
         sampler, delta = ledger.sampler, ledger.delta
         relation = parse_relation(sampler.relation)
@@ -166,7 +173,7 @@ class Report(ReportValues):
             # The number, where the rule leaves it to the noise multiplier.
             clip["count_noise"] = _serialize.encode(split.count_noise)
             gradients = split.gradients
-        rates = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
+        found = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES)).tolist()
         return cls(
             unit=sampler.unit,
             relation=relation.name.lower(),
@@ -192,7 +199,7 @@ class Report(ReportValues):
             epsilon_by_group_size={size: costs.of_group(size) for size in GROUP_SIZES},
             epsilon_unamplified=costs.unamplified(),
             advantage=trade_off.advantage(loss),
-            true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
+            true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, found, strict=True)),
             posterior_belief={
                 prior: trade_off.posterior_belief(epsilons[delta], prior) for prior in PRIORS
             },
@@ -205,6 +212,8 @@ class Report(ReportValues):
                 mechanism.caveat,
             ),
             loss=loss,
+            attack=attack,
+            attack_rates=attack_rates,
         )
 
     def __str__(self) -> str:
@@ -217,8 +226,11 @@ class Report(ReportValues):
     def to_json(self) -> str:
         """Returns every number as JSON; infinity is the string "inf"."""
         content = {
-            name: getattr(self, name) for name in _serialize.fields(Report) if name != "loss"
+            name: getattr(self, name)
+            for name in _serialize.fields(Report)
+            if name not in ("loss", "attack_rates")
         }
+        content["attack"] = None if self.attack is None else self.attack.record()
         for name in ("noise_multiplier", "gradient_noise_multiplier"):
             content[name] = _serialize.encode(content[name])
         return _serialize.write_document(
@@ -246,7 +258,8 @@ class Report(ReportValues):
             label = f"what ({round_up(self.epsilon)}, {self.delta:.2g})-DP alone would allow"
             bounds = {f"{self.mu:.2f}-GDP": gaussian, label: np.minimum(one_point, 1.0)}
         found = trade_off.true_positive_rates(self.loss, rates)
-        return _figure.AttackCurves(rates, found, bounds, self.true_positive_rate, self.unit)
+        marked, reached = self.true_positive_rate, self.attack_rates
+        return _figure.AttackCurves(rates, found, bounds, marked, self.unit, reached)
 
     def _guarantee_curve(self) -> _figure.GuaranteeCurve:
         smallest, largest = self.delta / 100, min(1000 * self.delta, 0.1)

@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from dpoptax import _serialize
+from dpoptax.reports._attack import attack_in_words, rows_of_attack
 from dpoptax.reports._correlated import rows_of
 from dpoptax.reports._round import round_up, round_up_significant
 from dpoptax.reports._values import ReportValues
@@ -66,6 +67,8 @@ def as_text(values: ReportValues) -> str:
         "Epsilon under other conditions": _other_epsilons(values),
         "What the best possible attacker can find out": _attacker(values),
     }
+    if values.attack is not None:
+        sections["What an attack reached"] = rows_of_attack(values.attack)
     # One column for all sections.
     width = max(len(name) for rows in sections.values() for name in rows)
     lines = []
@@ -115,7 +118,7 @@ def in_words(values: ReportValues) -> str:
         f"{round_up(100 * belief, 1)} %, with an exception that has a probability of at most 1 in "
         f"{chance:,}. All this holds whatever else the attacker knows, now or later, and however "
         f"much the attacker computes. It does not limit what the other {unit}s reveal about this "
-        f"one, such as a pattern that they all have in common."
+        f"one, such as a pattern that they all have in common.{attack_in_words(values.attack)}"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 
 from dpoptax.accounting._epsilon import PrivacyLoss
+from dpoptax.reports._attack import AttackSummary
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -43,3 +44,5 @@ class ReportValues:
     prng: str
     assumptions: tuple[str, ...]
     loss: PrivacyLoss = attrs.field(repr=False, eq=False)
+    attack: AttackSummary | None = None
+    attack_rates: Any = attrs.field(default=None, repr=False, eq=False)

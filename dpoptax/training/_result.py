@@ -43,8 +43,7 @@ class FitResult:
         nonprivate_nonfinite_count: how often an example was drawn in this call whose loss was not
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
             nothing. None if this call made no step. Not private, and no part of the report.
-        audit: what the canaries of `fit(audit=...)` showed; None without canaries. Its scores are
-            not private, and nor is anything else in it if the canaries are rows of your data.
+        audit: what the canaries of `fit(audit=...)` showed; None without canaries. Not private.
     """
 
     params: PyTree
@@ -55,7 +54,7 @@ class FitResult:
     prng: str
     stopped: StopReason
     nonprivate_nonfinite_count: int | None = dataclasses.field(default=None, repr=False)
-    audit: Audit | None = None
+    audit: Audit | None = dataclasses.field(default=None, repr=False)
 
     @property
     def averaged_params(self) -> PyTree:
@@ -91,6 +90,7 @@ class FitResult:
             mechanism=self.plan.mechanism,
             prng=self.prng,
             runs=runs,
+            audit=self.audit,
         )
 
     def _ledger_of_all_steps(self) -> Ledger | None:

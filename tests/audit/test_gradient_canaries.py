@@ -218,7 +218,7 @@ def test_canaries_have_coordinates_of_their_own():
 # Refusals
 
 REFUSED = {
-    "size": ({}, {"data": DATA[:5]}, "60 canaries.*65 = 5 rows \\+ 60 canaries"),
+    "size": ({}, {"data": DATA[:5]}, r"60 canaries.*65 = 5 rows \+ 60 canaries"),
     "users": (
         {"sampler": registry.SAMPLERS["user poisson"](NUM_EXAMPLES, BATCH)}, {},
         "UserPoisson draws users",
