@@ -1,13 +1,13 @@
 """An audit of a private run: what does an attack on this run really reach?
 
-The guarantee is an upper bound. An audit gives a lower bound on the epsilon of the same run: it adds
-canaries to the data, which are additional examples, each of them in or out by a fair coin. After the
+The guarantee is an upper bound. An audit gives a lower bound on the epsilon of the same run. It
+adds canaries to the data: additional examples, each of them in or out by a fair coin. After the
 run, an attack guesses which canaries were in. A run that keeps its guarantee limits how often these
 guesses are right.
 
-    python examples/08_audit.py                    # the VAE of scikit-learn's digits, about a minute
+    python examples/08_audit.py                    # a VAE of scikit-learn's digits, about a minute
     python examples/08_audit.py --dataset mnist    # that of MNIST, some minutes
-    python examples/08_audit.py --attack loss      # canaries are images, and only losses are seen
+    python examples/08_audit.py --attack loss      # canaries are images; only losses are seen
 
 It prints what the attack reached beside the guarantee, and draws the attack's curve. It needs
 matplotlib and scikit-learn: pip install 'dpoptax[examples]'.
@@ -95,8 +95,6 @@ def main() -> None:
         progress=not options.quiet,
     )
     print(result.report())
-    print()
-    print(result.audit)
     path = options.out / f"audit_{options.dataset}.png"
     result.audit.save_figure(path)
     print(f"\nThe figure is in {path}")

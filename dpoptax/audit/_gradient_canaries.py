@@ -158,9 +158,9 @@ class GradientAudit:
         rows are taken away is the noise, and the canary if it took part. That is independent of
         other canaries for samplers that draw each example alone.
         """
-        return self._others(seen.grads) is not None and isinstance(
-            self._plan.sampler, (Poisson, PoissonSchedule, CyclicPoisson)
-        )
+        alone = (Poisson, PoissonSchedule, CyclicPoisson)
+        # Not their subclasses: those may draw in another way.
+        return type(self._plan.sampler) in alone and self._others(seen.grads) is not None
 
     def _others(self, grads: Any) -> Float[Array, " num_canaries"] | None:
         """Returns what other rows added to the sum, if it is known in units of the release."""
