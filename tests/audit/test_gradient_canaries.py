@@ -241,7 +241,7 @@ def test_what_cannot_be_audited_is_refused(of_plan, of_fit, message):
 
 @pytest.mark.untyped
 def test_something_else_than_canaries_is_refused():
-    with pytest.raises(TypeError, match="Pass for example dpoptax.audit.GradientCanaries"):
+    with pytest.raises(TypeError, match="audit must be canaries"):
         run(plan(), audit=1000)
-    with pytest.raises(ValueError, match="num_canaries must be at least 1"):
+    with pytest.raises(ValueError, match="num_canaries"):
         GradientCanaries(0)
