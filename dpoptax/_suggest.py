@@ -176,6 +176,7 @@ def suggest(
     arXiv:2204.13650; Li et al. 2022, arXiv:2110.05679; Tramer and Boneh 2021, arXiv:2011.11660.
     """
     num_examples = _validate.num_examples(num_examples)
+    epsilon = _validate.positive("epsilon", epsilon)
     budget = Budget(epsilon, delta, None)
     num_parameters = _validate.count("num_parameters", num_parameters)
     _validate.warn_of_large_delta(budget.delta, num_examples, Poisson(num_examples, 1).unit)
@@ -203,7 +204,7 @@ def suggest(
     )
     return Suggestion(
         num_examples=num_examples,
-        epsilon=budget.epsilon,
+        epsilon=epsilon,
         delta=budget.delta,
         num_parameters=num_parameters,
         expected_batch_size=batch_size,
