@@ -178,13 +178,13 @@ class Plan:
         """
         sampler = _arguments.one_sampler(sampler, num_examples, expected_batch_size)
         steps = num_steps_of(sampler, epochs, num_steps)
-        sampler, noise = calibrate_with_smallest_batch(
+        sampler, found = calibrate_with_smallest_batch(
             sampler, steps, epsilon, delta, mechanism=mechanism, risk=risk
         )
         return cls(
             sampler=sampler,
             clip=clip,
-            noise_multiplier=noise,
+            noise_multiplier=found.noise_multiplier,
             num_steps=steps,
             delta=delta,
             mechanism=mechanism,

@@ -87,7 +87,7 @@ class Suggestion:
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
         # The smaller batches of a plan cost a little, which the budget must pay for too.
-        sampler, noise_multiplier = calibrate_with_smallest_batch(
+        sampler, found = calibrate_with_smallest_batch(
             Poisson(self.num_examples, self.expected_batch_size),
             self.num_steps,
             self.epsilon,
@@ -97,7 +97,7 @@ class Suggestion:
         return Plan(
             sampler=sampler,
             clip=clipping.PsacClip(self.l2_clip) if clip is None else clip,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=found.noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
             mechanism=mechanism,

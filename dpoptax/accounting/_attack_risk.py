@@ -45,7 +45,7 @@ class AttackRisk(abc.ABC):
         if not SMALLEST_RATE <= value < 1:
             raise ValueError(
                 f"{given} of {name} is a probability, from {SMALLEST_RATE:g} to below 1; got "
-                f"{value:g}. At smaller ones, attacks depend on deltas that nobody computes."
+                f"{value:g}. Pass one in this range. Smaller ones are not computed."
             )
         if self.limit <= value:
             raise ValueError(

@@ -95,8 +95,11 @@ def calibrate_noise_multiplier(
     budget = Budget(epsilon, delta, relation, earlier, mechanism, risk)
     _validate.warn_of_large_delta(budget.delta, sampler.num_examples, sampler.unit)
 
+    tried: dict[float, float] = {}
+
     def cost(log_noise: float, coarsening: float = 1.0) -> float:
-        return budget.cost(sampler, math.exp(log_noise), steps, coarsening)
+        tried[log_noise] = budget.cost(sampler, math.exp(log_noise), steps, coarsening)
+        return tried[log_noise]
 
     def found(log_noise: float, spent: float) -> CalibratedNoise:
         noise = math.exp(log_noise)
@@ -109,9 +112,11 @@ def calibrate_noise_multiplier(
     lowest, highest = math.log(SMALLEST_NOISE_MULTIPLIER), math.log(LARGEST_NOISE_MULTIPLIER)
     guess = min(max(first_log_noise(budget, sampler, steps), lowest), highest)
     root = search.smallest_root(coarse, guess, lowest, highest)
-    if math.isinf(root) and (spent := cost(highest)) > budget.limit:
+    if math.isinf(root) and cost(highest) > budget.limit:
+        # As a rule the largest noise. But the rounding of many steps can cost more than they do.
+        best = min(tried, key=lambda log_noise: tried[log_noise])
         raise budget.out_of_reach(
-            f"even a noise multiplier of {LARGEST_NOISE_MULTIPLIER:g} costs {spent:.4g}. Take a "
+            f"even a noise multiplier of {math.exp(best):.4g} costs {tried[best]:.4g}. Take a "
             f"larger {budget.limit_name}, fewer steps, or a larger max_batch_size: overflow is "
             "paid from delta. Earlier releases count too."
         )

@@ -12,7 +12,11 @@ import dp_accounting
 
 from dpoptax.accounting._attack_risk import AttackRisk
 from dpoptax.accounting._budget import Budget
-from dpoptax.accounting._calibrate import calibrate_noise_multiplier, with_noise_for
+from dpoptax.accounting._calibrate import (
+    CalibratedNoise,
+    calibrate_noise_multiplier,
+    with_noise_for,
+)
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
 from dpoptax.mechanisms import Gaussian
 from dpoptax.mechanisms._state import AnyMechanism
@@ -62,7 +66,7 @@ def calibrate_with_smallest_batch(
     earlier: dp_accounting.DpEvent | None = None,
     mechanism: AnyMechanism = Gaussian(),
     risk: AttackRisk | None = None,
-) -> tuple[Sampler, float]:
+) -> tuple[Sampler, CalibratedNoise]:
     """Returns the sampler with small batches, and the least noise that costs at most `epsilon`.
 
     A `risk` may take the place of epsilon. The budget also pays for `earlier`, the event of other
@@ -82,7 +86,7 @@ def calibrate_with_smallest_batch(
         # Smaller batches cost a little, which a little more noise makes up for.
         budget = Budget(epsilon, delta, None, earlier, mechanism, risk)
         found = with_noise_for(smaller, found, budget, num_steps)
-    return smaller, found.noise_multiplier
+    return smaller, found
 
 
 class _ByEvent:

@@ -28,9 +28,8 @@ def attacks_of(values: ReportValues) -> dict[str, str]:
         f"Used {unit}s recognized": rates,
         "Attacker's belief": f"that one {unit} was used can rise {beliefs} at most, except with "
         "probability delta",
-        "Reconstruction": f"of one {unit}, or of a part of it such as one attribute: the attacker's "
-        f"chance of success can rise {guesses} at most, from that of the best guess without the "
-        "release",
+        "Reconstruction": f"of one {unit}, or of one attribute of it: the chance of success can "
+        f"rise {guesses} at most, above that of the best guess without the release",
         "At least as private as": "one value released with Gaussian noise (mu-GDP with mu = "
         f"{round_up(values.mu)})",
     }
