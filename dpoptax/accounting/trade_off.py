@@ -143,7 +143,7 @@ def posterior_belief(loss: PrivacyLoss, prior: float, delta: float) -> float:
         ...     num_steps=1, delta=1e-6,
         ... )
         >>> round(posterior_belief(plan.privacy_loss(), prior=0.5, delta=1e-6), 3)
-        0.745
+        0.733
 
     Reference: Kasiviswanathan and Smith 2014, arXiv:0803.3946; Kifer et al. 2022, arXiv:2209.03310.
     """
