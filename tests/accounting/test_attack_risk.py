@@ -86,6 +86,7 @@ def test_a_plan_is_within_the_limit_and_not_wasteful(risk, sampler):
     assert risk.bound(less.privacy_loss(), plan.delta) > risk.limit
 
 
+@pytest.mark.slow
 def test_the_report_of_a_plan_shows_no_more_than_the_limit():
     run = {"sampler": Poisson(1000, 50), "clip": 1.0, "num_steps": 20, "delta": 1e-5}
     read = {
@@ -99,11 +100,12 @@ def test_the_report_of_a_plan_shows_no_more_than_the_limit():
         assert 0.99 * risk.limit < value(report) <= risk.limit
 
 
+@pytest.mark.slow
 def test_a_report_that_does_not_pay_for_overflow_shows_no_more_either():
     # A batch of equal size from balls in bins is cut, and is paid from delta where it is rare.
     sampler = next(
         dpoptax.samplers.BallsInBins(2000, 50, size)
-        for size in range(80, 120)
+        for size in range(88, 120, 2)
         if 5e-8 < _overflow(dpoptax.samplers.BallsInBins(2000, 50, size)) < 5e-7
     )
     plan = Plan.calibrate(sampler=sampler, clip=1.0, num_steps=40, delta=1e-5, risk=Advantage(0.1))
@@ -120,10 +122,10 @@ def _overflow(sampler):
 
 def test_noise_falls_as_the_limit_rises():
     limits = {
-        Advantage: ((0.05, 0.1, 0.4), {}),
-        TruePositiveRate: ((0.02, 0.1, 0.5), {"false_positive_rate": 0.01}),
-        PosteriorBelief: ((0.51, 0.6, 0.9), {"prior": 0.5}),
-        Reconstruction: ((0.02, 0.1, 0.5), {"baseline": 0.01}),
+        Advantage: ((0.1, 0.4), {}),
+        TruePositiveRate: ((0.02, 0.5), {"false_positive_rate": 0.01}),
+        PosteriorBelief: ((0.51, 0.9), {"prior": 0.5}),
+        Reconstruction: ((0.02, 0.5), {"baseline": 0.01}),
     }
     run = {"sampler": Poisson(1000, 50), "num_steps": 20, "delta": 1e-5}
     for make, (values, given) in limits.items():
@@ -219,7 +221,7 @@ def test_a_limit_out_of_reach_is_refused_with_the_best_that_is_possible():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "steps"), [(0.02, 500), (0.2, 30)])
+@pytest.mark.parametrize(("rate", "steps"), [(0.02, 200), (0.2, 30)])
 def test_noise_against_riskcal(rate, steps):
     """riskcal reads advantage and trade-off curve off dp-accounting's distributions."""
     dpsgd = pytest.importorskip("riskcal.calibration.dpsgd", reason="pip install riskcal")
