@@ -221,21 +221,17 @@ def test_a_limit_out_of_reach_is_refused_with_the_best_that_is_possible():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "steps"), [(0.02, 200), (0.2, 30)])
-def test_noise_against_riskcal(rate, steps):
+def test_noise_against_riskcal():
     """riskcal reads advantage and trade-off curve off dp-accounting's distributions."""
     dpsgd = pytest.importorskip("riskcal.calibration.dpsgd", reason="pip install riskcal")
-    run = {
-        "sampler": Poisson(10_000, 10_000 * rate, 10_000),
-        "num_steps": steps,
-        "delta": 1e-5,
-    }
-    theirs = {"sample_rate": rate, "num_steps": steps}
+    run = {"sampler": Poisson(10_000, 200, 10_000), "num_steps": 200, "delta": 1e-5}
+    theirs = {"sample_rate": 0.02, "num_steps": 200}
     noise, _ = calibrate_noise_multiplier(risk=Advantage(0.1), **run)
     assert dpsgd.get_advantage_for_dpsgd(noise, **theirs) == pytest.approx(0.1, rel=5e-3)
-    found = dpsgd.find_noise_multiplier_for_advantage(0.1, advantage_tol=1e-4, **theirs)
+    ends = {"noise_min": 0.5 * noise, "noise_max": 2 * noise, "advantage_tol": 1e-4}
+    found = dpsgd.find_noise_multiplier_for_advantage(0.1, **ends, **theirs)
     assert noise == pytest.approx(found, rel=5e-3)
-    for false_positive_rate, limit in ((0.01, 0.05), (1e-3, 0.1), (0.3, 0.5)):
+    for false_positive_rate, limit in ((0.01, 0.05), (0.3, 0.5)):
         risk = TruePositiveRate(limit, false_positive_rate=false_positive_rate)
         noise, _ = calibrate_noise_multiplier(risk=risk, **run)
         missed = dpsgd.get_beta_for_dpsgd(noise, alpha=np.array([false_positive_rate]), **theirs)
