@@ -12,6 +12,13 @@ FLAGS = {
     "num_steps": "--steps",
     "noise_multiplier": "--noise-multiplier",
 }
+# Of a limit on an attack: its flag, its other field, and the flag of that.
+RISKS = {
+    "Advantage": ("--advantage", "none", "none"),
+    "TruePositiveRate": ("--tpr", "false_positive_rate", "--fpr"),
+    "PosteriorBelief": ("--posterior", "prior", "--prior"),
+    "Reconstruction": ("--reconstruction", "baseline", "--baseline"),
+}
 
 
 def show_warning(message: Any, *details: Any, **more: Any) -> None:
@@ -26,6 +33,12 @@ def with_flags(message: str) -> str:
     message = re.sub(r"([*/] )num_examples\b", r"\1N", message)
     message = re.sub(r"\brelation='(\w+)'", r"--relation \1", message)
     message = re.sub(r"^(clip|delta|epsilon|epochs)(?= (bounds|must|should))", r"--\1", message)
+    for kind, (limit, field, given) in RISKS.items():
+        message = re.sub(rf"{kind}\(limit=([^,)]+)\)", rf"{limit} \1", message)
+        message = re.sub(rf"{kind}\(limit=(.+), {field}=(.+)\)", rf"{limit} \1 {given} \2", message)
+        if f" of {kind}" in message:
+            message = message.replace(f"the limit of {kind}", limit)
+            message = re.sub(rf"\b{field}\b( of {kind})?", given, message)
     for name, flag in FLAGS.items():
         message = re.sub(rf"\b{name}\b", flag, message)
     return message

@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from dpoptax import _plan_arguments as _arguments
 from dpoptax import _serialize, _validate, accounting
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax.accounting._attack_risk import AttackRisk
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.accounting._epsilon import PrivacyLoss, event_privacy_loss, resolve_relation, run_event
 from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch, with_smallest_batch
@@ -101,7 +102,7 @@ class Plan:
         _arguments.check_sampler(sampler)
         _arguments.check_mechanism(mechanism)
         num_steps = num_steps_of(sampler, epochs, num_steps, at_least=0)
-        _arguments.check_num_steps(num_steps)
+        _arguments.check_num_steps(num_steps, mechanism)
         rule = as_clip_rule(_arguments.tabulated(clip, num_steps))
         check_sensitivity(rule, sampler.relation)
         noise = validated(
@@ -111,7 +112,6 @@ class Plan:
         )
         # Fail now, not after the data is loaded: some mechanisms refuse a clip or a noise.
         check_release(rule, noise, mechanism)
-        _arguments.check_horizon(mechanism, num_steps)
         _arguments.check_accounted(sampler, rule, noise, num_steps, mechanism)
         delta = _validate.open_unit("delta", delta)
         _validate.warn_of_large_delta(delta, sampler.num_examples, sampler.unit)
@@ -135,7 +135,8 @@ class Plan:
         clip: AnyClipRule | ScalarOrSchedule | optax.Schedule,
         epochs: float | None = None,
         num_steps: int | None = None,
-        epsilon: float,
+        epsilon: float | None = None,
+        risk: AttackRisk | None = None,
         delta: float,
         mechanism: AnyMechanism = Gaussian(),
     ) -> "Plan":
@@ -152,16 +153,16 @@ class Plan:
                 gradient.
             epochs: how often each example takes part on average; or
             num_steps: how many steps to plan. Give one of the two.
-            epsilon: the budget.
+            epsilon: the budget; or
+            risk: a limit on an attack, such as `accounting.Advantage(0.1)`. Give one of the two.
             delta: strictly between 0 and 1, and well below 1 / num_examples.
             mechanism: how the noise is drawn. Only `Correlated` changes the noise multiplier.
 
         Returns:
-            A plan with `plan.epsilon() <= epsilon`.
+            A plan with `plan.epsilon() <= epsilon`, or within the limit on the risk.
 
         Raises:
-            TypeError: an argument has the wrong type; or of two alternatives, both or none were
-                given.
+            TypeError: a wrong type; or of two alternatives, both or none were given.
             ValueError: a number is out of range.
 
         Warns:
@@ -177,13 +178,13 @@ class Plan:
         """
         sampler = _arguments.one_sampler(sampler, num_examples, expected_batch_size)
         steps = num_steps_of(sampler, epochs, num_steps)
-        sampler, noise = calibrate_with_smallest_batch(
-            sampler, steps, epsilon, delta, mechanism=mechanism
+        sampler, found = calibrate_with_smallest_batch(
+            sampler, steps, epsilon, delta, mechanism=mechanism, risk=risk
         )
         return cls(
             sampler=sampler,
             clip=clip,
-            noise_multiplier=noise,
+            noise_multiplier=found.noise_multiplier,
             num_steps=steps,
             delta=delta,
             mechanism=mechanism,

@@ -35,16 +35,12 @@ def check_mechanism(mechanism: Any) -> None:
         )
 
 
-def check_num_steps(num_steps: int) -> None:
-    """Raises if the steps cannot be counted."""
+def check_num_steps(num_steps: int, mechanism: AnyMechanism) -> None:
+    """Raises if the steps cannot be counted, or if the mechanism does not cover them."""
     if num_steps >= 2**31:
         raise ValueError(
             f"num_steps must be below 2**31, for steps are counted in int32; got {num_steps}."
         )
-
-
-def check_horizon(mechanism: AnyMechanism, num_steps: int) -> None:
-    """Raises if a plan has more steps than its mechanism covers."""
     last = mechanism.num_steps if isinstance(mechanism, StatefulMechanism) else None
     if last is not None and num_steps > last:
         raise ValueError(

@@ -87,7 +87,7 @@ class Suggestion:
                 norms. The budget pays for them too: charge them to the ledger of the run.
         """
         # The smaller batches of a plan cost a little, which the budget must pay for too.
-        sampler, noise_multiplier = calibrate_with_smallest_batch(
+        sampler, found = calibrate_with_smallest_batch(
             Poisson(self.num_examples, self.expected_batch_size),
             self.num_steps,
             self.epsilon,
@@ -97,7 +97,7 @@ class Suggestion:
         return Plan(
             sampler=sampler,
             clip=clipping.PsacClip(self.l2_clip) if clip is None else clip,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=found.noise_multiplier,
             num_steps=self.num_steps,
             delta=self.delta,
             mechanism=mechanism,
@@ -176,6 +176,7 @@ def suggest(
     arXiv:2204.13650; Li et al. 2022, arXiv:2110.05679; Tramer and Boneh 2021, arXiv:2011.11660.
     """
     num_examples = _validate.num_examples(num_examples)
+    epsilon = _validate.positive("epsilon", epsilon)
     budget = Budget(epsilon, delta, None)
     num_parameters = _validate.count("num_parameters", num_parameters)
     _validate.warn_of_large_delta(budget.delta, num_examples, Poisson(num_examples, 1).unit)
@@ -203,7 +204,7 @@ def suggest(
     )
     return Suggestion(
         num_examples=num_examples,
-        epsilon=budget.epsilon,
+        epsilon=epsilon,
         delta=budget.delta,
         num_parameters=num_parameters,
         expected_batch_size=batch_size,

@@ -5,10 +5,13 @@ import pathlib
 from typing import Any
 
 from dpoptax import accounting
+from dpoptax._command_line.budget_options import add_budget_options, risk_of
 from dpoptax._command_line.run_options import SAMPLERS, add_run_options
 from dpoptax._plan import Plan
 from dpoptax.accounting._epochs import num_steps_of
+from dpoptax.accounting._smallest_batch import calibrate_with_smallest_batch, with_smallest_batch
 from dpoptax.reports._round import round_up_significant
+from dpoptax.samplers import Sampler
 
 
 def add_calibrate(commands: Any) -> None:
@@ -20,10 +23,7 @@ def add_calibrate(commands: Any) -> None:
         "steps within the budget.",
     )
     add_run_options(calibrate, required=False)
-    calibrate.add_argument("--epsilon", type=float, required=True, metavar="EPS", help="the budget")
-    calibrate.add_argument(
-        "--delta", type=float, required=True, metavar="D", help="of the budget; well below 1 / N"
-    )
+    add_budget_options(calibrate)
     calibrate.add_argument(
         *("--clip", "--l2-clip"),
         type=float,
@@ -48,7 +48,15 @@ def _calibrate(options: argparse.Namespace) -> None:
             "give all but one of --noise-multiplier, --batch-size and --steps (or --epochs): the "
             "one that is left out is found."
         )
-    budget = {"epsilon": options.epsilon, "delta": options.delta}
+    risk, in_words = risk_of(options)
+    delta = options.delta
+    budget: dict[str, Any] = {"epsilon": options.epsilon, "risk": risk, "delta": delta}
+
+    def make_sampler(num_examples: int, batch_size: float) -> Sampler:
+        sampler = SAMPLERS[options.sampler](num_examples, batch_size)
+        # A plan takes the smallest padded batch, which costs a little: it must be paid for here.
+        return sampler if noise is None else with_smallest_batch(sampler, noise, delta)
+
     # Epochs become steps only when the batch size is known, so it comes first.
     if size is None:
         size, spent = accounting.calibrate_batch_size(
@@ -56,16 +64,16 @@ def _calibrate(options: argparse.Namespace) -> None:
             noise_multiplier=noise,
             num_steps=steps,
             epochs=options.epochs,
-            make_sampler=SAMPLERS[options.sampler],
+            make_sampler=make_sampler,
             **budget,
         )
         found = f"batch_size {size}"
-    sampler = SAMPLERS[options.sampler](options.num_examples, size)
+    sampler = make_sampler(options.num_examples, size)
     if steps is None and options.epochs is not None:
         steps = num_steps_of(sampler, options.epochs, None)
     if noise is None:
-        noise, spent = accounting.calibrate_noise_multiplier(
-            sampler=sampler, num_steps=steps, **budget
+        sampler, (noise, spent) = calibrate_with_smallest_batch(
+            sampler, steps, options.epsilon, delta, risk=risk
         )
         found = f"noise_multiplier {round_up_significant(noise, 6)}"
     elif no_length:
@@ -73,13 +81,14 @@ def _calibrate(options: argparse.Namespace) -> None:
             sampler=sampler, noise_multiplier=noise, **budget
         )
         found = f"num_steps {steps}"
-    print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {options.delta:g}")
+    limit = f", for at most: {in_words}" if risk else ""
+    print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {delta:g}{limit}")
     if options.out:
         plan = Plan(
             sampler=sampler,
             clip=options.clip,
             noise_multiplier=noise,
             num_steps=steps,
-            delta=options.delta,
+            delta=delta,
         )
         options.out.write_text(plan.to_json() + "\n")

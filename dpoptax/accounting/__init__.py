@@ -1,11 +1,14 @@
 """Privacy accounting: the (epsilon, delta) of a run, calibration to a budget, and ledgers."""
 
 from dpoptax.accounting import trade_off
-from dpoptax.accounting._calibrate import (
-    calibrate_batch_size,
-    calibrate_noise_multiplier,
-    calibrate_num_steps,
+from dpoptax.accounting._attack_risk import (
+    Advantage,
+    PosteriorBelief,
+    Reconstruction,
+    TruePositiveRate,
 )
+from dpoptax.accounting._calibrate import calibrate_noise_multiplier
+from dpoptax.accounting._calibrate_length import calibrate_batch_size, calibrate_num_steps
 from dpoptax.accounting._epsilon import epsilon, event_epsilon
 from dpoptax.accounting._events import poisson_event
 from dpoptax.accounting._ledger import Ledger
@@ -24,6 +27,11 @@ __all__ = [
     "calibrate_noise_multiplier",
     "calibrate_num_steps",
     "calibrate_batch_size",
+    # What an attack may reach, in place of a budget
+    "Advantage",
+    "TruePositiveRate",
+    "PosteriorBelief",
+    "Reconstruction",
     # Counting releases as they happen
     "Ledger",
     "RdpFilter",

@@ -221,7 +221,11 @@ def coarse_epsilon(
 
 
 def event_privacy_loss(
-    event: dp_accounting.DpEvent, *, delta: float, relation: Relation | None = None
+    event: dp_accounting.DpEvent,
+    *,
+    delta: float,
+    relation: Relation | None = None,
+    coarsening: float = 1.0,
 ) -> PrivacyLoss:
     """Returns the privacy loss of a dp-accounting event, to read many guarantees off.
 
@@ -230,6 +234,7 @@ def event_privacy_loss(
         delta: the smallest delta that it will be asked at. Up to a twentieth of it may pay for
             batches that overflow.
         relation: which data sets are neighbours; None for add_or_remove_one.
+        coarsening: how much coarser the grid is than usual, as in `coarse_epsilon`.
 
     Returns:
         A `PrivacyLoss`.
@@ -246,7 +251,7 @@ def event_privacy_loss(
     """
     steps = normalize(event, delta=_validate.open_unit("delta", delta))
     parsed = resolve_relation(relation, "add_or_remove_one")
-    return _privacy_loss(steps, parsed, coarsening=1.0)
+    return _privacy_loss(steps, parsed, coarsening)
 
 
 def _privacy_loss(

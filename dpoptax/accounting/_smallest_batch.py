@@ -10,8 +10,13 @@ import math
 
 import dp_accounting
 
+from dpoptax.accounting._attack_risk import AttackRisk
 from dpoptax.accounting._budget import Budget
-from dpoptax.accounting._calibrate import calibrate_noise_multiplier, with_noise_for
+from dpoptax.accounting._calibrate import (
+    CalibratedNoise,
+    calibrate_noise_multiplier,
+    with_noise_for,
+)
 from dpoptax.accounting._epsilon import coarse_epsilon, resolve_relation, run_event
 from dpoptax.mechanisms import Gaussian
 from dpoptax.mechanisms._state import AnyMechanism
@@ -56,18 +61,21 @@ def with_smallest_batch(
 def calibrate_with_smallest_batch(
     sampler: Sampler,
     num_steps: int,
-    epsilon: float,
+    epsilon: float | None,
     delta: float,
     earlier: dp_accounting.DpEvent | None = None,
     mechanism: AnyMechanism = Gaussian(),
-) -> tuple[Sampler, float]:
+    risk: AttackRisk | None = None,
+) -> tuple[Sampler, CalibratedNoise]:
     """Returns the sampler with small batches, and the least noise that costs at most `epsilon`.
 
-    The budget also pays for `earlier`, the event of other releases on the same data.
+    A `risk` may take the place of epsilon. The budget also pays for `earlier`, the event of other
+    releases on the same data.
     """
     found = calibrate_noise_multiplier(
         sampler=sampler,
         epsilon=epsilon,
+        risk=risk,
         delta=delta,
         num_steps=num_steps,
         earlier=earlier,
@@ -76,9 +84,9 @@ def calibrate_with_smallest_batch(
     smaller = with_smallest_batch(sampler, found.noise_multiplier, delta)
     if smaller is not sampler:
         # Smaller batches cost a little, which a little more noise makes up for.
-        budget = Budget(epsilon, delta, None, earlier, mechanism)
+        budget = Budget(epsilon, delta, None, earlier, mechanism, risk)
         found = with_noise_for(smaller, found, budget, num_steps)
-    return smaller, found.noise_multiplier
+    return smaller, found
 
 
 class _ByEvent:

@@ -28,6 +28,7 @@ from dpoptax.schedules import ScalarOrSchedule
 GROUP_SIZES = (2, 10)
 FALSE_POSITIVE_RATES = (1e-3, 1e-2)
 PRIORS = (0.5, 0.1, 0.01)
+BASELINES = (0.1, 1e-2, 1e-3)
 # The figure starts here: smaller rates depend on smaller deltas than the report is about.
 SMALLEST_RATE_DRAWN = 1e-5
 
@@ -73,6 +74,8 @@ class Report(ReportValues):
         true_positive_rate: the largest one, by false positive rate.
         posterior_belief: the largest belief after the release, by belief before it; except with
             probability delta.
+        reconstruction: the largest probability that an attacker reconstructs one unit, or a part of
+            it, by that of a blind guess.
         mu: the run is at least as private as mu-GDP.
         accountant: how epsilon was computed, with versions.
         prng: where the random numbers came from.
@@ -174,6 +177,7 @@ class Report(ReportValues):
             clip["count_noise"] = _serialize.encode(split.count_noise)
             gradients = split.gradients
         found = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES)).tolist()
+        reconstructed = trade_off.reconstruction_rates(loss, list(BASELINES))
         return cls(
             unit=sampler.unit,
             relation=relation.name.lower(),
@@ -201,8 +205,9 @@ class Report(ReportValues):
             advantage=trade_off.advantage(loss),
             true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, found, strict=True)),
             posterior_belief={
-                prior: trade_off.posterior_belief(epsilons[delta], prior) for prior in PRIORS
+                prior: trade_off.posterior_belief(loss, prior, delta) for prior in PRIORS
             },
+            reconstruction=dict(zip(BASELINES, reconstructed.tolist(), strict=True)),
             mu=trade_off.dominating_mu(loss),
             accountant=_accountant(),
             prng=prng,

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpoptax import _serialize
 from dpoptax.reports._attack import attack_in_words, rows_of_attack
+from dpoptax.reports._best_attacker import attacks_of
 from dpoptax.reports._correlated import rows_of
 from dpoptax.reports._round import round_up, round_up_significant
 from dpoptax.reports._values import ReportValues
@@ -65,7 +66,7 @@ def as_text(values: ReportValues) -> str:
     sections = {
         "Privacy report": _guarantee(values),
         "Epsilon under other conditions": _other_epsilons(values),
-        "What the best possible attacker can find out": _attacker(values),
+        "What the best possible attacker can find out": attacks_of(values),
     }
     if values.attack is not None:
         sections["What an attack reached"] = rows_of_attack(values.attack)
@@ -222,31 +223,6 @@ def _other_epsilons(values: ReportValues) -> dict[str, str]:
         f"For several {values.unit}s together": f"{groups}, at delta {delta}",
         "Without random sampling": f"{unamplified} at delta {delta}, if each {values.unit} were "
         "used once per pass over the data, at a step that everybody knows",
-    }
-
-
-def _attacker(values: ReportValues) -> dict[str, str]:
-    """Bounds on membership inference."""
-    unit = values.unit
-    rates = "; ".join(
-        f"{round_up(100 * found, 2)} % at most, if wrong about {100 * rate:g} % of the others"
-        for rate, found in values.true_positive_rate.items()
-    )
-    beliefs = ", ".join(
-        f"from {100 * prior:g} % to {round_up(100 * belief, 1)} %"
-        for prior, belief in values.posterior_belief.items()
-    )
-    correct = round_up(50 + 50 * values.advantage, 2)
-    advantage = round_up(100 * values.advantage, 2)
-    return {
-        "Correct answers": f"{correct} % at most on whether one {unit} was used, where a guess "
-        "gives 50 %; the true positive rate exceeds the false positive rate by at most "
-        f"{advantage} percentage points",
-        f"Used {unit}s recognized": rates,
-        "Attacker's belief": f"that one {unit} was used can rise {beliefs} at most, except with "
-        "probability delta",
-        "At least as private as": "one value released with Gaussian noise (mu-GDP with mu = "
-        f"{round_up(values.mu)})",
     }
 
 

@@ -39,6 +39,7 @@ class ReportValues:
     advantage: float
     true_positive_rate: dict[float, float]
     posterior_belief: dict[float, float]
+    reconstruction: dict[float, float]
     mu: float
     accountant: str
     prng: str

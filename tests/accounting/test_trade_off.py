@@ -1,15 +1,14 @@
-"""Membership inference bounds: against reference values and the analytic Gaussian."""
-
-import math
+"""Bounds on attacks: against reference values, the analytic Gaussian and simulated attacks."""
 
 import dp_accounting
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from dpoptax import Plan
 from dpoptax.accounting import trade_off
-from dpoptax.accounting._epsilon import event_privacy_loss
+from dpoptax.accounting._epsilon import PrivacyLoss, event_privacy_loss
 from dpoptax.samplers import Poisson
 
 
@@ -46,7 +45,40 @@ def test_the_trade_off_curve_of_a_gaussian_is_the_analytic_one(mu):
     )
 
 
-def test_beliefs_are_odds_times_exp_epsilon():
-    assert trade_off.posterior_belief(math.log(3), 0.5) == pytest.approx(0.75)
-    assert trade_off.posterior_belief(math.log(9), 0.1) == pytest.approx(0.5)
-    assert trade_off.posterior_belief(math.inf, 0.01) == 1.0
+@pytest.mark.parametrize(("mu", "delta"), [(0.02, 1e-5), (0.2, 1e-6), (1.0, 1e-5), (3.0, 1e-4)])
+def test_a_belief_exceeds_its_bound_with_probability_delta_at_most(mu, delta):
+    loss = event_privacy_loss(dp_accounting.GaussianDpEvent(1 / mu), delta=delta)
+    for prior in (0.5, 0.01):
+        # The privacy loss of a Gaussian mechanism is N(mu^2 / 2, mu^2) if the example was used.
+        def tail(belief, prior=prior):
+            gain = scipy.special.logit(belief) - scipy.special.logit(prior)
+            return scipy.stats.norm.sf((gain - mu**2 / 2) / mu)
+
+        bound = trade_off.posterior_belief(loss, prior, delta)
+        assert delta / 5 < tail(bound) <= delta
+        # Epsilon at delta is no such bound.
+        naive = scipy.special.expit(loss.epsilon(delta) + scipy.special.logit(prior))
+        assert tail(naive) > 2 * delta
+
+
+def test_beliefs_without_noise_and_without_a_release():
+    nothing, bare = PrivacyLoss(()), PrivacyLoss(None)
+    assert trade_off.posterior_belief(nothing, 0.3, 1e-5) == pytest.approx(0.3)
+    assert trade_off.posterior_belief(bare, 0.01, 1e-5) == 1.0
+    assert trade_off.reconstruction_rates(bare, [0.01]) == [1.0]
+
+
+def test_reconstruction_of_one_of_many_values_stays_within_the_bound():
+    """The attacker knows that one of ten values was summed, and takes the likeliest one."""
+    noise, values = 0.7, np.eye(10)
+    rng = np.random.default_rng(0)
+    truth = rng.integers(10, size=200_000)
+    released = values[truth] + noise * rng.normal(size=(len(truth), 10))
+    success = np.mean(np.argmax(released, axis=1) == truth)
+    # Each value has norm one, and its absence is the neighbour.
+    loss = event_privacy_loss(dp_accounting.GaussianDpEvent(noise), delta=1e-6)
+    (bound,) = trade_off.reconstruction_rates(loss, [0.1])
+    assert success <= bound
+    # The bound is not far, and that of another baseline would fail.
+    assert success > 0.85 * bound
+    assert success > trade_off.reconstruction_rates(loss, [0.05])[0]
