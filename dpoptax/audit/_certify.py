@@ -18,8 +18,9 @@ from dpoptax.audit._data_flow import Flow
 from dpoptax.audit._freshness import repeated, states_of
 from dpoptax.audit._inputs import NONPRIVATE, Inputs, constant_label, read_inputs
 from dpoptax.audit._labels import Label, Reason
-from dpoptax.audit._marker_rules import marker_rules
+from dpoptax.audit._marker_rules import INDEPENDENT, marker_rules
 from dpoptax.audit._records import Event
+from dpoptax.audit._slots import moved
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -90,6 +91,8 @@ def certify(
     flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
     flow.records.end()
+    for reason in flow.records.discarded(INDEPENDENT):
+        flow.records.refuse(reason)
     if flow.chooses_batches(flow.released_draws):
         what = "gradients depend on the random numbers that choose the batch"
         flow.records.refuse(Reason(what, ""))
@@ -104,6 +107,7 @@ def certify(
     states = states_of(jax.tree.unflatten(jax.tree.structure(shapes), labels))
     outputs = dict(zip(paths, labels, strict=True))
     freshness, assumptions = repeated(flow.records, outputs, inputs, states)
+    leaks += moved(inputs.slots, shapes, labels, paths)
     releases = [event for event in flow.records.events if event.kind == "release"]
     made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
     return Certificate(

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dpoptax.audit._labels import MIXED, Label, Reason, Rows, is_inside
+from dpoptax.audit._labels import MIXED, Label, Ordered, Reason, Rows, is_inside
 from dpoptax.audit._origins import LARGEST_STRIDE, UNKNOWN, Number, Path
 
 # From the labels of the carry to those of all outputs of the body.
@@ -34,6 +34,34 @@ def carried_labels(
                 number = Number.of(("carried", name, slot, first.number))
         label = _mixed_by_iterations(label, name)
         found.append(attrs.evolve(label, paths=paths, number=number, uniform=None, mark=None))
+    return found
+
+
+def carried_states(
+    initial: Sequence[Label], results: Sequence[Label] | None, name: Any
+) -> list[Any]:
+    """Returns the states of a carry inside a loop.
+
+    What moves on together does so in all iterations, if the body leaves it together.
+    """
+    after: dict[Any, set[Any]] = {}
+    for first, result in zip(initial, results or (), strict=False):
+        if isinstance(first.state, Ordered):
+            same = isinstance(result.state, Ordered) and (
+                (result.state.number, result.state.position)
+                == (first.state.number, first.state.position)
+            )
+            versions = after.setdefault((first.state.number, first.state.version), set())
+            versions.add(result.state.version if same else None)
+    found: list[Any] = []
+    for first in initial:
+        state = first.state
+        if isinstance(state, Ordered):
+            versions = after.get((state.number, state.version), {name})
+            together = len(versions) == 1 and None not in versions
+            version = ("carried", name, state.version)
+            state = attrs.evolve(state, version=version) if together else None
+        found.append(state)
     return found
 
 
