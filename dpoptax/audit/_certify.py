@@ -60,8 +60,8 @@ def certify(
         A `Certificate`. Read `certified` and `leaks`, or print it.
 
     Raises:
-        ValueError: `private` is no argument, or has not one row per example. Also what the step
-            raises when it is traced.
+        ValueError: `private` is no argument, or has not one row per example; `plan` is of another
+            class. Also what the step raises when it is traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -85,6 +85,11 @@ def certify(
         >>> leaks[0].output, leaks[0].what
         ('output[0]', '`reduce_sum` combines private values of several examples')
     """
+    if plan is not None and type(plan) is not Plan:
+        raise ValueError(
+            f"plan must be a dpoptax.Plan; got a {type(plan).__name__}, which may compute another "
+            "epsilon. Pass dpoptax.Plan(...), or plan=None."
+        )
     inputs = read_inputs(step, args, private)
     (jaxpr, shapes), kept = _trace(step, inputs)
     flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
@@ -189,8 +194,14 @@ def _against_plan(made: tuple[Any, ...], events: list[Event], plan: Plan | None)
         Leak("", f"the {name} of a release is not that of the plan", event.where)
         for release, event in zip(made, events, strict=True)
         for name, value in expected.items()
-        if getattr(release, name) != value
+        if not _is_same(getattr(release, name), value)
     ]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two settings are equal; a class of the user's own may say that it equals anything."""
+    are_numbers = all(isinstance(value, int | float) for value in (one, other))
+    return (are_numbers or type(one) is type(other)) and one == other
 
 
 def _digest(jaxpr: Any) -> str:

@@ -10,24 +10,15 @@ import numpy as np
 
 from dpoptax import _jax_compat
 from dpoptax.audit import _key_rules, _row_rules, _source, _values
-from dpoptax.audit._labels import (
-    MIXED,
-    Label,
-    Ordered,
-    Reason,
-    Rows,
-    common_rows,
-    dependent,
-    join,
-)
+from dpoptax.audit._labels import MIXED, Label, Reason, Rows, common_rows, dependent, join
 from dpoptax.audit._loops import (
     LoopPass,
     carried_labels,
-    carried_states,
     labels_after,
     next_of_carry,
     slice_of,
     stacked,
+    with_states,
 )
 from dpoptax.audit._origins import Path, always_differ, differ
 from dpoptax.audit._records import Records
@@ -135,8 +126,7 @@ class Flow:
         if eqn.primitive is jax.lax.while_p:
             return self._while(eqn, labels)
         # The callback of `jax.debug.callback` may run any code.
-        is_print = eqn.primitive is _jax_compat.print_primitive()
-        if is_print and eqn.primitive.name == "debug_print" and not eqn.outvars:
+        if eqn.primitive is _jax_compat.print_primitive():
             return self._print(eqn, labels)
         if not (_jax_compat.is_pure(eqn) and self.is_known_inside(eqn)):
             return self.refuse(
@@ -152,12 +142,11 @@ class Flow:
 
     def is_known_inside(self, eqn: Any) -> bool:
         """Whether all equations that an equation holds are pure, such as the sum of a scatter."""
-        captured = any(
-            True
+        holds_arrays = any(
+            getattr(jaxpr, "consts", ()) or [*_jax_compat.constants_inside(jaxpr)]
             for jaxpr in _jax_compat.inner_jaxprs(eqn)
-            for _ in (*getattr(jaxpr, "consts", ()), *_jax_compat.constants_inside(jaxpr))
         )
-        return not captured and all(map(self.is_known, _jax_compat.equations_inside(eqn)))
+        return not holds_arrays and all(map(self.is_known, _jax_compat.equations_inside(eqn)))
 
     def is_known(self, eqn: Any) -> bool:
         """Whether an equation computes its outputs from its inputs and does nothing else."""
@@ -275,26 +264,18 @@ class Flow:
         """Runs the body until the labels of the carry no longer change."""
         name, start = self.inside(eqn), self.records.position()
         now, unknown = carried_labels(carry, name, frozenset()), frozenset[int]()
-        now = _in_order(now, carry, carried_states(carry, None, name))
+        now = with_states(now, carry, None, name)
         while True:
             self.records.rewind(start)
             results = one_pass(now)
             following, unclear = next_of_carry(now, results)
             grown = carried_labels(list(map(join, now, results)), name, unknown | unclear, carry)
-            grown = _in_order(grown, carry, carried_states(carry, results, name))
+            grown = with_states(grown, carry, results, name)
             if grown == now and unclear <= unknown:
                 break
             now, unknown = grown, unknown | unclear
         self.records.end_loop(start, {**following, "loop": name})
         return labels_after(carry, now, results, name)
-
-
-def _in_order(labels: list[Label], initial: list[Label], states: list[Any]) -> list[Label]:
-    """Gives its state of `privatize` to what a loop carries."""
-    return [
-        attrs.evolve(label, state=state) if isinstance(first.state, Ordered) else label
-        for label, first, state in zip(labels, initial, states, strict=True)
-    ]
 
 
 def _called(eqn: Any) -> Any | None:

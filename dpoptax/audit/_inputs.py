@@ -23,6 +23,7 @@ from dpoptax.audit._values import counts
 NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
 # Rows of a captured array are looked up among this many rows of the data.
 _MOST_ROWS = 100_000
+_SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
 # So many fractions are not all numbers of the data by accident. They are looked up among the first.
 _MANY, _MOST_NUMBERS = 8, 1_000_000
 
@@ -72,6 +73,7 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
             "what holds the examples, and only that."
         )
     (num_examples,) = sizes.pop()
+    _refuse_static_columns([args[number] for number in sorted(numbers)], num_examples)
     known = list(filter(_is_concrete, columns))
     found = Inputs((), [], [], num_examples, known, {}, set(), set(), {})
     labelled, structure = jax.tree_util.tree_flatten_with_path(args)
@@ -89,6 +91,22 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
         found.labels.append(attrs.evolve(label, state=_state_of(place)))
     specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
     return attrs.evolve(found, specs=specs, slots=slots_of(args, found.labels, numbers))
+
+
+def _refuse_static_columns(private: Any, num_examples: int) -> None:
+    """Raises if the structure of private data, which is no array, has an entry per example."""
+    left = [jax.tree.structure(private)]
+    while left:
+        node = left.pop()
+        left += node.children()
+        kind, static = node.node_data() or (None, None)
+        values = static if isinstance(static, list | tuple) else [static]
+        sizes = [np.size(one) for one in (static, *values) if isinstance(one, _SEQUENCES)]
+        if kind not in (None, dict, list, tuple) and any(size >= num_examples for size in sizes):
+            raise ValueError(
+                "private data must be arrays in a tree; got a static field with as many entries as "
+                f"examples, in a {kind.__name__}. Make it a leaf of the tree."
+            )
 
 
 def _state_of(place: Place | None) -> Any:
@@ -217,6 +235,9 @@ def _holds(array: np.ndarray, column: np.ndarray) -> bool:
     """Whether an array is a column in another shape, or has rows of it."""
     if array.ndim == 0 or array.dtype.kind == "b" or column.dtype.kind not in "fiu":
         return False
+    same_size = array.dtype.itemsize == column.dtype.itemsize
+    if array.dtype.kind in "iu" and column.dtype.kind == "f" and same_size:
+        return _holds(array.view(column.dtype), column)
     column = column.astype(array.dtype)
     if array.size == column.size and array.size > 1:
         turned = (array, array.T)
