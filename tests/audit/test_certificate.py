@@ -230,7 +230,7 @@ def test_verify_refuses_json_of_two_meanings():
         verify(twice)
     with pytest.raises(ValueError, match="finite numbers in JSON; got NaN"):
         verify(text.replace("0.001", "NaN", 1))
-    with pytest.raises(ValueError, match="levels|fault|expected"):
+    with pytest.raises(ValueError, match=r"levels|fault"):
         verify("[" * 100_000)
 
 
