@@ -91,7 +91,8 @@ def verify(text: str) -> str:
 def _check_texts(content: dict[str, Any]) -> None:
     """Raises if a text is not one that a certificate has: they are printed and relied on."""
     versions = content["versions"]
-    texts = [content["program"], *(versions.values() if isinstance(versions, dict) else [versions])]
+    # What is no object of versions is no text that a version can be.
+    texts = [content["program"], *(versions.values() if isinstance(versions, dict) else [None])]
     patterns = [_DIGEST, *[_VERSION] * (len(texts) - 1)]
     for text, pattern in zip(texts, patterns, strict=True):
         if not (isinstance(text, str) and pattern.fullmatch(text)):
@@ -116,7 +117,11 @@ def _limits(content: dict[str, Any], known: dict[str, Any], relation: Any) -> st
             f"expected a list of releases; got {_validate.described(releases)}. Pass the text that "
             "Certificate.to_json wrote."
         )
-    _validate.count("num_releases", known["num_releases"], at_least=0)
+    if type(known["num_releases"]) is not int or known["num_releases"] < 0:
+        raise ValueError(
+            "num_releases must be a whole number; got "
+            f"{_validate.described(known['num_releases'])}. Pass the text that to_json wrote."
+        )
     own = [release for release in releases if _kinds_of_users(release)]
     for kind in {kind for release in own for kind in _kinds_of_users(release)}:
         if not any(kind.replace(":", ".") in str(one) for one in content["trusted"]):

@@ -202,7 +202,7 @@ def test_verify_refuses_an_event_that_is_not_that_of_the_releases(field, value):
         ("assumptions", ["The keys are secret, and no key is used for two runs."], "missing"),
         ("assumptions", "none", "missing"),
         ("releases", {"clip": 1.0}, "a list of releases"),
-        ("releases", [{"sampler": None}], "fault"),
+        ("releases", [{"sampler": None}], "record of a Sampler"),
         ("guarantee.unit", "user", "another unit"),
         ("guarantee.num_releases", True, "num_releases"),
         ("guarantee.num_releases", 10.0, "num_releases"),

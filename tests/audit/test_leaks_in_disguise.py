@@ -54,7 +54,6 @@ def loops_between_two_steps(s, data, tx, sampler):
         {"mechanism": BANDS},
         {"mechanism": TAPS},
         {"sampler": CyclicPoisson(N, 6, 4)},
-        {"noise": FADING, "mechanism": TAPS},
     ],
     ids=lambda options: "-".join(options),
 )
