@@ -17,6 +17,8 @@ from jax.extend.core import primitives
 from jax.extend.random import define_prng_impl as define_prng_impl
 from jax.extend.random import threefry_prng_impl
 
+from dpoptax._package_classes import is_of_package
+
 # Equations that only run another jaxpr, and the param that holds it.
 _CALLS = {
     primitives.jit_p: "jaxpr",
@@ -24,7 +26,7 @@ _CALLS = {
     primitives.call_p: "call_jaxpr",
 }
 # With `jax_remat3` a checkpoint is an object, in an equation of a general primitive. JAX exports
-# neither, so both are known by name.
+# neither, so both are known by name, and looked up in JAX: a primitive of the user may have any.
 _OPERATION_PRIMITIVE = "call_hi_primitive"
 _CHECKPOINT_OPERATIONS = {"RematTraced"}
 # Functions of `jax.numpy` that are such objects.
@@ -137,7 +139,7 @@ def is_pure(eqn: Any) -> bool:
     Primitives that run other jaxprs, such as `scan`, are not among them.
     """
     kind = type(_operation(eqn))
-    known = kind.__name__ in _PURE_OPERATIONS and kind.__module__.startswith("jax.")
+    known = kind.__name__ in _PURE_OPERATIONS and is_of_package(kind, "jax")
     return not eqn.effects and (known or eqn.primitive in _pure_primitives())
 
 
@@ -222,7 +224,8 @@ def checkpoint_params(eqn: Any) -> dict[str, Any] | None:
     if eqn.primitive is primitives.remat_p:
         return dict(eqn.params)
     operation = _operation(eqn)
-    if type(operation).__name__ in _CHECKPOINT_OPERATIONS:
+    kind = type(operation)
+    if kind.__name__ in _CHECKPOINT_OPERATIONS and is_of_package(kind, "jax"):
         return {"prevent_cse": True, **operation.params}
     return None
 
@@ -264,7 +267,18 @@ def contains_primitive(jaxpr: Any, primitive: Any) -> bool:
 
 
 def _operation(eqn: Any) -> Any:
-    return eqn.params["_prim"] if eqn.primitive.name == _OPERATION_PRIMITIVE else None
+    is_operation = eqn.primitive.name == _OPERATION_PRIMITIVE and is_of_package(
+        type(eqn.params.get("_prim")), "jax"
+    )
+    return eqn.params["_prim"] if is_operation else None
+
+
+@functools.cache
+def print_primitive() -> Any:
+    """Returns the primitive of `jax.debug.print`, which JAX does not export."""
+    closed = jax.make_jaxpr(lambda x: jax.debug.print("{}", x))(0)
+    (eqn,) = closed.eqns
+    return eqn.primitive
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:

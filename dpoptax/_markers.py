@@ -172,32 +172,45 @@ def per_example(
 
 
 def released(
-    sum_release: Any, key: Any, gradients: PyTree, state: Any, step: Any
-) -> tuple[PyTree, PyTree]:
-    """Marks a release: returns the noisy sum, and the next state of clip rule and mechanism.
+    sum_release: Any, key: Any, grads: Any, state: Any, step: Any
+) -> tuple[PyTree, PyTree, Any]:
+    """Marks a release: returns the noisy sum, and what the next release needs.
+
+    These are the next state of clip rule and mechanism, and the next step.
 
     Args:
         sum_release: clips, sums and adds noise.
         key: the key of the noise.
-        gradients: a tree of arrays with a leading batch axis, zero where a row is padding.
+        grads: the per-example gradients.
         state: a tuple with `clip`, which is released, and `mechanism`, which is secret.
         step: the number of the release.
     """
-    leaves, structure = jax.tree.flatten(gradients)
+    leaves, structure = jax.tree.flatten(grads.stacked())
     held, state_structure = jax.tree.flatten(state)
     sums = [jax.ShapeDtypeStruct(leaf.shape[1:], wide_dtype(leaf.dtype)) for leaf in leaves]
     found = _mark(
         RELEASE,
         [key, step, *leaves, *held],
-        [*sums, *held],
+        [*sums, step, *held],
+        forms=_forms_in(grads),
         settings=sum_release.settings,
         leaves=len(leaves),
         public=len(jax.tree.leaves(state.clip)),
     )
+    sums, (step, *held) = found[: len(leaves)], found[len(leaves) :]
     return (
-        jax.tree.unflatten(structure, found[: len(leaves)]),
-        jax.tree.unflatten(state_structure, found[len(leaves) :]),
+        jax.tree.unflatten(structure, sums),
+        jax.tree.unflatten(state_structure, held),
+        step,
     )
+
+
+def _forms_in(grads: Any) -> list[type]:
+    """Returns the classes of per-example gradients, and of those that they hold."""
+    fields = getattr(type(grads), "__dataclass_fields__", ())
+    held = [getattr(grads, name, None) for name in fields]
+    inner = [_forms_in(one) for one in held if hasattr(one, "clip_and_sum")]
+    return [type(grads), *(kind for kinds in inner for kind in kinds)]
 
 
 def bound_key(key: Any, values: PyTree) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import attrs
 import numpy as np
 
+from dpoptax._json_text import parse
 from dpoptax._validate import described
 from dpoptax.schedules import Schedule
 
@@ -214,13 +215,7 @@ def write_document(format_name: str, content: dict[str, Any]) -> str:
 
 def read_document(text: str, format_name: str, names: Collection[str]) -> dict[str, Any]:
     """Returns the content of a JSON document of a format, which must have exactly these names."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"expected JSON; got {described(text)} that cannot be read: {error.msg} at line "
-            f"{error.lineno}, column {error.colno}. Pass the text that to_json wrote."
-        ) from None
+    document = parse(text)
     document = dict(mapping("the document", document))
     found = document.pop("format", None)
     if found != format_name:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from dpoptax import _serialize
+from dpoptax._package_classes import is_of_package
 from dpoptax._plan import Plan
 from dpoptax.accounting._event_json import encode_event
 from dpoptax.audit._records import Event
@@ -152,7 +153,8 @@ class Certificate:
         own = {
             f"{kind.__module__}.{kind.__qualname__}"
             for kind in _kinds_of(held)
-            if kind.__module__.split(".")[0] not in ("dpoptax", "builtins", "numpy")
+            if kind is not type(None)
+            and not any(is_of_package(kind, name) for name in ("dpoptax", "builtins", "numpy"))
         }
         return (
             *TRUSTED,

@@ -18,8 +18,9 @@ from dpoptax.audit._data_flow import Flow
 from dpoptax.audit._freshness import repeated, states_of
 from dpoptax.audit._inputs import NONPRIVATE, Inputs, constant_label, read_inputs
 from dpoptax.audit._labels import Label, Reason
-from dpoptax.audit._marker_rules import marker_rules
+from dpoptax.audit._marker_rules import INDEPENDENT, marker_rules
 from dpoptax.audit._records import Event
+from dpoptax.audit._slots import moved
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -59,8 +60,8 @@ def certify(
         A `Certificate`. Read `certified` and `leaks`, or print it.
 
     Raises:
-        ValueError: `private` is no argument, or has not one row per example. Also what the step
-            raises when it is traced.
+        ValueError: `private` is no argument, or has not one row per example; `plan` is of another
+            class. Also what the step raises when it is traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, dpoptax
@@ -84,12 +85,19 @@ def certify(
         >>> leaks[0].output, leaks[0].what
         ('output[0]', '`reduce_sum` combines private values of several examples')
     """
+    if plan is not None and type(plan) is not Plan:
+        raise ValueError(
+            f"plan must be a dpoptax.Plan; got a {type(plan).__name__}, which may compute another "
+            "epsilon. Pass dpoptax.Plan(...), or plan=None."
+        )
     inputs = read_inputs(step, args, private)
     (jaxpr, shapes), kept = _trace(step, inputs)
     flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
     flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
     flow.records.end()
+    for reason in flow.records.discarded(INDEPENDENT):
+        flow.records.refuse(reason)
     if flow.chooses_batches(flow.released_draws):
         what = "gradients depend on the random numbers that choose the batch"
         flow.records.refuse(Reason(what, ""))
@@ -104,6 +112,7 @@ def certify(
     states = states_of(jax.tree.unflatten(jax.tree.structure(shapes), labels))
     outputs = dict(zip(paths, labels, strict=True))
     freshness, assumptions = repeated(flow.records, outputs, inputs, states)
+    leaks += moved(inputs.slots, shapes, labels, paths)
     releases = [event for event in flow.records.events if event.kind == "release"]
     made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
     return Certificate(
@@ -185,8 +194,14 @@ def _against_plan(made: tuple[Any, ...], events: list[Event], plan: Plan | None)
         Leak("", f"the {name} of a release is not that of the plan", event.where)
         for release, event in zip(made, events, strict=True)
         for name, value in expected.items()
-        if getattr(release, name) != value
+        if not _is_same(getattr(release, name), value)
     ]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two settings are equal; a class of the user's own may say that it equals anything."""
+    are_numbers = all(isinstance(value, int | float) for value in (one, other))
+    return (are_numbers or type(one) is type(other)) and one == other
 
 
 def _digest(jaxpr: Any) -> str:

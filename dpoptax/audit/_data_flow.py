@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dpoptax import _jax_compat
-from dpoptax.audit import _key_rules, _row_rules, _values
+from dpoptax.audit import _key_rules, _row_rules, _source, _values
 from dpoptax.audit._labels import MIXED, Label, Reason, Rows, common_rows, dependent, join
 from dpoptax.audit._loops import (
     LoopPass,
@@ -18,10 +18,10 @@ from dpoptax.audit._loops import (
     next_of_carry,
     slice_of,
     stacked,
+    with_states,
 )
 from dpoptax.audit._origins import Path, always_differ, differ
 from dpoptax.audit._records import Records
-from dpoptax.audit._source import line_of
 
 # A label for an array that the program captured, by whether tables of an entry per example are
 # private.
@@ -98,7 +98,7 @@ class Flow:
 
     def line(self, eqn: Any) -> str:
         """Returns the line of an equation, or of the call that it is in."""
-        return line_of(eqn) or self._lines[-1]
+        return _source.line_of(eqn) or self._lines[-1]
 
     def refuse(self, eqn: Any, what: str) -> list[Label]:
         """Records that nothing is known about an equation."""
@@ -113,6 +113,8 @@ class Flow:
 
     def _equation(self, eqn: Any, labels: list[Label]) -> list[Label]:
         rule = self._markers.get(eqn.primitive)
+        if rule is not None and not _source.is_marked_by_package(eqn):
+            return self.refuse(eqn, "a marker is not made by the function that it stands for")
         if rule is not None:
             return rule(self, eqn, labels)
         if (called := _called(eqn)) is not None:
@@ -124,7 +126,7 @@ class Flow:
         if eqn.primitive is jax.lax.while_p:
             return self._while(eqn, labels)
         # The callback of `jax.debug.callback` may run any code.
-        if eqn.primitive.name == "debug_print" and not eqn.outvars:
+        if eqn.primitive is _jax_compat.print_primitive():
             return self._print(eqn, labels)
         if not (_jax_compat.is_pure(eqn) and self.is_known_inside(eqn)):
             return self.refuse(
@@ -140,7 +142,11 @@ class Flow:
 
     def is_known_inside(self, eqn: Any) -> bool:
         """Whether all equations that an equation holds are pure, such as the sum of a scatter."""
-        return all(self.is_known(one) for one in _jax_compat.equations_inside(eqn))
+        holds_arrays = any(
+            getattr(jaxpr, "consts", ()) or [*_jax_compat.constants_inside(jaxpr)]
+            for jaxpr in _jax_compat.inner_jaxprs(eqn)
+        )
+        return not holds_arrays and all(map(self.is_known, _jax_compat.equations_inside(eqn)))
 
     def is_known(self, eqn: Any) -> bool:
         """Whether an equation computes its outputs from its inputs and does nothing else."""
@@ -258,11 +264,13 @@ class Flow:
         """Runs the body until the labels of the carry no longer change."""
         name, start = self.inside(eqn), self.records.position()
         now, unknown = carried_labels(carry, name, frozenset()), frozenset[int]()
+        now = with_states(now, carry, None, name)
         while True:
             self.records.rewind(start)
             results = one_pass(now)
             following, unclear = next_of_carry(now, results)
             grown = carried_labels(list(map(join, now, results)), name, unknown | unclear, carry)
+            grown = with_states(grown, carry, results, name)
             if grown == now and unclear <= unknown:
                 break
             now, unknown = grown, unknown | unclear

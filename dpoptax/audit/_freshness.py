@@ -8,13 +8,17 @@ import jax
 from dpoptax.audit._certificate import Leak
 from dpoptax.audit._inputs import Inputs
 from dpoptax.audit._labels import Label
-from dpoptax.audit._marker_rules import INDEPENDENT
+from dpoptax.audit._marker_rules import INDEPENDENT, in_order
 from dpoptax.audit._origins import Number, always_differ
 from dpoptax.audit._records import Event, Records, are_distinct, next_event
 
 # A reuse shows after one call, or after two if two draws take turns.
 _CALLS = 2
-_DRAWN = {"release": "noise", "sample": "batch"}
+_AGAIN = {
+    "release": "every call draws the same noise",
+    "sample": "every call draws the same batch",
+    "count": "the numbers of releases are not those of one run",
+}
 
 
 class State(NamedTuple):
@@ -49,7 +53,7 @@ def repeated(
     """
     leaks, assumptions = [], []
     for event in records.events:
-        again = f"every call draws the same {_DRAWN[event.kind]}"
+        again = _AGAIN[event.kind]
         known = [source for source in _sources(event) if source in inputs.names]
         held = [source for source in known if source in inputs.in_state]
         free = [source for source in known if source not in inputs.in_state]
@@ -72,22 +76,28 @@ def repeated(
 
 def _all_move_on(records: Records, event: Event, held: list[Any], states: list[State]) -> bool:
     """Whether a state with one of these keys is returned, and each such state is a later one."""
-    own = [
-        state
-        for state in states
-        if any(path[0] in held for label in state.keys for path in label.paths)
-    ]
-    in_order = event.kind == "release" or type(event.detail) in INDEPENDENT
+    own = [state for state in states if _has_one_of(state, held)]
     return bool(own) and all(
         _goes_on(records, event, _after_call(event, state))
         and not any(map(_is_first, state.mechanism))
-        and (in_order or _is_unchanged(state))
+        and _is_in_order(event, state)
         for state in own
     )
 
 
-def _is_unchanged(state: State) -> bool:
-    """Whether all of a state is as a sampler left it."""
+def _has_one_of(state: State, held: list[Any]) -> bool:
+    """Whether a state has one of these keys, or a number that follows from one of these."""
+    numbers = [label.number for label in state.steps if label.number is not None]
+    paths = [path[0] for label in state.keys for path in label.paths]
+    return any(one in held for one in (*paths, *_names_in(numbers)))
+
+
+def _is_in_order(event: Event, state: State) -> bool:
+    """Whether a state is as a sampler or the last release left it, where that matters."""
+    if event.kind == "count":
+        return in_order([*state.steps, *state.mechanism])
+    if event.kind == "release" or type(event.detail) in INDEPENDENT:
+        return True
     found = {label.state for label in state.all}
     return len(found) == 1 and None not in found
 

@@ -12,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpoptax import _validate
-from dpoptax.audit._labels import DATA, MIXED, Label, Reason, Rows
+from dpoptax.audit._known_keys import root_of_words
+from dpoptax.audit._labels import DATA, MIXED, Label, Ordered, Reason, Rows
 from dpoptax.audit._origins import Number, Path
+from dpoptax.audit._slots import Slots, slots_of
+from dpoptax.audit._states import Place, places_of
 from dpoptax.audit._values import counts
 
 # The name of a leaf that may depend on private data in any way.
 NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
 # Rows of a captured array are looked up among this many rows of the data.
 _MOST_ROWS = 100_000
+_SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
 # So many fractions are not all numbers of the data by accident. They are looked up among the first.
 _MANY, _MOST_NUMBERS = 8, 1_000_000
 
@@ -37,6 +41,7 @@ class Inputs:
         names: of roots of keys and of numbers, for messages.
         in_state: the roots and numbers that belong to the state of a sampler or of `privatize`.
         kept: names for the arrays that a mechanism keeps, which tell the noise.
+        slots: where the arguments have keys and secrets.
     """
 
     specs: tuple[Any, ...]
@@ -47,6 +52,7 @@ class Inputs:
     names: dict[Any, str]
     in_state: set[Any]
     kept: set[Path]
+    slots: Slots
 
 
 def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -> Inputs:
@@ -67,34 +73,63 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
             "what holds the examples, and only that."
         )
     (num_examples,) = sizes.pop()
-    sampler_states = _leaves_of_samplers(args)
-    found = Inputs((), [], [], num_examples, list(filter(_is_concrete, columns)), {}, set(), set())
+    _refuse_static_columns([args[number] for number in sorted(numbers)], num_examples)
+    known = list(filter(_is_concrete, columns))
+    found = Inputs((), [], [], num_examples, known, {}, set(), set(), {})
     labelled, structure = jax.tree_util.tree_flatten_with_path(args)
-    states, secrets = _leaves_of_states(args), _secret_leaves(args)
-    for path, leaf in labelled:
+    for (path, leaf), place in zip(labelled, places_of(args), strict=True):
         name = f"args{jax.tree_util.keystr(path)}"
         found.paths.append(name)
         is_private = path[0].idx in numbers
-        if id(leaf) in secrets and not is_private and not _validate.is_key(leaf):
-            label = _secret_label(found, name, secrets[id(leaf)])
-            found.labels.append(attrs.evolve(label, state=sampler_states.get(id(leaf))))
-            continue
-        label = _label(found, leaf, name, is_private, id(leaf) in states)
-        label = attrs.evolve(label, state=sampler_states.get(id(leaf)))
-        found.labels.append(_unless_nonprivate(label, step, path))
+        kept = place is not None and (place.is_noise or place.is_table)
+        if place is not None and kept and not is_private and not _validate.is_key(leaf):
+            label = _secret_label(found, name, place.is_noise)
+        else:
+            in_state = place is not None and place.field in ("key", "step")
+            label = _label(found, leaf, name, is_private, in_state)
+            label = _unless_nonprivate(label, step, path)
+        found.labels.append(attrs.evolve(label, state=_state_of(place)))
     specs = jax.tree.unflatten(structure, [_spec(leaf) for _, leaf in labelled])
-    return attrs.evolve(found, specs=specs)
+    return attrs.evolve(found, specs=specs, slots=slots_of(args, found.labels, numbers))
+
+
+def _refuse_static_columns(private: Any, num_examples: int) -> None:
+    """Raises if the structure of private data, which is no array, has an entry per example."""
+    left = [jax.tree.structure(private)]
+    while left:
+        node = left.pop()
+        left += node.children()
+        kind, static = node.node_data() or (None, None)
+        values = static if isinstance(static, list | tuple) else [static]
+        sizes = [np.size(one) for one in (static, *values) if isinstance(one, _SEQUENCES)]
+        if kind not in (None, dict, list, tuple) and any(size >= num_examples for size in sizes):
+            raise ValueError(
+                "private data must be arrays in a tree; got a static field with as many entries as "
+                f"examples, in a {kind.__name__}. Make it a leaf of the tree."
+            )
+
+
+def _state_of(place: Place | None) -> Any:
+    """Returns the state that a leaf belongs to, for what must be as it was left."""
+    if place is None or not place.of_release:
+        return None if place is None else place.number
+    if place.position is None:
+        return None
+    return Ordered(place.number, place.position, ("argument", place.number))
 
 
 def _chosen(
     step: Callable[..., Any], args: tuple[Any, ...], private: Any
 ) -> tuple[set[int], list[Any]]:
     """Returns which arguments are private, and the private arrays that are no argument."""
-    names = list(inspect.signature(step).parameters)
-    numbers, captured = set(), []
+    parameters = inspect.signature(step).parameters
+    names, numbers, captured = list(parameters), set(), []
     for leaf in jax.tree.leaves(private):
         if isinstance(leaf, str) and leaf in names:
-            numbers.add(names.index(leaf))
+            first = names.index(leaf)
+            # `*columns` stands for all arguments from there on.
+            several = parameters[leaf].kind is inspect.Parameter.VAR_POSITIONAL
+            numbers.update(range(first, len(args)) if several else [first])
         elif isinstance(leaf, int) and not isinstance(leaf, bool) and 0 <= leaf < len(args):
             numbers.add(leaf)
         elif isinstance(leaf, jax.Array | np.ndarray) and np.ndim(leaf):
@@ -112,56 +147,9 @@ def _chosen(
     return numbers, captured
 
 
-def _leaves_of_states(args: Any) -> set[int]:
-    """Returns the leaves of tuples with the fields `key` and `step`, by identity."""
-    found: set[int] = set()
-
-    def visit(node: Any) -> bool:
-        if {"key", "step"} <= set(getattr(node, "_fields", ())):
-            found.update(id(leaf) for leaf in jax.tree.leaves((node.key, node.step)))
-        return False
-
-    jax.tree.leaves(args, is_leaf=visit)
-    return found
-
-
-def _leaves_of_samplers(args: Any) -> dict[int, int]:
-    """Returns a number for the state of each sampler, by the identity of its leaves."""
-    found: dict[int, int] = {}
-
-    def visit(node: Any) -> bool:
-        is_state = {"key", "step"} <= set(getattr(node, "_fields", ()))
-        if is_state and not hasattr(node, "mechanism_state"):
-            number = len(found)
-            found.update((id(leaf), number) for leaf in jax.tree.leaves(node))
-        return False
-
-    jax.tree.leaves(args, is_leaf=visit)
-    return found
-
-
-def _secret_leaves(args: Any) -> dict[int, str]:
-    """Returns what a mechanism keeps, and the tables of samplers, by identity."""
-    found: dict[int, str] = {}
-
-    def visit(node: Any) -> bool:
-        fields = set(getattr(node, "_fields", ()))
-        if not {"key", "step"} <= fields:
-            return False
-        if "mechanism_state" in fields:
-            found.update((id(leaf), "noise") for leaf in jax.tree.leaves(node.mechanism_state))
-        elif type(node).__module__.startswith("dpoptax.samplers."):
-            others = [getattr(node, name) for name in fields - {"key", "step"}]
-            found.update((id(leaf), "batch") for leaf in jax.tree.leaves(others))
-        return False
-
-    jax.tree.leaves(args, is_leaf=visit)
-    return found
-
-
-def _secret_label(inputs: Inputs, name: str, kind: str) -> Label:
+def _secret_label(inputs: Inputs, name: str, is_noise: bool) -> Label:
     path = (("root", ("state", name)),)
-    if kind == "noise":
+    if is_noise:
         inputs.kept.add(path)
     return Label(draws=frozenset({path}), declared=True)
 
@@ -200,10 +188,7 @@ def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: boo
 
 def root_of(key: Any, name: str) -> Any:
     """Returns the root of a key: equal keys have one root."""
-    if not _is_concrete(key):
-        return ("root", ("input", name))
-    words = np.asarray(jax.random.key_data(key)).tobytes()
-    return ("root", ("key", str(jax.random.key_impl(key)), words))
+    return root_of_words(key) if _is_concrete(key) else ("root", ("input", name))
 
 
 def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Label:
@@ -250,6 +235,9 @@ def _holds(array: np.ndarray, column: np.ndarray) -> bool:
     """Whether an array is a column in another shape, or has rows of it."""
     if array.ndim == 0 or array.dtype.kind == "b" or column.dtype.kind not in "fiu":
         return False
+    same_size = array.dtype.itemsize == column.dtype.itemsize
+    if array.dtype.kind in "iu" and column.dtype.kind == "f" and same_size:
+        return _holds(array.view(column.dtype), column)
     column = column.astype(array.dtype)
     if array.size == column.size and array.size > 1:
         turned = (array, array.T)

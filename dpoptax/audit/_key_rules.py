@@ -6,6 +6,7 @@ import attrs
 import jax.numpy as jnp
 
 from dpoptax import _jax_compat, _validate
+from dpoptax.audit._known_keys import root_of_seed
 from dpoptax.audit._labels import MIXED, Label, Reason, join
 from dpoptax.audit._origins import UNKNOWN, Number, Path
 from dpoptax.audit._words import words
@@ -47,7 +48,9 @@ def _root(flow: Any, eqn: Any) -> Any:
 
 def _seed(flow: Any, eqn: Any, label: Label) -> Label:
     known = label.uniform
-    root = _root(flow, eqn) if known is None else ("root", ("constant", f"seed {known}"))
+    is_whole = isinstance(known, int) and not isinstance(known, bool)
+    implementation = str(getattr(eqn.params["impl"], "name", ""))
+    root = root_of_seed(implementation, known) if is_whole else _root(flow, eqn)
     return attrs.evolve(label, paths=frozenset({(root,)}), number=None, uniform=None)
 
 

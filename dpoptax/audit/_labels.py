@@ -43,6 +43,21 @@ class Mixed:
     """The data part of a value that may depend on several examples."""
 
 
+@attrs.frozen
+class Ordered:
+    """What must move on together in the state of `privatize`, as the last release left it.
+
+    Attributes:
+        number: of the state.
+        position: of the leaf among those that move on together.
+        version: which release left it, or which loop carries it.
+    """
+
+    number: int
+    position: int
+    version: Any
+
+
 DATA = "all examples"
 MIXED = Mixed()
 
@@ -61,7 +76,7 @@ class Label:
         uniform: the value of all its elements, if they are known and equal.
         mark: `indices` or `mask` of a batch, as the sampler drew it.
         zero_padding: padded rows are zero.
-        state: the state of a sampler that it belongs to, as the sampler left it.
+        state: the state that it belongs to, as the sampler or the last release left it.
         reason: why the value is private.
     """
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dpoptax.audit._labels import MIXED, Label, Reason, Rows, is_inside
+from dpoptax.audit._labels import MIXED, Label, Ordered, Reason, Rows, is_inside
 from dpoptax.audit._origins import LARGEST_STRIDE, UNKNOWN, Number, Path
 
 # From the labels of the carry to those of all outputs of the body.
@@ -35,6 +35,42 @@ def carried_labels(
         label = _mixed_by_iterations(label, name)
         found.append(attrs.evolve(label, paths=paths, number=number, uniform=None, mark=None))
     return found
+
+
+def with_states(
+    labels: Sequence[Label], initial: Sequence[Label], results: Sequence[Label] | None, name: Any
+) -> list[Label]:
+    """Gives the states of `privatize` to the labels of a carry.
+
+    What moves on together does so in all iterations, if the body leaves it together.
+
+    Args:
+        labels: of the carry inside the loop.
+        initial: the labels before the loop.
+        results: what the body makes of the carry; None before the first pass.
+        name: of the loop.
+    """
+    after: dict[Any, set[Any]] = {}
+    for first, result in zip(initial, results or (), strict=False):
+        if isinstance(first.state, Ordered):
+            versions = after.setdefault((first.state.number, first.state.version), set())
+            versions.add(_version_after(first.state, result.state))
+    found = []
+    for label, first in zip(labels, initial, strict=True):
+        state = first.state
+        if isinstance(state, Ordered):
+            versions = after.get((state.number, state.version), {name})
+            together = len(versions) == 1 and None not in versions
+            carried = attrs.evolve(state, version=("carried", name, state.version))
+            label = attrs.evolve(label, state=carried if together else None)
+        found.append(label)
+    return found
+
+
+def _version_after(before: Ordered, after: Any) -> Any:
+    """Returns which release left what was carried; None if it is something else."""
+    same = isinstance(after, Ordered) and after == attrs.evolve(before, version=after.version)
+    return after.version if same else None
 
 
 def next_of_carry(

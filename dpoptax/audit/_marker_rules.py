@@ -6,22 +6,26 @@ from typing import Any
 import attrs
 
 from dpoptax import _jax_compat, _markers, _validate, samplers
+from dpoptax._package_classes import is_of_package
 from dpoptax.audit._data_flow import Flow, MarkerRule
 from dpoptax.audit._labels import (
     DATA,
     MIXED,
     Label,
+    Ordered,
     Reason,
     Rows,
     common_rows,
     dependent,
     first_reason,
 )
-from dpoptax.audit._origins import UNKNOWN, is_made
+from dpoptax.audit._loops import slice_of
+from dpoptax.audit._origins import UNKNOWN, Number, is_made
 from dpoptax.audit._records import Event
 from dpoptax.audit._values import is_zero
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
+from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.schedules import as_schedule
 
 # Samplers that draw each batch by itself. The others count on the batches before.
@@ -79,7 +83,8 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     numbers = tuple(label.number for label in before)
     if drawn.draws:
         flow.sampling |= drawn.draws
-        flow.records.add(Event("sample", keys, numbers, flow.line(eqn), detail=note.sampler))
+        where = flow.line(eqn)
+        flow.records.add(Event("sample", keys, numbers, where, batch=batch, detail=note.sampler))
     if is_made(keys | drawn.draws):
         flow.records.refuse(Reason(f"the key of the batch {_MADE}", flow.line(eqn)))
     # Its rows are private, and say the same as the random numbers.
@@ -102,15 +107,18 @@ def _take(flow: Flow, eqn: Any, labels: list[Label], num_examples: int) -> list[
         what = "rows are gathered by indices that no sampler drew, or that were changed"
         return [_private(flow, labels, what, eqn)] * len(eqn.outvars)
     batch = indices.rows.batch
-    rows = attrs.evolve(dependent([indices, mask], Rows(0, batch), None), draws=indices.draws)
     outputs = []
     for atom, label in zip(eqn.invars[2:], columns, strict=True):
         of_data = label.data == Rows(0, DATA) or label.is_clean
         if of_data and atom.aval.shape[0] == flow.samplers[batch].num_examples == num_examples:
-            outputs.append(attrs.evolve(rows, zero_padding=True))
+            # A column may also hold random numbers, or keys, which may repeat in a batch.
+            found = dependent([indices, mask, label], Rows(0, batch), None)
+            paths = frozenset((*path, UNKNOWN) for path in label.paths)
+            outputs.append(attrs.evolve(found, paths=paths, zero_padding=True))
             continue
         what = "rows are gathered from an array that has not one row per example"
         outputs.append(_private(flow, [label], what, eqn))
+    rows = dependent([indices, mask], Rows(0, batch), None)
     if mask.is_clean or mask.data == rows.data:
         return [*outputs, attrs.evolve(rows, mark="mask")]
     return [*outputs, _private(flow, [mask], "the mask is of another batch", eqn)]
@@ -145,7 +153,11 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     if batch is None or batch.axis != 0:
         what = "an example of the batch is not the row of one example of the data"
         return [_private(flow, rows, what, eqn)] * len(eqn.outvars)
-    return [dependent([*rows, *weights, *captured], batch, None)] * len(eqn.outvars)
+    # The loss may draw from keys of its own, or from captured ones.
+    own = rest[note.rows + note.weights :]
+    one_row = [slice_of(label, flow.inside(eqn)) for label in rows]
+    found = flow.within(eqn, note.jaxpr, [*own, *weights, *one_row])
+    return [dependent([*rows, *weights, *captured, *found], batch, None)] * len(eqn.outvars)
 
 
 def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
@@ -155,7 +167,12 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     rows = common_rows(grads)
     problem = _problem_of_settings(note.settings) or _problem_of_rows(flow, grads, rows)
     blamed = grads
-    if any(not label.is_clean for label in (key, step)):
+    ordered = in_order([step, *state[note.public :]])
+    if not all(is_of_package(form, "dpoptax") for form in note.forms):
+        problem = "the gradients are of a class of your own, whose clip is not known"
+    elif needs_order(note.settings) and not ordered:
+        problem = "what a release counts or keeps is not as the release before left it"
+    elif any(not label.is_clean for label in (key, step)):
         problem, blamed = "the key of the noise depends on private data", [key, step]
     elif not key.paths:
         problem = "the origin of the noise key is unknown"
@@ -172,9 +189,19 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     batch = None if rows is None else rows.batch
     event = Event("release", key.paths, (), flow.line(eqn), batch=batch, detail=note.settings)
     flow.records.add(event)
-    flow.released_draws |= frozenset().union(*(label.draws for label in (*grads, *state)))
-    outputs = [Label(released=True)] * note.leaves
-    held = zip(eqn.outvars[note.leaves :], state, strict=True)
+    if needs_order(note.settings):
+        # Each number of a state is used once: another key is not enough.
+        same = frozenset({(("root", ("count", step.state.number)),)})
+        flow.records.add(Event("count", same, (step.number,), flow.line(eqn)))
+    seen = (key, step, *grads, *state)
+    flow.released_draws |= frozenset().union(*(label.draws for label in seen))
+    version = flow.inside(eqn)
+    number = None if step.number is None else step.number.plus(Number(offset=1)).in_32_bits()
+    outputs = [
+        *[Label(released=True)] * note.leaves,
+        attrs.evolve(step, number=number, uniform=None, state=_left(step, ordered, version)),
+    ]
+    held = zip(eqn.outvars[note.leaves + 1 :], state, strict=True)
     for position, (atom, label) in enumerate(held):
         if position < note.public:
             outputs.append(Label(released=True))
@@ -183,12 +210,32 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         # the noise.
         last = ("released", flow.inside(eqn))
         paths = frozenset((*path, last) for path in label.paths or key.paths)
+        left = _left(label, ordered, version)
         if _validate.is_key(atom.aval):
-            outputs.append(Label(released=True, paths=paths))
+            outputs.append(Label(released=True, paths=paths, state=left))
         else:
             flow.kept |= paths
-            outputs.append(Label(draws=paths, declared=True))
+            outputs.append(Label(draws=paths, declared=True, state=left))
     return outputs
+
+
+def needs_order(settings: tuple[Any, ...]) -> bool:
+    """Whether the noise of a release depends on its number, or on the releases before."""
+    noise, mechanism = as_schedule(settings[2]), settings[4]
+    return noise.min != noise.max or isinstance(mechanism, StatefulMechanism)
+
+
+def in_order(labels: list[Label]) -> bool:
+    """Whether the number of a release and what its mechanism keeps are those of one release."""
+    first = labels[0].state
+    return isinstance(first, Ordered) and all(
+        label.state == attrs.evolve(first, position=position)
+        for position, label in enumerate(labels)
+    )
+
+
+def _left(label: Label, ordered: bool, version: Any) -> Any:
+    return attrs.evolve(label.state, version=version) if ordered else None
 
 
 def _problem_of_settings(settings: tuple[Any, ...]) -> str | None:

@@ -11,12 +11,16 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from dpoptax.audit._known_keys import same_root
+
 # A root, followed by derivations. Each is a tuple that starts with its kind.
 Path: TypeAlias = tuple[Any, ...]
 # For each variable of a loop, what it is in the next iteration.
 Next: TypeAlias = Mapping[Any, Any]
 
 UNKNOWN = ("unknown",)
+# These make another key of a key.
+_DERIVES = ("fold", "split", "bound", "released")
 
 # Two numbers with a larger offset or factor may be equal in 32 bits, after some millions of steps.
 _LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**15
@@ -126,10 +130,15 @@ def differ(
                 return False
             continue
         if one[0] == other[0] == "root":
-            return True
+            return all(
+                differ(*pair, as_ancestors=as_ancestors, numbers=numbers)
+                for pair in same_root(first, second)
+            )
         return _parts_differ(one, other, numbers or numbers_differ)
     rest = first[len(second) :] or second[len(first) :]
-    return as_ancestors and bool(rest) and UNKNOWN not in rest
+    # A loop that makes no iteration leaves a key as it was.
+    derived = any(part[0] in _DERIVES for part in rest)
+    return as_ancestors and derived and UNKNOWN not in rest
 
 
 def _parts_differ(one: Any, other: Any, numbers: Callable[[Number, Number], bool]) -> bool:

@@ -64,7 +64,12 @@ class Records:
 
     def draw(self, paths: Iterable[Path]) -> None:
         """Records that random bits were drawn from keys."""
-        self.draws.extend(paths)
+        for path in paths:
+            self.draws.append(path)
+            # Such a key is a hash of the batch. Only the noise of a release hides it.
+            if any(part[0] == "bound" for part in path):
+                what = "random numbers are drawn from a key that is bound to the batch"
+                self.refuse(Reason(what, ""))
 
     def refuse(self, reason: Reason) -> None:
         """Records what is wrong whatever the step returns."""
@@ -140,6 +145,21 @@ class Records:
                 what = "other random numbers are drawn from the key of the noise"
                 self.refuse(Reason(what, event.where))
 
+    def discarded(self, independent: tuple[type, ...]) -> Iterator[Reason]:
+        """Yields batches without a release, of samplers that count on the batches before.
+
+        In a cycle, an example takes part in one of several batches. If the others are discarded, it
+        takes part in all releases.
+        """
+        releases = {
+            (event.batch, event.branches) for event in self.events if event.kind == "release"
+        }
+        for event in self.events:
+            counts = event.kind == "sample" and type(event.detail) not in independent
+            if counts and (event.batch, event.branches) not in releases:
+                what = "a batch is drawn and not released, but its sampler counts on all batches"
+                yield Reason(what, event.where)
+
     def _is_drawn_from(self, release: Event) -> bool:
         return any(
             not differ(path, draw, as_ancestors=False, numbers=always_differ)
@@ -189,6 +209,10 @@ def _exclude_each_other(one: Event, other: Event) -> bool:
 
 
 def _same(event: Event, other: Event, when: str) -> Reason:
-    what = {"release": "a release may draw the same noise", "sample": "a batch may be drawn"}
+    what = {
+        "release": "a release may draw the same noise",
+        "sample": "a batch may be drawn",
+        "count": "a release may have the same number",
+    }
     also = "" if event.where == other.where else f" and {other.where}"
     return Reason(f"{what[event.kind]} {when}", event.where + also)

@@ -1,6 +1,7 @@
 """Verify a certificate: compute its epsilon again, by another library where that is possible."""
 
 import math
+import re
 from importlib import metadata
 from typing import Any
 
@@ -10,7 +11,7 @@ from dp_accounting.pld import PLDAccountant
 from dpoptax import _serialize, _validate, accounting
 from dpoptax.accounting._epsilon import run_event
 from dpoptax.accounting._event_json import decode_event, encode_event
-from dpoptax.audit._certificate import FORMAT, GUARANTEE, NAMES
+from dpoptax.audit._certificate import ASSUMED, FORMAT, GUARANTEE, NAMES, TRUSTED
 from dpoptax.mechanisms import Mechanism, StatefulMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import round_up
@@ -20,6 +21,7 @@ from dpoptax.samplers import Sampler
 TOLERANCE = 0.01
 # An event with less loss than stated is not that of the certificate.
 _MOST_BELOW = 0.02
+_DIGEST, _VERSION = re.compile(r"sha256 [0-9a-f]{64}"), re.compile(r"[\w.+!-]{1,60}", re.ASCII)
 _OTHER = dp_accounting.NeighboringRelation.REPLACE_ONE
 
 
@@ -41,6 +43,7 @@ def verify(text: str) -> str:
             "expected a certificate with an epsilon; got one that was made without a plan. Pass "
             "dpoptax.certify(..., plan=plan)."
         )
+    _check_texts(content)
     known = _serialize.mapping("the guarantee", content["guarantee"])
     if set(known) != set(GUARANTEE):
         raise ValueError(
@@ -51,7 +54,7 @@ def verify(text: str) -> str:
         event, relation = decode_event(known["event"]), parse_relation(known["relation"])
         stated, delta = known["epsilon"], _validate.open_unit("delta", known["delta"])
         stated = _validate.real("epsilon", stated)
-    except (KeyError, TypeError, OverflowError) as error:
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             "expected a guarantee with event, relation, epsilon and delta; got a fault in "
             f"{error}. Pass the text that Certificate.to_json wrote."
@@ -60,7 +63,7 @@ def verify(text: str) -> str:
         raise ValueError(f"expected a finite epsilon; got {stated}. It promises nothing.")
     try:
         found, library = _epsilon(event, delta, relation)
-    except (TypeError, ArithmeticError) as error:
+    except (TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"expected an event with numbers that can be accounted; got a fault: {error}. Pass the "
             "text that Certificate.to_json wrote."
@@ -77,7 +80,7 @@ def verify(text: str) -> str:
             f"{library} finds only {found:g}. Event, delta or epsilon were changed. Do not use "
             "this certificate."
         )
-    limits = _limits(content["releases"], known, relation)
+    limits = _limits(content, known, relation)
     return (
         f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
         f"{round_up(stated)}. They agree within {max(TOLERANCE, _MOST_BELOW):.0%}.\n"
@@ -85,30 +88,93 @@ def verify(text: str) -> str:
     )
 
 
-def _limits(releases: Any, known: dict[str, Any], relation: Any) -> str:
-    """Returns what was found out about the event; raises if it is not that of the releases."""
-    try:
-        events = [
-            run_event(
-                _serialize.decode(release["sampler"], Sampler),
-                _serialize.decode_number(release["noise_multiplier"]),
-                known["num_releases"],
-                relation,
-                _serialize.decode(release["mechanism"], (Mechanism, StatefulMechanism)),
+def _check_texts(content: dict[str, Any]) -> None:
+    """Raises if a text is not one that a certificate has: they are printed and relied on."""
+    versions = content["versions"]
+    # What is no object of versions is no text that a version can be.
+    texts = [content["program"], *(versions.values() if isinstance(versions, dict) else [None])]
+    patterns = [_DIGEST, *[_VERSION] * (len(texts) - 1)]
+    for text, pattern in zip(texts, patterns, strict=True):
+        if not (isinstance(text, str) and pattern.fullmatch(text)):
+            raise ValueError(
+                f"expected the digest of a program and versions; got {_validate.described(text)}. "
+                "Pass the text that Certificate.to_json wrote."
             )
-            for release in releases
-        ]
-        rebuilt = [encode_event(event) for event in events]
-    except (KeyError, TypeError, ValueError, NotImplementedError):
-        rebuilt = []
-    if not rebuilt:
-        return "Not verified here: that the event is that of the releases that are listed.\n"
-    if any(one != known["event"] for one in rebuilt):
+    for name, least in {"trusted": TRUSTED, "assumptions": ASSUMED}.items():
+        stated = content[name]
+        if not isinstance(stated, list) or any(one not in stated for one in least):
+            raise ValueError(
+                f"expected in {name} all that every certificate rests on; something is missing. "
+                "Do not use this certificate."
+            )
+
+
+def _limits(content: dict[str, Any], known: dict[str, Any], relation: Any) -> str:
+    """Returns what was found out about the event; raises if it is not that of the releases."""
+    releases = content["releases"]
+    if not isinstance(releases, list) or not all(isinstance(one, dict) for one in releases):
         raise ValueError(
-            "expected the event of the releases that the certificate lists; got another one. "
-            "Event, releases or their number were changed. Do not use this certificate."
+            f"expected a list of releases; got {_validate.described(releases)}. Pass the text that "
+            "Certificate.to_json wrote."
         )
+    if type(known["num_releases"]) is not int or known["num_releases"] < 0:
+        raise ValueError(
+            "num_releases must be a whole number; got "
+            f"{_validate.described(known['num_releases'])}. Pass the text that to_json wrote."
+        )
+    own = [release for release in releases if _kinds_of_users(release)]
+    for kind in {kind for release in own for kind in _kinds_of_users(release)}:
+        if not any(kind.replace(":", ".") in str(one) for one in content["trusted"]):
+            raise ValueError(
+                "expected in trusted every class of the user that a release has; one is missing. "
+                "Do not use this certificate."
+            )
+    for release in releases:
+        if release not in own:
+            _check_release(release, known, relation)
+    if own or not releases:
+        return "Not verified here: that the event is that of the releases that are listed.\n"
     return "The event is that of the releases that are listed.\n"
+
+
+def _check_release(release: dict[str, Any], known: dict[str, Any], relation: Any) -> None:
+    """Raises if the event and the unit are not those of a release."""
+    try:
+        sampler = _serialize.decode(release["sampler"], Sampler)
+        mechanism = _serialize.decode(release["mechanism"], (Mechanism, StatefulMechanism))
+        noise = _serialize.decode_number(release["noise_multiplier"])
+        event = run_event(sampler, noise, known["num_releases"], relation, mechanism)
+        found = {
+            "event": (encode_event(event), known["event"]),
+            "unit": (sampler.unit, known["unit"]),
+            "size": (
+                _serialize.encode(sampler.expected_batch_size),
+                release["expected_batch_size"],
+            ),
+        }
+    except (KeyError, TypeError, ArithmeticError, NotImplementedError) as error:
+        raise ValueError(
+            "expected releases that can be accounted, as those of a plan can; got a fault: "
+            f"{type(error).__name__}. Do not use this certificate."
+        ) from None
+    for name, (rebuilt, stated) in found.items():
+        if rebuilt != stated:
+            raise ValueError(
+                f"expected the event of the releases that the certificate lists; got another "
+                f"{name}. Event, releases or their number were changed. Do not use this "
+                "certificate."
+            )
+
+
+def _kinds_of_users(record: Any) -> list[str]:
+    """Returns the classes in a record that are not of this package."""
+    if isinstance(record, list):
+        return [kind for item in record for kind in _kinds_of_users(item)]
+    if not isinstance(record, dict):
+        return []
+    kind = record.get("kind")
+    own = [kind] if isinstance(kind, str) and ":" in kind else []
+    return [*own, *_kinds_of_users(list(record.values()))]
 
 
 def _epsilon(event: Any, delta: float, relation: Any) -> tuple[float, str]:

@@ -174,8 +174,10 @@ def privatize(
         identity = f"{sum_release.identity};{fingerprint(_shapes(specs))}"
         keys = NoiseKeys(state.key, release_key(state.key, identity, state.step), identity)
         states = ReleaseState(state.clip_state, state.mechanism_state)
-        noisy, states = _run_release(sum_release, keys, grads, states, state.step, params=params)
-        next_state = next_state._replace(clip_state=states.clip, mechanism_state=states.mechanism)
+        noisy, states, step = _run_release(
+            sum_release, keys, grads, states, state.step, params=params
+        )
+        next_state = PrivatizeState(step, state.key, states.clip, states.mechanism)
         # Dividing after the noise is post-processing. The divisor is public.
         divisor = as_schedule(size).at(state.step)
         release = _divided(noisy, divisor, specs)
@@ -198,10 +200,10 @@ def _run_release(
     step: Array,
     *,
     params: PyTree,
-) -> tuple[PyTree, ReleaseState]:
-    """Returns the noisy sum, sharded like the parameters, and the next states."""
+) -> tuple[PyTree, ReleaseState, Array]:
+    """Returns the noisy sum, sharded like the parameters, the next states and the next step."""
     if _markers.active():
-        return _markers.released(sum_release, keys.current, grads.stacked(), states, step)
+        return _markers.released(sum_release, keys.current, grads, states, step)
 
     def run(root: Array, current: Array, grads: PerExampleGrads, *rest: Any) -> Any:
         found = sum_release(NoiseKeys(root, current, keys.identity), grads, *rest)
@@ -218,7 +220,7 @@ def _run_release(
     )
     # With explicit axes, it ran on a copy of the gradients, which found the losses.
     grads.remember(readings)
-    return noisy, states
+    return noisy, states, step + 1
 
 
 def _divided(noisy: PyTree, divisor: float | Array, specs: PyTree) -> PyTree:

@@ -191,10 +191,56 @@ def test_verify_refuses_an_event_that_is_not_that_of_the_releases(field, value):
         verify(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("program", "sha256 " + "0" * 64 + ")\nThe event is right (", "digest"),
+        ("program", None, "digest"),
+        ("versions", {"jax": "0.1\x1b[2J"}, "versions"),
+        ("versions", "new", "digest|versions"),
+        ("trusted", [], "something is missing"),
+        ("assumptions", ["The keys are secret, and no key is used for two runs."], "missing"),
+        ("assumptions", "none", "missing"),
+        ("releases", {"clip": 1.0}, "a list of releases"),
+        ("releases", [{"sampler": None}], "record of a Sampler"),
+        ("guarantee.unit", "user", "another unit"),
+        ("guarantee.num_releases", True, "num_releases"),
+        ("guarantee.num_releases", 10.0, "num_releases"),
+        ("guarantee.relation", "replace_one", "Do not use"),
+        ("guarantee.event", {"kind": "NoOpDpEvent"}, "finds only"),
+        ("guarantee.event", {"kind": "NonPrivateDpEvent"}, "Do not use|fault"),
+        ("release.noise_multiplier", "1.5", "fault"),
+        ("release.expected_batch_size", 8.0, "another size"),
+        ("release.mechanism", {"kind": "Poisson"}, "fault|missing|must"),
+    ],
+)
+def test_verify_refuses_a_changed_text(name, value, message):
+    content = json.loads(certify().to_json())
+    part, _, field = name.rpartition(".")
+    inside = {"guarantee": content["guarantee"], "release": content["releases"][0]}
+    inside.get(part, content)[field] = value
+    with pytest.raises(ValueError, match=message):
+        verify(json.dumps(content))
+
+
+def test_verify_refuses_json_of_two_meanings():
+    text = certify().to_json()
+    twice = text.replace('"delta"', '"epsilon": 0.1, "epsilon": 1.0, "delta"', 1)
+    with pytest.raises(ValueError, match="each name of a JSON object once"):
+        verify(twice)
+    with pytest.raises(ValueError, match="finite numbers in JSON; got NaN"):
+        verify(text.replace("0.001", "NaN", 1))
+    with pytest.raises(ValueError, match=r"levels|fault"):
+        verify("[" * 100_000)
+
+
 def test_verify_says_that_it_cannot_rebuild_a_sampler_of_ones_own():
     content = json.loads(certify().to_json())
     assert "The event is that of the releases" in verify(json.dumps(content))
     content["releases"][0]["sampler"] = {"kind": "own:Sampler"}
+    with pytest.raises(ValueError, match="every class of the user"):
+        verify(json.dumps(content))
+    content["trusted"].append("your own own.Sampler does what its interface says")
     assert "Not verified here: that the event" in verify(json.dumps(content))
 
 
