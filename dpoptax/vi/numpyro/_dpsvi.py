@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from numpyro.infer import ELBO
 
 from dpoptax import _validate
-from dpoptax._masked_examples import MaskedExamples, unmasked
 from dpoptax._plan import Plan
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.per_example._base import select
@@ -26,8 +25,10 @@ from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
 from dpoptax.training import fit
 from dpoptax.transforms import chain, privatize
+from dpoptax.vi.numpyro._data_arguments import columns, plain, real_rows
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
 from dpoptax.vi.numpyro._optimizer import as_optax
+from dpoptax.vi.numpyro._options_of_d3p import num_obs_total_of, refuse_options_of_d3p
 from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
 
 
@@ -93,6 +94,7 @@ class DPSVI:
             TypeError: an argument of the wrong type.
             ValueError: a number out of range.
         """
+        refuse_options_of_d3p(static_kwargs)
         self.model, self.guide, self._loss, self._kl = model, guide, loss, kl
         self._optimizer = as_optax(optim)
         self._clip = _validate.positive("clipping_threshold", clipping_threshold)
@@ -111,21 +113,22 @@ class DPSVI:
 
         Args:
             rng_key: one root key; use a secure one for private results.
-            *args: a batch, as in `update`, of which only shapes and dtypes are used.
-            **kwargs: further arguments of model and guide.
+            *args: a batch, as in `update`. It is checked; only its shapes and dtypes are used.
+            **kwargs: further arguments of model and guide. An array as long as the batch is data.
 
         Returns:
             The state for `update`.
 
         Raises:
             TypeError: an old-style key.
-            ValueError: as in `numpyro_elbo`.
+            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
         self._refuse_masks(masks)
-        size = self._given_batch_size or float(_validate.leading_axis_size("args", args))
-        elbo = self._objective(keys.model_key, args, kwargs)
+        elbo, data = self._objective(keys.model_key, args, kwargs)
+        size = self._given_batch_size or float(_validate.leading_axis_size("args", data))
+        elbo.check_data(real_rows(data, masks))
         private = privatize(
             self._clip, self._noise_multiplier, expected_batch_size=size, key=keys.noise_key
         )
@@ -139,7 +142,11 @@ class DPSVI:
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
 
     def update(
-        self, svi_state: SVIState, *args: Any, mask: Bool[Array, " batch"] | None = None
+        self,
+        svi_state: SVIState,
+        *args: Any,
+        mask: Bool[Array, " batch"] | None = None,
+        **kwargs: Any,
     ) -> tuple[SVIState, Float[Array, ""]]:
         """Makes one private update.
 
@@ -148,6 +155,7 @@ class DPSVI:
             *args: a batch: arrays, or `dpoptax.samplers.take(data, batch)`, which has a mask.
                 Without an `expected_batch_size` it must be as long as that of `init`.
             mask: True for real examples; a batch with a mask needs `expected_batch_size`.
+            **kwargs: the data that `init` got by keyword.
 
         Returns:
             The state, and the negative ELBO on the batch, which is not private.
@@ -157,7 +165,8 @@ class DPSVI:
             ValueError: a batch with another length, or a mask, without `expected_batch_size`.
         """
         elbo, tx = self._initialized()
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
+        args = elbo.data(args, kwargs)
         if mask is not None:
             masks = [*masks, mask]
         self._check_batch(args, masks)
@@ -174,11 +183,12 @@ class DPSVI:
         step = svi_state.step + 1
         return SVIState(params, opt_state, svi_state.model_key, step), loss
 
-    def evaluate(self, svi_state: SVIState, *args: Any) -> Float[Array, ""]:
+    def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""
         elbo, _ = self._initialized()
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
+        args = elbo.data(args, kwargs)
         rows = batch_mask(args, None, *masks)
         keys = jax.random.split(key, len(rows))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
@@ -207,19 +217,20 @@ class DPSVI:
             sampler: a sampler of `dpoptax.samplers`.
             delta: delta of the guarantee; the default is 0.1 / num_obs_total.
             progress_bar: whether to show one.
-            **kwargs: further arguments of model and guide.
+            **kwargs: further arguments of model and guide. An array of `num_obs_total` rows is
+                data.
 
         Returns:
             The parameters, and the report of the run.
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: as in `numpyro_elbo`; data that are NaN where the model observes them.
+            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`.
         """
         # `fit` splits its own root key, so only the initial values are drawn from these.
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        self._elbo = elbo = self._objective(keys.model_key, args, kwargs)
-        elbo.check_data(args)
+        self._elbo, data = elbo, _ = self._objective(keys.model_key, args, kwargs)
+        elbo.check_data(data)
         plan = Plan(
             sampler=sampler,
             clip=self._clip,
@@ -230,7 +241,7 @@ class DPSVI:
         result = fit(
             elbo,
             elbo.init(),
-            args,
+            data,
             plan=plan,
             optimizer=self._optimizer,
             key=derive_key(rng_key, "run"),
@@ -258,8 +269,15 @@ class DPSVI:
                 "divided. Pass DPSVI(..., expected_batch_size=sampling rate times num_obs_total)."
             )
 
-    def _objective(self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]) -> NumPyroElbo:
-        return numpyro_elbo(
+    def _objective(
+        self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[NumPyroElbo, tuple[Any, ...]]:
+        """Returns the objective, and all data as one tuple."""
+        kwargs = {**self._kwargs, **kwargs}
+        if "num_obs_total" not in kwargs:
+            kwargs |= num_obs_total_of(self.model, self.guide, self._num_examples)
+        args = tuple(columns(f"args[{i}]", arg) for i, arg in enumerate(args))
+        elbo = numpyro_elbo(
             self.model,
             self.guide,
             *args,
@@ -267,9 +285,9 @@ class DPSVI:
             loss=self._loss,
             kl=self._kl,
             init_key=derive_key(key, "initial values"),
-            **self._kwargs,
             **kwargs,
         )
+        return elbo, elbo.data(args, {name: kwargs[name] for name in elbo.program.data_names})
 
     def _initialized(self) -> tuple[NumPyroElbo, optax.GradientTransformation]:
         if self._elbo is None or self._tx is None:
@@ -283,13 +301,4 @@ class DPSVI:
         # At least one, so that an empty batch has a finite loss.
         count = jnp.maximum(jnp.sum(rows, dtype=losses.dtype), 1)
         total = self._num_examples * jnp.sum(losses) / count
-        return total if elbo.kl_clipped else total + elbo.kl(params, key)
-
-
-def _plain(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Array]]:
-    """Returns the arrays of a batch, and the masks that came with them."""
-    if len(args) == 1 and isinstance(args[0], MaskedExamples):
-        several = isinstance(args[0].examples, tuple | list)
-        args = tuple(args[0]) if several else args
-    plain, masks = unmasked(args)
-    return plain, masks
+        return elbo.scale * (total if elbo.kl_clipped else total + elbo.kl(params, key))
