@@ -3,16 +3,16 @@
 import pathlib
 import re
 
-import constructs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro_constructs as constructs
 import pytest
-from constructs import COUNTS, GUIDES, MODELS, N, X, Y
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.infer import Trace_ELBO, autoguide, init_to_value
+from numpyro_constructs import COUNTS, GUIDES, MODELS, N, X, Y
 
 from dpoptax.vi.numpyro import DPSVI, numpyro_elbo
 
@@ -74,7 +74,6 @@ def test_loss_and_gradient_are_those_of_numpyro(case):
     key = jax.random.key(1)
     draws = 1 if case.guide in (None, constructs.encoder) else 300
     keys = jax.random.split(key, draws)
-    named = {k: v for k, v in case.kwargs.items()}
 
     def ours(params, key):
         losses = jax.vmap(elbo.loss, (None, 0, None))(params, data, key)
@@ -83,10 +82,12 @@ def test_loss_and_gradient_are_those_of_numpyro(case):
     def theirs(params, key):
         loss = Trace_ELBO().loss
         model = case.model if case.reference is None else case.reference
-        return loss(key, elbo.constrain(params), model, guide, *case.args, **named)
+        return loss(key, elbo.constrain(params), model, guide, *case.args, **case.kwargs)
 
     def mean_and_gradient(function):
-        averaged = lambda params: jnp.mean(jax.vmap(function, (None, 0))(params, keys))
+        def averaged(params):
+            return jnp.mean(jax.vmap(function, (None, 0))(params, keys))
+
         return jax.jit(jax.value_and_grad(averaged))(elbo.init())
 
     (loss, gradient), (expected, expected_gradient) = map(mean_and_gradient, (ours, theirs))

@@ -1,6 +1,6 @@
 """Models with the constructs of docs/numpyro.md, by the words of its tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
     model: Callable[..., Any]
     args: tuple[Any, ...] = (X, Y)
-    kwargs: dict[str, Any] = {}
+    kwargs: Mapping[str, Any] = {}
     guide: Any = None
     message: str = ""
     reference: Callable[..., Any] | None = None
