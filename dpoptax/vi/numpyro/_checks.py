@@ -24,7 +24,7 @@ _EVALUATES_MODEL = (
     autoguide.AutoSurrogateLikelihoodDAIS,
 )
 _ENCODER = (
-    "Write a guide that computes it from the example: an encoder. An autoguide works for latents "
+    "Write a guide that computes them from the example: an encoder. An autoguide works for latents "
     "that all examples share."
 )
 
@@ -69,9 +69,9 @@ def check_latents(model: Structure) -> None:
         if model.grows(name) and not model.growing_frames(name):
             raise ValueError(
                 f"the latent site {name!r} grows with the number of examples, but lies in no plate "
-                "over the data, so it is unknown which part belongs to which example. A latent of "
-                "each example belongs into numpyro.plate('data', num_examples, subsample_size="
-                f"len(x)). {_ENCODER} A random walk over rows couples them: let one example be a "
+                "over the data, so it is unknown which part belongs to which example. Put latents "
+                "of examples into numpyro.plate('data', num_examples, subsample_size=len(x)). "
+                f"{_ENCODER} A random walk over rows couples them: let one example be a "
                 "whole series."
             )
 

@@ -189,12 +189,14 @@ def numpyro_elbo(
     """Turns a NumPyro model and guide into an objective for private training.
 
     Pass it to `training.fit` in place of a loss, and pass the arguments of the model as a tuple for
-    the data. Nothing is initialised from data: only the shapes and dtypes of the arguments given
-    here are used.
+    the data; arguments that were given by keyword follow in their order. Of the arguments given here
+    only shapes and dtypes are used, so no initial value comes from them. Numbers that a guide holds
+    already, for example of `init_to_value`, are taken as public.
 
     Args:
         model: `model(*args, **kwargs)`. Its observed sites lie in a `numpyro.plate` over the data,
-            `plate("data", num_examples, subsample_size=len(x))` or `plate("data", len(x))`.
+            `plate("data", num_examples, subsample_size=len(x))`, `plate("data", len(x))` or
+            `plate("data", num_examples)`.
         guide: a function with the same arguments, or a guide of `numpyro.infer.autoguide`.
         *args: arrays with a leading axis of examples, or None.
         num_examples: N, a public constant.
@@ -202,7 +204,8 @@ def numpyro_elbo(
             form; both with `num_particles`.
         kl: as in `dpoptax.vi.global_elbo`; "clipped" is what d3p does.
         init_key: a typed key for random initial values.
-        **kwargs: further arguments of model and guide, the same for all examples.
+        **kwargs: further arguments of model and guide. An array as long as `args` is data; all
+            others are public constants.
 
     Returns:
         A `dpoptax.training.Objective`. Its `init()` returns the parameters to train, and
