@@ -31,6 +31,10 @@ _EXPECTED = {
     "_IntegerPositive": "whole numbers from 1 up",
     "_UnitInterval": "numbers from 0 to 1",
     "_Positive": "numbers above 0",
+    "_GreaterThan": "numbers above its lower bound",
+    "_GreaterThanEq": "numbers from its lower bound up",
+    "_LessThan": "numbers below its upper bound",
+    "_Interval": "numbers within its bounds",
     "_Nonnegative": "numbers from 0 up",
 }
 

@@ -129,7 +129,7 @@ def check_observed(model: Structure, plates: Mapping[str, sites.Plate]) -> None:
             )
         if not model.grows(name) and not site.is_auxiliary:
             raise ValueError(
-                f"{start}. Its observations are as many whatever the batch is: the model reads "
+                f"{start}. It has as many observations whatever the batch is: the model reads "
                 "data that are not its arguments. Pass all data as arguments, and put the site "
                 f"into {plate}."
             )
@@ -137,9 +137,15 @@ def check_observed(model: Structure, plates: Mapping[str, sites.Plate]) -> None:
 
 
 def _check_one_axis(name: str, model: Structure) -> None:
-    """Refuses a column that meets a row: their density has an entry per pair of examples."""
+    """Refuses observations that do not have one row for each example, like their distribution."""
     one, two = (by_name[name] for by_name in model.shapes[:2])
     shapes = [site.shape[: len(site.shape) - len(site.event_shape)] for site in (one, two)]
+    pairs = list(zip(reversed(shapes[1]), reversed(two.batch_shape), strict=False))
+    if shapes[0] == shapes[1] and any(rows not in (1, size) for rows, size in pairs):
+        raise ValueError(
+            f"observed site {name!r} has as many observations whatever the batch is: the model "
+            "reads data that are not its arguments. Pass all data as arguments."
+        )
     for before, after in [(one.batch_shape, two.batch_shape), tuple(shapes)]:
         axes = zip(reversed(before), reversed(after), strict=False)
         if sum(a != b for a, b in axes) > 1 or len(before) != len(after):

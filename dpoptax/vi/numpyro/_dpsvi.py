@@ -56,8 +56,7 @@ class DPSVI:
         >>> abs(float(result.params["mean_auto_loc"]) - 1) < 0.3
         True
 
-    Reference: Prediger et al. 2022, arXiv:2103.11648; Jälkö, Dikmen and Honkela 2017,
-    arXiv:1610.08749.
+    Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
     """
 
     def __init__(
@@ -77,16 +76,15 @@ class DPSVI:
         """Stores the parts of an update; `init` puts them together.
 
         Args:
-            model: as in `numpyro_elbo`; its positional arguments are data with a leading axis.
+            model: as in `numpyro_elbo`. `num_obs_total` is passed on if model and guide have it.
             guide: as in `numpyro_elbo`.
             optim: an optimizer of `numpyro.optim` or Optax.
             loss: as in `numpyro_elbo`.
-            clipping_threshold: bound on the norm of one example's gradient, which is the gradient
-                of its part of the ELBO divided by `num_obs_total`.
+            clipping_threshold: bound on the norm of the gradient of one example, without scales.
             dp_scale: the noise multiplier.
             num_obs_total: number of examples, a public constant.
-            expected_batch_size: the noisy sum is divided by it. The default is the length of the
-                batches; batches with a mask have no such default.
+            expected_batch_size: divides the noisy sum. The default is the length of a batch without
+                a mask.
             kl: as in `numpyro_elbo`.
             **static_kwargs: further arguments of model and guide.
 
@@ -114,7 +112,7 @@ class DPSVI:
         Args:
             rng_key: one root key; use a secure one for private results.
             *args: a batch, as in `update`. It is checked; only its shapes and dtypes are used.
-            **kwargs: further arguments of model and guide. An array as long as the batch is data.
+            **kwargs: more arguments of model and guide; arrays as long as the batch are data.
 
         Returns:
             The state for `update`.
@@ -162,7 +160,7 @@ class DPSVI:
 
         Raises:
             RuntimeError: `init` has not been called.
-            ValueError: a batch with another length, or a mask, without `expected_batch_size`.
+            ValueError: a batch of another length or with a mask, without `expected_batch_size`.
         """
         elbo, tx = self._initialized()
         (args, kwargs), masks = plain((args, kwargs))
@@ -217,8 +215,7 @@ class DPSVI:
             sampler: a sampler of `dpoptax.samplers`.
             delta: delta of the guarantee; the default is 0.1 / num_obs_total.
             progress_bar: whether to show one.
-            **kwargs: further arguments of model and guide. An array of `num_obs_total` rows is
-                data.
+            **kwargs: as in `init`.
 
         Returns:
             The parameters, and the report of the run.
@@ -257,8 +254,8 @@ class DPSVI:
         length = _validate.leading_axis_size("args", args)
         if length != self._expected_batch_size:
             raise ValueError(
-                f"init got a batch of {self._expected_batch_size:.0f}, which became the expected "
-                f"batch size, by which the noisy sum is divided; update got one of {length}. Pass "
+                f"init got a batch of {self._expected_batch_size:.0f}, the expected batch size by "
+                f"which the noisy sum is divided; update got one of {length}. Pass "
                 "DPSVI(..., expected_batch_size=...), or give init a batch like those of update."
             )
 

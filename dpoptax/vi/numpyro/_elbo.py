@@ -189,9 +189,9 @@ def numpyro_elbo(
     """Turns a NumPyro model and guide into an objective for private training.
 
     Pass it to `training.fit` in place of a loss, and pass the arguments of the model as a tuple for
-    the data; arguments that were given by keyword follow in their order. Of the arguments given here
-    only shapes and dtypes are used, so no initial value comes from them. Numbers that a guide holds
-    already, for example of `init_to_value`, are taken as public.
+    the data; arguments that were given by keyword follow in their order. Only shapes and dtypes of
+    the arguments given here are used, so no initial value comes from them. Numbers that a guide
+    holds already, for example of `init_to_value`, are taken as public.
 
     Args:
         model: `model(*args, **kwargs)`. Its observed sites lie in a `numpyro.plate` over the data,
