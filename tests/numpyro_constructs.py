@@ -185,9 +185,10 @@ def gaussian_process(x, y):
 
 
 def effects_of_rows(x, y):
+    w = weights()
     effect = sample("effect", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1))
     with plate("data", N, subsample_size=len(x)):
-        sample("y", dist.Poisson(jnp.exp(x @ weights() + effect)), obs=y)
+        sample("y", dist.Poisson(jnp.exp(x @ w + effect)), obs=y)
 
 
 def volatility(x):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array, PyTree
-from numpyro.distributions import constraints
 
 from dpoptax.vi.numpyro import _sites as sites
 
@@ -120,7 +119,9 @@ def _check_support(program: sites.Program, values: Mapping[str, PyTree], data: P
         outside = []
         for seed in range(_DRAWS):
             model, _ = program.trace(values, sites.repeat_example(example), jax.random.key(seed))
-            checked = {name: site for name, site in sites.sample_sites(model) if _has_support(site)}
+            checked = {
+                name: site for name, site in sites.sample_sites(model) if sites.has_support(site)
+            }
             supports.update({name: site["fn"].support for name, site in checked.items()})
             outside.append({name: ~jnp.all(sites.in_support(s)) for name, s in checked.items()})
         return {name: jnp.stack([one[name] for one in outside]).all() for name in outside[0]}
@@ -176,22 +177,7 @@ def _over_rows(function: Callable[[PyTree], Any], rows: PyTree) -> dict[str, Arr
     return found
 
 
-def _has_support(site: sites.Site) -> bool:
-    """Whether some finite number may lie outside the support."""
-    base = _base(site["fn"].support)
-    auxiliary = site["infer"].get("is_auxiliary", False)
-    # A density on the circle is periodic, so an angle beyond it is one inside.
-    everywhere = (None, constraints.real, constraints.circular)
-    return site["is_observed"] and not auxiliary and base not in everywhere
-
-
-def _base(support: Any) -> Any:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
-
-
 def _expected(support: Any) -> str:
     """Says what a support holds. Its bounds may come from the data, so they are not shown."""
-    name = type(_base(support)).__name__
+    name = type(sites.base_support(support)).__name__
     return _EXPECTED.get(name, name.lstrip("_"))

@@ -83,8 +83,7 @@ class DPSVI:
             clipping_threshold: bound on the norm of the gradient of one example, without scales.
             dp_scale: the noise multiplier.
             num_obs_total: number of examples, a public constant.
-            expected_batch_size: divides the noisy sum. The default is the length of a batch without
-                a mask.
+            expected_batch_size: divides the noisy sum; by default the length of a batch, unmasked.
             kl: as in `numpyro_elbo`.
             **static_kwargs: further arguments of model and guide.
 

@@ -117,6 +117,22 @@ def log_prob_of_first(site: Site, plate: Plate) -> Array:
     return jnp.take(densities, 0, axis=frame.dim)
 
 
+def has_support(site: Site) -> bool:
+    """Whether a site is observed, and some number may lie outside its support."""
+    # A density on the circle is periodic, so an angle beyond it is one inside.
+    everywhere = (None, constraints.real, constraints.circular, constraints.dependent)
+    auxiliary = site["infer"].get("is_auxiliary", False)
+    support = base_support(site["fn"].support)
+    return site["is_observed"] and not auxiliary and all(support is not one for one in everywhere)
+
+
+def base_support(support: Any) -> Any:
+    """Returns a support without the event axes that are added to it."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
 def in_support(site: Site) -> Array:
     """Whether each entry lies in the support of its distribution, or is masked.
 
@@ -124,11 +140,8 @@ def in_support(site: Site) -> Array:
     """
     value = jnp.asarray(site["value"])
     support = site["fn"].support
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
     inside = jnp.asarray(support(value))
-    if base is constraints.simplex:
+    if base_support(support) is constraints.simplex:
         sums = jnp.abs(value.sum(-1) - 1) < _SIMPLEX_TOLERANCE
         inside = jnp.all(value >= 0, axis=-1) & sums
         rest = support.event_dim - 1

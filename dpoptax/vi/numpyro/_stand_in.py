@@ -52,13 +52,10 @@ def sites_outside_support(
     trace = program.model_trace({}, sites.repeat_example(example), key)
     targets = {}
     for name, site in sites.sample_sites(trace):
-        if not site["is_observed"] or site["infer"].get("is_auxiliary", False):
-            continue
-        support = site["fn"].support
-        if support is None or bool(jnp.all(sites.in_support(site))):
+        if not sites.has_support(site) or bool(jnp.all(sites.in_support(site))):
             continue
         try:
-            target = support.feasible_like(jnp.asarray(site["value"]))
+            target = site["fn"].support.feasible_like(jnp.asarray(site["value"]))
         except NotImplementedError:
             continue  # NumPyro knows no such value: the autoguide says whether it needs one
         targets[name] = jnp.broadcast_to(target, jnp.shape(site["value"]))

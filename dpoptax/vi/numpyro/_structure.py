@@ -127,7 +127,11 @@ def _shape(site: sites.Site, sizes: Mapping[str, Frame]) -> SiteShape:
     if site["type"] != "sample":
         leaves = jax.tree.leaves(site.get("value"))
         return SiteShape(site["type"], sum((np.shape(leaf) for leaf in leaves), ()))
-    frames = {frame.name: sizes[frame.name] for frame in site["cond_indep_stack"]}
+    # The full size of a plate that a handler hides is unknown: 0.
+    frames = {
+        frame.name: sizes.get(frame.name, Frame(frame.size, 0))
+        for frame in site["cond_indep_stack"]
+    }
     return SiteShape(
         kind="sample",
         shape=np.shape(site["value"]),
@@ -149,7 +153,7 @@ def _extra_scale(site: sites.Site, frames: Mapping[str, Frame]) -> float | None:
         return 1.0
     if isinstance(scale, jax.core.Tracer) or np.ndim(scale) > 0:
         return None
-    of_plates = np.prod([frame.full / frame.size for frame in frames.values()])
+    of_plates = np.prod([frame.full / frame.size for frame in frames.values() if frame.full])
     return float(scale) / float(of_plates)
 
 
