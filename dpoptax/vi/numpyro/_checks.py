@@ -4,7 +4,7 @@ The order matters: each check relies on the ones before it.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,19 +29,44 @@ _ENCODER = (
 )
 
 
-def check_guide_class(guide: Callable[..., Any]) -> None:
-    """Refuses guides that evaluate the density of the model by themselves."""
+def _parts(guide: Any) -> Iterator[Any]:
+    """Yields the guides that a guide consists of, without the handlers around them."""
     while isinstance(guide, numpyro.primitives.Messenger) and guide.fn is not None:
         guide = guide.fn
     if isinstance(guide, autoguide.AutoGuideList):
         for part in guide:
-            check_guide_class(part)
-    if isinstance(guide, _EVALUATES_MODEL):
-        raise ValueError(
-            f"{type(guide).__name__} computes its posterior from the density of the model at the "
-            "data it is set up with. Here that is no data, so the posterior would be wrong; with "
-            "data it would not be private. Use AutoMultivariateNormal or AutoNormal."
-        )
+            yield from _parts(part)
+    else:
+        yield guide
+
+
+def check_guide_class(guide: Callable[..., Any]) -> None:
+    """Refuses guides that evaluate the density of the model by themselves."""
+    for part in _parts(guide):
+        if isinstance(part, _EVALUATES_MODEL):
+            raise ValueError(
+                f"{type(part).__name__} computes its posterior from the density of the model at "
+                "the data it is set up with. Here that is no data, so the posterior would be "
+                "wrong; with data it would not be private. Use AutoMultivariateNormal or "
+                "AutoNormal."
+            )
+
+
+def check_autoguides(guide: Callable[..., Any], plates: Mapping[str, sites.Plate]) -> None:
+    """Refuses an autoguide of latents in a plate over the data, whose parameters it would keep."""
+    for part in _parts(guide):
+        if not isinstance(part, autoguide.AutoGuide):
+            continue
+        for name, site in sites.sample_sites(part.prototype_trace):
+            if name in plates and not site["is_observed"]:
+                raise ValueError(_one_set(name, plates[name].name))
+
+
+def _one_set(name: str, plate: str) -> str:
+    return (
+        f"the guide keeps one set of latents {name!r} for plate {plate!r}, but every batch holds "
+        f"other examples. {_ENCODER}"
+    )
 
 
 def check_sites_are_fixed(model: Structure) -> None:
@@ -99,10 +124,7 @@ def check_same_latents(model: Structure, guide: Structure) -> None:
     for name in sorted(latents):
         plates = model.growing_frames(name)
         if plates and not guide.grows(name):
-            raise ValueError(
-                f"the guide keeps one set of latents {name!r} for plate {plates[0]!r}, but every "
-                f"batch holds other examples. {_ENCODER}"
-            )
+            raise ValueError(_one_set(name, plates[0]))
 
 
 def check_observed(model: Structure, plates: Mapping[str, sites.Plate]) -> None:

@@ -49,6 +49,7 @@ def prepare(program: sites.Program, args: PyTree, num_examples: int, key: PRNGKe
     program = attrs.evolve(program, plates=frozenset(plate.name for plate in model_plates.values()))
     example = stand_in_example(program, args, key)
     model_one, guide_one = _first_traces(program, example, key)
+    _checks.check_autoguides(program.guide, model_plates)
     initial, transforms = sites.parameters([model_one, guide_one])
     guide = guide_structure(program, initial, example, key)
     _checks.check_sites_are_fixed(guide)
@@ -61,7 +62,8 @@ def prepare(program: sites.Program, args: PyTree, num_examples: int, key: PRNGKe
         **{f"{name} of the guide": plate for name, plate in guide_plates.items()},
     }
     _checks.check_coupling(program, initial, plates, example, key)
-    _check_indices(program, initial, plates, example, num_examples, key)
+    moved = {name: _moved(transforms[name], value, key) for name, value in initial.items()}
+    _check_indices(program, moved, plates, example, num_examples, key)
     scale = _common_scale(model, model_plates, guide, guide_plates)
     return Prepared(program, example, initial, transforms, model_plates, guide_plates, scale)
 
@@ -143,6 +145,16 @@ def _common_scale(
     known = [scale for scale in scales if scale is not None]
     # A scale that is not constant, such as a weight of each example, stays in the density.
     return max(known) if known and len(known) == len(scales) else 1.0
+
+
+def _moved(transform: Any, value: PyTree, key: PRNGKeyArray) -> PyTree:
+    """Returns a parameter whose entries all differ, so that rows of it can be told apart."""
+    free = transform.inv(value)
+    return transform(
+        jax.tree.map(
+            lambda leaf: leaf + 0.01 * jax.random.normal(key, leaf.shape, leaf.dtype), free
+        )
+    )
 
 
 def _check_indices(
