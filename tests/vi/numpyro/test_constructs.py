@@ -42,6 +42,16 @@ def test_each_line_of_the_page_is_a_case_and_each_autoguide_has_a_line():
     assert {name.strip("`") for name in GUIDES} == {*autoguide.__all__} - abstract
 
 
+def test_a_list_with_a_guide_that_is_refused_is_refused():
+    model = constructs.of(constructs.logistic)
+    guides = autoguide.AutoGuideList(model)
+    guides.append(autoguide.AutoLaplaceApproximation(model))
+    with pytest.raises(ValueError, match="AutoLaplaceApproximation computes its posterior"):
+        numpyro_elbo(
+            model, handlers.scale(guides, 0.5), X, Y, num_examples=N, init_key=jax.random.key(0)
+        )
+
+
 def elbo_and_guide(case):
     make = autoguide.AutoDelta if case.guide is None else case.guide
     is_guide = make in (constructs.encoder, constructs.guide_of_loc, constructs.guide_from_data)
