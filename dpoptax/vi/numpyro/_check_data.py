@@ -143,9 +143,12 @@ def _check_initial_values(initial: Mapping[str, PyTree], columns: list[np.ndarra
     """Refuses parameters that start at a mean, median or other statistic of the data."""
     statistics: list[np.ndarray] = []
     for column in columns:
-        if not jnp.issubdtype(column.dtype, jnp.number) or len(column) < 2:
+        if not jnp.issubdtype(column.dtype, jnp.number):
             continue
         table = np.asarray(column, np.float64)
+        table = table[np.isfinite(table).reshape(len(table), -1).all(axis=1)]
+        if len(table) < 2:
+            continue
         found = [table.mean(0), table.std(0), table.std(0, ddof=1), np.median(table, axis=0)]
         found += [table.min(0), table.max(0), table.var(0), table[0], table.mean(), table.std()]
         statistics += [value for value in map(np.atleast_1d, found) if _is_telling(value)]
@@ -164,11 +167,8 @@ def _check_initial_values(initial: Mapping[str, PyTree], columns: list[np.ndarra
 
 def _is_telling(value: np.ndarray) -> bool:
     """Whether numbers can hardly be constants that a person chose, such as 0, 1 or 0.25."""
-    with np.errstate(invalid="ignore"):
-        thousands = value * 1000
-        return bool(np.all(np.isfinite(value))) and not np.allclose(
-            thousands, np.round(thousands), rtol=0, atol=1e-3
-        )
+    thousands = value * 1000
+    return not np.allclose(thousands, np.round(thousands), rtol=0, atol=1e-3)
 
 
 def _over_rows(function: Callable[[PyTree], Any], rows: PyTree) -> dict[str, Array]:
