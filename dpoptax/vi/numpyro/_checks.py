@@ -72,8 +72,8 @@ def _one_set(name: str, plate: str) -> str:
 
 def check_sites_are_fixed(model: Structure) -> None:
     """Refuses a model whose sites, or the shapes of its parameters, follow the batch."""
-    names = [set(by_name) for by_name in model.shapes]
-    changing = sorted(set.union(*names) - set.intersection(*names))
+    first, *others = (set(by_name) for by_name in model.shapes)
+    changing = sorted(set().union(*(first ^ names for names in others)))
     if changing:
         raise ValueError(
             f"the sites {changing} exist for some numbers of examples only. Sites made in a loop "
