@@ -1,28 +1,121 @@
-"""Checks of a NumPyro model and guide: what has no private gradient is refused, site by site."""
+"""Checks of a NumPyro model and guide: what has no private gradient is refused, site by site.
+
+The order matters: each check relies on the ones before it.
+"""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jaxtyping import Array, PRNGKeyArray, PyTree
+from numpyro.infer import autoguide
 
 from dpoptax.vi.numpyro import _sites as sites
+from dpoptax.vi.numpyro._structure import Structure
 
-# Examples with missing values that are evaluated together. More are faster and need more memory.
-NAN_CHECK_BATCH = 256
+# Their posterior reads the density of the model at the arguments of their first call.
+_EVALUATES_MODEL = (
+    autoguide.AutoLaplaceApproximation,
+    autoguide.AutoDAIS,
+    autoguide.AutoSemiDAIS,
+    autoguide.AutoSurrogateLikelihoodDAIS,
+)
+_ENCODER = (
+    "Write a guide that computes them from the example: an encoder. An autoguide works for latents "
+    "that all examples share."
+)
 
 
-def check_latents(model: sites.Trace, guide: sites.Trace) -> None:
-    """Refuses a guide whose latents are not those of the model, and discrete latents."""
-    latents = {name for name, site in sites.sample_sites(model) if not site["is_observed"]}
-    drawn = {
-        name
-        for name, site in sites.sample_sites(guide)
-        if not site["infer"].get("is_auxiliary", False)
-    }
+def _parts(guide: Any) -> Iterator[Any]:
+    """Yields the guides that a guide consists of, without the handlers around them."""
+    while isinstance(guide, numpyro.primitives.Messenger) and guide.fn is not None:
+        guide = guide.fn
+    if isinstance(guide, autoguide.AutoGuideList):
+        # NumPyro has no public name for them; a test has such a list.
+        for part in guide._guides:
+            yield from _parts(part)
+    else:
+        yield guide
+
+
+def check_guide_class(guide: Callable[..., Any]) -> None:
+    """Refuses guides that evaluate the density of the model by themselves."""
+    for part in _parts(guide):
+        if isinstance(part, _EVALUATES_MODEL):
+            raise ValueError(
+                f"{type(part).__name__} computes its posterior from the density of the model at "
+                "the data it is set up with. Here that is no data, so the posterior would be "
+                "wrong; with data it would not be private. Use AutoMultivariateNormal or "
+                "AutoNormal."
+            )
+
+
+def check_autoguides(guide: Callable[..., Any], plates: Mapping[str, sites.Plate]) -> None:
+    """Refuses an autoguide of latents in a plate over the data, whose parameters it would keep."""
+    for part in _parts(guide):
+        if not isinstance(part, autoguide.AutoGuide):
+            continue
+        for name, site in sites.sample_sites(part.prototype_trace):
+            if name in plates and not site["is_observed"]:
+                raise ValueError(_one_set(name, plates[name].name))
+
+
+def _one_set(name: str, plate: str) -> str:
+    return (
+        f"the guide keeps one set of latents {name!r} for plate {plate!r}, but every batch holds "
+        f"other examples. {_ENCODER}"
+    )
+
+
+def check_sites_are_fixed(model: Structure) -> None:
+    """Refuses a model whose sites, or the shapes of its parameters, follow the batch."""
+    first, *others = (set(by_name) for by_name in model.shapes)
+    changing = sorted(set().union(*(first ^ names for names in others)))
+    if changing:
+        raise ValueError(
+            f"the sites {changing} exist for some numbers of examples only. Sites made in a loop "
+            "over examples cannot be told apart; put one site into numpyro.plate('data', "
+            "num_examples, subsample_size=len(x))."
+        )
+
+
+def check_latents(model: Structure) -> None:
+    """Refuses discrete latents, and latents as many as examples that belong to no plate."""
+    for name, site in model.samples():
+        if not site.is_latent:
+            continue
+        if site.is_discrete:
+            raise ValueError(
+                f"site {name!r} is a discrete latent, which has no reparameterised gradient. Sum "
+                "over it in the likelihood, as numpyro.distributions.MixtureSameFamily does."
+            )
+        if model.grows(name) and not model.growing_frames(name):
+            raise ValueError(
+                f"the latent site {name!r} grows with the number of examples, but lies in no plate "
+                "over the data, so it is unknown which part belongs to which example. Put latents "
+                "of examples into numpyro.plate('data', num_examples, subsample_size=len(x)). "
+                f"{_ENCODER} A random walk over rows couples them: let one example be a "
+                "whole series."
+            )
+
+
+def check_parameters(structure: Structure) -> None:
+    """Refuses parameters as many as examples: each would be private data of one of them."""
+    for name, site in structure.shapes[0].items():
+        if site.kind == "param" and structure.grows(name):
+            raise ValueError(
+                f"the parameter {name!r} grows with the number of examples. A parameter is shared "
+                "by all examples. Compute what differs between them from the example: an encoder."
+            )
+
+
+def check_same_latents(model: Structure, guide: Structure) -> None:
+    """Refuses a guide whose latents are not those of the model, with the same shapes."""
+    latents = {name for name, site in model.samples() if site.is_latent}
+    drawn = {name for name, site in guide.samples() if not site.is_auxiliary}
     if latents != drawn:
         missing, extra = sorted(latents - drawn), sorted(drawn - latents)
         raise ValueError(
@@ -30,120 +123,147 @@ def check_latents(model: sites.Trace, guide: sites.Trace) -> None:
             f"{extra} too many. Give sites the same names in both."
         )
     for name in sorted(latents):
-        if model[name]["fn"].support.is_discrete:
-            raise ValueError(
-                f"site {name!r} is a discrete latent, which has no reparameterised gradient. Sum "
-                "over it in the likelihood, as numpyro.distributions.MixtureSameFamily does."
-            )
+        plates = model.growing_frames(name)
+        if plates and not guide.grows(name):
+            raise ValueError(_one_set(name, plates[0]))
 
 
-def check_plate_sizes(model: sites.Trace) -> None:
-    """Refuses a guide that fixes the size of a plate when it first runs, as autoguides do."""
-    for name, site in model.items():
-        if site["type"] != "plate":
+def check_observed(model: Structure, plates: Mapping[str, sites.Plate]) -> None:
+    """Refuses observed sites outside the plates over the data, with the cause."""
+    plate = "numpyro.plate('data', num_examples, subsample_size=len(x))"
+    for name, site in model.samples():
+        if not site.is_observed:
             continue
-        size, subsample_size = site["args"]
-        if len(site["value"]) != (subsample_size or size):
+        if name in plates:
+            _check_one_axis(name, model)
+            continue
+        start = (
+            f"observed site {name!r} lies in no plate over the data, so it is unknown which part "
+            "of it belongs to which example"
+        )
+        if model.grows(name, "event_shape") and site.distribution.endswith(".to_event"):
+            raise ValueError(f"{start}: to_event joins the examples. Put it into {plate} instead.")
+        if model.grows(name, "event_shape"):
             raise ValueError(
-                f"the guide keeps one set of latents for plate {name!r}, but every batch holds "
-                "other examples. Write a guide that computes them from the example: an encoder. An "
-                "autoguide works for latents that all examples share."
+                f"observed site {name!r} has one joint density of all examples, "
+                f"{site.distribution}. A private gradient needs the density of each example given "
+                "latents that all share. For a Gaussian process use numpyro.contrib.hsgp; for a "
+                "series let one example be a whole series."
+            )
+        if not model.grows(name) and not site.is_auxiliary:
+            raise ValueError(
+                f"{start}. It has as many observations whatever the batch is: the model reads "
+                "data that are not its arguments. Pass all data as arguments, and put the site "
+                f"into {plate}."
+            )
+        raise ValueError(f"{start}. Put it into {plate}.")
+
+
+def _check_one_axis(name: str, model: Structure) -> None:
+    """Refuses observations that do not have one row for each example, like their distribution."""
+    one, two = (by_name[name] for by_name in model.shapes[:2])
+    shapes = [site.shape[: len(site.shape) - len(site.event_shape)] for site in (one, two)]
+    pairs = list(zip(reversed(shapes[1]), reversed(two.batch_shape), strict=False))
+    if shapes[0] == shapes[1] and any(rows not in (1, size) for rows, size in pairs):
+        raise ValueError(
+            f"observed site {name!r} has as many observations whatever the batch is: the model "
+            "reads data that are not its arguments. Pass all data as arguments."
+        )
+    for before, after in [(one.batch_shape, two.batch_shape), tuple(shapes)]:
+        axes = zip(reversed(before), reversed(after), strict=False)
+        if sum(a != b for a, b in axes) > 1 or len(before) != len(after):
+            raise ValueError(
+                f"site {name!r} couples examples: with two examples its distribution has shape "
+                f"{two.batch_shape + two.event_shape} and its observations have shape "
+                f"{two.shape}, one entry for each pair. An array of shape (N, 1) met one of shape "
+                "(N,). Give both one shape, for example by x[:, 0]."
             )
 
 
-def check_observed(model: sites.Trace, plates: Mapping[str, sites.Plate]) -> None:
-    """Refuses observed sites outside the plates over the data."""
-    for name, site in sites.sample_sites(model):
-        if site["is_observed"] and name not in plates:
+def check_initial_values(
+    program: sites.Program,
+    initial: Mapping[str, PyTree],
+    example: PyTree,
+    key: PRNGKeyArray,
+) -> None:
+    """Refuses parameters that start at a value computed from the arguments."""
+    other = jax.tree.map(
+        lambda leaf: leaf / 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, example
+    )
+    with numpyro.validation_enabled(False):
+        again, _ = sites.parameters([*program.trace({}, sites.repeat_example(other), key)])
+    for name, value in initial.items():
+        same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), value, again[name])
+        if not all(jax.tree.leaves(same)):
             raise ValueError(
-                f"observed site {name!r} lies in no plate over the data, so it is unknown which "
-                "part of it belongs to which example. Put it into numpyro.plate('data', "
-                "num_examples, subsample_size=len(x))."
+                f"the parameter {name!r} starts at a value that is computed from the data. That "
+                "is not private. Start from a constant, or from numbers that you may publish."
             )
 
 
 def check_coupling(
     program: sites.Program,
     initial: Mapping[str, PyTree],
-    model_plates: Mapping[str, sites.Plate],
-    guide_plates: Mapping[str, sites.Plate],
+    plates: Mapping[str, sites.Plate],
     example: PyTree,
     key: PRNGKeyArray,
 ) -> None:
-    """Refuses sites whose density for one example depends on another example.
+    """Refuses sites whose density for one example depends on another example, or on their number.
 
-    It corrupts the second of two examples. Only the density of the second may change.
+    It corrupts the second of two examples. Only the density of the second may change. The name of a
+    site of the guide ends with " of the guide".
     """
 
-    def corrupt_second(leaf: Array) -> Array:
-        rows = sites.repeat_example(leaf, 2)
-        return rows.at[1].set(jnp.nan if jnp.issubdtype(rows.dtype, jnp.inexact) else 1)
-
-    def trace(args: PyTree) -> sites.Trace:
+    @jax.jit
+    def densities(args: PyTree) -> dict[str, Array]:
         model, guide = program.trace(dict(initial), args, key)
-        return {f"{name} of the guide": site for name, site in guide.items()} | dict(model)
+        named = {f"{name} of the guide": site for name, site in guide.items()} | dict(model)
+        return {
+            name: sites.log_prob_of_first(site, plates[name])
+            if name in plates
+            else sites.log_prob(site)
+            for name, site in sites.sample_sites(named)
+        }
 
-    plates = {
-        **model_plates,
-        **{f"{name} of the guide": plate for name, plate in guide_plates.items()},
-    }
     # Validation would raise on NaN, which is here on purpose.
     with numpyro.validation_enabled(False):
-        clean = trace(sites.repeat_example(example, 2))
-        corrupted = trace(jax.tree.map(corrupt_second, example))
-        for name, site in sites.sample_sites(clean):
-            before, after = (
-                sites.log_prob_of_first(one, plates[name])
-                if name in plates
-                else sites.log_prob(one)
-                for one in (site, corrupted[name])
-            )
-            # A density that is not finite at the stand-in example shows nothing.
-            if not jnp.all(jnp.isfinite(before)) or jnp.allclose(before, after, rtol=1e-4):
-                continue
-            if name in plates:
-                raise ValueError(
-                    f"site {name!r} couples examples: its density for one depends on another. "
-                    "A private gradient needs a density of each example by itself."
-                )
+        clean = densities(sites.repeat_example(example, 2))
+        alone = densities(sites.repeat_example(example, 1))
+        # NaN shows most couplings, and the two others those that leave NaN out, such as a rank.
+        for change in (jnp.nan, 1.25, -1.25):
+            corrupt = functools.partial(_corrupt_second, change=change)
+            corrupted = densities(jax.tree.map(corrupt, example))
+            for name, before in clean.items():
+                _refuse_change(name, before, corrupted[name], is_local=name in plates)
+    for name, before in clean.items():
+        if name not in plates and _differ(before, alone[name]):
             raise ValueError(
-                f"site {name!r} lies in no plate over the data, yet its density depends on "
-                "the data. Put it into that plate, or make it depend on constants alone."
+                f"the density of site {name!r} depends on the number of examples in the batch. Use "
+                "num_examples, which is a constant, in place of len(x)."
             )
 
 
-def check_no_nan(
-    program: sites.Program,
-    values: Mapping[str, PyTree],
-    observed: Mapping[str, sites.Plate],
-    data: PyTree,
-) -> None:
-    """Refuses data that are NaN where the model observes them without a mask."""
-    leaves = jax.tree.leaves(data)
-    # Inside a transformation of JAX the values are unknown.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return
-    # NumPy, because the number of rows with NaN decides a shape.
-    missing = np.zeros(len(leaves[0]), bool)
-    for leaf in map(np.asarray, leaves):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            missing |= np.isnan(leaf).reshape(len(leaf), -1).any(axis=1)
-    if not missing.any():
-        return
-    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.flatnonzero(missing)], data)
+def _corrupt_second(leaf: Array, change: float) -> Array:
+    rows = sites.repeat_example(leaf, 2)
+    if jnp.issubdtype(rows.dtype, jnp.inexact):
+        return rows.at[1].add(jnp.asarray(change, rows.dtype))
+    return rows.at[1].set(~leaf if rows.dtype == bool else leaf + 1)
 
-    # A NaN is fine if the model masks it, so only the density tells.
-    def is_nan(example: PyTree) -> dict[str, Array]:
-        model, _ = program.trace(values, sites.repeat_example(example), jax.random.key(0))
-        return {name: jnp.isnan(sites.log_prob(model[name])) for name in observed}
 
-    with numpyro.validation_enabled(False):
-        nan_rows = jax.jit(functools.partial(jax.lax.map, is_nan, batch_size=NAN_CHECK_BATCH))(rows)
-    for name, is_nan_row in nan_rows.items():
-        if jnp.any(is_nan_row):
-            raise ValueError(
-                f"data hold NaN, and the density of site {name!r} is NaN there: the example "
-                "would contribute nothing. Where x is missing, give the site "
-                "obs=jnp.where(observed, x, 0.0) within "
-                "numpyro.handlers.mask(mask=observed), observed = ~jnp.isnan(x)."
-            )
+def _differ(before: Array, after: Array) -> bool:
+    # A density that is not finite at the stand-in example shows nothing.
+    return bool(jnp.all(jnp.isfinite(before))) and not jnp.allclose(before, after, rtol=1e-4)
+
+
+def _refuse_change(name: str, before: Array, after: Array, *, is_local: bool) -> None:
+    if not _differ(before, after):
+        return
+    if is_local:
+        raise ValueError(
+            f"site {name!r} couples examples: its density for one depends on another. "
+            "A private gradient needs a density of each example by itself."
+        )
+    raise ValueError(
+        f"site {name!r} lies in no plate over the data, yet its density depends on "
+        "the data. Put it into that plate, or make it depend on constants alone."
+    )

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from numpyro.infer import ELBO
 
 from dpoptax import _validate
-from dpoptax._masked_examples import MaskedExamples, unmasked
 from dpoptax._plan import Plan
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.per_example._base import select
@@ -26,8 +25,10 @@ from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
 from dpoptax.training import fit
 from dpoptax.transforms import chain, privatize
+from dpoptax.vi.numpyro._data_arguments import columns, plain, real_rows
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
 from dpoptax.vi.numpyro._optimizer import as_optax
+from dpoptax.vi.numpyro._options_of_d3p import num_obs_total_of, refuse_options_of_d3p
 from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
 
 
@@ -55,8 +56,7 @@ class DPSVI:
         >>> abs(float(result.params["mean_auto_loc"]) - 1) < 0.3
         True
 
-    Reference: Prediger et al. 2022, arXiv:2103.11648; Jälkö, Dikmen and Honkela 2017,
-    arXiv:1610.08749.
+    Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
     """
 
     def __init__(
@@ -76,16 +76,14 @@ class DPSVI:
         """Stores the parts of an update; `init` puts them together.
 
         Args:
-            model: as in `numpyro_elbo`; its positional arguments are data with a leading axis.
+            model: as in `numpyro_elbo`. `num_obs_total` is passed on if model and guide have it.
             guide: as in `numpyro_elbo`.
             optim: an optimizer of `numpyro.optim` or Optax.
             loss: as in `numpyro_elbo`.
-            clipping_threshold: bound on the norm of one example's gradient, which is the gradient
-                of its part of the ELBO divided by `num_obs_total`.
+            clipping_threshold: bound on the norm of the gradient of one example, without scales.
             dp_scale: the noise multiplier.
             num_obs_total: number of examples, a public constant.
-            expected_batch_size: the noisy sum is divided by it. The default is the length of the
-                batches; batches with a mask have no such default.
+            expected_batch_size: divides the noisy sum; by default the length of a batch, unmasked.
             kl: as in `numpyro_elbo`.
             **static_kwargs: further arguments of model and guide.
 
@@ -93,6 +91,7 @@ class DPSVI:
             TypeError: an argument of the wrong type.
             ValueError: a number out of range.
         """
+        refuse_options_of_d3p(static_kwargs)
         self.model, self.guide, self._loss, self._kl = model, guide, loss, kl
         self._optimizer = as_optax(optim)
         self._clip = _validate.positive("clipping_threshold", clipping_threshold)
@@ -111,21 +110,22 @@ class DPSVI:
 
         Args:
             rng_key: one root key; use a secure one for private results.
-            *args: a batch, as in `update`, of which only shapes and dtypes are used.
-            **kwargs: further arguments of model and guide.
+            *args: a batch, as in `update`. It is checked; only its shapes and dtypes are used.
+            **kwargs: more arguments of model and guide; arrays as long as the batch are data.
 
         Returns:
             The state for `update`.
 
         Raises:
             TypeError: an old-style key.
-            ValueError: as in `numpyro_elbo`.
+            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`.
         """
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
         self._refuse_masks(masks)
-        size = self._given_batch_size or float(_validate.leading_axis_size("args", args))
-        elbo = self._objective(keys.model_key, args, kwargs)
+        elbo, data = self._objective(keys.model_key, args, kwargs)
+        size = self._given_batch_size or float(_validate.leading_axis_size("args", data))
+        elbo.check_data(real_rows(data, masks))
         private = privatize(
             self._clip, self._noise_multiplier, expected_batch_size=size, key=keys.noise_key
         )
@@ -139,7 +139,11 @@ class DPSVI:
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
 
     def update(
-        self, svi_state: SVIState, *args: Any, mask: Bool[Array, " batch"] | None = None
+        self,
+        svi_state: SVIState,
+        *args: Any,
+        mask: Bool[Array, " batch"] | None = None,
+        **kwargs: Any,
     ) -> tuple[SVIState, Float[Array, ""]]:
         """Makes one private update.
 
@@ -148,16 +152,18 @@ class DPSVI:
             *args: a batch: arrays, or `dpoptax.samplers.take(data, batch)`, which has a mask.
                 Without an `expected_batch_size` it must be as long as that of `init`.
             mask: True for real examples; a batch with a mask needs `expected_batch_size`.
+            **kwargs: the data that `init` got by keyword.
 
         Returns:
             The state, and the negative ELBO on the batch, which is not private.
 
         Raises:
             RuntimeError: `init` has not been called.
-            ValueError: a batch with another length, or a mask, without `expected_batch_size`.
+            ValueError: a batch of another length or with a mask, without `expected_batch_size`.
         """
         elbo, tx = self._initialized()
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
+        args = elbo.data(args, kwargs)
         if mask is not None:
             masks = [*masks, mask]
         self._check_batch(args, masks)
@@ -174,11 +180,12 @@ class DPSVI:
         step = svi_state.step + 1
         return SVIState(params, opt_state, svi_state.model_key, step), loss
 
-    def evaluate(self, svi_state: SVIState, *args: Any) -> Float[Array, ""]:
+    def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""
         elbo, _ = self._initialized()
         key, kl_key = jax.random.split(jax.random.fold_in(svi_state.model_key, svi_state.step))
-        args, masks = _plain(args)
+        (args, kwargs), masks = plain((args, kwargs))
+        args = elbo.data(args, kwargs)
         rows = batch_mask(args, None, *masks)
         keys = jax.random.split(key, len(rows))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
@@ -207,19 +214,19 @@ class DPSVI:
             sampler: a sampler of `dpoptax.samplers`.
             delta: delta of the guarantee; the default is 0.1 / num_obs_total.
             progress_bar: whether to show one.
-            **kwargs: further arguments of model and guide.
+            **kwargs: as in `init`.
 
         Returns:
             The parameters, and the report of the run.
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: as in `numpyro_elbo`; data that are NaN where the model observes them.
+            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`.
         """
         # `fit` splits its own root key, so only the initial values are drawn from these.
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
-        self._elbo = elbo = self._objective(keys.model_key, args, kwargs)
-        elbo.check_data(args)
+        self._elbo, data = elbo, _ = self._objective(keys.model_key, args, kwargs)
+        elbo.check_data(data)
         plan = Plan(
             sampler=sampler,
             clip=self._clip,
@@ -230,7 +237,7 @@ class DPSVI:
         result = fit(
             elbo,
             elbo.init(),
-            args,
+            data,
             plan=plan,
             optimizer=self._optimizer,
             key=derive_key(rng_key, "run"),
@@ -246,8 +253,8 @@ class DPSVI:
         length = _validate.leading_axis_size("args", args)
         if length != self._expected_batch_size:
             raise ValueError(
-                f"init got a batch of {self._expected_batch_size:.0f}, which became the expected "
-                f"batch size, by which the noisy sum is divided; update got one of {length}. Pass "
+                f"init got a batch of {self._expected_batch_size:.0f}, the expected batch size by "
+                f"which the noisy sum is divided; update got one of {length}. Pass "
                 "DPSVI(..., expected_batch_size=...), or give init a batch like those of update."
             )
 
@@ -258,8 +265,15 @@ class DPSVI:
                 "divided. Pass DPSVI(..., expected_batch_size=sampling rate times num_obs_total)."
             )
 
-    def _objective(self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]) -> NumPyroElbo:
-        return numpyro_elbo(
+    def _objective(
+        self, key: PRNGKeyArray, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[NumPyroElbo, tuple[Any, ...]]:
+        """Returns the objective, and all data as one tuple."""
+        kwargs = {**self._kwargs, **kwargs}
+        if "num_obs_total" not in kwargs:
+            kwargs |= num_obs_total_of(self.model, self.guide, self._num_examples)
+        args = tuple(columns(f"args[{i}]", arg) for i, arg in enumerate(args))
+        elbo = numpyro_elbo(
             self.model,
             self.guide,
             *args,
@@ -267,9 +281,9 @@ class DPSVI:
             loss=self._loss,
             kl=self._kl,
             init_key=derive_key(key, "initial values"),
-            **self._kwargs,
             **kwargs,
         )
+        return elbo, elbo.data(args, {name: kwargs[name] for name in elbo.program.data_names})
 
     def _initialized(self) -> tuple[NumPyroElbo, optax.GradientTransformation]:
         if self._elbo is None or self._tx is None:
@@ -283,13 +297,4 @@ class DPSVI:
         # At least one, so that an empty batch has a finite loss.
         count = jnp.maximum(jnp.sum(rows, dtype=losses.dtype), 1)
         total = self._num_examples * jnp.sum(losses) / count
-        return total if elbo.kl_clipped else total + elbo.kl(params, key)
-
-
-def _plain(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Array]]:
-    """Returns the arrays of a batch, and the masks that came with them."""
-    if len(args) == 1 and isinstance(args[0], MaskedExamples):
-        several = isinstance(args[0].examples, tuple | list)
-        args = tuple(args[0]) if several else args
-    plain, masks = unmasked(args)
-    return plain, masks
+        return elbo.scale * (total if elbo.kl_clipped else total + elbo.kl(params, key))

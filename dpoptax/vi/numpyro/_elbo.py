@@ -7,12 +7,10 @@ noise. A plate is over the data if it grows between a trace with one example and
 Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import attrs
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -22,8 +20,10 @@ from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from dpoptax import _validate
 from dpoptax.vi._elbo_terms import is_kl_clipped, mean_over_draws
 from dpoptax.vi._kl_after_noise import add_kl_after_noise
-from dpoptax.vi.numpyro import _checks
 from dpoptax.vi.numpyro import _sites as sites
+from dpoptax.vi.numpyro._check_data import check_data
+from dpoptax.vi.numpyro._data_arguments import split_keywords
+from dpoptax.vi.numpyro._prepare import prepare
 
 
 class _Terms(NamedTuple):
@@ -50,6 +50,7 @@ class NumPyroElbo:
         transforms: bijections from the real line to the supports of these sites.
         model_plates: the plate over the data of each site of the model that lies in one.
         guide_plates: likewise for the guide.
+        scale: the constant of `numpyro.handlers.scale` around the likelihood, which is divided out.
     """
 
     program: sites.Program
@@ -62,6 +63,7 @@ class NumPyroElbo:
     transforms: Mapping[str, Any]
     model_plates: Mapping[str, sites.Plate]
     guide_plates: Mapping[str, sites.Plate]
+    scale: float = 1.0
 
     def init(self) -> dict[str, PyTree]:
         """Returns the initial parameters on the real line, which are trained."""
@@ -102,16 +104,43 @@ class NumPyroElbo:
             return private
         return add_kl_after_noise(private, self.kl, self.num_examples, key)
 
-    def check_data(self, data: PyTree) -> None:
-        """Refuses data that are NaN where the model observes them.
+    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Returns a batch as one tuple: positional arguments, then those given by keyword.
 
         Args:
-            data: all arguments of the model. Inside a transformation of JAX nothing is checked.
+            args: positional arguments of the model.
+            kwargs: the arguments that `numpyro_elbo` got by keyword, with a row for each example.
 
         Raises:
-            ValueError: the log density of a site is NaN.
+            TypeError: other keywords than those of `numpyro_elbo`.
         """
-        _checks.check_no_nan(self.program, self.constrain(self.init()), self.model_plates, data)
+        given = len(args) + len(kwargs)
+        names = self.program.data_names
+        # Data that were given by keyword before may follow in their order.
+        if not set(kwargs) <= set(names) or given != len(self.example):
+            raise TypeError(
+                f"expected {len(self.example)} arguments with a row for each example, of which "
+                f"{list(names)} may be passed by keyword; got {len(args)} and {sorted(kwargs)}. "
+                "Pass the same arguments as to init."
+            )
+        return (*args, *(kwargs[name] for name in names if name in kwargs))
+
+    def check_data(self, data: PyTree) -> None:
+        """Refuses data that the model cannot take, row by row.
+
+        Args:
+            data: all data: the positional arguments of the model, then those given by keyword.
+                Inside a transformation of JAX nothing is checked.
+
+        Raises:
+            ValueError: NaN or infinity that reaches a density or its gradient, observations outside
+                the support of their distribution, or parameters that start at a statistic of the
+                data. The message names the site, and shows no value.
+        """
+        check_data(self.program, self.init(), self.constrain, self._local_plates(), data)
+
+    def _local_plates(self) -> set[str]:
+        return {*self.model_plates, *self.guide_plates}
 
     def _terms(self, params: PyTree, example: PyTree, key: PRNGKeyArray) -> _Terms:
         batch = sites.repeat_example(example)
@@ -120,11 +149,11 @@ class NumPyroElbo:
         for name, log_density in self._log_densities(model, guide):
             # A plate of size N scales the density of one example by N, which is undone here.
             if name in self.model_plates:
-                own.append(log_density / self.model_plates[name].scale)
+                own.append(log_density / (self.model_plates[name].scale * self.scale))
             elif name in self.guide_plates:
-                own.append(log_density / self.guide_plates[name].scale)
+                own.append(log_density / (self.guide_plates[name].scale * self.scale))
             else:
-                shared.append(log_density)
+                shared.append(log_density / self.scale)
         return _Terms(jnp.stack(own).sum(), jnp.stack(shared).sum())
 
     def _log_densities(self, model: sites.Trace, guide: sites.Trace) -> Iterator[tuple[str, Array]]:
@@ -160,12 +189,14 @@ def numpyro_elbo(
     """Turns a NumPyro model and guide into an objective for private training.
 
     Pass it to `training.fit` in place of a loss, and pass the arguments of the model as a tuple for
-    the data. Nothing is initialised from data: only the shapes and dtypes of the arguments given
-    here are used.
+    the data; arguments that were given by keyword follow in their order. Only shapes and dtypes of
+    the arguments given here are used, so no initial value comes from them. Numbers that a guide
+    holds already, for example of `init_to_value`, are taken as public.
 
     Args:
         model: `model(*args, **kwargs)`. Its observed sites lie in a `numpyro.plate` over the data,
-            `plate("data", num_examples, subsample_size=len(x))` or `plate("data", len(x))`.
+            `plate("data", num_examples, subsample_size=len(x))`, `plate("data", len(x))` or
+            `plate("data", num_examples)`.
         guide: a function with the same arguments, or a guide of `numpyro.infer.autoguide`.
         *args: arrays with a leading axis of examples, or None.
         num_examples: N, a public constant.
@@ -173,7 +204,8 @@ def numpyro_elbo(
             form; both with `num_particles`.
         kl: as in `dpoptax.vi.global_elbo`; "clipped" is what d3p does.
         init_key: a typed key for random initial values.
-        **kwargs: further arguments of model and guide, the same for all examples.
+        **kwargs: further arguments of model and guide. An array as long as `args` is data; all
+            others are public constants.
 
     Returns:
         A `dpoptax.training.Objective`. Its `init()` returns the parameters to train, and
@@ -208,38 +240,13 @@ def numpyro_elbo(
         )
     kl_clipped = is_kl_clipped(kl)
     num_examples = _validate.num_examples(num_examples)
-    _validate.leading_axis_size("args", args)
-    example = jax.tree.map(_stand_in, args)
     key = _validate.typed_key("init_key", init_key)
-    program = sites.Program(model, guide, kwargs)
-    with warnings.catch_warnings():  # data_plates raises an error about the same sizes
-        warnings.filterwarnings("ignore", "subsample_size does not match", UserWarning)
-        (model_one, guide_one), (model_two, guide_two) = [
-            program.trace({}, sites.repeat_example(example, size), key) for size in (1, 2)
-        ]
-    # The latents first: the later checks look up the sites of one trace in the other.
-    _checks.check_latents(model_one, guide_one)
-    _checks.check_plate_sizes(model_two)
-    model_plates = sites.data_plates(model_one, model_two, num_examples)
-    _checks.check_observed(model_one, model_plates)
-    initial, transforms = sites.parameters([model_one, guide_one])
-    guide_plates = sites.data_plates(guide_one, guide_two, num_examples)
-    _checks.check_coupling(program, initial, model_plates, guide_plates, example, key)
+    data, names, constants = split_keywords(args, kwargs, num_examples)
+    prepared = prepare(sites.Program(model, guide, constants, names), data, num_examples, key)
     return NumPyroElbo(
-        program=program,
         num_examples=num_examples,
         num_samples=loss.num_particles,
         analytic_kl=isinstance(loss, TraceMeanField_ELBO),
         kl_clipped=kl_clipped,
-        example=example,
-        initial=initial,
-        transforms=transforms,
-        model_plates=model_plates,
-        guide_plates=guide_plates,
+        **prepared._asdict(),
     )
-
-
-def _stand_in(leaf: Any) -> Array:
-    """Returns an example that is not data: 0.5 is in the support of most likelihoods."""
-    dtype = jnp.result_type(leaf)
-    return jnp.full(jnp.shape(leaf)[1:], 0.5 if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)

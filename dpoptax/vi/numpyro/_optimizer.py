@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+from numpyro.optim import Minimize
 
 
 def as_optax(optim: Any) -> optax.GradientTransformation:
@@ -15,6 +16,12 @@ def as_optax(optim: Any) -> optax.GradientTransformation:
     if not all(hasattr(optim, name) for name in ("init", "update", "get_params")):
         raise TypeError(
             f"optim must be an optimizer of numpyro.optim or Optax; got {type(optim).__name__}."
+        )
+
+    if isinstance(optim, Minimize):
+        raise TypeError(
+            "optim is numpyro.optim.Minimize, which evaluates the loss on all data many times per "
+            "step. A private step releases one gradient: use numpyro.optim.Adam or another one."
         )
 
     def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
