@@ -47,7 +47,7 @@ CALLS = [
     (accounting.calibrate_noise_multiplier, "num_epochs", r"Pass epochs="),
     # JAX Privacy
     (dpoptax.privatize, "l2_clip_norm", r"a name in JAX Privacy\. Pass clip=bound"),
-    (accounting.calibrate_num_steps, "num_updates", r"It takes epsilon, delta, sampler"),
+    (accounting.calibrate_num_steps, "num_updates", r"It takes epsilon, risk, delta, sampler"),
     # Ours, elsewhere
     (dpoptax.privatize, "l2_clip", r"Pass clip=bound"),
     (fit, "clip", r"belongs to the plan"),
