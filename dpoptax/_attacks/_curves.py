@@ -24,7 +24,7 @@ SMALLEST_DELTA = 1e-10
 LARGEST_FACTOR = 32.0
 # Bisections stop at these distances. The refuted end is the answer, so that a coarse search costs
 # tightness only.
-TOLERANCE, PLAN_TOLERANCE = 1e-4, 2e-3
+TOLERANCE, PLAN_TOLERANCE = 1e-4, 4e-3
 
 
 class Curve(Protocol):
@@ -44,8 +44,9 @@ class Curve(Protocol):
 
 
 class Family(Protocol):
-    """Curves from a private one at `least` to a revealing one at `most`."""
+    """Curves from a private one at `least` to a revealing one at `most`; a search starts between."""
 
+    start: float
     least: float
     most: float
     tolerance: float
@@ -138,7 +139,7 @@ class PlanCurve:
 class Gaussian:
     """mu-GDP, by mu."""
 
-    least, most, tolerance = 0.0, 40.0, TOLERANCE
+    start, least, most, tolerance = 0.0, 0.0, 40.0, TOLERANCE
     assumption = "The run is as private as one release with Gaussian noise, for some noise."
 
     def curve(self, position: float) -> GaussianCurve:
@@ -151,6 +152,7 @@ class EpsilonDelta:
     """(epsilon, delta)-privacy at one delta, by epsilon."""
 
     at_delta: float
+    start: float = 0.0
     least: float = 0.0
     most: float = 50.0
     tolerance: float = TOLERANCE
@@ -167,6 +169,8 @@ class OfPlan:
 
     plan: Plan
     num_steps: int
+    computed: dict[float, PlanCurve] = attrs.field(factory=dict)
+    start: float = 0.0
     least: float = -math.log(LARGEST_FACTOR)
     most: float = math.log(LARGEST_FACTOR)
     tolerance: float = PLAN_TOLERANCE
@@ -174,6 +178,11 @@ class OfPlan:
 
     def curve(self, position: float) -> PlanCurve:
         """See `Family`."""
+        if position not in self.computed:
+            self.computed[position] = self._curve(position)
+        return self.computed[position]
+
+    def _curve(self, position: float) -> PlanCurve:
         loss = plan_loss(self.plan, self.num_steps, math.exp(-position))
         largest = loss.epsilon(max(SMALLEST_DELTA, 2 * loss.overflow))
         if math.isinf(largest):
