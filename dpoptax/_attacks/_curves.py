@@ -44,7 +44,10 @@ class Curve(Protocol):
 
 
 class Family(Protocol):
-    """Curves from a private one at `least` to a revealing one at `most`; a search starts between."""
+    """Curves from a private one at `least` to a revealing one at `most`.
+
+    A search begins at `start`.
+    """
 
     start: float
     least: float
