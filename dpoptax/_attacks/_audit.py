@@ -219,11 +219,12 @@ class Audit:
         except ValueError as error:
             refusal = str(error)
         else:
-            others = [(bounds[0].method, False)] if self.independent else []
-            for method, independent in [*others, ("epsilon_delta", False)]:
-                # A bound that assumes less may need more canaries, or fair coins.
+            # A bound that assumes less may need more canaries, or fair coins.
+            if self.independent:
                 with contextlib.suppress(ValueError):
-                    bounds.append(self.lower_bound(confidence, method, independent))
+                    bounds.append(self.lower_bound(confidence, independent=False))
+            with contextlib.suppress(ValueError):
+                bounds.append(self.lower_bound(confidence, "epsilon_delta", independent=False))
         return AttackSummary(
             attack=self.attack,
             num_in=len(self.in_scores),

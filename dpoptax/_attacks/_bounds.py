@@ -11,13 +11,13 @@ from dpoptax import _validate
 from dpoptax._attacks import _independent, _one_run
 from dpoptax._attacks._curves import (
     Curve,
-    EpsilonDelta,
     EpsilonDeltaCurve,
     Family,
-    Gaussian,
     GaussianCurve,
-    OfPlan,
     PlanCurve,
+    epsilon_delta_family,
+    gaussian_family,
+    plan_family,
 )
 from dpoptax._attacks._lower_bound import LowerBound
 from dpoptax._plan import Plan
@@ -49,8 +49,8 @@ Test: TypeAlias = Callable[[Curve, float], Refuted | None]
 def family_of(method: Method, plan: Plan, num_steps: int, curves: dict[float, PlanCurve]) -> Family:
     """Returns the family of a method. Curves of the plan are kept in `curves`."""
     if method == "plan":
-        return OfPlan(plan, num_steps, curves)
-    return Gaussian() if method == "gaussian" else EpsilonDelta(plan.delta)
+        return plan_family(plan, num_steps, curves)
+    return gaussian_family() if method == "gaussian" else epsilon_delta_family(plan.delta)
 
 
 def lower_bound(
