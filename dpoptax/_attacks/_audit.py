@@ -11,13 +11,14 @@ import numpy as np
 from dpoptax import _validate
 from dpoptax._attacks import _bounds
 from dpoptax._attacks._bounds import METHODS, Method
-from dpoptax._attacks._curves import plan_loss
+from dpoptax._attacks._curves import PlanCurve, plan_loss
 from dpoptax._attacks._lower_bound import LowerBound
 from dpoptax._attacks._record import read_audit, write_audit
 from dpoptax._attacks._roc import Roc, roc
 from dpoptax._plan import Plan
 from dpoptax._validate import described
 from dpoptax.accounting import trade_off
+from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure
 from dpoptax.reports._attack import AttackSummary, as_text
 from dpoptax.schedules import as_schedule
@@ -88,6 +89,8 @@ class Audit:
     plan: Plan
     num_steps: int
     independent: bool = False
+    # Of other noise multipliers of the plan: slow to compute, and used by several bounds.
+    _curves: dict[float, PlanCurve] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.plan, Plan):
@@ -131,7 +134,7 @@ class Audit:
             out_scores=out_scores,
             attack=attack,
             plan=plan,
-            num_steps=plan.num_steps if num_steps is None else num_steps,
+            num_steps=getattr(plan, "num_steps", 1) if num_steps is None else num_steps,
             independent=independent,
         )
 
@@ -139,6 +142,11 @@ class Audit:
     def epsilon(self) -> float:
         """The epsilon that the steps guarantee, under the relation of the sampler."""
         return self.plan.epsilon(self.num_steps)
+
+    @property
+    def relation(self) -> str:
+        """Which data sets the guarantee compares."""
+        return parse_relation(self.plan.sampler.relation).name.lower()
 
     @property
     def delta(self) -> float:
@@ -188,7 +196,7 @@ class Audit:
         return _bounds.lower_bound(
             self.in_scores,
             self.out_scores,
-            _bounds.family_of(method, self.plan, self.num_steps),
+            _bounds.family_of(method, self.plan, self.num_steps, self._curves),
             delta=self.delta,
             confidence=confidence,
             method=method,
@@ -211,11 +219,12 @@ class Audit:
         except ValueError as error:
             refusal = str(error)
         else:
-            others = [(bounds[0].method, False)] if self.independent else []
-            for method, independent in [*others, ("epsilon_delta", False)]:
-                # A bound that assumes less may need more canaries, or fair coins.
+            # A bound that assumes less may need more canaries, or fair coins.
+            if self.independent:
                 with contextlib.suppress(ValueError):
-                    bounds.append(self.lower_bound(confidence, method, independent))
+                    bounds.append(self.lower_bound(confidence, independent=False))
+            with contextlib.suppress(ValueError):
+                bounds.append(self.lower_bound(confidence, "epsilon_delta", independent=False))
         return AttackSummary(
             attack=self.attack,
             num_in=len(self.in_scores),

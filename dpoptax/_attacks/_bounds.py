@@ -1,5 +1,6 @@
 """The lower bound on epsilon of an audit: a test, inverted over a family of trade-off curves."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -10,12 +11,13 @@ from dpoptax import _validate
 from dpoptax._attacks import _independent, _one_run
 from dpoptax._attacks._curves import (
     Curve,
-    EpsilonDelta,
     EpsilonDeltaCurve,
     Family,
-    Gaussian,
     GaussianCurve,
-    OfPlan,
+    PlanCurve,
+    epsilon_delta_family,
+    gaussian_family,
+    plan_family,
 )
 from dpoptax._attacks._lower_bound import LowerBound
 from dpoptax._plan import Plan
@@ -29,6 +31,8 @@ INDEPENDENT = "The scores of the canaries are independent of each other, given w
 # Counts of canaries that are in are refused as not from fair coins at this probability.
 IMPOSSIBLE = 1e-6
 MOST_CANARIES_NEEDED = 1000
+# Of the search for the curve.
+FIRST_STEP = 0.1
 
 
 class Refuted(NamedTuple):
@@ -42,11 +46,11 @@ class Refuted(NamedTuple):
 Test: TypeAlias = Callable[[Curve, float], Refuted | None]
 
 
-def family_of(method: Method, plan: Plan, num_steps: int) -> Family:
-    """Returns the family of a method."""
+def family_of(method: Method, plan: Plan, num_steps: int, curves: dict[float, PlanCurve]) -> Family:
+    """Returns the family of a method. Curves of the plan are kept in `curves`."""
     if method == "plan":
-        return OfPlan(plan, num_steps)
-    return Gaussian() if method == "gaussian" else EpsilonDelta(plan.delta)
+        return plan_family(plan, num_steps, curves)
+    return gaussian_family() if method == "gaussian" else epsilon_delta_family(plan.delta)
 
 
 def lower_bound(
@@ -72,11 +76,16 @@ def lower_bound(
         found = _one_run.outcomes(in_scores, out_scores)
         test = _one_run_test(found, delta)
         guesses = found[0].num_guesses, found[0].num_correct
-    refuted = _last_refuted(family, test, level, delta)
+    refuted = _last_refuted(family, test, level)
     epsilon = 0.0
     if refuted is not None:
         curve, guesses = refuted
         epsilon = curve.epsilon(delta)
+    if math.isinf(epsilon):
+        raise ValueError(
+            f"expected a plan with a finite epsilon at delta {delta:g}; got inf, because batches "
+            "overflow too often. Pass method='gaussian'."
+        )
     assumptions = (INDEPENDENT if independent else FAIR_COINS, family.assumption)
     return LowerBound(
         epsilon=epsilon,
@@ -118,25 +127,38 @@ def _one_run_test(outcomes: list[_one_run.Outcome], delta: float) -> Test:
     return test
 
 
-def _last_refuted(
-    family: Family, test: Test, level: float, delta: float
-) -> tuple[Curve, Refuted] | None:
-    """Returns the most revealing curve that is refuted, by bisection."""
-    low, high = family.least, family.most
-    curve = family.curve(low)
-    found = test(curve, level)
-    if found is None:
-        return None
-    last = curve, found
+def _last_refuted(family: Family, test: Test, level: float) -> tuple[Curve, Refuted] | None:
+    """Returns the most revealing curve that is refuted."""
+    last = None
+
+    def refutes(position: float) -> bool:
+        nonlocal last
+        curve = family.curve(position)
+        found = test(curve, level)
+        if found is not None:
+            last = curve, found
+        return found is not None
+
+    # Curves far from the answer are slow to compute, so we bracket it by steps that double.
+    low = high = family.start
+    step = FIRST_STEP
+    if refutes(family.start):
+        while low == high:
+            high = min(low + step, family.most)
+            if refutes(high):
+                if high == family.most:
+                    return last
+                low, step = high, 2 * step
+    else:
+        while low == high:
+            if high == family.least:
+                return None
+            low = max(high - step, family.least)
+            if not refutes(low):
+                high, step = low, 2 * step
     while high - low > family.tolerance:
         middle = (low + high) / 2
-        curve = family.curve(middle)
-        found = test(curve, level)
-        # Without an epsilon, a curve is no bound.
-        if found is not None and np.isfinite(curve.epsilon(delta)):
-            low, last = middle, (curve, found)
-        else:
-            high = middle
+        low, high = (middle, high) if refutes(middle) else (low, middle)
     return last
 
 

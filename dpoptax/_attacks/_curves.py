@@ -7,6 +7,7 @@ on, until a curve is no longer refuted (Dong, Roth, Su 2019, arXiv:1905.02383).
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -24,7 +25,7 @@ SMALLEST_DELTA = 1e-10
 LARGEST_FACTOR = 32.0
 # Bisections stop at these distances. The refuted end is the answer, so that a coarse search costs
 # tightness only.
-TOLERANCE, PLAN_TOLERANCE = 1e-4, 2e-3
+TOLERANCE, PLAN_TOLERANCE = 1e-4, 4e-3
 
 
 class Curve(Protocol):
@@ -43,17 +44,25 @@ class Curve(Protocol):
         ...
 
 
-class Family(Protocol):
-    """Curves from a private one at `least` to a revealing one at `most`."""
+@attrs.frozen
+class Family:
+    """Curves by position, from a private one at `least` to a revealing one at `most`.
 
+    Attributes:
+        curve: from a position to a curve.
+        least: the first position.
+        most: the last one.
+        start: where a search begins.
+        tolerance: how exactly a position is found.
+        assumption: what is assumed of a run by using this family; may be empty.
+    """
+
+    curve: Callable[[float], Curve]
     least: float
     most: float
+    start: float
     tolerance: float
     assumption: str
-
-    def curve(self, position: float) -> Curve:
-        """Returns the curve at a position between `least` and `most`."""
-        ...
 
 
 @attrs.frozen
@@ -135,51 +144,57 @@ class PlanCurve:
         return self.loss.epsilon(delta)
 
 
-class Gaussian:
+def gaussian_family() -> Family:
     """mu-GDP, by mu."""
+    return Family(
+        curve=GaussianCurve,
+        least=0.0,
+        most=40.0,
+        start=0.0,
+        tolerance=TOLERANCE,
+        assumption="The run is as private as one release with Gaussian noise, for some noise.",
+    )
 
-    least, most, tolerance = 0.0, 40.0, TOLERANCE
-    assumption = "The run is as private as one release with Gaussian noise, for some noise."
 
-    def curve(self, position: float) -> GaussianCurve:
-        """See `Family`."""
-        return GaussianCurve(position)
-
-
-@attrs.frozen
-class EpsilonDelta:
+def epsilon_delta_family(delta: float) -> Family:
     """(epsilon, delta)-privacy at one delta, by epsilon."""
-
-    at_delta: float
-    least: float = 0.0
-    most: float = 50.0
-    tolerance: float = TOLERANCE
-    assumption: str = ""
-
-    def curve(self, position: float) -> EpsilonDeltaCurve:
-        """See `Family`."""
-        return EpsilonDeltaCurve(position, self.at_delta)
+    return Family(
+        curve=lambda epsilon: EpsilonDeltaCurve(epsilon, delta),
+        least=0.0,
+        most=50.0,
+        start=0.0,
+        tolerance=TOLERANCE,
+        assumption="",
+    )
 
 
-@attrs.frozen
-class OfPlan:
-    """The curves of a plan with its noise divided by a factor, by the logarithm of the factor."""
+def plan_family(plan: Plan, num_steps: int, computed: dict[float, PlanCurve]) -> Family:
+    """The curves of a plan with its noise divided by a factor, by the logarithm of the factor.
 
-    plan: Plan
-    num_steps: int
-    least: float = -math.log(LARGEST_FACTOR)
-    most: float = math.log(LARGEST_FACTOR)
-    tolerance: float = PLAN_TOLERANCE
-    assumption: str = "The run is as private as its plan with some other noise multiplier."
+    Those that are in `computed` are not computed again.
+    """
 
-    def curve(self, position: float) -> PlanCurve:
-        """See `Family`."""
-        loss = plan_loss(self.plan, self.num_steps, math.exp(-position))
-        largest = loss.epsilon(max(SMALLEST_DELTA, 2 * loss.overflow))
-        if math.isinf(largest):
-            return PlanCurve(loss, np.zeros(1), np.ones(1))
-        epsilons = np.linspace(0.0, min(largest, 700.0), NUM_POINTS)
-        return PlanCurve(loss, epsilons, loss.deltas(epsilons))
+    def curve(position: float) -> PlanCurve:
+        if position not in computed:
+            computed[position] = _plan_curve(plan_loss(plan, num_steps, math.exp(-position)))
+        return computed[position]
+
+    return Family(
+        curve=curve,
+        least=-math.log(LARGEST_FACTOR),
+        most=math.log(LARGEST_FACTOR),
+        start=0.0,
+        tolerance=PLAN_TOLERANCE,
+        assumption="The run is as private as its plan with some other noise multiplier.",
+    )
+
+
+def _plan_curve(loss: PrivacyLoss) -> PlanCurve:
+    largest = loss.epsilon(max(SMALLEST_DELTA, 2 * loss.overflow))
+    if math.isinf(largest):
+        return PlanCurve(loss, np.zeros(1), np.ones(1))
+    epsilons = np.linspace(0.0, min(largest, 700.0), NUM_POINTS)
+    return PlanCurve(loss, epsilons, loss.deltas(epsilons))
 
 
 def plan_loss(plan: Plan, num_steps: int, factor: float = 1.0) -> PrivacyLoss:

@@ -257,9 +257,13 @@ def _weights_of_canary(params: PyTree, plan: Plan, used: list[int], norm: float)
     """Returns the weight of each leaf for a gradient of this norm in each of the leaves `used`."""
     structure: Any = jax.tree.structure(params)
     squares = [
-        jnp.full(1, norm**2 if leaf in used else 0.0, jnp.float32)
+        np.full(1, norm**2 if leaf in used else 0.0, np.float32)
         for leaf in range(structure.num_leaves)
     ]
-    weights = _first_rule(plan).weights(jax.tree.unflatten(structure, squares), 0)
-    by_leaf = weights_by_leaf(weights, structure, jnp.ones(1, bool))
-    return [float(weight[0]) for weight in by_leaf]
+
+    def weights(squares: list[Array]) -> Array:
+        found = _first_rule(plan).weights(jax.tree.unflatten(structure, squares), 0)
+        return jnp.stack(weights_by_leaf(found, structure, jnp.ones(1, bool)))
+
+    # One small program in place of many.
+    return np.asarray(jax.jit(weights)(squares))[:, 0].tolist()

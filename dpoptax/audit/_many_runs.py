@@ -81,8 +81,8 @@ def audit_many_runs(
     canary_key, coin_key, run_key = split_by_purpose(allowed_key("key", key))
     # Checked and drawn once: all runs have the same canary.
     started = check_and_start(canary, loss_fn, params, source, plan, optimizer, canary_key)
-    coins = jax.random.bernoulli(coin_key, shape=(num_runs,))
-    one = _one_run(loss_fn, params, plan, optimizer, started.audit)
+    coins = jax.random.bernoulli(coin_key, shape=(num_runs, 1))
+    one = one_run(loss_fn, params, plan, optimizer, started.audit)
     keys = jax.random.split(run_key, num_runs)
     scores = np.asarray(
         jax.jit(lambda runs: jax.lax.map(one, runs, batch_size=at_once))((keys, coins))
@@ -97,21 +97,21 @@ def audit_many_runs(
     )
 
 
-def _one_run(
+def one_run(
     loss_fn: Any,
     params: PyTree,
     plan: Plan,
     optimizer: optax.GradientTransformation,
     audit: RunAudit,
 ) -> Any:
-    """Returns a function from a key and a coin to the score of a run."""
+    """Returns a function from a key and the coins of the canaries to the scores of a run."""
     data: Any = audit.data
     arrays = jax.tree.map(jnp.asarray, data.arrays)
 
     def one(run: tuple[PRNGKeyArray, Array]) -> Array:
-        key, coin = run
+        key, coins = run
         keys = split_by_purpose(key)
-        private = audited(plan.privatize(keys.noise_key), Started(audit, coin[None]))
+        private = audited(plan.privatize(keys.noise_key), Started(audit, coins))
         tx = chain(*bind(private, optimizer))
         state = init_state(
             params,
@@ -122,7 +122,7 @@ def _one_run(
         )
         step = make_train_step(loss_fn, tx=tx, sampler=plan.sampler, take=data.take, audit=audit)
         state = jax.lax.fori_loop(0, plan.num_steps, lambda _, state: step(state, arrays)[0], state)
-        return audit.final_scores(audit_state(state.opt_state), state.params)[0]
+        return audit.final_scores(audit_state(state.opt_state), state.params)
 
     return one
 

@@ -1,4 +1,4 @@
-"""An audit of a run with a fault shows more epsilon than the plan promises, and else it does not."""
+"""An audit of a run with a fault shows more epsilon than the plan promises, else it does not."""
 
 import attrs
 import jax
@@ -15,6 +15,8 @@ from dpoptax.training import fit
 
 CANARIES, ROWS = 500, 10
 DATA = np.ones((ROWS, 2), np.float32)
+OFTEN = dpoptax.samplers.Poisson(CANARIES + ROWS, 400)
+SELDOM = dpoptax.samplers.Poisson(CANARIES + ROWS, 50)
 
 
 def loss(params, x):
@@ -33,8 +35,8 @@ class HalfTheNoise(Gaussian):
 class TooOften(dpoptax.samplers.Sampler):
     """A sampler that is accounted at one rate, and draws at eight times that rate."""
 
-    inner: dpoptax.samplers.Poisson = dpoptax.samplers.Poisson(CANARIES + ROWS, 400)
-    accounted: dpoptax.samplers.Poisson = dpoptax.samplers.Poisson(CANARIES + ROWS, 50)
+    inner: dpoptax.samplers.Poisson = OFTEN
+    accounted: dpoptax.samplers.Poisson = SELDOM
     num_examples: int = CANARIES + ROWS
     expected_batch_size: float = 50.0
 
@@ -73,6 +75,7 @@ def audit(monkeypatch, fault, seed):
 FAULTS = ["half of the noise", "canaries drawn too often", "a leaf that is not clipped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_a_fault_is_seen_and_a_correct_run_is_not_blamed(monkeypatch, fault):
     made = audit(monkeypatch, fault, seed=0)

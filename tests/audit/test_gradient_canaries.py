@@ -113,7 +113,7 @@ def test_scores_are_the_likelihood_ratios_of_a_simulation():
     sampler = dpoptax.samplers.Poisson(examples, size)
     made = fit(
         lambda w, x: 1e-12 * jnp.sum(w) * jnp.sum(x), jnp.zeros(2 * count), DATA,
-        plan=plan(sampler=sampler, noise_multiplier=noise, num_steps=steps),
+        plan=plan(sampler=sampler, noise_multiplier=noise, num_steps=steps, delta=1e-4),
         optimizer=optax.sgd(0.1), key=jax.random.key(1), progress=False,
         audit=GradientCanaries(count),
     ).audit  # fmt: skip
@@ -132,6 +132,7 @@ def test_scores_are_the_likelihood_ratios_of_a_simulation():
     assert abs(simulated[0].mean() - simulated[1].mean()) > 8 * standard_error
 
 
+@pytest.mark.slow
 def test_what_real_examples_add_is_taken_away():
     def strong(w, x):
         return jnp.sum(w) * jnp.sum(x)
@@ -148,6 +149,7 @@ def test_what_real_examples_add_is_taken_away():
 # The run of an audit
 
 
+@pytest.mark.slow
 def test_data_on_the_host_give_the_same_audit():
     made = run(plan(noise_multiplier=1.0)).audit
     streamed = run(plan(noise_multiplier=1.0), HostData(DATA)).audit
@@ -155,6 +157,7 @@ def test_data_on_the_host_give_the_same_audit():
     np.testing.assert_allclose(made.out_scores, streamed.out_scores, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_with_the_audit_of_a_run_that_was_not(tmp_path):
     whole = run(plan(noise_multiplier=1.0))
     stop = Every(lambda progress: progress.step == 2, steps=2)
@@ -182,10 +185,8 @@ def noise_of_run(monkeypatch, coins, norm=None):
         made = started(*arguments)
         if coins is not None:
             made = made._replace(included=coins)
-        seen.append(made.audit.canaries.values[2])
         return made
 
-    seen = []
     monkeypatch.setattr("dpoptax.training._fit.start_audit", start)
     made = run(plan(noise_multiplier=1.0, num_steps=1), audit=GradientCanaries(CANARIES, norm=norm))
     monkeypatch.undo()
@@ -202,15 +203,15 @@ def test_other_coins_or_canaries_draw_other_noise(monkeypatch):
         noise_of_run(monkeypatch, coins, norm=2e6),
     ]
     for other in others:
-        assert np.all(np.abs(other - one) > 1e-6)
+        assert np.all(other != one)
 
 
 def test_canaries_have_coordinates_of_their_own():
     audit = GradientCanaries(103).start(None, params(), None, plan(), jax.random.key(0))
     b, s, w = audit.canaries.values
-    assert [int(np.count_nonzero(leaf)) for leaf in (b, s, w)] == [3, 1, 99] or (
-        np.count_nonzero(b) + np.count_nonzero(s) + np.count_nonzero(w) == 103
-    )
+    counts = [int(np.count_nonzero(leaf)) for leaf in (b, s, w)]
+    assert sum(counts) == 103
+    assert counts[2] >= 99
     at = np.asarray(audit.canaries.positions[2])[np.asarray(w) != 0]
     assert len({tuple(row) for row in at}) == len(at)
 
@@ -243,5 +244,5 @@ def test_what_cannot_be_audited_is_refused(of_plan, of_fit, message):
 def test_something_else_than_canaries_is_refused():
     with pytest.raises(TypeError, match="audit must be canaries"):
         run(plan(), audit=1000)
-    with pytest.raises(ValueError, match="num_canaries"):
+    with pytest.raises(ValueError, match=r"num_canaries must be at least 1"):
         GradientCanaries(0)

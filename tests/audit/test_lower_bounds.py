@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.special
 import scipy.stats
 from audit.exact_mechanisms import Lines
@@ -9,11 +10,11 @@ from audit.exact_mechanisms import Lines
 import dpoptax
 from dpoptax._attacks import _bounds, _independent, _one_run
 from dpoptax._attacks._curves import (
-    EpsilonDelta,
     EpsilonDeltaCurve,
-    Gaussian,
     GaussianCurve,
-    OfPlan,
+    epsilon_delta_family,
+    gaussian_family,
+    plan_family,
 )
 
 LEVEL = 0.05
@@ -149,7 +150,7 @@ def plan_scores(rng, num_canaries, noise=1.0):
 
 
 def test_the_family_of_a_plan_holds_for_its_own_runs_and_finds_too_little_noise():
-    curve = OfPlan(PLAN, PLAN.num_steps).curve(0.0)
+    curve = plan_family(PLAN, PLAN.num_steps, {}).curve(0.0)
     assert curve.epsilon(PLAN.delta) == pytest.approx(PLAN.epsilon())
     for test in (one_run, independent):
         found = times_refuted(plan_scores, lambda *s, test=test: test(*s, curve), num_runs=200)
@@ -159,12 +160,20 @@ def test_the_family_of_a_plan_holds_for_its_own_runs_and_finds_too_little_noise(
         assert independent(*plan_scores(rng, 1000, noise=0.5), curve)
 
 
+def mu_at(epsilon):
+    """The mu of mu-GDP with this epsilon at delta 1e-4."""
+    return scipy.optimize.brentq(lambda mu: GaussianCurve(mu).epsilon(1e-4) - epsilon, 0.01, 20)
+
+
 def test_a_lower_bound_is_the_last_epsilon_that_is_refuted():
     rng = np.random.default_rng(2)
     scores = gaussian(rng, 500, 2.0)
     settings = {"delta": 1e-4, "confidence": 0.95}
     for is_independent in (True, False):
-        for method, family in (("gaussian", Gaussian()), ("epsilon_delta", EpsilonDelta(1e-4))):
+        for method, family in (
+            ("gaussian", gaussian_family()),
+            ("epsilon_delta", epsilon_delta_family(1e-4)),
+        ):
             bound = _bounds.lower_bound(
                 *scores, family, method=method, independent=is_independent, **settings
             )
@@ -173,17 +182,12 @@ def test_a_lower_bound_is_the_last_epsilon_that_is_refuted():
             else:
                 test = _bounds._one_run_test(_one_run.outcomes(*scores), 1e-4)
 
-            def curve_at(epsilon, method=method):
-                if method == "epsilon_delta":
-                    return EpsilonDeltaCurve(epsilon, 1e-4)
-                mu = np.linspace(0, 8, 40001)
-                return GaussianCurve(
-                    mu[np.searchsorted([GaussianCurve(m).epsilon(1e-4) for m in mu[::20]], epsilon)]
-                )
-
-            if method == "epsilon_delta":
-                assert test(curve_at(bound.epsilon - 1e-3), LEVEL)
-                assert not test(curve_at(bound.epsilon + 1e-3), LEVEL)
+            # On both sides of the bound.
+            for shift, refuted in ((-1e-3, True), (1e-3, False)):
+                curve = EpsilonDeltaCurve(bound.epsilon + shift, 1e-4)
+                if method == "gaussian":
+                    curve = GaussianCurve(mu_at(bound.epsilon + shift))
+                assert (test(curve, LEVEL) is not None) == refuted
             assert 0.5 < bound.epsilon < GaussianCurve(2.0).epsilon(1e-4)
             assert bound.num_correct <= bound.num_guesses <= bound.num_canaries == 500
 
@@ -196,7 +200,7 @@ def epsilons(num_canaries, num_runs, is_independent):
         [
             _bounds.lower_bound(
                 *gaussian(rng, num_canaries, mu),
-                Gaussian(),
+                gaussian_family(),
                 delta=1e-5,
                 confidence=0.95,
                 method="gaussian",
@@ -223,7 +227,7 @@ def test_without_independence_a_thousand_canaries_reach_half_of_epsilon():
 @pytest.mark.parametrize("is_independent", [True, False])
 @pytest.mark.parametrize("method", ["gaussian", "epsilon_delta"])
 def test_too_few_canaries_are_refused_with_the_number_that_is_enough(is_independent, method):
-    family = Gaussian() if method == "gaussian" else EpsilonDelta(1e-5)
+    family = gaussian_family() if method == "gaussian" else epsilon_delta_family(1e-5)
 
     def perfect(number, confidence):
         scores = np.ones(number // 2), np.zeros(number - number // 2)
@@ -249,9 +253,9 @@ def test_counts_that_fair_coins_do_not_give_are_refused():
     scores = np.arange(90.0), np.arange(10.0)
     settings = {"delta": 1e-5, "confidence": 0.95, "method": "gaussian"}
     with pytest.raises(ValueError, match="fair coin"):
-        _bounds.lower_bound(*scores, Gaussian(), independent=False, **settings)
+        _bounds.lower_bound(*scores, gaussian_family(), independent=False, **settings)
     # Runs of their own may be as many as one likes. The part that is in is taken into account.
-    bound = _bounds.lower_bound(*scores, Gaussian(), independent=True, **settings)
+    bound = _bounds.lower_bound(*scores, gaussian_family(), independent=True, **settings)
     assert bound.epsilon >= 0
 
 
@@ -261,4 +265,4 @@ def test_unequal_numbers_in_and_out_are_no_success():
     settings = {"delta": 1e-5, "confidence": 0.95, "method": "gaussian", "independent": True}
     for _ in range(20):
         scores = rng.normal(size=900), rng.normal(size=100)
-        assert _bounds.lower_bound(*scores, Gaussian(), **settings).epsilon < 0.7
+        assert _bounds.lower_bound(*scores, gaussian_family(), **settings).epsilon < 0.7

@@ -136,6 +136,21 @@ def test_adapters_are_trained_beside_a_frozen_backbone(tmp_path):
     assert re.search(r"epsilon (1\.9\d\d|2\.000) at delta 1e-05, 100 steps", done.stdout)
 
 
+@pytest.mark.parametrize("attack", ["gradients", "loss"])
+def test_an_audit_stays_below_the_guarantee_and_is_drawn(attack, run_here, tmp_path):
+    arguments = ("--attack", attack, "--steps", "20", "--out", "pictures", "--seed", "0", "--quiet")
+    done = run_here("08_audit.py", *arguments, "--canaries", "400")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    reached, guarantee = map(
+        float, re.search(r"at least epsilon ([\d.]+) .*? guarantee is ([\d.]+)\.", words).groups()
+    )
+    assert reached < guarantee <= 4
+    assert reached > 1.5 or attack == "loss"
+    with Image.open(tmp_path / "pictures" / "audit_digits.png") as image:
+        assert min(image.size) > 300
+
+
 def test_a_seed_repeats_a_run_and_no_seed_does_not(run_here):
     def losses(script, *arguments):
         options = ("--steps", "5", "--quiet", "--out", "pictures")

@@ -35,6 +35,11 @@ def test_the_plan_and_the_auditor_of_the_page_run_unchanged(run_program):
     assert 0.5 < float(re.search(r"at least ([\d.]+)", found).group(1)) < 8
 
 
+def test_the_auditor_accepts_the_scores_of_an_audit_and_finds_the_same_bounds(run_program):
+    printed = run_program(REQUIREMENTS, program("jax_privacy_auditor"))
+    assert int(re.search(r"(\d+) numbers agree", printed).group(1)) >= 21
+
+
 def test_keras_trains_the_same_model(run_program):
     source = "import os; os.environ['KERAS_BACKEND'] = 'jax'\n" + program("jax_privacy_keras")
     assert "same model" in run_program(REQUIREMENTS, source)
