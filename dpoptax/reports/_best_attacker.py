@@ -1,7 +1,30 @@
 """What a report says about attacks. Every probability of success is rounded up."""
 
+from typing import Any
+
+from dpoptax.accounting import trade_off
+from dpoptax.accounting._epsilon import PrivacyLoss
 from dpoptax.reports._round import round_up
 from dpoptax.reports._values import ReportValues
+
+FALSE_POSITIVE_RATES = (1e-3, 1e-2)
+PRIORS = (0.5, 0.1, 0.01)
+BASELINES = (0.1, 1e-2, 1e-3)
+
+
+def best_attacker(loss: PrivacyLoss, delta: float) -> dict[str, Any]:
+    """Returns the fields of a report on what the best possible attacker can find out."""
+    found = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES))
+    guessed = trade_off.reconstruction_rates(loss, list(BASELINES))
+    return {
+        "advantage": trade_off.advantage(loss),
+        "true_positive_rate": dict(zip(FALSE_POSITIVE_RATES, found.tolist(), strict=True)),
+        "posterior_belief": {
+            prior: trade_off.posterior_belief(loss, prior, delta) for prior in PRIORS
+        },
+        "reconstruction": dict(zip(BASELINES, guessed.tolist(), strict=True)),
+        "mu": trade_off.dominating_mu(loss),
+    }
 
 
 def attacks_of(values: ReportValues) -> dict[str, str]:

@@ -18,6 +18,7 @@ from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._attack import Attack, summary_and_rates
+from dpoptax.reports._best_attacker import best_attacker
 from dpoptax.reports._correlated import assumptions_of, check_same_noise, correlation
 from dpoptax.reports._costs import Costs
 from dpoptax.reports._released import released
@@ -26,9 +27,6 @@ from dpoptax.reports._values import ReportValues
 from dpoptax.schedules import ScalarOrSchedule
 
 GROUP_SIZES = (2, 10)
-FALSE_POSITIVE_RATES = (1e-3, 1e-2)
-PRIORS = (0.5, 0.1, 0.01)
-BASELINES = (0.1, 1e-2, 1e-3)
 # The figure starts here: smaller rates depend on smaller deltas than the report is about.
 SMALLEST_RATE_DRAWN = 1e-5
 
@@ -176,8 +174,6 @@ class Report(ReportValues):
             # The number, where the rule leaves it to the noise multiplier.
             clip["count_noise"] = _serialize.encode(split.count_noise)
             gradients = split.gradients
-        found = trade_off.true_positive_rates(loss, list(FALSE_POSITIVE_RATES)).tolist()
-        reconstructed = trade_off.reconstruction_rates(loss, list(BASELINES))
         return cls(
             unit=sampler.unit,
             relation=relation.name.lower(),
@@ -202,13 +198,7 @@ class Report(ReportValues):
             epsilon_replace_one=costs.replace_one(),
             epsilon_by_group_size={size: costs.of_group(size) for size in GROUP_SIZES},
             epsilon_unamplified=costs.unamplified(),
-            advantage=trade_off.advantage(loss),
-            true_positive_rate=dict(zip(FALSE_POSITIVE_RATES, found, strict=True)),
-            posterior_belief={
-                prior: trade_off.posterior_belief(loss, prior, delta) for prior in PRIORS
-            },
-            reconstruction=dict(zip(BASELINES, reconstructed.tolist(), strict=True)),
-            mu=trade_off.dominating_mu(loss),
+            **best_attacker(loss, delta),
             accountant=_accountant(),
             prng=prng,
             assumptions=(
