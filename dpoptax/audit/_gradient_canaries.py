@@ -30,6 +30,14 @@ NORM_IN_BOUNDS = 1e6
 LARGEST_NORM = 1e18
 
 
+def _count(value: Any) -> int:
+    return _validate.count("num_canaries", value)
+
+
+def _norm(value: Any) -> float | None:
+    return None if value is None else _validate.positive("norm", value)
+
+
 @attrs.frozen
 class GradientCanaries:
     """A white-box audit by canaries in gradient space: pass it to `fit(..., audit=...)`.
@@ -87,14 +95,8 @@ class GradientCanaries:
     with one coordinate, Nasr et al. 2023, arXiv:2302.07956.
     """
 
-    num_canaries: int = attrs.field(
-        converter=lambda value: _validate.count("num_canaries", value),
-    )
-    norm: float | None = attrs.field(
-        default=None,
-        kw_only=True,
-        converter=lambda value: None if value is None else _validate.positive("norm", value),
-    )
+    num_canaries: int = attrs.field(converter=_count)
+    norm: float | None = attrs.field(default=None, kw_only=True, converter=_norm)
 
     def start(
         self,
@@ -143,7 +145,7 @@ class GradientAudit:
         others = self._others(seen.grads)
         if others is not None:
             products = products - others / size
-        if self._is_plain_sum:
+        if self._is_plain_sum or seen.stddev is None:
             return products
         noise = as_schedule(self._plan.gradient_noise_multiplier)
         shift = self._reached / noise.at(step)

@@ -24,6 +24,10 @@ from dpoptax.training._objective import Objective
 AT_ONCE = 64
 
 
+def _draws(value: Any) -> int:
+    return _validate.count("num_draws", value)
+
+
 @attrs.frozen(eq=False)
 class InputCanaries:
     """An audit by canaries that are examples: pass it to `fit(..., audit=...)`.
@@ -70,9 +74,7 @@ class InputCanaries:
 
     examples: PyTree = attrs.field(repr=False)
     white_box: bool = attrs.field(default=False, kw_only=True)
-    num_draws: int = attrs.field(
-        default=8, kw_only=True, converter=lambda value: _validate.count("num_draws", value)
-    )
+    num_draws: int = attrs.field(default=8, kw_only=True, converter=_draws)
 
     @property
     def num_canaries(self) -> int:
