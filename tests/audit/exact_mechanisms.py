@@ -23,6 +23,9 @@ class Lines:
         # Convex in exp(epsilon), so that a chord is above it.
         return np.interp(np.exp(epsilon), np.exp(self.epsilons), self.deltas)
 
+    def epsilon(self, delta):
+        return np.interp(-delta, -self.deltas, self.epsilons)
+
 
 def guesses_of(num_canaries, num_in, num_out):
     """Every way to guess "in" (1), "out" (0) or nothing (None)."""
