@@ -8,7 +8,7 @@ on, until a curve is no longer refuted (Dong, Roth, Su 2019, arXiv:1905.02383).
 import math
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -28,6 +28,7 @@ LARGEST_FACTOR = 32.0
 TOLERANCE, PLAN_TOLERANCE = 1e-4, 4e-3
 
 
+@runtime_checkable
 class Curve(Protocol):
     """A trade-off curve, the same for "in" against "out" and for "out" against "in"."""
 

@@ -1,7 +1,7 @@
 """What a report says about an attack on the run: how far it got, and what that means."""
 
 import textwrap
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -20,6 +20,7 @@ NOT_PRIVATE = (
 )
 
 
+@runtime_checkable
 class Attack(Protocol):
     """What a report needs of `dpoptax.audit.Audit`, which documents it."""
 

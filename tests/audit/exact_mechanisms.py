@@ -17,11 +17,14 @@ class Lines:
     def least_false_positive_rate(self, rate):
         found = (rate - self.deltas) * np.exp(-self.epsilons)
         missed = 1 - self.deltas - np.exp(self.epsilons) * (1 - rate)
-        return max(found.max(), missed.max(), 0.0)
+        return float(max(found.max(), missed.max(), 0.0))
 
     def delta(self, epsilon):
         # Convex in exp(epsilon), so that a chord is above it.
-        return np.interp(np.exp(epsilon), np.exp(self.epsilons), self.deltas)
+        return float(np.interp(np.exp(epsilon), np.exp(self.epsilons), self.deltas))
+
+    def epsilon(self, delta):
+        return float(np.interp(-delta, -self.deltas, self.epsilons))
 
 
 def guesses_of(num_canaries, num_in, num_out):
