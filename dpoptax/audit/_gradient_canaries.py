@@ -19,6 +19,7 @@ from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.samplers import CyclicPoisson, Poisson, PoissonSchedule
+from dpoptax.samplers._feistel import permute
 from dpoptax.schedules import as_schedule
 from dpoptax.training._audited import AuditState, Seen
 from dpoptax.training._data import DeviceData, HostData
@@ -205,14 +206,15 @@ def draw_coordinates(
             f"its gradient has the norm {norm:g}. Pass GradientCanaries(..., norm=number) with a "
             "norm that the rule keeps."
         )
-    random = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))).tolist())
     values = [np.zeros(count, np.float32) for _ in leaves]
     directions = [np.zeros(count, np.float32) for _ in leaves]
     positions = [np.zeros((count, leaf.ndim), np.int32) for leaf in leaves]
     for group, contribution in zip(usable, contributions, strict=True):
         # Distinct places in the group, then the leaf and the coordinate of each.
-        places = random.choice(int(sizes[group].sum()), count, replace=False)
-        signs = random.choice([-1.0, 1.0], count)
+        place_key, sign_key = jax.random.split(jax.random.fold_in(key, group[0]))
+        total = min(int(sizes[group].sum()), 2**31 - 1)
+        places = np.asarray(permute(place_key, jnp.arange(count), total))
+        signs = np.asarray(jax.random.rademacher(sign_key, (count,), jnp.float32))
         ends = np.cumsum(sizes[group])
         for number, leaf in enumerate(group):
             (mine,) = np.nonzero(np.searchsorted(ends, places, side="right") == number)

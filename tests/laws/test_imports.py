@@ -13,10 +13,12 @@ ROOT = pathlib.Path(dpoptax.__file__).parent
 
 # From the bottom to the top: each part may import what stands before it.
 ORDER = [
+    "_package_classes",
     "_jax_compat",
     "_explicit_axes",
     "_foreign_names",
     "_validate",
+    "_json_text",
     "_masked_examples",
     "_precision",
     "_markers",
