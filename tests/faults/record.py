@@ -1,0 +1,54 @@
+"""A pytest plugin that writes how each test ended, and why, for `run.py`."""
+
+import importlib
+import json
+import os
+import pathlib
+
+import pytest
+
+_outcomes: dict[str, dict[str, str]] = {}
+
+
+def _is_assertion(error: BaseException) -> bool:
+    """Whether a check of a test failed, and not the code that it runs."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_assertion, error.exceptions))
+    if isinstance(error, pytest.fail.Exception):  # such as "DID NOT RAISE"
+        return True
+    if not isinstance(error, AssertionError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # An assert statement of the library is no check of a test.
+    return trace is None or "dpoptax" not in pathlib.Path(trace.tb_frame.f_code.co_filename).parts
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Records the first failure of a test, or that it passed."""
+    report = yield
+    known = _outcomes.get(item.nodeid)
+    if call.excinfo is not None and not (known and known["outcome"] != "passed"):
+        if report.skipped:
+            outcome = "skipped"
+        else:
+            caught = call.when == "call" and _is_assertion(call.excinfo.value)
+            outcome = "failed" if caught else "error"
+        lines = str(call.excinfo.value).strip().splitlines()
+        message = f"{call.excinfo.type.__name__}: {lines[0] if lines else ''}"
+        _outcomes[item.nodeid] = {"outcome": outcome, "message": message}
+    elif call.when == "call" and known is None:
+        _outcomes[item.nodeid] = {"outcome": "passed", "message": ""}
+    return report
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Writes the outcomes, and which copy of the library was imported."""
+    try:
+        library = importlib.import_module("dpoptax").__file__
+    except BaseException as error:
+        library = f"{type(error).__name__}: {error}"
+    path = pathlib.Path(os.environ["DPOPTAX_FAULT_OUTCOMES"])
+    path.write_text(json.dumps({"library": library, "tests": _outcomes}))
