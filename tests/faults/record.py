@@ -4,7 +4,9 @@ import importlib
 import json
 import os
 import pathlib
+import time
 
+import jax
 import pytest
 
 _outcomes: dict[str, dict[str, str]] = {}
@@ -23,6 +25,12 @@ def _is_assertion(error: BaseException) -> bool:
         trace = trace.tb_next
     # An assert statement of the library is no check of a test.
     return trace is None or "dpoptax" not in pathlib.Path(trace.tb_frame.f_code.co_filename).parts
+
+
+def pytest_configure():
+    """JAX was imported before `conftest.py` chose where it keeps compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,10 +53,11 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Writes the outcomes, and which copy of the library was imported."""
+    """Writes the outcomes, the copy of the library that was imported, and the processor time."""
     try:
         library = importlib.import_module("dpoptax").__file__
     except BaseException as error:
         library = f"{type(error).__name__}: {error}"
     path = pathlib.Path(os.environ["DPOPTAX_FAULT_OUTCOMES"])
-    path.write_text(json.dumps({"library": library, "tests": _outcomes}))
+    found = {"library": library, "seconds": time.process_time(), "tests": _outcomes}
+    path.write_text(json.dumps(found))

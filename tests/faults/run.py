@@ -4,22 +4,24 @@
     python tests/faults/run.py divide_before_noise   some of them
     python tests/faults/run.py --list | --write-table
 
-First the named tests must pass on a copy without a fault. Then each fault gets a pytest process of
-its own, which imports the copy with the fault. A fault counts as caught if a check of a test fails.
-A test that ends for another reason, such as an import error, does not count.
+First the named tests must pass on a copy without a fault. Then the tests of each fault run in a
+process of their own, which imports the copy with the fault. A fault counts as caught if a check of a
+test fails. A test that ends for another reason, such as an import error, does not count.
 """
 
 import argparse
 import collections
 import compileall
 import concurrent.futures
+import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import py_compile
 import queue
 import shutil
-import subprocess
+import signal
 import sys
 import time
 
@@ -29,11 +31,18 @@ import plant
 COPIES = plant.ROOT / ".pytest_cache" / "faults"
 # No test may take longer; a fault may cause an endless loop.
 SECONDS = 300
+# Imported once, by the server that the processes are forked from: each of them would take seconds
+# for it. dpoptax is not among them.
+IMPORTED_ONCE = """
+    dp_accounting dp_accounting.pld.privacy_loss_distribution equinox flax.linen flax.nnx haiku
+    hypothesis jax.experimental.multihost_utils numpyro optax orbax.checkpoint pytest scipy.linalg
+    scipy.optimize scipy.signal scipy.stats tqdm
+"""
 
 
 @attrs.frozen
 class Run:
-    """How the tests of one pytest process ended."""
+    """How the tests of one process ended, and how many processor seconds it took."""
 
     seconds: float
     outcomes: dict[str, dict[str, str]]
@@ -41,49 +50,83 @@ class Run:
 
 
 def copy_library(root: pathlib.Path) -> None:
-    """Makes a fresh copy of the library and its tests; keeps the compiled programs of JAX."""
+    """Copies the library and its tests to `root`; keeps what is there if nothing has changed."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    folders, files = ("dpoptax", "tests"), ("pyproject.toml", "README.md")
+    digest = hashlib.sha256()
+    for name in (*folders, *files):
+        path = plant.ROOT / name
+        for found in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+            if found.is_file() and found.suffix != ".pyc":
+                digest.update(str(found).encode() + found.read_bytes())
+    stamp = root / "copied"
+    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return
     root.mkdir(parents=True, exist_ok=True)
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("dpoptax", "tests"):
+    stamp.unlink(missing_ok=True)
+    for name in folders:
         shutil.rmtree(root / name, ignore_errors=True)
-        shutil.copytree(plant.ROOT / name, root / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md"):
+        shutil.copytree(plant.ROOT / name, root / name, ignore=ignored)
+    for name in files:
         shutil.copy(plant.ROOT / name, root / name)
     # Python compares the source with these files and not their times, which may be equal.
     mode = py_compile.PycInvalidationMode.CHECKED_HASH
     compileall.compile_dir(root, quiet=1, invalidation_mode=mode)
+    stamp.write_text(digest.hexdigest())
+
+
+def in_process(root: pathlib.Path, tests: list[str]) -> None:
+    """Runs tests on the copy at `root`, in this process."""
+    os.setpgrp()
+    with (root / "output.txt").open("w") as output:
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+    os.chdir(root)
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(root), str(plant.FOLDER)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(plant.FOLDER)])
+    os.environ["DPOPTAX_FAULT_OUTCOMES"] = str(root / "outcomes.json")
+    import pytest
+
+    options = ["-q", "--quick-compile", "--assert=plain", "--tb=short"]
+    plugins = ["-p", "no:cacheprovider", "-p", "record"]
+    code = pytest.main([*options, *plugins, f"--rootdir={root}", *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def run_tests(root: pathlib.Path, tests: list[str], seconds: float = SECONDS) -> Run:
-    """Runs tests on the copy at `root`."""
-    outcomes = root / "outcomes.json"
+    """Runs tests on the copy at `root`, in a process of their own."""
+    outcomes, output = root / "outcomes.json", root / "output.txt"
     outcomes.unlink(missing_ok=True)
-    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(root), str(plant.FOLDER)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "DPOPTAX_FAULT_OUTCOMES": str(outcomes),
-        "NPROC": "1",
-    }
-    options = ["-q", "--quick-compile", "-p", "no:cacheprovider", "-p", "record", "--tb=short"]
-    command = [sys.executable, "-m", "pytest", *options, f"--rootdir={root}", *tests]
-    start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, cwd=root, env=environment, timeout=seconds, capture_output=True, text=True
-        )
-    except subprocess.TimeoutExpired:
+    process = multiprocessing.get_context("forkserver").Process(
+        target=in_process, args=(root, tests)
+    )
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
         return Run(seconds, {}, f"the tests took longer than {seconds:.0f} s")
-    took = time.monotonic() - start
-    output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
+    last_lines = "\n".join(output.read_text().strip().splitlines()[-30:])
     if not outcomes.exists():
-        return Run(took, {}, f"pytest did not start:\n{output}")
+        return Run(0.0, {}, f"pytest did not start:\n{last_lines}")
     found = json.loads(outcomes.read_text())
+    took = found["seconds"]
     if not pathlib.Path(found["library"]).is_relative_to(root):
         return Run(took, {}, f"the tests did not import the copy, but: {found['library']}")
     if missing := [test for test in tests if test not in found["tests"]]:
-        return Run(took, found["tests"], f"pytest did not run {', '.join(missing)}:\n{output}")
+        return Run(took, found["tests"], f"pytest did not run {', '.join(missing)}:\n{last_lines}")
     return Run(took, found["tests"])
+
+
+def start_server(jobs: int) -> None:
+    """Starts the server that the processes with the tests are forked from."""
+    for name in [name for name in os.environ if "PYTEST" in name]:
+        del os.environ[name]
+    if jobs > 1:
+        os.environ["NPROC"] = "1"  # more threads would only take turns
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED_ONCE.split())
 
 
 def verdict(fault: plant.Fault, run: Run) -> str:
@@ -196,6 +239,7 @@ def main() -> int:
     roots = [COPIES / str(number) for number in range(jobs)]
     for root in roots:
         copy_library(root)
+    start_server(jobs)
     if not arguments.only_faults:
         if problems := check_unchanged(roots, faults):
             print("\n".join(problems))
