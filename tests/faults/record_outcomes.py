@@ -1,4 +1,4 @@
-"""A pytest plugin that writes how each test ended, and why, for `run.py`."""
+"""A pytest plugin that writes how each test ended, and why, for `run_faults.py`."""
 
 import importlib
 import json

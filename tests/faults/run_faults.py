@@ -1,12 +1,12 @@
 """Plants each fault in a copy of the library, and sees a named test fail.
 
-    python tests/faults/run.py                       every fault
-    python tests/faults/run.py divide_before_noise   some of them
-    python tests/faults/run.py --list | --write-table
+    python tests/faults/run_faults.py                       every fault
+    python tests/faults/run_faults.py divide_before_noise   some of them
+    python tests/faults/run_faults.py --list | --write-table
 
 First the named tests must pass on a copy without a fault. Then the tests of each fault run in a
-process of their own, which imports the copy with the fault. A fault counts as caught if a check of a
-test fails. A test that ends for another reason, such as an import error, does not count.
+process of their own, which imports the copy with the fault. A fault counts as caught if a check of
+a test fails. A test that ends for another reason, such as an import error, does not count.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import sys
 import time
 
 import attrs
-import plant
+import planted_faults
 
-COPIES = plant.ROOT / ".pytest_cache" / "faults"
+COPIES = planted_faults.ROOT / ".pytest_cache" / "faults"
 # No test may take longer; a fault may cause an endless loop.
 SECONDS = 300
 # Imported once, by the server that the processes are forked from: each of them would take seconds
@@ -49,30 +49,40 @@ class Run:
     problem: str = ""
 
 
-def copy_library(root: pathlib.Path) -> None:
-    """Copies the library and its tests to `root`; keeps what is there if nothing has changed."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+def copy_library(roots: list[pathlib.Path]) -> None:
+    """Copies the library and its tests to folders; keeps what is there if nothing has changed."""
     folders, files = ("dpoptax", "tests"), ("pyproject.toml", "README.md")
     digest = hashlib.sha256()
     for name in (*folders, *files):
-        path = plant.ROOT / name
+        path = planted_faults.ROOT / name
         for found in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
             if found.is_file() and found.suffix != ".pyc":
                 digest.update(str(found).encode() + found.read_bytes())
-    stamp = root / "copied"
-    if stamp.exists() and stamp.read_text() == digest.hexdigest():
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    source = planted_faults.ROOT
+    for root in roots:
+        stamp = root / "copied"
+        if not stamp.exists() or stamp.read_text() != digest.hexdigest():
+            root.mkdir(parents=True, exist_ok=True)
+            stamp.unlink(missing_ok=True)
+            _copy(source, root, folders, files)
+            stamp.write_text(digest.hexdigest())
+        source = root
+
+
+def _copy(
+    source: pathlib.Path, root: pathlib.Path, folders: tuple[str, ...], files: tuple[str, ...]
+) -> None:
+    is_first = source == planted_faults.ROOT
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc") if is_first else None
     for name in folders:
         shutil.rmtree(root / name, ignore_errors=True)
-        shutil.copytree(plant.ROOT / name, root / name, ignore=ignored)
+        shutil.copytree(source / name, root / name, ignore=ignored)
     for name in files:
-        shutil.copy(plant.ROOT / name, root / name)
-    # Python compares the source with these files and not their times, which may be equal.
-    mode = py_compile.PycInvalidationMode.CHECKED_HASH
-    compileall.compile_dir(root, quiet=1, invalidation_mode=mode)
-    stamp.write_text(digest.hexdigest())
+        shutil.copy(source / name, root / name)
+    if is_first:
+        # Python compares the source with these files and not their times, which may be equal.
+        mode = py_compile.PycInvalidationMode.CHECKED_HASH
+        compileall.compile_dir(root, quiet=1, invalidation_mode=mode)
 
 
 def in_process(root: pathlib.Path, tests: list[str]) -> None:
@@ -83,13 +93,13 @@ def in_process(root: pathlib.Path, tests: list[str]) -> None:
             os.dup2(output.fileno(), number)
     os.chdir(root)
     sys.dont_write_bytecode = True
-    sys.path[:0] = [str(root), str(plant.FOLDER)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(plant.FOLDER)])
+    sys.path[:0] = [str(root), str(planted_faults.FOLDER)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(planted_faults.FOLDER)])
     os.environ["DPOPTAX_FAULT_OUTCOMES"] = str(root / "outcomes.json")
     import pytest
 
     options = ["-q", "--quick-compile", "--assert=plain", "--tb=short"]
-    plugins = ["-p", "no:cacheprovider", "-p", "record"]
+    plugins = ["-p", "no:cacheprovider", "-p", "record_outcomes"]
     code = pytest.main([*options, *plugins, f"--rootdir={root}", *tests])
     sys.stdout.flush()
     os._exit(int(code))
@@ -129,7 +139,7 @@ def start_server(jobs: int) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED_ONCE.split())
 
 
-def verdict(fault: plant.Fault, run: Run) -> str:
+def verdict(fault: planted_faults.Fault, run: Run) -> str:
     """Returns why a fault does not count as caught; empty if it does."""
     if run.problem:
         return run.problem
@@ -144,7 +154,7 @@ def verdict(fault: plant.Fault, run: Run) -> str:
     return f"not caught: {', '.join(passed)} passed" if len(passed) == len(fault.tests) else ""
 
 
-def check_unchanged(roots: list[pathlib.Path], faults: list[plant.Fault]) -> list[str]:
+def check_unchanged(roots: list[pathlib.Path], faults: list[planted_faults.Fault]) -> list[str]:
     """Returns which named tests do not pass on a copy without a fault."""
     by_file = collections.defaultdict(list)
     for test in dict.fromkeys(test for fault in faults for test in fault.tests):
@@ -164,22 +174,24 @@ def check_unchanged(roots: list[pathlib.Path], faults: list[plant.Fault]) -> lis
     ]
 
 
-def run_faults(roots: list[pathlib.Path], faults: list[plant.Fault]) -> list[tuple[float, str]]:
+def run_faults(
+    roots: list[pathlib.Path], faults: list[planted_faults.Fault]
+) -> list[tuple[float, str]]:
     """Returns for each fault how long its tests took, and why it does not count as caught."""
     free: queue.Queue[pathlib.Path] = queue.Queue()
     for root in roots:
         free.put(root)
 
-    def one(fault: plant.Fault) -> tuple[float, str]:
+    def one(fault: planted_faults.Fault) -> tuple[float, str]:
         root = free.get()
         try:
-            plant.plant(fault, root)
+            planted_faults.plant(fault, root)
             run = run_tests(root, list(fault.tests))
             result = run.seconds, verdict(fault, run)
         except ValueError as error:
             result = 0.0, str(error)
         finally:
-            plant.remove(fault, root)
+            planted_faults.remove(fault, root)
             free.put(root)
         mark = "caught" if not result[1] else "MISSED"
         print(f"{mark}  {fault.name}  ({result[0]:.0f} s)", flush=True)
@@ -189,16 +201,16 @@ def run_faults(roots: list[pathlib.Path], faults: list[plant.Fault]) -> list[tup
         return list(pool.map(one, faults))
 
 
-def chosen(names: list[str]) -> list[plant.Fault]:
+def chosen(names: list[str]) -> list[planted_faults.Fault]:
     """Returns the faults with these names or of these areas; all for no names."""
-    faults = plant.load()
+    faults = planted_faults.load()
     known = {fault.name for fault in faults} | {fault.area for fault in faults}
     if unknown := sorted(set(names) - known):
         raise SystemExit(f"there is no fault or area {', '.join(unknown)}; --list shows all")
     return [one for one in faults if not names or one.name in names or one.area in names]
 
 
-def print_results(faults: list[plant.Fault], results: list[tuple[float, str]]) -> int:
+def print_results(faults: list[planted_faults.Fault], results: list[tuple[float, str]]) -> int:
     """Prints the table; returns how many faults were missed."""
     widths = [max(len(fault.name) for fault in faults), max(len(fault.file) for fault in faults)]
     print(f"\n{'fault':{widths[0]}}  {'where':{widths[1]}}  seconds  caught by")
@@ -206,9 +218,7 @@ def print_results(faults: list[plant.Fault], results: list[tuple[float, str]]) -
         by = "MISSED" if problem else ", ".join(fault.tests)
         print(f"{fault.name:{widths[0]}}  {fault.file:{widths[1]}}  {seconds:7.0f}  {by}")
     missed = [
-        (fault, problem)
-        for fault, (_, problem) in zip(faults, results, strict=True)
-        if problem
+        (fault, problem) for fault, (_, problem) in zip(faults, results, strict=True) if problem
     ]
     for fault, problem in missed:
         print(f"\nMISSED {fault.name}, in dpoptax/{fault.file}: {problem}")
@@ -222,7 +232,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="faults or areas; all by default")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("JOBS") or 2))
     parser.add_argument("--list", action="store_true", help="print the names, and do not run")
-    parser.add_argument("--write-table", action="store_true", help=f"write {plant.TABLE.name}")
+    parser.add_argument(
+        "--write-table", action="store_true", help=f"write {planted_faults.TABLE.name}"
+    )
     parser.add_argument(
         "--only-faults", action="store_true", help="skip the run on a copy without a fault"
     )
@@ -232,13 +244,12 @@ def main() -> int:
         print("\n".join(f"{fault.area}: {fault.name}" for fault in faults))
         return 0
     if arguments.write_table:
-        plant.TABLE.write_text(plant.table(plant.load()))
+        planted_faults.TABLE.write_text(planted_faults.table(planted_faults.load()))
         return 0
     start = time.monotonic()
     jobs = max(1, min(arguments.jobs, len(faults)))
     roots = [COPIES / str(number) for number in range(jobs)]
-    for root in roots:
-        copy_library(root)
+    copy_library(roots)
     start_server(jobs)
     if not arguments.only_faults:
         if problems := check_unchanged(roots, faults):

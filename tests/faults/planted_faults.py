@@ -81,7 +81,7 @@ def table(faults: list[Fault]) -> str:
         "Privacy bugs are silent: a model that trains with too little noise trains better. So we",
         "plant bugs that libraries of this field had or nearly had, one at a time, in a copy of",
         "this library. For each of them a named test must fail. `make faults` checks this, and",
-        "also that these tests pass on the library as it is. The bugs are in `tests/faults/*.toml`.",
+        "that these tests pass on the library as it is. The list is in `tests/faults/*.toml`.",
         "",
         "`make faults ARGS=--write-table` writes this page.",
         "",
