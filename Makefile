@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly lint format bench reproduce-d3p leaderboard clean
+.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench reproduce-d3p leaderboard clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -29,6 +29,9 @@ test-trainers: $(VENV)/.dev  ## other libraries with dpoptax inside, each in an 
 
 test-nightly: $(VENV)/.dev  ## everything there is, but the trainers
 	$(PYTEST) $(CHECK_TYPES) --hypothesis-profile=nightly -m "not trainer" $(ARGS)
+
+faults: $(VENV)/.dev  ## plant bugs in a copy of the library, and see tests fail: ARGS="keys", --list
+	$(BIN)/python tests/faults/run_faults.py --jobs $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import pytest
 from dp_accounting import NeighboringRelation, gaussian_mechanism
 from dp_accounting.pld import privacy_loss_distribution
 
+from dpoptax._dp_events import KnownBranchDpEvent
 from dpoptax.accounting import epsilon, event_epsilon
 from dpoptax.accounting._compose import compositions
 from dpoptax.accounting._epsilon import coarse_epsilon, event_privacy_loss
@@ -221,6 +222,19 @@ def test_unknown_events_are_refused_under_the_relation_in_question():
 )
 def test_the_ends_of_events(event, value):
     assert event_epsilon(event, delta=1e-5) == value
+
+
+def test_an_infinite_loss_is_paid_from_delta():
+    """A step without any noise, with a tenth of delta as its probability."""
+    delta, gaussian = 1e-5, dp_accounting.GaussianDpEvent(4.0)
+    step = KnownBranchDpEvent(gaussian, dp_accounting.NonPrivateDpEvent(), delta / 10)
+    for steps in (1, 5, 9):
+        fails = 1 - (1 - delta / 10) ** steps
+        left = (delta - fails) / (1 - fails)
+        exact = gaussian_mechanism.get_epsilon_gaussian(4.0 / math.sqrt(steps), left)
+        found = event_epsilon(dp_accounting.SelfComposedDpEvent(step, steps), delta=delta)
+        assert exact <= found <= exact * 1.003
+    assert event_epsilon(dp_accounting.SelfComposedDpEvent(step, 11), delta=delta) == math.inf
 
 
 @pytest.mark.slow

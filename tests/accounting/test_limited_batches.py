@@ -13,6 +13,7 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from dpoptax._dp_events import LimitedPoissonDpEvent
 from dpoptax.accounting import RdpFilter, epsilon, event_epsilon
 from dpoptax.accounting._compose import compositions
+from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.accounting._normalize_event import normalize_for_group
 from dpoptax.accounting._renyi import renyi_steps
 from dpoptax.accounting._step_pld import step_distribution
@@ -78,6 +79,16 @@ def test_one_step_costs_at_least_what_its_density_reveals(
         removed, added = profiles(event, relation, at)
         assert exact_delta(first, second, at) <= removed + 1e-9
         assert exact_delta(second, first, at) <= added + 1e-9
+
+
+def test_epsilon_is_that_of_the_worse_direction():
+    """Here an example that is added costs more than one that is removed."""
+    event = limited(*CASES[0])
+    removed, added = profiles(event, "add_or_remove_one", 0.2)
+    assert removed < 0.95 * added
+    loss = event_privacy_loss(event, delta=0.1)
+    assert loss.delta(0.2) == pytest.approx(added, rel=1e-2)
+    assert loss.epsilon(added) == pytest.approx(0.2, abs=1e-2)
 
 
 def test_a_bound_without_the_cost_of_the_limit_would_be_too_small():

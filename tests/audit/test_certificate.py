@@ -63,6 +63,13 @@ def test_a_release_that_is_not_of_the_plan_is_a_leak(change, name):
     assert certify(plan=None, **change).certified
 
 
+def test_a_release_without_noise_is_a_leak():
+    """All else is as it should be: the key and the state are arguments."""
+    found = certify(noise=0.0, plan=None)
+    assert not found.certified
+    assert any("the noise multiplier is zero" in one.what for one in found.leaks)
+
+
 def test_a_release_of_all_examples_is_not_a_step_of_a_plan_that_samples():
     tx = PLAN.privatize(jax.random.key(1))
 

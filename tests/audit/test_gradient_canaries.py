@@ -77,7 +77,7 @@ CHANGES = {
     "normalized": {"clip": dpoptax.clipping.NormalizedClip(0.5)},
     "quantile": {"clip": QuantileClip(0.5)},
     "scheduled clip": {"clip": Schedule((0.5, 5.0), (2, 2))},
-    "discrete": {"mechanism": dpoptax.mechanisms.DiscreteGaussian(), "noise_multiplier": 0.05},
+    "discrete": {"mechanism": dpoptax.mechanisms.DiscreteGaussian(), "noise_multiplier": 0.005},
     "parts of 5": {"microbatch_size": 5, "diagnostics": True},
     "parts of 1": {"microbatch_size": 1},
     "scaled": {"optimizer": scale_then_privatize(optax.sgd(0.1))},

@@ -189,6 +189,15 @@ def test_an_example_that_is_not_finite_in_one_group_contributes_zero(rule):
             assert leaf[0] > 0
 
 
+@every_rule
+def test_a_weight_follows_from_the_norms_of_its_own_example(rule):
+    """Else one example more would also change what the others contribute."""
+    norms = {"a": jnp.array([0.5, 9.0, 4.0]), "b": jnp.array([0.1, 4.0, 30.0])}
+    one = jax.tree.map(lambda leaf: leaf[:1], norms)
+    together, alone = rule.weights(norms), rule.weights(one)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:1], b), together, alone)
+
+
 def test_the_largest_weight_of_psac():
     r = 0.1
     norms = np.linspace(0, 3, 300_001)

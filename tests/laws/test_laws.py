@@ -242,6 +242,13 @@ def test_law_6_sums_and_noise_are_float32_whatever_the_parameters_are(dtype):
     assert updates["w"].dtype == dtype
     np.testing.assert_array_equal(updates["w"].astype(jnp.float32), 1.0)
     np.testing.assert_array_equal(updates["b"].astype(jnp.float32), 300.0)
+    # Neither bfloat16 nor float16 holds the number 2049.
+    ones = as_per_example_grads(jnp.ones((2049, 1), dtype))
+    total = dpoptax.mechanisms.Gaussian().release(
+        jax.random.key(0), ones, dpoptax.clipping.FlatClip(1.0), 0.0, 0
+    )
+    assert total.dtype == jnp.float32
+    np.testing.assert_array_equal(total, 2049.0)
     # Noise drawn in 16 bits takes few values, so it is drawn in float32 as for a float32 model.
     narrow, wide = (
         dpoptax.mechanisms.Gaussian().release(

@@ -192,6 +192,8 @@ def test_secure_keys_are_new_each_time_and_of_full_length():
     keys = {jax.random.key_data(dpoptax.random.secure_key()).tobytes() for _ in range(50)}
     assert len(keys) == 50
     assert all(len(key) == 32 for key in keys)
+    # No word follows from another one.
+    assert len({key[place : place + 4] for key in keys for place in range(0, 32, 4)}) == 8 * 50
     bits = np.unpackbits(np.frombuffer(b"".join(keys), np.uint8))
     assert abs(bits.mean() - 0.5) < 4.5 * 0.5 / math.sqrt(len(bits))
 

@@ -118,3 +118,21 @@ def test_names_and_keys_give_different_keys(make):
     assert all(jax.random.key_impl(key) == jax.random.key_impl(make(0)) for key in keys)
     again = dpoptax.random.derive_key(make(0), "a")
     assert again == keys[1]
+
+
+@pytest.mark.parametrize("make", [jax.random.key, insecure_key])
+def test_the_keys_of_a_run_are_no_keys_that_split_or_fold_in_give(make):
+    """Else a key that a caller derives by number could be that of the noise."""
+
+    def data_of(keys):
+        return {np.asarray(row).tobytes() for row in jax.random.key_data(keys)}
+
+    root = make(0)
+    keys = dpoptax.random.split_by_purpose(root)
+    # The key of the model may be of another type, and is then longer or shorter.
+    derived = {np.asarray(jax.random.key_data(key)).tobytes() for key in keys}
+    assert len(derived) == 3
+    for num in (2, 3, 4, 16):
+        assert not derived & data_of(jax.random.split(root, num))
+    numbers = jnp.arange(100)
+    assert not derived & data_of(jax.vmap(jax.random.fold_in, (None, 0))(root, numbers))

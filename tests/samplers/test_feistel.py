@@ -58,6 +58,12 @@ def test_it_is_one_to_one_for_every_size_up_to_4096():
             np.testing.assert_array_equal(feistel.permute(key, jnp.arange(size), size), images)
 
 
+def test_it_is_one_to_one_where_images_leave_the_range():
+    """The network permutes 625 numbers, and applies itself again to images from 601 on."""
+    images = feistel.permute(jax.random.key(0), jnp.arange(601), 601)
+    np.testing.assert_array_equal(np.sort(images), np.arange(601))
+
+
 def test_it_is_one_to_one_for_large_sizes():
     rng = np.random.default_rng(0)
     sizes = np.array([2**31, 2**31 - 1, 2**30 + 1, *rng.integers(4097, 2**31, 40)], np.uint32)

@@ -142,6 +142,25 @@ def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regress
         np.testing.assert_allclose(leaf, -expected[name], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(("kl", "l2_clip"), [("clipped", math.inf), ("after_noise", 1e-3)])
+def test_the_divergence_enters_once_and_only_a_clipped_one_is_clipped(kl, l2_clip):
+    guide = guides.MeanField(jnp.ones(3))
+    no_data = lambda latents, x: 0.0 * jnp.sum(latents) * x  # noqa: E731
+    elbo = global_elbo(guide, no_data, prior=2.0, num_examples=50, kl=kl)
+    guide_params = start(guide)
+    tx = elbo.wrap(
+        dpoptax.privatize(l2_clip, 0.0, expected_batch_size=8, key=jax.random.key(0)),
+        jax.random.key(1),
+    )
+    grads_fn = dpoptax.per_example_grads(elbo.loss, form="stacked", allow_unused=True)
+    grads = jax.jit(grads_fn)(guide_params, jnp.ones(8), key=jax.random.key(2))
+    found, _ = jax.jit(tx.update)(grads, tx.init(guide_params), guide_params)
+    expected = jax.grad(elbo.kl)(guide_params, jax.random.key(3))
+    for name, leaf in found.items():
+        assert jnp.linalg.norm(expected[name]) > 0.1
+        np.testing.assert_allclose(leaf, expected[name] / 50, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_clipped_divergence_shrinks_with_the_likelihood_and_an_unclipped_one_does_not(regression):
     """Far from the prior, with a tiny clip, the unclipped divergence pulls back to the prior."""
