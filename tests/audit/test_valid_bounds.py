@@ -12,9 +12,9 @@ from dpoptax.audit import Audit, GradientCanaries
 from dpoptax.audit._many_runs import one_run
 from dpoptax.training import DeviceData
 
-CANARIES, ROWS, RUNS = 200, 20, 200
+CANARIES, ROWS, RUNS = 600, 20, 200
 PLAN = dpoptax.Plan(
-    sampler=dpoptax.samplers.Poisson(CANARIES + ROWS, 110), clip=1.0, noise_multiplier=1.2,
+    sampler=dpoptax.samplers.Poisson(CANARIES + ROWS, 310), clip=1.0, noise_multiplier=1.2,
     num_steps=3, delta=1e-3,
 )  # fmt: skip
 
@@ -25,7 +25,7 @@ def loss(w, x):
 
 def audits():
     """Audits of runs with gradients of real examples in the coordinates of the canaries."""
-    params, data = jnp.zeros(250), DeviceData(jnp.ones((ROWS, 250)))
+    params, data = jnp.zeros(650), DeviceData(jnp.ones((ROWS, 650)))
     canaries = GradientCanaries(CANARIES).start(loss, params, data, PLAN, jax.random.key(0))
     one = one_run(loss, params, PLAN, optax.sgd(0.1), canaries)
     coins = jax.random.bernoulli(jax.random.key(1), shape=(RUNS, CANARIES))
