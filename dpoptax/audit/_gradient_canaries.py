@@ -62,9 +62,9 @@ class GradientCanaries:
     valid score. For correlated noise a step adds x, unscaled, because the noise of later steps
     cancels some of the noise of earlier ones.
 
-    With Poisson sampling the scores are independent, which makes lower bounds much tighter. They are
-    not independent with `QuantileClip`, `DiscreteGaussian` or `scale_then_privatize`, where the
-    contribution of the real examples stays in the score.
+    With Poisson sampling the scores are independent, which makes lower bounds much tighter. They
+    are not independent with `QuantileClip`, `DiscreteGaussian` or `scale_then_privatize`, where
+    the contribution of the real examples stays in the score.
 
     The sampler of the plan must count the canaries among its examples, and epsilon is that of real
     examples and canaries together. Canaries disturb the training: about half of them take part. So

@@ -84,10 +84,11 @@ def table(faults: list[Fault]) -> str:
         'where; "nearly here" means in this library.',
         "",
         "`make faults` plants all of them. First it checks that the tests pass without a fault.",
-        "`make faults ARGS=keys` plants those of one area in a few minutes. To plant one, write its",
-        "name with underscores: `make faults ARGS=one_key_for_all_leaves`.",
-        "`make faults ARGS=--list` prints all names. The list is in `tests/faults/*.toml`, and `make faults",
-        "ARGS=--write-table` writes this page.",
+        "`make faults ARGS=keys` plants those of one area. Write the name of a fault",
+        "with underscores to plant only this one: `make faults ARGS=one_key_for_all_leaves`.",
+        "",
+        "`make faults ARGS=--list` prints all names. `make faults ARGS=--write-table` writes this",
+        "page from the list in `tests/faults/*.toml`.",
         "",
     ]
     for area in dict.fromkeys(fault.area for fault in faults):
