@@ -220,8 +220,8 @@ def read_document(text: str, format_name: str, names: Collection[str]) -> dict[s
     found = document.pop("format", None)
     if found != format_name:
         raise ValueError(
-            f"expected a document of format {format_name!r}; got {described(found)}. Pass the text "
-            "that to_json of this class wrote."
+            f"expected a document of format {format_name!r}; got {described(found)}. Pass text of "
+            "that format, as to_json writes it."
         )
     _check_names("the document", document, names)
     return document

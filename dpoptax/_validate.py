@@ -173,9 +173,9 @@ def open_unit(name: str, value: Any) -> float:
     """Returns `value`, such as a delta, as a float strictly between 0 and 1."""
     result = real(name, value)
     if not 0 < result < 1:
+        usual = "0.95" if name == "confidence" else "1 / (10 * num_examples)"
         raise ValueError(
-            f"{name} must lie strictly between 0 and 1; got {result}. "
-            "A usual choice is 1 / (10 * num_examples)."
+            f"{name} must lie strictly between 0 and 1; got {result}. A usual choice is {usual}."
         )
     return result
 

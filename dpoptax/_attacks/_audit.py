@@ -186,7 +186,7 @@ class Audit:
         if method not in METHODS:
             raise ValueError(
                 f"method must be one of {', '.join(METHODS)}; got {described(method)}. Leave it "
-                "out for the best one."
+                "out for the default."
             )
         if method == "plan" and without_noise:
             raise ValueError(

@@ -15,9 +15,9 @@ class LowerBound:
         delta: the bound is on epsilon at this delta.
         confidence: the probability that a correct run has a bound that is not too large.
         method: "plan", "gaussian" or "epsilon_delta"; see `Audit.lower_bound`.
-        assumptions: what must hold besides.
+        assumptions: what the bound assumes, one sentence each.
         num_canaries: how many scores there are.
-        num_guesses: how many of them the decisive test guesses about.
+        num_guesses: for how many of them the attack guessed "in" or "out".
         num_correct: how many of these guesses are right.
 
     Example:

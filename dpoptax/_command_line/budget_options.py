@@ -83,7 +83,9 @@ def risk_of(options: argparse.Namespace) -> tuple[AttackRisk | None, str]:
         limit = getattr(options, name)
         given = None if risk.given is None else getattr(options, risk.given)
         if risk.given is not None and (limit is None) != (given is None):
-            raise ValueError(f"give --{name} and --{risk.given} together.")
+            raise ValueError(
+                f"give --{name} and --{risk.given} together; got only one of them. Add the other."
+            )
         if limit is not None:
             found, words = risk.make(limit, given), risk.words.format(limit=limit, given=given)
     return found, words

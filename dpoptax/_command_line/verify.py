@@ -12,7 +12,7 @@ def add_verify(commands: Any) -> None:
         "verify",
         help="compute the epsilon of a certificate again",
         description="Reads a certificate that Certificate.to_json wrote, and computes its epsilon "
-        "again: by dp-accounting alone where that knows the event, else by dpoptax. It does not "
+        "again: by dp-accounting alone where it knows the event, else by dpoptax. It does not "
         "look at the program.",
     )
     verifier.add_argument("file", type=pathlib.Path, help="the certificate")
@@ -24,4 +24,7 @@ def _verify(options: argparse.Namespace) -> None:
         text = options.file.read_text()
     except UnicodeDecodeError:
         raise ValueError(f"{options.file} is not a certificate: it is no text") from None
-    print(verify(text))
+    try:
+        print(verify(text))
+    except ValueError as error:
+        raise ValueError(f"{options.file}: {error}") from None

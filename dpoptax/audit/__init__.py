@@ -1,4 +1,8 @@
-"""Audits: what a step may reveal, read from its program, and what attacks reached."""
+"""Two checks of privacy.
+
+A certificate follows private data through the program of a step. An audit attacks a run, and says
+which lower bound on epsilon the attack reached.
+"""
 
 from dpoptax._attacks import Audit, LowerBound
 from dpoptax.audit._certificate import Certificate

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.audit._canary_grads import CanaryGrads, SparseVectors
-from dpoptax.audit._refuse_plan import refuse_plan
+from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import as_bound
 from dpoptax.mechanisms import StatefulMechanism
@@ -43,26 +43,28 @@ def _norm(value: Any) -> float | None:
 class GradientCanaries:
     """A white-box audit by canaries in gradient space: pass it to `fit(..., audit=...)`.
 
-    Each canary is an additional example. Its gradient is one coordinate of the parameters, with a
-    random sign, and so large that the clip brings it to the bound. All coordinates are distinct.
-    For a clip rule with several groups of parameters, a canary has one coordinate in each group
-    that has enough of them.
+    Each canary is an additional example. Its gradient is zero except in one coordinate of the
+    parameters, which has a random sign. It is so large that the clip scales it down to the bound.
+    Each canary has a coordinate of its own. For a clip rule with several groups of parameters, a
+    canary has one coordinate in each group that has enough of them.
 
     The attack is the one that the guarantee is about. It sees each released gradient, before the
-    optimizer, and knows everything but the canaries' membership and the noise. So it takes away
-    what real examples contribute to the coordinate, where the form of the clipped sum allows it.
-    What is left is the noise, and the canary if it took part. With x the rest over the standard
-    deviation of the noise, z the noise multiplier and q the part of the examples that a batch has
-    on average, a step adds to the score
+    optimizer, and knows everything but the noise and which canaries are in. So it subtracts what
+    real examples contribute to the coordinate, where the form of the clipped sum allows it. What is
+    left is the noise, plus the canary if it took part. Let x be this rest, divided by the standard
+    deviation of the noise. Let z be the noise multiplier, and q the expected batch size divided by
+    the number of examples. A step adds to the score
 
         log(1 - q + q * exp(x / z - 1 / (2 z^2)))
 
-    This is the log likelihood ratio if each example is in the batch with probability q. It weighs
-    the steps of a schedule rightly. For other samplers it is still a valid score. For correlated
-    noise a step adds x, unscaled, because the noise of later steps cancels some of the noise of
-    earlier ones. With Poisson sampling the scores are independent, which makes lower bounds much
-    tighter. They are not independent with `QuantileClip`, `DiscreteGaussian` or
-    `scale_then_privatize`, where the contribution of the real examples stays in the score.
+    This is the log likelihood ratio if each example is in the batch with probability q. If the
+    noise follows a schedule, it gives each step the right weight. For other samplers it is still a
+    valid score. For correlated noise a step adds x, unscaled, because the noise of later steps
+    cancels some of the noise of earlier ones.
+
+    With Poisson sampling the scores are independent, which makes lower bounds much tighter. They
+    are not independent with `QuantileClip`, `DiscreteGaussian` or `scale_then_privatize`, where
+    the contribution of the real examples stays in the score.
 
     The sampler of the plan must count the canaries among its examples, and epsilon is that of real
     examples and canaries together. Canaries disturb the training: about half of them take part. So
@@ -126,7 +128,7 @@ class GradientAudit:
     ) -> None:
         self.data, self.canaries = data, vectors
         self._plan, self._reached = plan, reached
-        self.attack = f"white-box, {len(vectors.values[0]):,} gradient canaries"
+        self.attack = f"white-box, {as_count(len(vectors.values[0]), 'gradient')}"
         noise = as_schedule(plan.gradient_noise_multiplier)
         self._is_plain_sum = isinstance(plan.mechanism, StatefulMechanism) or noise.min == 0
 

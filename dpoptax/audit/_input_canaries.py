@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
-from dpoptax.audit._refuse_plan import refuse_plan
+from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping._unit import as_bound, first_rule
 from dpoptax.per_example import PerExampleGrads, per_example_grads
 from dpoptax.per_example._validate_loss import takes_key
@@ -32,9 +32,9 @@ def _draws(value: Any) -> int:
 class InputCanaries:
     """An audit by canaries that are examples: pass it to `fit(..., audit=...)`.
 
-    The canaries are additional rows after the rows of the data. They take the whole way of an
-    example: the loss, its gradient, clip and sum. So the audit also sees faults that gradient
-    canaries go around. But the gradient of an example is known less well than a coordinate, so the
+    The canaries are additional rows after the rows of the data. The run treats them like any
+    example: loss, gradient, clip and sum. So the audit also sees faults of the loss, which gradient
+    canaries do not. But the gradient of an example is known less well than a coordinate, so the
     lower bounds are usually much lower.
 
     The black-box attack sees the initial and the final parameters. Its score is the loss of the
@@ -125,7 +125,7 @@ class InputAudit:
         self.data, self.canaries = data, canaries
         self._plan, self._losses, self._white_box = plan, losses, white_box
         count = _validate.leading_axis_size("examples", canaries["examples"])
-        self.attack = f"{'white' if white_box else 'black'}-box, {count:,} input canaries"
+        self.attack = f"{'white' if white_box else 'black'}-box, {as_count(count, 'input')}"
 
     def insert(
         self, grads: PerExampleGrads, canaries: PyTree, slots: Int[Array, " batch"]

@@ -56,7 +56,7 @@ def uniform_inputs(
         float32 `(count, *shape)`.
 
     Raises:
-        TypeError: `count` is not a whole number, or the key is not a typed one.
+        TypeError: `count` is not a whole number, `shape` is no tuple, or the key is not typed.
         ValueError: the range is empty.
 
     Example:
@@ -65,6 +65,11 @@ def uniform_inputs(
         (10, 8, 8)
     """
     count = _validate.count("count", count)
+    if not isinstance(shape, tuple | list):
+        raise TypeError(
+            f"shape must be a tuple of whole numbers; got {_validate.described(shape)}. Pass for "
+            "example (8, 8)."
+        )
     low, high = _validate.real("low", low), _validate.real("high", high)
     if not low < high:
         raise ValueError(f"low must be below high; got {low} and {high}. Swap them.")

@@ -21,3 +21,8 @@ def refuse_plan(plan: Plan) -> None:
             f"replace_one; got {type(sampler).__name__}, whose guarantee is for replace_one. Audit "
             "a plan whose sampler has a guarantee for add_or_remove_one or replace_special."
         )
+
+
+def as_count(count: int, kind: str) -> str:
+    """Returns how many canaries there are, in words."""
+    return f"{count:,} {kind} {'canary' if count == 1 else 'canaries'}"

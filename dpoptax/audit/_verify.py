@@ -188,4 +188,4 @@ def _epsilon(event: Any, delta: float, relation: Any) -> tuple[float, str]:
         return found, f"dp-accounting {metadata.version('dp-accounting')} alone"
     found = accounting.event_epsilon(event, delta=delta, relation=relation.name.lower())
     name = type(event).__name__
-    return found, f"dpoptax (dp-accounting does not know this {name} under this relation)"
+    return found, f"dpoptax, because dp-accounting cannot account a {name} here,"

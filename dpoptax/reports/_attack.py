@@ -53,7 +53,7 @@ class AttackSummary:
         num_out: how many were out.
         confidence: of each bound.
         guarantee: the epsilon of the attacked steps.
-        bounds: the best one first, then those that assume less.
+        bounds: the default one first, then those that assume less.
         refusal: why there is no bound; empty if there is one.
     """
 
@@ -115,8 +115,7 @@ def if_it_exceeds(summary: AttackSummary) -> str:
 def rows_of_attack(summary: AttackSummary) -> dict[str, str]:
     """Returns the section of the report."""
     rows = {
-        "Attack": f"{summary.attack}, on {summary.num_in:,} canaries that were in and "
-        f"{summary.num_out:,} that were out",
+        "Attack": f"{summary.attack}: {summary.num_in:,} in, {summary.num_out:,} out",
         "Reached": reached(summary),
     }
     if summary.bounds:

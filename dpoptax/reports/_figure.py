@@ -1,5 +1,6 @@
 """Figure of a report: the trade-off curve of the best attacker, and epsilon over delta."""
 
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -125,12 +126,15 @@ def _draw_guarantee(axes: Any, curve: GuaranteeCurve) -> None:
         text = f"ε = {round_up(epsilon)} at δ = {delta:.2g}"
         axes.annotate(text, curve.point, (8, 6), textcoords="offset points")
     one_in_all = 1 / curve.num_units
+    # To the left of a line that is near the right edge.
+    is_right = one_in_all > 10 * math.sqrt(curve.deltas[0] * curve.deltas[-1])
     axes.axvline(one_in_all, color="0.6", linestyle=":")
     axes.annotate(
         f"1 / number of {curve.unit}s",
         (one_in_all, axes.get_ylim()[1]),
-        (4, -12),
+        (-4 if is_right else 4, -12),
         textcoords="offset points",
+        horizontalalignment="right" if is_right else "left",
         color="0.4",
         fontsize=8,
     )

@@ -8,6 +8,7 @@ Coins, canaries and scores are part of the optimizer state. So they are saved wi
 is bound to them: two runs with one key and other coins share no noise.
 """
 
+import warnings
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -188,6 +189,14 @@ def finish_audit(
         return None
     scores = np.asarray(started.audit.final_scores(state, params))
     included = np.asarray(state.included)
+    if included.all() or not included.any():
+        # The run is complete. An error here would lose its parameters.
+        warnings.warn(
+            "this run has no audit: an attack needs canaries that were in and canaries that were "
+            f"out; got {len(included):,} in all, with equal coins. Audit with some hundreds.",
+            stacklevel=2,
+        )
+        return None
     return Audit.from_scores(
         scores[included],
         scores[~included],

@@ -23,7 +23,8 @@ def check_size(length: int, sampler: Sampler, num_canaries: int = 0) -> None:
         raise ValueError(
             f"the plan is for {expected} examples and data has {length}: its epsilon would not be "
             f"this run's. Plan for this data: pass a sampler with num_examples={length}. If one "
-            "person may have several rows, plan for persons: samplers.UserPoisson."
+            "person may have several rows, plan for persons: samplers.UserPoisson. If the plan "
+            "counts the canaries of an audit, pass audit=."
         )
     if isinstance(sampler, UserExamplesPoisson):
         raise ValueError(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._jax_compat import constants_inside
 from dpoptax._plan import Plan
+from dpoptax._validate import described
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.training._audited import Canaries, Started, start_audit
@@ -204,9 +205,10 @@ def check_and_start(
     root: PRNGKeyArray,
 ) -> Started:
     """Checks the arguments of a run with canaries, and starts its audit."""
-    if not isinstance(audit, Canaries):
+    # A class has all names that its instances have.
+    if isinstance(audit, type) or not isinstance(audit, Canaries):
         raise TypeError(
-            f"audit must be canaries; got a {type(audit).__name__}. Pass for example "
+            f"audit must be canaries; got {described(audit)}. Pass for example "
             "dpoptax.audit.GradientCanaries(1000)."
         )
     check_arguments(data, params, plan, optimizer, audit.num_canaries)

@@ -136,7 +136,7 @@ def test_verify_names_dpoptax_for_events_of_its_own(tmp_path, capsys):
     path = tmp_path / "certificate.json"
     path.write_text(certify(plan, sampler=FIXED).to_json())
     assert main(["verify", str(path)]) == 0
-    assert "dpoptax (dp-accounting does not know" in capsys.readouterr().out
+    assert "dpoptax, because dp-accounting cannot account" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,16 @@ def test_what_cannot_be_audited_is_refused(of_plan, of_fit, message):
 
 @pytest.mark.untyped
 def test_something_else_than_canaries_is_refused():
-    with pytest.raises(TypeError, match="audit must be canaries"):
-        run(plan(), audit=1000)
+    for audit in (1000, GradientCanaries):
+        with pytest.raises(TypeError, match="audit must be canaries"):
+            run(plan(), audit=audit)
     with pytest.raises(ValueError, match=r"num_canaries must be at least 1"):
         GradientCanaries(0)
+
+
+def test_a_run_whose_canaries_are_all_in_or_all_out_keeps_its_parameters():
+    sampler = dpoptax.samplers.Poisson(ROWS + 1, BATCH // 2)
+    with pytest.warns(UserWarning, match="this run has no audit.* got 1 in all, with equal coins"):
+        result = run(plan(sampler=sampler), audit=GradientCanaries(1))
+    assert result.audit is None
+    assert result.num_steps == STEPS
