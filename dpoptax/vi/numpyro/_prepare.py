@@ -118,6 +118,13 @@ def _first_traces(
             if not any(words in str(caught) for words in known):
                 raise
             error = caught
+        except TypeError as caught:
+            if "indices must be of integer type" not in str(caught):
+                raise
+            raise TypeError(
+                "class labels are floats, but a categorical distribution uses them as "
+                "indices. Pass integers: y.astype(int)."
+            ) from caught
     with numpyro.validation_enabled(False):
         outside = sorted(sites_outside_support(program, neutral_example(args), key))
     where = f" The observed sites {outside} are outside their support there." * bool(outside)
