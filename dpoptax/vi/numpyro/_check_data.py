@@ -69,7 +69,7 @@ def check_data(
         if broken.any():
             rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.flatnonzero(broken)], data)
             _check_finite(program, params, constrain, local, rows)
-        _check_support(program, constrain(dict(params)), data)
+        _check_rows(program, constrain(dict(params)), local, data)
 
 
 def _check_finite(
@@ -111,32 +111,54 @@ def _check_finite(
             )
 
 
-def _check_support(program: sites.Program, values: Mapping[str, PyTree], data: PyTree) -> None:
-    """Refuses observations outside the support of their distribution."""
+def _check_rows(
+    program: sites.Program, values: Mapping[str, PyTree], local: Collection[str], data: PyTree
+) -> None:
+    """Refuses observations outside their support, and rows without a finite density."""
     supports: dict[str, Any] = {}
 
-    def is_outside(example: PyTree) -> dict[str, Array]:
-        outside = []
+    def checks(example: PyTree) -> dict[str, dict[str, Array]]:
+        outside, infinite = [], []
         for seed in range(_DRAWS):
-            model, _ = program.trace(values, sites.repeat_example(example), jax.random.key(seed))
+            model, guide = program.trace(
+                values, sites.repeat_example(example), jax.random.key(seed)
+            )
             checked = {
                 name: site for name, site in sites.sample_sites(model) if sites.has_support(site)
             }
             supports.update({name: site["fn"].support for name, site in checked.items()})
             outside.append({name: ~jnp.all(sites.in_support(s)) for name, s in checked.items()})
-        return {name: jnp.stack([one[name] for one in outside]).all() for name in outside[0]}
+            infinite.append(
+                {
+                    name: ~jnp.isfinite(sites.log_prob(site))
+                    for trace in (guide, model)
+                    for name, site in sites.sample_sites(trace)
+                    if name in local
+                }
+            )
+        return {"outside": _in_every_draw(outside), "infinite": _in_every_draw(infinite)}
 
-    one_row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    if not jax.eval_shape(is_outside, one_row):
-        return
-    for name, is_outside_row in _over_rows(is_outside, jax.tree.map(jnp.asarray, data)).items():
-        if jnp.any(is_outside_row):
+    found = _over_rows(checks, jax.tree.map(jnp.asarray, data))
+    for name, is_outside in found["outside"].items():
+        if jnp.any(is_outside):
             raise ValueError(
                 f"observations of site {name!r} lie outside the support of their distribution, "
                 f"which takes {_expected(supports[name])}. Recode the column, or choose a "
                 "distribution for what it holds. Where a value is missing, put the site within "
                 "numpyro.handlers.mask."
             )
+    for name, is_infinite in found["infinite"].items():
+        if jnp.any(is_infinite):
+            raise ValueError(
+                f"the density of site {name!r} is not finite for some rows at the initial "
+                "parameters: these examples would contribute nothing. The model may take the "
+                "logarithm of 0, or the exponential of a large number. Recode such columns, or "
+                "standardise them with public numbers."
+            )
+
+
+def _in_every_draw(draws: list[dict[str, Array]]) -> dict[str, Array]:
+    return {name: jnp.stack([draw[name] for draw in draws]).all() for name in draws[0]}
 
 
 def _check_initial_values(initial: Mapping[str, PyTree], columns: list[np.ndarray]) -> None:
@@ -152,17 +174,26 @@ def _check_initial_values(initial: Mapping[str, PyTree], columns: list[np.ndarra
         found = [table.mean(0), table.std(0), table.std(0, ddof=1), np.median(table, axis=0)]
         found += [table.min(0), table.max(0), table.var(0), table[0], table.mean(), table.std()]
         statistics += [value for value in map(np.atleast_1d, found) if _is_telling(value)]
+    statistics += [np.log(value) for value in statistics if np.all(value > 0)]
     for name, tree in initial.items():
         for leaf in map(np.atleast_1d, jax.tree.leaves(tree)):
-            if any(
-                value.shape == leaf.shape and np.allclose(value, leaf, rtol=1e-6, atol=0)
-                for value in statistics
-            ):
+            if any(_holds(leaf, value) for value in statistics):
                 raise ValueError(
                     f"the parameter {name!r} starts at a statistic of the data, such as a mean or "
                     "a row. That is not private. Start from a constant, or from numbers that you "
                     "may publish."
                 )
+
+
+def _holds(leaf: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a parameter is a statistic, or holds it among other latents, as AutoContinuous."""
+    if value.shape == leaf.shape:
+        return np.allclose(value, leaf, rtol=1e-6, atol=0)
+    # One number alone may be among many by chance.
+    if leaf.ndim != 1 or value.ndim != 1 or not 1 < len(value) < len(leaf):
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(leaf, len(value))
+    return bool(np.isclose(windows, value, rtol=1e-6, atol=0).all(axis=1).any())
 
 
 def _is_telling(value: np.ndarray) -> bool:
@@ -171,9 +202,9 @@ def _is_telling(value: np.ndarray) -> bool:
     return not np.allclose(thousands, np.round(thousands), rtol=0, atol=1e-3)
 
 
-def _over_rows(function: Callable[[PyTree], Any], rows: PyTree) -> dict[str, Array]:
+def _over_rows(function: Callable[[PyTree], Any], rows: PyTree) -> dict[str, Any]:
     mapped = functools.partial(jax.lax.map, function, batch_size=CHECK_BATCH)
-    found: dict[str, Array] = jax.jit(mapped)(rows)
+    found: dict[str, Any] = jax.jit(mapped)(rows)
     return found
 
 

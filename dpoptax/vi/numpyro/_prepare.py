@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from dpoptax.vi.numpyro import _checks
 from dpoptax.vi.numpyro import _sites as sites
-from dpoptax.vi.numpyro._stand_in import neutral_example, sites_outside_support, stand_in_example
+from dpoptax.vi.numpyro._stand_in import neutral_example, sites_outside_support, stand_in_examples
 from dpoptax.vi.numpyro._structure import (
     SIZES,
     Structure,
@@ -47,8 +47,7 @@ def prepare(program: sites.Program, args: PyTree, num_examples: int, key: PRNGKe
     model_plates = data_plates(model, num_examples)
     _checks.check_observed(model, model_plates)
     program = attrs.evolve(program, plates=frozenset(plate.name for plate in model_plates.values()))
-    example = stand_in_example(program, args, key)
-    model_one, guide_one = _first_traces(program, example, key)
+    example, (model_one, guide_one) = _first_traces(program, args, key)
     _checks.check_autoguides(program.guide, model_plates)
     initial, transforms = sites.parameters([model_one, guide_one])
     guide = guide_structure(program, initial, example, key)
@@ -106,27 +105,36 @@ def _with_batch_plates(
 
 
 def _first_traces(
-    program: sites.Program, example: PyTree, key: PRNGKeyArray
-) -> tuple[sites.Trace, sites.Trace]:
-    """Returns the traces of model and guide, with values; an autoguide sets itself up."""
-    try:
-        traces: tuple[sites.Trace, sites.Trace] = program.trace(
-            {}, sites.repeat_example(example), key
-        )
-    except RuntimeError as error:
-        if "valid initial parameters" not in str(error):
-            raise
-        with numpyro.validation_enabled(False):
-            outside = sorted(sites_outside_support(program, example, key))
-        where = f" The observed sites {outside} are outside their support there." * bool(outside)
-        raise ValueError(
-            "the autoguide found no initial values at which density and gradient are finite, for "
-            f"an example without data: numbers are 0.5 or 0 where the supports allow it.{where} "
-            "Pass columns as the model observes them, for example labels 0 and 1, and transform "
-            "them before; or give the autoguide init_loc_fn=numpyro.infer.init_to_value(values=...)"
-            " with public values."
-        ) from error
-    return traces
+    program: sites.Program, args: PyTree, key: PRNGKeyArray
+) -> tuple[PyTree, tuple[sites.Trace, sites.Trace]]:
+    """Returns an example, and the traces of model and guide; an autoguide sets itself up."""
+    error = None
+    for example in stand_in_examples(program, args, key):
+        try:
+            return example, program.trace({}, sites.repeat_example(example), key)
+        except (RuntimeError, ValueError) as caught:
+            # NumPyro's words for a bad density, and for a bad parameter of a distribution.
+            known = ("valid initial parameters", "distribution got invalid")
+            if not any(words in str(caught) for words in known):
+                raise
+            error = caught
+        except TypeError as caught:
+            if "indices must be of integer type" not in str(caught):
+                raise
+            raise TypeError(
+                "class labels are floats, but a categorical distribution uses them as "
+                "indices. Pass integers: y.astype(int)."
+            ) from caught
+    with numpyro.validation_enabled(False):
+        outside = sorted(sites_outside_support(program, neutral_example(args), key))
+    where = f" The observed sites {outside} are outside their support there." * bool(outside)
+    raise ValueError(
+        "density and gradient of the model are not finite for an example without data: numbers "
+        f"are 0.5, 0 or 1 where the supports allow it.{where} Pass columns as the model observes "
+        "them, for example labels 0 and 1, and transform them before. Standardise before, too, "
+        "with public numbers: a batch has statistics of private data. An autoguide may also need "
+        "init_loc_fn=numpyro.infer.init_to_value(values=...) with public values."
+    ) from error
 
 
 def _common_scale(

@@ -6,6 +6,9 @@ shares. The arguments that give such observations are found through the model, b
 Newton's method for an observation that is a column of an argument, or a scaled one.
 """
 
+import functools
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,20 +20,35 @@ from dpoptax.vi.numpyro import _sites as sites
 
 # One round is enough for a fixed support. A support that depends on other columns needs a second.
 _ROUNDS = 3
+# Floats and whole numbers to start from. An exposure of 0 or a total count of 0.5 is invalid.
+_NUMBERS = ((0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1))
 
 
-def stand_in_example(program: sites.Program, args: PyTree, key: PRNGKeyArray) -> PyTree:
-    """Returns one example with the shapes and dtypes of `args`; it reads none of their values.
+def stand_in_examples(program: sites.Program, args: PyTree, key: PRNGKeyArray) -> Iterator[PyTree]:
+    """Yields examples with the shapes and dtypes of `args`; it reads none of their values.
 
     Args:
         program: the model.
         args: batches.
         key: for the latents that the model draws.
 
-    Returns:
-        Arrays without the leading axis: 0.5 or 0 where the model allows it.
+    Yields:
+        Arrays without the leading axis, the best first: 0.5 or 0, else 1, where the supports allow
+        it. All distributions have valid parameters there.
     """
-    example = neutral_example(args)
+    for numbers in _NUMBERS:
+        example = _in_support(program, neutral_example(args, *numbers), key)
+        if _is_valid(program, example, key):
+            yield example
+
+
+def neutral_example(args: PyTree, number: float = 0.5, whole: int = 0) -> PyTree:
+    """Returns one example of 0.5, or 0 for whole numbers: in the support of most likelihoods."""
+    return jax.tree.map(functools.partial(_neutral, number=number, whole=whole), args)
+
+
+def _in_support(program: sites.Program, example: PyTree, key: PRNGKeyArray) -> PyTree:
+    """Returns the example with its observations moved into their supports."""
     with numpyro.validation_enabled(False):
         for _ in range(_ROUNDS):
             misfits = sites_outside_support(program, example, key)
@@ -40,9 +58,17 @@ def stand_in_example(program: sites.Program, args: PyTree, key: PRNGKeyArray) ->
     return example
 
 
-def neutral_example(args: PyTree) -> PyTree:
-    """Returns one example of 0.5, or 0 for whole numbers: in the support of most likelihoods."""
-    return jax.tree.map(_neutral, args)
+def _is_valid(program: sites.Program, example: PyTree, key: PRNGKeyArray) -> bool:
+    """Whether the example gives all distributions valid parameters, by NumPyro's own checks."""
+    with warnings.catch_warnings(), numpyro.validation_enabled(True):
+        warnings.simplefilter("ignore")
+        # NumPyro only warns about this, in a model that evaluates a density by itself.
+        warnings.filterwarnings("error", "Out-of-support values", UserWarning)
+        try:
+            program.model_trace({}, sites.repeat_example(example), key)
+        except (UserWarning, ValueError):
+            return False
+    return True
 
 
 def sites_outside_support(
@@ -116,6 +142,7 @@ def _moved_integers(
     return leaf
 
 
-def _neutral(leaf: Any) -> Array:
+def _neutral(leaf: Any, number: float, whole: int) -> Array:
     dtype = jnp.result_type(leaf)
-    return jnp.full(jnp.shape(leaf)[1:], 0.5 if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
+    value = number if jnp.issubdtype(dtype, jnp.inexact) else whole
+    return jnp.full(jnp.shape(leaf)[1:], value, dtype)

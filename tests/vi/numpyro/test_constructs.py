@@ -14,7 +14,7 @@ from numpyro import handlers
 from numpyro.infer import Trace_ELBO, autoguide, init_to_value
 from numpyro_constructs import COUNTS, GUIDES, MODELS, N, X, Y
 
-from dpoptax.vi.numpyro import DPSVI, numpyro_elbo
+from dpoptax.vi.numpyro import DPSVI, _check_data, _checks, numpyro_elbo
 
 PAGE = pathlib.Path(__file__).parents[3] / "docs/numpyro.md"
 CASES = {**MODELS, **GUIDES}
@@ -22,6 +22,8 @@ CASES = {**MODELS, **GUIDES}
 SLOW = {
     *('`plate("data", N)`', '`plate("data", N, subsample_size=B) as idx`', "data by keyword"),
     *("labels of shape (N, 1)", "counts as floats", "`handlers.scale`", "`AutoNormal`"),
+    # The weights of its network are drawn when it is set up.
+    "`AutoIAFNormal`",
     *("latents as many as examples, outside of the plate", "random walks over rows"),
     *("discrete latents", "data that the model closes over", "a joint density of all examples"),
 }
@@ -156,6 +158,65 @@ def test_data_that_the_density_cannot_take_are_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="'w_auto_loc' starts at a statistic of the data"):
         svi.init(jax.random.key(0), X, Y)
+
+
+def columns_model(likelihood):
+    def model(column, y):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", N, subsample_size=len(y)):
+            numpyro.sample("y", likelihood(w, column), obs=y)
+
+    return model
+
+
+COLUMNS = {
+    "exposures": (lambda w, n: dist.Poisson(n * jnp.exp(w)), Y + 1, COUNTS),
+    "total counts": (lambda w, n: dist.Binomial(n, logits=w), COUNTS + 1, COUNTS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COLUMNS.values(), ids=COLUMNS)
+def test_columns_that_may_not_be_0_or_a_half_start_at_1(case):
+    likelihood, column, y = case
+    model = columns_model(likelihood)
+    elbo = numpyro_elbo(
+        model, autoguide.AutoDelta(model), column, y, num_examples=N, init_key=jax.random.key(0)
+    )
+    assert elbo.example[0] == 1
+    elbo.check_data((column, y))
+
+
+@pytest.mark.slow
+def test_a_finite_column_whose_transform_is_not_finite_is_refused():
+    model = columns_model(lambda w, x: dist.Normal(w + jnp.log(x), 1.0))
+    elbo = numpyro_elbo(
+        model, autoguide.AutoDelta(model), COUNTS, COUNTS, num_examples=N,
+        init_key=jax.random.key(0),
+    )  # fmt: skip
+    elbo.check_data((COUNTS + 1, COUNTS))
+    with pytest.raises(ValueError, match="'y' is not finite for some rows"):
+        elbo.check_data((COUNTS, COUNTS))  # the logarithm of 0
+
+
+def test_statistics_are_found_among_other_latents_and_as_logarithms():
+    column, constants = np.asarray(X), jnp.asarray([0.7, 0.1])
+    for name, value in {
+        "mean in a vector": jnp.concatenate([constants, X.mean(0)]),
+        "logarithm of a spread": jnp.log(X[:, 0].std()),
+    }.items():
+        parts = [column] if name == "mean in a vector" else [column[:, 0]]
+        with pytest.raises(ValueError, match="'loc' starts at a statistic"):
+            _check_data._check_initial_values({"loc": value}, parts)
+    _check_data._check_initial_values({"loc": constants}, [column])
+
+
+def test_a_density_that_becomes_finite_is_a_change():
+    """Equal examples have a spread of 0, so only different ones have a density."""
+    nan, finite = jnp.asarray(jnp.nan), jnp.asarray(1.0)
+    with pytest.raises(ValueError, match="'y' couples examples"):
+        _checks._refuse_change("y", nan, finite, is_local=True)
+    _checks._refuse_change("y", nan, nan, is_local=True)
 
 
 @pytest.mark.slow
