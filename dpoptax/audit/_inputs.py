@@ -182,8 +182,15 @@ def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: boo
     if not is_private and jnp.ndim(leaf):
         # Data that are passed a second time.
         found = constant_label(inputs, leaf, tables_are_private=False)
-        return Label(data=found.data, reason=found.reason)
+        content = np.asarray(leaf).tobytes() if _is_concrete(leaf) else name
+        words = ("words", content) if _may_be_words(leaf) and found.is_clean else None
+        return Label(data=found.data, reason=found.reason, words=words)
     return Label(data=data, number=None if is_private else number)
+
+
+def _may_be_words(leaf: Any) -> bool:
+    """Whether an array may hold the words of one key."""
+    return jnp.ndim(leaf) == 1 and jnp.size(leaf) > 1 and jnp.result_type(leaf) == jnp.uint32
 
 
 def root_of(key: Any, name: str) -> Any:
@@ -198,6 +205,9 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
     """
     if _validate.is_key(value):
         root = root_of(value, "captured")
+        # What the program captured need not be independent of the keys of the arguments.
+        if root[1][0] == "key" and root not in inputs.names:
+            root = ("root", ("captured", *root[1][1:]))
         many = (("split", tuple(value.shape), None),) if value.shape else ()
         return Label(paths=frozenset({(root, *many)}))
     if not _is_concrete(value):
@@ -213,7 +223,7 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
     if array.size != 1:
-        return Label()
+        return Label(words=("written", array.tobytes()) if _may_be_words(value) else None)
     number = None
     if array.dtype.kind in "iu":
         number = Number(offset=int(array.reshape(()))).in_32_bits()

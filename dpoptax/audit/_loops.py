@@ -33,7 +33,11 @@ def carried_labels(
             if first.number is not None:
                 number = Number.of(("carried", name, slot, first.number))
         label = _mixed_by_iterations(label, name)
-        found.append(attrs.evolve(label, paths=paths, number=number, uniform=None, mark=None))
+        found.append(
+            attrs.evolve(
+                label, paths=paths, number=number, uniform=None, words=None, mark=None
+            )
+        )
     return found
 
 
@@ -123,7 +127,7 @@ def slice_of(label: Label, name: Any) -> Label:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
     return attrs.evolve(
-        label, data=data, paths=paths, number=None, mark=None, zero_padding=False, state=None
+        label, data=data, paths=paths, number=None, words=None, mark=None, zero_padding=False, state=None
     )
 
 
@@ -143,6 +147,7 @@ def stacked(label: Label, name: Any) -> Label:
         data=data,
         paths=paths,
         number=None,
+        words=None,
         mark=None,
         zero_padding=False,
         state=None,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dpoptax.audit._known_keys import same_root
+from dpoptax.audit._known_keys import are_apart, same_root
 
 # A root, followed by derivations. Each is a tuple that starts with its kind.
 Path: TypeAlias = tuple[Any, ...]
@@ -21,6 +21,8 @@ Next: TypeAlias = Mapping[Any, Any]
 UNKNOWN = ("unknown",)
 # These make another key of a key.
 _DERIVES = ("fold", "split", "bound", "released")
+# Roots that the program makes of numbers.
+_MADE = ("computed", "constant", "words", "written")
 
 # Two numbers with a larger offset or factor may be equal in 32 bits, after some millions of steps.
 _LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**15
@@ -108,7 +110,7 @@ def _next_parts(start: Path, parts: Path, following: Next) -> Path | None:
 
 def is_made(paths: Iterable[Path]) -> bool:
     """Whether a key may be one that the program computes from numbers, and not a secret one."""
-    return any(path[0][1][0] in ("computed", "constant") for path in paths)
+    return any(path[0][1][0] in _MADE for path in paths)
 
 
 def differ(
@@ -130,7 +132,7 @@ def differ(
                 return False
             continue
         if one[0] == other[0] == "root":
-            return all(
+            return are_apart(first, second) and all(
                 differ(*pair, as_ancestors=as_ancestors, numbers=numbers)
                 for pair in same_root(first, second)
             )
