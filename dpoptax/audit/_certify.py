@@ -95,6 +95,8 @@ def certify(
     flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
     flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
+    returned = [path for label in labels for path in label.paths]
+    flow.records.refuse_bound([(path[:1], path) for path in returned], flow.records.draws)
     flow.records.end()
     for reason in flow.records.discarded(INDEPENDENT):
         flow.records.refuse(reason)

@@ -6,7 +6,14 @@ from typing import Any, TypeAlias
 import attrs
 
 from dpoptax.audit._labels import MIXED, Label, Ordered, Reason, Rows, is_inside
-from dpoptax.audit._origins import LARGEST_STRIDE, UNKNOWN, Number, Path
+from dpoptax.audit._origins import (
+    BOUND_IN_LOOP,
+    LARGEST_STRIDE,
+    UNKNOWN,
+    Number,
+    Path,
+    is_bound,
+)
 
 # From the labels of the carry to those of all outputs of the body.
 LoopPass: TypeAlias = Callable[[list[Label]], list[Label]]
@@ -109,6 +116,8 @@ def labels_after(
         if not any(UNKNOWN in path for path in paths):
             evolves = result.paths != label.paths
             last = (("after", name, slot),) if evolves else ()
+            if any(is_bound(path[len(start) :]) for path in result.paths for start in paths):
+                last = (*last, BOUND_IN_LOOP)
             paths = frozenset((*path, *last) for path in first.paths)
         if label.number is not None and first.number is not None:
             evolves = result.number != label.number
@@ -167,7 +176,9 @@ def _outside(path: Path, name: Any) -> Path:
     """Returns the part of a path before a loop, so that paths stay finite."""
     for place, part in enumerate(path):
         if part == UNKNOWN or part[:2] == ("carried", name):
-            return path[:place]
+            # A key stays bound to the data, whatever becomes of it.
+            before = path[:place]
+            return (*before, BOUND_IN_LOOP) if is_bound(path) and not is_bound(before) else before
     return path
 
 

@@ -27,6 +27,7 @@ from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.schedules import as_schedule
+from dpoptax.transforms._release import SumRelease
 
 # Samplers that draw each batch by itself. The others count on the batches before.
 INDEPENDENT = (
@@ -85,6 +86,9 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         flow.sampling |= drawn.draws
         where = flow.line(eqn)
         flow.records.add(Event("sample", keys, numbers, where, batch=batch, detail=note.sampler))
+    if not note.own_state:
+        what = "the state of the sampler is not of the types that its `init` makes"
+        flow.records.refuse(Reason(what, flow.line(eqn)))
     if is_made(keys | drawn.draws):
         flow.records.refuse(Reason(f"the key of the batch {_MADE}", flow.line(eqn)))
     # Its rows are private, and say the same as the random numbers.
@@ -162,7 +166,8 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
 
 def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     note = eqn.params["note"]
-    key, step, rest = labels[0], labels[1], labels[2:]
+    count = len(labels) - note.masks
+    (key, step, *rest), masks = labels[:count], labels[count:]
     grads, state = rest[: note.leaves], rest[note.leaves :]
     rows = common_rows(grads)
     problem = _problem_of_settings(note.settings) or _problem_of_rows(flow, grads, rows)
@@ -170,6 +175,10 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     ordered = in_order([step, *state[note.public :]])
     if not all(is_of_package(form, "dpoptax") for form in note.forms):
         problem = "the gradients are of a class of your own, whose clip is not known"
+    elif note.release is not SumRelease:
+        problem = "the release is of a class of your own, whose noise is not known"
+    elif isinstance(note.settings[0], StatefulClipRule) and not _count(flow, masks, rows):
+        problem = "padded rows vote, because the mask of the batch was dropped"
     elif needs_order(note.settings) and not ordered:
         problem = "what a release counts or keeps is not as the release before left it"
     elif any(not label.is_clean for label in (key, step)):
@@ -217,6 +226,13 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
             flow.kept |= paths
             outputs.append(Label(draws=paths, declared=True, state=left))
     return outputs
+
+
+def _count(flow: Flow, masks: list[Label], rows: Rows | None) -> bool:
+    """Whether the masks let real rows vote only, where a clip rule counts votes."""
+    if rows is None or rows.batch == DATA or rows.batch in flow.full_batches:
+        return rows is not None
+    return all(one.mark == "mask" and one.data == rows for one in masks)
 
 
 def needs_order(settings: tuple[Any, ...]) -> bool:

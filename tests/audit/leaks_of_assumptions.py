@@ -645,3 +645,27 @@ def drops_the_first_half_of_rows(s, data):
 def certify(name):
     program, args = PROGRAMS[name]
     return dpoptax.certify(program, *args, DATASET, private="data")
+
+
+@leaks()
+def draws_of_a_key_bound_in_a_loop(s, data):
+    key = jax.lax.fori_loop(0, 2, lambda i, key: bind_key(key, data, "own"), s.key)
+    return honest(s, data), shown(key)
+
+
+@leaks()
+def draws_of_a_key_bound_in_a_loop_of_two_keys(s, data):
+    def body(_, keys):
+        one, two = keys
+        return two, bind_key(one, data, "own")
+
+    key, _ = jax.lax.fori_loop(0, 2, body, (s.key, OWN))
+    return honest(s, data), shown(key)
+
+
+@leaks()
+def draws_of_a_key_bound_in_a_branch(s, data):
+    key = jax.lax.cond(
+        s.params["w"][0] > 0, lambda: bind_key(s.key, data, "own"), lambda: s.key
+    )
+    return honest(s, data), shown(key)
