@@ -45,11 +45,16 @@ def states_of(outputs: Any) -> list[State]:
 
 
 def repeated(
-    records: Records, outputs: dict[str, Label], inputs: Inputs, states: list[State]
+    records: Records,
+    outputs: dict[str, Label],
+    inputs: Inputs,
+    states: list[State],
+    alike: dict[str, str],
 ) -> tuple[list[Leak], list[str]]:
     """Returns releases and batches that every call repeats, and what is left to the caller.
 
     A step is the body of a loop that its caller runs: what it returns goes into the next call.
+    `alike` says which output goes to the place of an argument that is a single array.
     """
     leaks, assumptions = [], []
     for event in records.events:
@@ -59,7 +64,7 @@ def repeated(
         free = [source for source in known if source not in inputs.in_state]
         names = ", ".join(inputs.names[one] for one in held or known)
         not_returned = f"{again}: the state after it is not returned ({names})"
-        if any(_moves_on(records, event, source, outputs, inputs) for source in free):
+        if any(_moves_on(records, event, source, outputs, inputs, alike) for source in free):
             continue
         if held:
             if not _all_move_on(records, event, held, states):
@@ -160,14 +165,20 @@ def _names_in(numbers: list[Number]) -> list[Any]:
 
 
 def _moves_on(
-    records: Records, event: Event, source: Any, outputs: dict[str, Label], inputs: Inputs
+    records: Records,
+    event: Event,
+    source: Any,
+    outputs: dict[str, Label],
+    inputs: Inputs,
+    alike: dict[str, str],
 ) -> bool:
     """Whether the step returns the next value of a key or a number that is in no state."""
     place = re.sub(r"^args\[\d+\]", "", inputs.names[source])
     same = [
         label
         for path, label in outputs.items()
-        if place and re.sub(r"^output(\[\d+\])?", "", path) == place
+        if (place and re.sub(r"^output(\[\d+\])?", "", path) == place)
+        or alike.get(inputs.names[source]) == path
     ]
     found = _derived(source, same or list(outputs.values()))
     if source[0] == "root":

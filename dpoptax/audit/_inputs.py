@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,7 @@ from dpoptax.audit._slots import Slots, slots_of
 from dpoptax.audit._states import Place, places_of
 from dpoptax.audit._values import counts
 
-# The name of a leaf that may depend on private data in any way.
-NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
+_NONPRIVATE = "nonprivate_"
 # Rows of a captured array are looked up among this many rows of the data.
 _MOST_ROWS = 100_000
 _SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
@@ -95,7 +93,7 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
 
 def _refuse_static_columns(private: Any, num_examples: int) -> None:
     """Raises if the structure of private data, which is no array, has an entry per example."""
-    left = [jax.tree.structure(private)]
+    left: list[Any] = [jax.tree.structure(private)]
     while left:
         node = left.pop()
         left += node.children()
@@ -123,7 +121,9 @@ def _chosen(
 ) -> tuple[set[int], list[Any]]:
     """Returns which arguments are private, and the private arrays that are no argument."""
     parameters = inspect.signature(step).parameters
-    names, numbers, captured = list(parameters), set(), []
+    names = list(parameters)
+    numbers: set[int] = set()
+    captured: list[Any] = []
     for leaf in jax.tree.leaves(private):
         if isinstance(leaf, str) and leaf in names:
             first = names.index(leaf)
@@ -158,9 +158,15 @@ def _unless_nonprivate(label: Label, step: Callable[..., Any], path: Any) -> Lab
     """Returns the label of an argument, which is private if its name says that nothing else is."""
     names = list(inspect.signature(step).parameters)
     first = names[path[0].idx] if path[0].idx < len(names) else ""
-    if label.data is not None or not NONPRIVATE.search(first + jax.tree_util.keystr(path[1:])):
+    if label.data is not None or not (first.startswith(_NONPRIVATE) or is_nonprivate(path)):
         return label
     return Label(data=MIXED, reason=Reason("an argument that is named nonprivate_ is used", ""))
+
+
+def is_nonprivate(path: Any) -> bool:
+    """Whether a part of a path has the name of what may depend on private data in any way."""
+    names = [getattr(part, field, "") for part in path for field in ("key", "name")]
+    return any(str(name).startswith(_NONPRIVATE) for name in names)
 
 
 def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: bool) -> Label:

@@ -41,20 +41,51 @@ def slots_of(args: tuple[Any, ...], labels: list[Label], private: set[int]) -> S
             number += 1
             if argument in private:
                 continue
+            if structure is None:
+                found["single", f"args[{argument}]"] = roots_of(label)
             allowed = roots_of(label) if place is None else of_state[place.number]
             for slot in _slots(jax.tree_util.keystr(path), place, structure, position):
                 found.setdefault(slot, set()).update(allowed)
     return found
 
 
-def moved(slots: Slots, outputs: Any, labels: list[Label], paths: list[str]) -> Iterator[Leak]:
+def alike_outputs(args: tuple[Any, ...], outputs: Any) -> dict[str, str]:
+    """Returns which output goes to the place of each argument that is a single array.
+
+    It is the one of the same shape and type, in the order of the arguments.
+    """
+    parts = outputs if type(outputs) in (tuple, list) else [outputs]
+    places = [f"output[{n}]" for n in range(len(parts))] if parts is outputs else ["output"]
+    left = {name: part for name, part in zip(places, parts, strict=True) if _is_single(part)}
+    found = {}
+    for number, argument in enumerate(args):
+        same = [name for name in left if _is_single(argument) and _type(left[name]) == _type(argument)]
+        for name in same[:1]:
+            found[f"args[{number}]"] = name
+            del left[name]
+    return found
+
+
+def _is_single(tree: Any) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+
+
+def _type(leaf: Any) -> Any:
+    return jax.numpy.shape(leaf), _dtype(leaf)
+
+
+def moved(
+    slots: Slots, outputs: Any, labels: list[Label], paths: list[str], alike: dict[str, str]
+) -> Iterator[Leak]:
     """Yields the keys and secrets that a step returns at the place of something else."""
+    names = {output: name for name, output in alike.items()}
     leaves, places = jax.tree.leaves(outputs), places_of(outputs)
     own = [[*found] for found in _output_slots(outputs, places)]
     for leaf, label, path, found in zip(leaves, labels, paths, own, strict=True):
         if not (_validate.is_key(leaf) or label.declared):
             continue
         roots = roots_of(label)
+        found = [*found, ("single", names.get(path))]
         if any(slot in slots and not (roots and roots <= slots[slot]) for slot in found):
             what = "a key or a secret is returned at the place of something else"
             yield Leak(path, what, "")

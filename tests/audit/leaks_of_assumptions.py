@@ -188,8 +188,8 @@ def folds_a_bound_key_into_its_own(s, data):
 @leaks(initial(), jax.random.key(3))
 def returns_a_constant_key_at_the_place_of_the_noise_key(s, key, data):
     now, later = jax.random.split(key)
-    s = honest(with_state(s, key=now, step=jnp.int32(0)), data)
-    return s, OWN, {"next": later}
+    after = honest(with_state(s, key=now, step=jnp.int32(0)), data)
+    return with_state(after, key=s.opt_state[0].key), OWN, {"next": later}
 
 
 @leaks(initial(), jax.random.key(3))
@@ -201,7 +201,8 @@ def returns_the_noise_key_at_the_place_of_its_own(s, old, data):
 def swaps_two_bare_keys(s, mine, noise, data):
     draws = shown(mine)
     now, later = jax.random.split(noise)
-    return honest(with_state(s, key=now, step=jnp.int32(0)), data), later, mine, draws
+    after = honest(with_state(s, key=now, step=jnp.int32(0)), data)
+    return with_state(after, key=s.opt_state[0].key), later, mine, draws
 
 
 @leaks(initial(), jnp.int32(0))
@@ -215,20 +216,22 @@ def returns_a_constant_at_the_place_of_the_counter(s, count, data):
 def keys_by_a_bare_counter_that_stays(s, count, data):
     key = jax.random.fold_in(OWN, count)
     after = honest(with_state(s, key=key, step=jnp.int32(0)), data)
-    return after, jnp.int32(0), {"later": count + 1}
+    return with_state(after, key=s.opt_state[0].key), jnp.int32(0), {"later": count + 1}
 
 
 @leaks({"a": initial(), "key": jax.random.key(3)})
 def returns_a_constant_key_in_a_dictionary(d, data):
     now, later = jax.random.split(d["key"])
     s = honest(with_state(d["a"], key=now, step=jnp.int32(0)), data)
+    s = with_state(s, key=d["a"].opt_state[0].key)
     return {"a": s, "key": OWN, "next": later}
 
 
 @leaks(jax.random.key(3), initial())
 def returns_a_constant_key_first(key, s, data):
     now, later = jax.random.split(key)
-    return OWN, honest(with_state(s, key=now, step=jnp.int32(0)), data), later
+    after = honest(with_state(s, key=now, step=jnp.int32(0)), data)
+    return OWN, with_state(after, key=s.opt_state[0].key), later
 
 
 # States
