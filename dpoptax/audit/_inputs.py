@@ -259,7 +259,7 @@ def _holds(array: np.ndarray, column: np.ndarray) -> bool:
         turned = (array, array.T)
         if any(np.array_equal(one.reshape(-1), column.reshape(-1)) for one in turned):
             return len(np.unique(column)) > 1
-    if _has_numbers_of(array, column):
+    if _has_numbers_of(array, column) or _has_run_of(array, column):
         return True
     if array.shape[-column.ndim + 1 :] != column.shape[1:] or column.ndim < 2:
         return False
@@ -276,6 +276,14 @@ def _has_numbers_of(array: np.ndarray, column: np.ndarray) -> bool:
     found = np.unique(array[np.isfinite(array)])
     found = found[found != np.rint(found)]
     return len(found) >= _MANY and bool(np.isin(found, column.reshape(-1)[:_MOST_NUMBERS]).all())
+
+
+def _has_run_of(array: np.ndarray, column: np.ndarray) -> bool:
+    """Whether whole numbers that do not just count follow each other in the data."""
+    if array.dtype.kind not in "iu" or array.size < _MANY or len(np.unique(np.diff(array.ravel()))) < 2:
+        return False
+    place = column.tobytes().find(array.tobytes())
+    return place >= 0 and len(np.unique(array)) > 2
 
 
 def _tells(row: np.ndarray) -> bool:

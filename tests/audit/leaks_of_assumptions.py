@@ -368,29 +368,9 @@ def captures_all_labels_but_one(s, data):
 
 
 @leaks()
-def captures_bits_of_labels(s, data):
-    return honest(s, data), jnp.asarray(np.packbits(LABELS == 3)) * 1
-
-
-@leaks()
 def captures_data_with_a_column_more(s, data):
     wide = jnp.asarray(np.concatenate([DATA.T, np.ones((1, N), np.float32)]))
     return honest(s, data), wide * 1
-
-
-@leaks()
-def captures_a_flat_table(s, data):
-    return honest(s, data), jnp.asarray((DATA * 2).reshape(-1)) * 1
-
-
-@leaks()
-def captures_a_table_of_halves(s, data):
-    return honest(s, data), jnp.asarray((DATA * 2).reshape(2, -1)) * 1
-
-
-@leaks()
-def captures_negated_half(s, data):
-    return honest(s, data), jnp.asarray(-DATA[:30]) * 1
 
 
 # Loops and conditions
@@ -645,11 +625,6 @@ def drops_the_first_half_of_rows(s, data):
     return apply(s, gradients(s.params, take(data, half)))
 
 
-def certify(name):
-    program, args = PROGRAMS[name]
-    return dpoptax.certify(program, *args, DATASET, private="data")
-
-
 @leaks()
 def draws_of_a_key_bound_in_a_loop(s, data):
     key = jax.lax.fori_loop(0, 2, lambda i, key: bind_key(key, data, "own"), s.key)
@@ -672,3 +647,153 @@ def draws_of_a_key_bound_in_a_branch(s, data):
         s.params["w"][0] > 0, lambda: bind_key(s.key, data, "own"), lambda: s.key
     )
     return honest(s, data), shown(key)
+
+
+class Box(NamedTuple):
+    w: Any
+    key: Any
+
+
+BOXES = Box(jnp.zeros(2), jax.random.key(3)), Box(jnp.zeros(2), jax.random.key(4))
+
+
+@leaks(initial(), *BOXES)
+def exchanges_keys_of_two_boxes(s, noise, mine, data):
+    draws = shown(mine.key)
+    now, later = jax.random.split(noise.key)
+    after = with_state(honest(with_state(s, key=now, step=jnp.int32(0)), data), key=s.key)
+    after = with_state(after, key=s.opt_state[0].key)
+    return after, Box(noise.w, mine.key), Box(mine.w, later), draws
+
+
+@leaks(*[initial()._replace(key=box.key) for box in BOXES])
+def exchanges_keys_of_two_states(one, two, data):
+    draws = shown(two.key)
+    now, later = jax.random.split(one.key)
+    after = with_state(honest(with_state(one, key=now, step=jnp.int32(0)), data), key=OWN)
+    after = with_state(after, key=one.opt_state[0].key)
+    return after._replace(key=two.key), two._replace(key=later), draws
+
+
+@leaks(initial(QUANTILE))
+def sets_its_clip_to_zero(s, data):
+    zero = jax.tree.map(jnp.zeros_like, s.opt_state[0].clip_state)
+    s, _, taken = sample(with_state(s, clip_state=zero), data)
+    return apply(s, gradients(s.params, taken), QUANTILE)
+
+
+@leaks(initial(QUANTILE))
+def sets_its_clip_below_all_numbers(s, data):
+    small = jax.tree.map(lambda x: x * 1e-44, s.opt_state[0].clip_state)
+    s, _, taken = sample(with_state(s, clip_state=small), data)
+    return apply(s, gradients(s.params, taken), QUANTILE)
+
+
+@leaks()
+def takes_the_noise_from_a_captured_key_and_counts(s, data):
+    key = jax.random.fold_in(OWN, s.opt_state[0].step)
+    after = honest(with_state(s, key=key), data)
+    return with_state(after, key=s.opt_state[0].key), shown(jax.random.fold_in(OWN, zero(s)))
+
+
+@leaks()
+def uses_one_batch_under_two_names(s, data):
+    s, batch, _ = sample(s, data)
+    for _ in range(2):
+        copy = Batch(*jax.lax.optimization_barrier(tuple(batch)))
+        s = apply(s, gradients(s.params, take(data, copy)))
+    return s
+
+
+@leaks()
+def draws_the_batch_from_its_copied_key(s, data):
+    s = honest(s, data)
+    words = jax.random.key_data(s.sampler_state.key)
+    again = jax.random.wrap_key_data(words)
+    return s, shown(jax.random.fold_in(again, s.sampler_state.step))
+
+
+@leaks(initial(), jax.random.split(jax.random.key(5), 3))
+def draws_from_an_array_with_the_sampling_key(s, keys, data):
+    return honest(s, data), shown(keys[0])
+
+
+@leaks(initial(), jax.random.split(jax.random.key(5), 3))
+def draws_from_all_of_an_array_with_the_sampling_key(s, keys, data):
+    return honest(s, data), jax.lax.map(shown, keys)
+
+
+@leaks(initial(), jax.random.split(jax.random.key(5), 3))
+def draws_from_one_of_an_array_with_the_sampling_key(s, keys, data):
+    return honest(s, data), shown(keys[zero(s)])
+
+
+@leaks(initial(), jnp.stack([jax.random.key(3), jax.random.fold_in(PARENT, 0)]))
+def passes_the_noise_key_in_an_array(s, keys, data):
+    return honest(s, data), jax.vmap(shown)(keys)
+
+
+@leaks(initial(), PARENT)
+def draws_next_to_the_noise_of_an_argument(s, parent, data):
+    return honest(s, data), shown(jax.random.fold_in(parent, s.opt_state[0].step)), parent
+
+
+@leaks(initial(), jax.random.key(5))
+def draws_next_to_the_sampling_of_an_argument(s, parent, data):
+    return honest(s, data), jax.vmap(shown)(jax.random.split(parent, 2)), parent
+
+
+@leaks(initial(), jnp.uint32(1))
+def seeds_by_an_argument(s, seed, data):
+    return honest(s, data), shown(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+@leaks(initial(), jnp.array([0, 0, 1], jnp.uint32))
+def wraps_a_part_of_an_argument(s, words, data):
+    key = jax.random.wrap_key_data(words[1:])
+    return honest(s, data), shown(jax.random.fold_in(key, 0))
+
+
+@leaks()
+def splits_by_a_loop_from_the_parent(s, data):
+    key = jax.lax.fori_loop(0, 1, lambda i, key: jax.random.fold_in(key, i), PARENT)
+    return honest(s, data), shown(key)
+
+
+@leaks()
+def chooses_between_the_parent_and_its_own(s, data):
+    key = jax.lax.cond(s.params["w"][0] > 0, lambda: OWN, lambda: PARENT)
+    return honest(s, data), shown(jax.random.fold_in(key, 0))
+
+
+@leaks()
+def folds_zero_into_the_parent_in_the_loss(s, data):
+    def noisy(params, row):
+        key = jax.random.fold_in(PARENT, row["y"] * 0)
+        return loss(params, row) + jnp.sum(params["w"] * shown(key))
+
+    s, _, taken = sample(s, data)
+    return apply(s, gradients(s.params, taken, noisy))
+
+
+@leaks()
+def draws_for_each_label_of_the_parent(s, data):
+    draws = jax.vmap(lambda y: shown(jax.random.fold_in(PARENT, y)))(jnp.arange(2))
+    return honest(s, data), draws
+
+
+@leaks()
+def hides_a_release_in_a_key(s, data):
+    s, _, taken = sample(s, data)
+    g = gradients(s.params, taken).stacked()["w"]
+    words = jax.lax.bitcast_convert_type(g[0, :2], jnp.uint32)
+    return apply(s, {"w": g * taken.mask[:, None]}), jax.random.wrap_key_data(words)
+
+
+@leaks()
+def weighs_a_mask_of_numbers(s, data):
+    s, batch, taken = sample(s, data)
+    ones = Batch(batch.indices, batch.mask | True)
+    both = take(data, ones)
+    g = gradients(s.params, both.examples).stacked()["w"]
+    return apply(s, {"w": g + 0.0})
