@@ -115,7 +115,8 @@ def _has_structure_of(sampler: Any, state: Any) -> bool:
     """Whether a state is of the types that `init` of a sampler makes."""
     with _paused():
         own = jax.eval_shape(sampler.init, jax.random.key(0))
-    same: bool = jax.tree.structure(own) == jax.tree.structure(state)
+    structures: list[Any] = [jax.tree.structure(one) for one in (own, state)]
+    same: bool = structures[0] == structures[1]
     return same
 
 

@@ -104,7 +104,9 @@ def certify(
         what = "gradients depend on the random numbers that choose the batch"
         flow.records.refuse(Reason(what, ""))
     paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]
-    unprotected = {name for name, (path, _) in zip(paths, _leaves(shapes), strict=True) if is_nonprivate(path)}
+    unprotected = {
+        name for name, (path, _) in zip(paths, _leaves(shapes), strict=True) if is_nonprivate(path)
+    }
     leaks = [*kept, *(Leak("", one.what, one.where) for one in flow.records.refusals)]
     found: dict[str, list[str]] = {"released": [], "secret": [], "nonprivate": []}
     for path, spec, label in zip(paths, jax.tree.leaves(shapes), labels, strict=True):

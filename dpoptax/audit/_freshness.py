@@ -14,6 +14,7 @@ from dpoptax.audit._records import Event, Records, are_distinct, next_event
 
 # A reuse shows after one call, or after two if two draws take turns.
 _CALLS = 2
+_ARGUMENT = re.compile(r"^(args\[\d+\])(.*)$", re.DOTALL)
 _AGAIN = {
     "release": "every call draws the same noise",
     "sample": "every call draws the same batch",
@@ -26,6 +27,7 @@ class State(NamedTuple):
 
     keys: list[Label]
     steps: list[Label]
+    clip: list[Label]
     mechanism: list[Label]
     all: list[Label]
 
@@ -36,8 +38,8 @@ def states_of(outputs: Any) -> list[State]:
 
     def visit(node: Any) -> bool:
         if {"key", "step"} <= set(getattr(node, "_fields", ())):
-            kept = getattr(node, "mechanism_state", ())
-            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept, node))))
+            held = [getattr(node, name, ()) for name in ("clip_state", "mechanism_state")]
+            found.append(State(*map(jax.tree.leaves, (node.key, node.step, *held, node))))
         return False
 
     jax.tree.leaves(outputs, is_leaf=visit)
@@ -54,7 +56,7 @@ def repeated(
     """Returns releases and batches that every call repeats, and what is left to the caller.
 
     A step is the body of a loop that its caller runs: what it returns goes into the next call.
-    `alike` says which output goes to the place of an argument that is a single array.
+    `alike` says which part of the output goes to the place of an argument.
     """
     leaks, assumptions = [], []
     for event in records.events:
@@ -100,7 +102,7 @@ def _has_one_of(state: State, held: list[Any]) -> bool:
 def _is_in_order(event: Event, state: State) -> bool:
     """Whether a state is as a sampler or the last release left it, where that matters."""
     if event.kind == "count":
-        return in_order([*state.steps, *state.mechanism])
+        return in_order([*state.steps, *state.clip, *state.mechanism])
     if event.kind == "release" or type(event.detail) in INDEPENDENT:
         return True
     found = {label.state for label in state.all}
@@ -173,12 +175,12 @@ def _moves_on(
     alike: dict[str, str],
 ) -> bool:
     """Whether the step returns the next value of a key or a number that is in no state."""
-    place = re.sub(r"^args\[\d+\]", "", inputs.names[source])
+    start, place = _ARGUMENT.findall(inputs.names[source])[0]
     same = [
         label
         for path, label in outputs.items()
-        if (place and re.sub(r"^output(\[\d+\])?", "", path) == place)
-        or alike.get(inputs.names[source]) == path
+        if path == f"{alike.get(start, 'output')}{place}"
+        or (start not in alike and place and re.sub(r"^output(\[\d+\])?", "", path) == place)
     ]
     found = _derived(source, same or list(outputs.values()))
     if source[0] == "root":

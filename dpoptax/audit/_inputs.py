@@ -1,7 +1,6 @@
 """Labels of what goes into a step: its arguments, and the arrays that it captured."""
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpoptax import _validate
+from dpoptax.audit._captured_rows import has_one_entry_per_example, holds, is_column
 from dpoptax.audit._known_keys import root_of_words
 from dpoptax.audit._labels import DATA, MIXED, Label, Ordered, Reason, Rows
 from dpoptax.audit._origins import Number, Path
@@ -19,11 +19,7 @@ from dpoptax.audit._states import Place, places_of
 from dpoptax.audit._values import counts
 
 _NONPRIVATE = "nonprivate_"
-# Rows of a captured array are looked up among this many rows of the data.
-_MOST_ROWS = 100_000
 _SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
-# So many fractions are not all numbers of the data by accident. They are looked up among the first.
-_MANY, _MOST_NUMBERS = 8, 1_000_000
 
 
 @attrs.frozen
@@ -220,12 +216,12 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
         return Label()
     array = np.asarray(value)
     is_table = array.ndim > 0 and array.shape[0] == inputs.num_examples > 1
-    if is_table and (tables_are_private or any(_is_column(array, one) for one in inputs.columns)):
+    if is_table and (tables_are_private or any(is_column(array, one) for one in inputs.columns)):
         return Label(data=Rows(0, DATA))
-    if tables_are_private and _has_one_entry_per_example(array.shape, inputs.num_examples):
+    if tables_are_private and has_one_entry_per_example(array.shape, inputs.num_examples):
         what = "an array that the program captured has one entry per example"
         return Label(data=MIXED, reason=Reason(what, ""))
-    if any(_holds(array, np.asarray(column)) for column in inputs.columns):
+    if any(holds(array, np.asarray(column)) for column in inputs.columns):
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
     if array.size != 1:
@@ -234,60 +230,6 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
     if array.dtype.kind in "iu":
         number = Number(offset=int(array.reshape(()))).in_32_bits()
     return Label(number=number, uniform=array.reshape(()).item())
-
-
-def _is_column(array: np.ndarray, column: Any) -> bool:
-    other = np.asarray(column)
-    return array.shape == other.shape and np.array_equal(array, other.astype(array.dtype))
-
-
-def _has_one_entry_per_example(shape: tuple[int, ...], num_examples: int) -> bool:
-    """Whether an array has an axis of the examples, or its first axes are one in parts."""
-    sizes = [math.prod(shape[:length]) for length in range(1, len(shape) + 1)]
-    return num_examples > 1 and num_examples in (*shape, *sizes)
-
-
-def _holds(array: np.ndarray, column: np.ndarray) -> bool:
-    """Whether an array is a column in another shape, or has rows of it."""
-    if array.ndim == 0 or array.dtype.kind == "b" or column.dtype.kind not in "fiu":
-        return False
-    same_size = array.dtype.itemsize == column.dtype.itemsize
-    if array.dtype.kind in "iu" and column.dtype.kind == "f" and same_size:
-        return _holds(array.view(column.dtype), column)
-    column = column.astype(array.dtype)
-    if array.size == column.size and array.size > 1:
-        turned = (array, array.T)
-        if any(np.array_equal(one.reshape(-1), column.reshape(-1)) for one in turned):
-            return len(np.unique(column)) > 1
-    if _has_numbers_of(array, column) or _has_run_of(array, column):
-        return True
-    if array.shape[-column.ndim + 1 :] != column.shape[1:] or column.ndim < 2:
-        return False
-    width = int(np.prod(column.shape[1:]))
-    # Rows with few different numbers, such as zeros, are equal by accident.
-    rows = {row.tobytes() for row in column[:_MOST_ROWS].reshape(-1, width) if _tells(row)}
-    return any(row.tobytes() in rows for row in array.reshape(-1, width))
-
-
-def _has_numbers_of(array: np.ndarray, column: np.ndarray) -> bool:
-    """Whether all of many different fractions are numbers of the data."""
-    if array.dtype.kind != "f":
-        return False
-    found = np.unique(array[np.isfinite(array)])
-    found = found[found != np.rint(found)]
-    return len(found) >= _MANY and bool(np.isin(found, column.reshape(-1)[:_MOST_NUMBERS]).all())
-
-
-def _has_run_of(array: np.ndarray, column: np.ndarray) -> bool:
-    """Whether whole numbers that do not just count follow each other in the data."""
-    if array.dtype.kind not in "iu" or array.size < _MANY or len(np.unique(np.diff(array.ravel()))) < 2:
-        return False
-    place = column.tobytes().find(array.tobytes())
-    return place >= 0 and len(np.unique(array)) > 2
-
-
-def _tells(row: np.ndarray) -> bool:
-    return len(np.unique(row)) > 2
 
 
 def _is_concrete(leaf: Any) -> bool:

@@ -1,7 +1,7 @@
 """Whether one known key may be derived from another one by numbers that are not known.
 
-`fold_in` and `split` of JAX's default PRNG encrypt a number of 32 bits by the cipher Threefry, under
-the key. So the number that leads from one key to another follows by decryption, if there is one.
+`fold_in` and `split` of JAX's default PRNG encrypt a number of 32 bits under the key, by the cipher
+Threefry. So the number that leads from one key to another follows by decryption, if there is one.
 
 Reference: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
@@ -41,7 +41,9 @@ def may_derive(parent: bytes, child: bytes) -> bool:
     found = _leads(key, later) or _leads(first, later)
     for purpose in Keys._fields:
         between = key
-        for word in np.frombuffer(hashlib.sha256(f"dpoptax {purpose}".encode()).digest()[:8], "<u4"):
+        for word in np.frombuffer(
+            hashlib.sha256(f"dpoptax {purpose}".encode()).digest()[:8], "<u4"
+        ):
             between = _encrypted(between, (np.zeros_like(word), word))
             found = found or _leads(between, later)
     return found

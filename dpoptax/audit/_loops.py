@@ -41,9 +41,7 @@ def carried_labels(
                 number = Number.of(("carried", name, slot, first.number))
         label = _mixed_by_iterations(label, name)
         found.append(
-            attrs.evolve(
-                label, paths=paths, number=number, uniform=None, words=None, mark=None
-            )
+            attrs.evolve(label, paths=paths, number=number, uniform=None, words=None, mark=None)
         )
     return found
 
@@ -136,7 +134,14 @@ def slice_of(label: Label, name: Any) -> Label:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
     return attrs.evolve(
-        label, data=data, paths=paths, number=None, words=None, mark=None, zero_padding=False, state=None
+        label,
+        data=data,
+        paths=paths,
+        number=None,
+        words=None,
+        mark=None,
+        zero_padding=False,
+        state=None,
     )
 
 

@@ -41,37 +41,28 @@ def slots_of(args: tuple[Any, ...], labels: list[Label], private: set[int]) -> S
             number += 1
             if argument in private:
                 continue
-            if structure is None:
-                found["single", f"args[{argument}]"] = roots_of(label)
             allowed = roots_of(label) if place is None else of_state[place.number]
+            found["part", f"args[{argument}]", jax.tree_util.keystr(path)] = allowed
             for slot in _slots(jax.tree_util.keystr(path), place, structure, position):
                 found.setdefault(slot, set()).update(allowed)
     return found
 
 
 def alike_outputs(args: tuple[Any, ...], outputs: Any) -> dict[str, str]:
-    """Returns which output goes to the place of each argument that is a single array.
+    """Returns which part of the output goes to the place of each argument.
 
-    It is the one of the same shape and type, in the order of the arguments.
+    It is the one of the same structure, shapes and types, in the order of the arguments.
     """
-    parts = outputs if type(outputs) in (tuple, list) else [outputs]
-    places = [f"output[{n}]" for n in range(len(parts))] if parts is outputs else ["output"]
-    left = {name: part for name, part in zip(places, parts, strict=True) if _is_single(part)}
+    left = {"output": outputs}
+    if type(outputs) in (tuple, list):
+        left = {f"output[{number}]": part for number, part in enumerate(outputs)}
     found = {}
     for number, argument in enumerate(args):
-        same = [name for name in left if _is_single(argument) and _type(left[name]) == _type(argument)]
-        for name in same[:1]:
+        own = _whole_structure(argument)
+        for name in [name for name, part in left.items() if _whole_structure(part) == own][:1]:
             found[f"args[{number}]"] = name
             del left[name]
     return found
-
-
-def _is_single(tree: Any) -> bool:
-    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
-
-
-def _type(leaf: Any) -> Any:
-    return jax.numpy.shape(leaf), _dtype(leaf)
 
 
 def moved(
@@ -81,11 +72,13 @@ def moved(
     names = {output: name for name, output in alike.items()}
     leaves, places = jax.tree.leaves(outputs), places_of(outputs)
     own = [[*found] for found in _output_slots(outputs, places)]
+    starts = sorted(names, key=len, reverse=True)
     for leaf, label, path, found in zip(leaves, labels, paths, own, strict=True):
         if not (_validate.is_key(leaf) or label.declared):
             continue
         roots = roots_of(label)
-        found = [*found, ("single", names.get(path))]
+        whole = next((one for one in starts if _is_in(path, one)), "")
+        found = [*found, ("part", names.get(whole), path[len(whole) :])]
         if any(slot in slots and not (roots and roots <= slots[slot]) for slot in found):
             what = "a key or a secret is returned at the place of something else"
             yield Leak(path, what, "")
@@ -113,11 +106,19 @@ def _slots(path: str, place: Place | None, structure: Any, position: int) -> Ite
         yield "structure", structure, position
 
 
+def _is_in(path: str, start: str) -> bool:
+    rest = path.removeprefix(start)
+    return path.startswith(start) and (not rest or rest[0] in "[.")
+
+
 def _structure(tree: Any) -> Any:
     """Returns what tells a tree from others; None for a single leaf."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+    return None if is_leaf else _whole_structure(tree)
+
+
+def _whole_structure(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    if jax.tree_util.treedef_is_leaf(structure):
-        return None
     return structure, tuple((tuple(jax.numpy.shape(x)), str(_dtype(x))) for x in leaves)
 
 

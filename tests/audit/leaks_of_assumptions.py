@@ -8,7 +8,6 @@ import numpy as np
 import optax
 from audit.leaking_programs import (
     DATA,
-    DATASET,
     LABELS,
     SAMPLER,
     TX,
@@ -153,7 +152,7 @@ def draws_of_a_key_bound_in_the_iteration_before(s, data):
     def body(key, _):
         return bind_key(key, data, "own"), shown(key)
 
-    key, draws = jax.lax.scan(body, s.key, None, length=3)
+    _, draws = jax.lax.scan(body, s.key, None, length=3)
     return honest(s, data), draws
 
 
@@ -423,7 +422,7 @@ def releases_in_the_condition_of_a_loop(s, data):
 def skips_by_sampling_bits(s, data):
     before, batch, taken = sample(s, data)
     after = apply(before, gradients(s.params, taken))
-    return jax.tree.map(lambda a, b: a, after, before), jnp.sum(batch.mask) * 0 + 1.0
+    return jax.tree.map(lambda a, b: a, after, before), jnp.sum(batch.mask) * 0 + 1
 
 
 @leaks()
@@ -551,7 +550,7 @@ def changes_the_type_across_rows(s, data):
 @leaks()
 def weighs_by_the_number_of_real_rows(s, data):
     s, taken, g = stacked(s, data)
-    return apply(s, masked(taken, g / jnp.sum(taken.mask)))
+    return apply(s, masked(taken, g / jnp.sum(taken.mask).astype(jnp.float32)))
 
 
 # Outside of the step
@@ -573,7 +572,7 @@ def differentiates_through_a_release(s, data):
 
 @leaks()
 def returns_a_residual(s, data):
-    out, vjp = jax.vjp(lambda w: w * jnp.sum(data["x"]), s.params["w"])
+    _, vjp = jax.vjp(lambda w: w * jnp.sum(data["x"]), s.params["w"])
     return honest(s, data), vjp(jnp.ones(3))
 
 
@@ -643,9 +642,7 @@ def draws_of_a_key_bound_in_a_loop_of_two_keys(s, data):
 
 @leaks()
 def draws_of_a_key_bound_in_a_branch(s, data):
-    key = jax.lax.cond(
-        s.params["w"][0] > 0, lambda: bind_key(s.key, data, "own"), lambda: s.key
-    )
+    key = jax.lax.cond(s.params["w"][0] > 0, lambda: bind_key(s.key, data, "own"), lambda: s.key)
     return honest(s, data), shown(key)
 
 
@@ -787,12 +784,12 @@ def hides_a_release_in_a_key(s, data):
     s, _, taken = sample(s, data)
     g = gradients(s.params, taken).stacked()["w"]
     words = jax.lax.bitcast_convert_type(g[0, :2], jnp.uint32)
-    return apply(s, {"w": g * taken.mask[:, None]}), jax.random.wrap_key_data(words)
+    return apply(s, masked(taken, g)), jax.random.wrap_key_data(words)
 
 
 @leaks()
 def weighs_a_mask_of_numbers(s, data):
-    s, batch, taken = sample(s, data)
+    s, batch, _ = sample(s, data)
     ones = Batch(batch.indices, batch.mask | True)
     both = take(data, ones)
     g = gradients(s.params, both.examples).stacked()["w"]
