@@ -101,6 +101,7 @@ def marks_batches(cls: type) -> None:
             [*traced, *jax.tree.leaves(state)],
             outputs,
             sampler=self,
+            own_state=_has_structure_of(self, state),
             jaxpr=jaxpr,
             constants=known,
         )
@@ -108,6 +109,15 @@ def marks_batches(cls: type) -> None:
 
     marked.marks_batches = True  # type: ignore[attr-defined]
     cls.sample = marked  # type: ignore[attr-defined]
+
+
+def _has_structure_of(sampler: Any, state: Any) -> bool:
+    """Whether a state is of the types that `init` of a sampler makes."""
+    with _paused():
+        own = jax.eval_shape(sampler.init, jax.random.key(0))
+    structures: list[Any] = [jax.tree.structure(one) for one in (own, state)]
+    same: bool = structures[0] == structures[1]
+    return same
 
 
 def _point_super_at(function: Any, cls: type) -> None:
@@ -187,12 +197,16 @@ def released(
     """
     leaves, structure = jax.tree.flatten(grads.stacked())
     held, state_structure = jax.tree.flatten(state)
+    forms = _forms_in(grads)
+    masks = [one.mask for one in forms]
     sums = [jax.ShapeDtypeStruct(leaf.shape[1:], wide_dtype(leaf.dtype)) for leaf in leaves]
     found = _mark(
         RELEASE,
-        [key, step, *leaves, *held],
+        [key, step, *leaves, *held, *masks],
         [*sums, step, *held],
-        forms=_forms_in(grads),
+        forms=[type(one) for one in forms],
+        release=type(sum_release),
+        masks=len(masks),
         settings=sum_release.settings,
         leaves=len(leaves),
         public=len(jax.tree.leaves(state.clip)),
@@ -205,12 +219,12 @@ def released(
     )
 
 
-def _forms_in(grads: Any) -> list[type]:
-    """Returns the classes of per-example gradients, and of those that they hold."""
+def _forms_in(grads: Any) -> list[Any]:
+    """Returns per-example gradients, and those that they hold."""
     fields = getattr(type(grads), "__dataclass_fields__", ())
     held = [getattr(grads, name, None) for name in fields]
     inner = [_forms_in(one) for one in held if hasattr(one, "clip_and_sum")]
-    return [type(grads), *(kind for kinds in inner for kind in kinds)]
+    return [grads, *(one for ones in inner for one in ones)]
 
 
 def bound_key(key: Any, values: PyTree) -> Any:

@@ -1,6 +1,7 @@
 """Whether a class is one of an installed package, and not one that only says so."""
 
 import sys
+from typing import Any
 
 
 def is_of_package(cls: type, package: str) -> bool:
@@ -11,7 +12,7 @@ def is_of_package(cls: type, package: str) -> bool:
     module = cls.__module__
     if module.split(".")[0] != package:
         return False
-    found = sys.modules.get(module)
+    found: Any = sys.modules.get(module)
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is cls

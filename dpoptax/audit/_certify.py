@@ -16,11 +16,11 @@ from dpoptax._plan import Plan
 from dpoptax.audit._certificate import Certificate, Leak, release_of
 from dpoptax.audit._data_flow import Flow
 from dpoptax.audit._freshness import repeated, states_of
-from dpoptax.audit._inputs import NONPRIVATE, Inputs, constant_label, read_inputs
+from dpoptax.audit._inputs import Inputs, constant_label, is_nonprivate, read_inputs
 from dpoptax.audit._labels import Label, Reason
 from dpoptax.audit._marker_rules import INDEPENDENT, marker_rules
 from dpoptax.audit._records import Event
-from dpoptax.audit._slots import moved
+from dpoptax.audit._slots import alike_outputs, moved
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -95,6 +95,8 @@ def certify(
     flow = Flow(functools.partial(constant_label, inputs), marker_rules(inputs.num_examples))
     flow.kept = frozenset(inputs.kept)
     labels = flow.run(jaxpr, inputs.labels)
+    returned = [path for label in labels for path in label.paths]
+    flow.records.refuse_bound([(path[:1], path) for path in returned], flow.records.draws)
     flow.records.end()
     for reason in flow.records.discarded(INDEPENDENT):
         flow.records.refuse(reason)
@@ -102,17 +104,21 @@ def certify(
         what = "gradients depend on the random numbers that choose the batch"
         flow.records.refuse(Reason(what, ""))
     paths = [f"output{jax.tree_util.keystr(path)}" for path, _ in _leaves(shapes)]
+    unprotected = {
+        name for name, (path, _) in zip(paths, _leaves(shapes), strict=True) if is_nonprivate(path)
+    }
     leaks = [*kept, *(Leak("", one.what, one.where) for one in flow.records.refusals)]
     found: dict[str, list[str]] = {"released": [], "secret": [], "nonprivate": []}
     for path, spec, label in zip(paths, jax.tree.leaves(shapes), labels, strict=True):
-        kind, reason = _kind_of(flow, path, _validate.is_key(spec), label)
+        kind, problem = _kind_of(flow, path in unprotected, _validate.is_key(spec), label)
         found.setdefault(kind, []).append(path)
-        if reason is not None:
-            leaks.append(Leak(path, reason.what, reason.where))
+        if problem is not None:
+            leaks.append(Leak(path, problem.what, problem.where))
     states = states_of(jax.tree.unflatten(jax.tree.structure(shapes), labels))
     outputs = dict(zip(paths, labels, strict=True))
-    freshness, assumptions = repeated(flow.records, outputs, inputs, states)
-    leaks += moved(inputs.slots, shapes, labels, paths)
+    alike = alike_outputs(inputs.specs, shapes)
+    freshness, assumptions = repeated(flow.records, outputs, inputs, states, alike)
+    leaks += moved(inputs.slots, shapes, labels, paths, alike)
     releases = [event for event in flow.records.events if event.kind == "release"]
     made = tuple(release_of(event, flow.samplers.get(event.batch)) for event in releases)
     return Certificate(
@@ -159,10 +165,12 @@ def _leaves(tree: Any) -> Any:
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
-def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Reason | None]:
+def _kind_of(
+    flow: Flow, is_nonprivate: bool, is_key: bool, label: Label
+) -> tuple[str, Reason | None]:
     """Returns what an output is, and why it must not be returned."""
     if not label.is_clean:
-        if NONPRIVATE.search(path):
+        if is_nonprivate:
             return "nonprivate", None
         unknown = Reason("it holds rows of the private data, or the members of a batch", "")
         return "leak", label.reason or unknown
@@ -173,7 +181,7 @@ def _kind_of(flow: Flow, path: str, is_key: bool, label: Label) -> tuple[str, Re
     if label.draws & flow.kept:
         return "leak", Reason("it depends on noise that the mechanism keeps", "")
     if flow.chooses_batches(label.draws):
-        if NONPRIVATE.search(path):
+        if is_nonprivate:
             return "nonprivate", None
         return "leak", Reason("it depends on the random numbers that choose the batch", "")
     return ("released" if label.released else "public"), None

@@ -14,6 +14,7 @@ from dpoptax.audit._records import Event, Records, are_distinct, next_event
 
 # A reuse shows after one call, or after two if two draws take turns.
 _CALLS = 2
+_ARGUMENT = re.compile(r"^(args\[\d+\])(.*)$", re.DOTALL)
 _AGAIN = {
     "release": "every call draws the same noise",
     "sample": "every call draws the same batch",
@@ -26,6 +27,7 @@ class State(NamedTuple):
 
     keys: list[Label]
     steps: list[Label]
+    clip: list[Label]
     mechanism: list[Label]
     all: list[Label]
 
@@ -36,8 +38,8 @@ def states_of(outputs: Any) -> list[State]:
 
     def visit(node: Any) -> bool:
         if {"key", "step"} <= set(getattr(node, "_fields", ())):
-            kept = getattr(node, "mechanism_state", ())
-            found.append(State(*map(jax.tree.leaves, (node.key, node.step, kept, node))))
+            held = [getattr(node, name, ()) for name in ("clip_state", "mechanism_state")]
+            found.append(State(*map(jax.tree.leaves, (node.key, node.step, *held, node))))
         return False
 
     jax.tree.leaves(outputs, is_leaf=visit)
@@ -45,11 +47,16 @@ def states_of(outputs: Any) -> list[State]:
 
 
 def repeated(
-    records: Records, outputs: dict[str, Label], inputs: Inputs, states: list[State]
+    records: Records,
+    outputs: dict[str, Label],
+    inputs: Inputs,
+    states: list[State],
+    alike: dict[str, str],
 ) -> tuple[list[Leak], list[str]]:
     """Returns releases and batches that every call repeats, and what is left to the caller.
 
     A step is the body of a loop that its caller runs: what it returns goes into the next call.
+    `alike` says which part of the output goes to the place of an argument.
     """
     leaks, assumptions = [], []
     for event in records.events:
@@ -59,7 +66,7 @@ def repeated(
         free = [source for source in known if source not in inputs.in_state]
         names = ", ".join(inputs.names[one] for one in held or known)
         not_returned = f"{again}: the state after it is not returned ({names})"
-        if any(_moves_on(records, event, source, outputs, inputs) for source in free):
+        if any(_moves_on(records, event, source, outputs, inputs, alike) for source in free):
             continue
         if held:
             if not _all_move_on(records, event, held, states):
@@ -95,7 +102,7 @@ def _has_one_of(state: State, held: list[Any]) -> bool:
 def _is_in_order(event: Event, state: State) -> bool:
     """Whether a state is as a sampler or the last release left it, where that matters."""
     if event.kind == "count":
-        return in_order([*state.steps, *state.mechanism])
+        return in_order([*state.steps, *state.clip, *state.mechanism])
     if event.kind == "release" or type(event.detail) in INDEPENDENT:
         return True
     found = {label.state for label in state.all}
@@ -160,14 +167,20 @@ def _names_in(numbers: list[Number]) -> list[Any]:
 
 
 def _moves_on(
-    records: Records, event: Event, source: Any, outputs: dict[str, Label], inputs: Inputs
+    records: Records,
+    event: Event,
+    source: Any,
+    outputs: dict[str, Label],
+    inputs: Inputs,
+    alike: dict[str, str],
 ) -> bool:
     """Whether the step returns the next value of a key or a number that is in no state."""
-    place = re.sub(r"^args\[\d+\]", "", inputs.names[source])
+    start, place = _ARGUMENT.findall(inputs.names[source])[0]
     same = [
         label
         for path, label in outputs.items()
-        if place and re.sub(r"^output(\[\d+\])?", "", path) == place
+        if path == f"{alike.get(start, 'output')}{place}"
+        or (start not in alike and place and re.sub(r"^output(\[\d+\])?", "", path) == place)
     ]
     found = _derived(source, same or list(outputs.values()))
     if source[0] == "root":

@@ -1,8 +1,6 @@
 """Labels of what goes into a step: its arguments, and the arrays that it captured."""
 
 import inspect
-import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpoptax import _validate
+from dpoptax.audit._captured_rows import has_one_entry_per_example, holds, is_column
 from dpoptax.audit._known_keys import root_of_words
 from dpoptax.audit._labels import DATA, MIXED, Label, Ordered, Reason, Rows
 from dpoptax.audit._origins import Number, Path
@@ -19,13 +18,8 @@ from dpoptax.audit._slots import Slots, slots_of
 from dpoptax.audit._states import Place, places_of
 from dpoptax.audit._values import counts
 
-# The name of a leaf that may depend on private data in any way.
-NONPRIVATE = re.compile(r"(^|[^a-zA-Z0-9_])nonprivate_")
-# Rows of a captured array are looked up among this many rows of the data.
-_MOST_ROWS = 100_000
+_NONPRIVATE = "nonprivate_"
 _SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
-# So many fractions are not all numbers of the data by accident. They are looked up among the first.
-_MANY, _MOST_NUMBERS = 8, 1_000_000
 
 
 @attrs.frozen
@@ -95,7 +89,7 @@ def read_inputs(step: Callable[..., Any], args: tuple[Any, ...], private: Any) -
 
 def _refuse_static_columns(private: Any, num_examples: int) -> None:
     """Raises if the structure of private data, which is no array, has an entry per example."""
-    left = [jax.tree.structure(private)]
+    left: list[Any] = [jax.tree.structure(private)]
     while left:
         node = left.pop()
         left += node.children()
@@ -123,7 +117,9 @@ def _chosen(
 ) -> tuple[set[int], list[Any]]:
     """Returns which arguments are private, and the private arrays that are no argument."""
     parameters = inspect.signature(step).parameters
-    names, numbers, captured = list(parameters), set(), []
+    names = list(parameters)
+    numbers: set[int] = set()
+    captured: list[Any] = []
     for leaf in jax.tree.leaves(private):
         if isinstance(leaf, str) and leaf in names:
             first = names.index(leaf)
@@ -158,9 +154,15 @@ def _unless_nonprivate(label: Label, step: Callable[..., Any], path: Any) -> Lab
     """Returns the label of an argument, which is private if its name says that nothing else is."""
     names = list(inspect.signature(step).parameters)
     first = names[path[0].idx] if path[0].idx < len(names) else ""
-    if label.data is not None or not NONPRIVATE.search(first + jax.tree_util.keystr(path[1:])):
+    if label.data is not None or not (first.startswith(_NONPRIVATE) or is_nonprivate(path)):
         return label
     return Label(data=MIXED, reason=Reason("an argument that is named nonprivate_ is used", ""))
+
+
+def is_nonprivate(path: Any) -> bool:
+    """Whether a part of a path has the name of what may depend on private data in any way."""
+    names = [getattr(part, field, "") for part in path for field in ("key", "name")]
+    return any(str(name).startswith(_NONPRIVATE) for name in names)
 
 
 def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: bool) -> Label:
@@ -182,8 +184,15 @@ def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: boo
     if not is_private and jnp.ndim(leaf):
         # Data that are passed a second time.
         found = constant_label(inputs, leaf, tables_are_private=False)
-        return Label(data=found.data, reason=found.reason)
+        content = np.asarray(leaf).tobytes() if _is_concrete(leaf) else name
+        words = ("words", content) if _may_be_words(leaf) and found.is_clean else None
+        return Label(data=found.data, reason=found.reason, words=words)
     return Label(data=data, number=None if is_private else number)
+
+
+def _may_be_words(leaf: Any) -> bool:
+    """Whether an array may hold the words of one key."""
+    return jnp.ndim(leaf) == 1 and jnp.size(leaf) > 1 and jnp.result_type(leaf) == jnp.uint32
 
 
 def root_of(key: Any, name: str) -> Any:
@@ -198,72 +207,29 @@ def constant_label(inputs: Inputs, value: Any, tables_are_private: bool) -> Labe
     """
     if _validate.is_key(value):
         root = root_of(value, "captured")
+        # What the program captured need not be independent of the keys of the arguments.
+        if root[1][0] == "key" and root not in inputs.names:
+            root = ("root", ("captured", *root[1][1:]))
         many = (("split", tuple(value.shape), None),) if value.shape else ()
         return Label(paths=frozenset({(root, *many)}))
     if not _is_concrete(value):
         return Label()
     array = np.asarray(value)
     is_table = array.ndim > 0 and array.shape[0] == inputs.num_examples > 1
-    if is_table and (tables_are_private or any(_is_column(array, one) for one in inputs.columns)):
+    if is_table and (tables_are_private or any(is_column(array, one) for one in inputs.columns)):
         return Label(data=Rows(0, DATA))
-    if tables_are_private and _has_one_entry_per_example(array.shape, inputs.num_examples):
+    if tables_are_private and has_one_entry_per_example(array.shape, inputs.num_examples):
         what = "an array that the program captured has one entry per example"
         return Label(data=MIXED, reason=Reason(what, ""))
-    if any(_holds(array, np.asarray(column)) for column in inputs.columns):
+    if any(holds(array, np.asarray(column)) for column in inputs.columns):
         what = "an array that the program captured holds rows of the private data"
         return Label(data=MIXED, reason=Reason(what, ""))
     if array.size != 1:
-        return Label()
+        return Label(words=("written", array.tobytes()) if _may_be_words(value) else None)
     number = None
     if array.dtype.kind in "iu":
         number = Number(offset=int(array.reshape(()))).in_32_bits()
     return Label(number=number, uniform=array.reshape(()).item())
-
-
-def _is_column(array: np.ndarray, column: Any) -> bool:
-    other = np.asarray(column)
-    return array.shape == other.shape and np.array_equal(array, other.astype(array.dtype))
-
-
-def _has_one_entry_per_example(shape: tuple[int, ...], num_examples: int) -> bool:
-    """Whether an array has an axis of the examples, or its first axes are one in parts."""
-    sizes = [math.prod(shape[:length]) for length in range(1, len(shape) + 1)]
-    return num_examples > 1 and num_examples in (*shape, *sizes)
-
-
-def _holds(array: np.ndarray, column: np.ndarray) -> bool:
-    """Whether an array is a column in another shape, or has rows of it."""
-    if array.ndim == 0 or array.dtype.kind == "b" or column.dtype.kind not in "fiu":
-        return False
-    same_size = array.dtype.itemsize == column.dtype.itemsize
-    if array.dtype.kind in "iu" and column.dtype.kind == "f" and same_size:
-        return _holds(array.view(column.dtype), column)
-    column = column.astype(array.dtype)
-    if array.size == column.size and array.size > 1:
-        turned = (array, array.T)
-        if any(np.array_equal(one.reshape(-1), column.reshape(-1)) for one in turned):
-            return len(np.unique(column)) > 1
-    if _has_numbers_of(array, column):
-        return True
-    if array.shape[-column.ndim + 1 :] != column.shape[1:] or column.ndim < 2:
-        return False
-    width = int(np.prod(column.shape[1:]))
-    # Rows with few different numbers, such as zeros, are equal by accident.
-    rows = {row.tobytes() for row in column[:_MOST_ROWS].reshape(-1, width) if _tells(row)}
-    return any(row.tobytes() in rows for row in array.reshape(-1, width))
-
-
-def _has_numbers_of(array: np.ndarray, column: np.ndarray) -> bool:
-    """Whether all of many different fractions are numbers of the data."""
-    if array.dtype.kind != "f":
-        return False
-    found = np.unique(array[np.isfinite(array)])
-    found = found[found != np.rint(found)]
-    return len(found) >= _MANY and bool(np.isin(found, column.reshape(-1)[:_MOST_NUMBERS]).all())
-
-
-def _tells(row: np.ndarray) -> bool:
-    return len(np.unique(row)) > 2
 
 
 def _is_concrete(leaf: Any) -> bool:

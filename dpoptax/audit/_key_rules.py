@@ -6,7 +6,7 @@ import attrs
 import jax.numpy as jnp
 
 from dpoptax import _jax_compat, _validate
-from dpoptax.audit._known_keys import root_of_seed
+from dpoptax.audit._known_keys import root_of_raw_words, root_of_seed
 from dpoptax.audit._labels import MIXED, Label, Reason, join
 from dpoptax.audit._origins import UNKNOWN, Number, Path
 from dpoptax.audit._words import words
@@ -30,8 +30,10 @@ def outputs(flow: Any, eqn: Any, labels: list[Label]) -> list[Label] | None:
     if eqn.primitive in _jax_compat.key_primitives():
         if any(label.paths for label in labels):
             return labels
-        # Words that were computed are a key of their own.
-        return [attrs.evolve(labels[0], paths=frozenset({(_root(flow, eqn),)}))]
+        root = _root(flow, eqn)
+        if labels[0].words is not None and "impl" in eqn.params:
+            root = root_of_raw_words(labels[0].words, str(getattr(eqn.params["impl"], "name", "")))
+        return [attrs.evolve(labels[0], paths=frozenset({(root,)}), words=None)]
     if name == "random_fold_in":
         key, data = labels
         return [_derived(flow, key, ("fold", data.number), [key, data], eqn)]

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from dpoptax.audit._key_ancestry import may_derive
 
 # The implementation of keys by its name.
 _IMPLEMENTATIONS: dict[str, Any] = {}
@@ -26,6 +29,64 @@ def root_of_words(key: Any) -> Any:
 def root_of_seed(implementation: str, seed: int) -> Any:
     """Returns the root of a key that the program makes of a written number."""
     return ("root", ("constant", implementation, seed))
+
+
+def root_of_raw_words(words: Any, implementation: str) -> Any:
+    """Returns the root of a key that is wrapped around words: `words` is as in `Label.words`."""
+    _IMPLEMENTATIONS.setdefault(implementation, implementation)
+    kind, content = words
+    return ("root", (kind, implementation, content))
+
+
+def are_apart(first: Any, second: Any) -> bool:
+    """Whether two paths with different roots surely name different keys, unless a root is common.
+
+    A key that is computed may be any key. So may one that is derived by unknown numbers from a key
+    that the program captured or wrote. Keys of the arguments are independent, or the steps between
+    them are found.
+    """
+    kinds = {path[0][1][0] for path in (first, second)}
+    if "state" in kinds:
+        return True  # no key
+    if "computed" in kinds:
+        return False
+    return _is_apart(first, second) and _is_apart(second, first)
+
+
+def _is_apart(path: Any, other: Any) -> bool:
+    """Whether no key on the way to the end of a path is the root of another one."""
+    known, targets = _elements(path[:1]), _elements(other[:1])
+    kind = path[0][1][0]
+    if known is None:
+        return kind in ("input", "words")
+    if targets is None:
+        return True
+    many = len(targets) > 1
+    for length in range(1, len(path) + 1):
+        last = path[length - 1][0]
+        if last in ("bound", "released"):
+            return True  # a secret hash
+        words = _words(path[:length])
+        if words is not None:
+            if many and words in targets:
+                return False
+            known = [words]
+        elif length > 1 or len(known) == 1:
+            made = kind in ("captured", "constant", "written")
+            return not made and not any(
+                one in targets or any(may_derive(one, target) for target in targets)
+                for one in known
+            )
+    return True
+
+
+def _elements(root: Any) -> list[bytes] | None:
+    """Returns the words of a root, or of each key of one that has many; None if not known."""
+    key = _key(root)
+    if key is None:
+        return None
+    words = np.asarray(jax.random.key_data(key))
+    return [one.tobytes() for one in words.reshape(-1, words.shape[-1])]
 
 
 def same_root(first: Any, second: Any) -> Iterator[tuple[Any, Any]]:
@@ -72,12 +133,12 @@ def _root(content: Any) -> Any:
     try:
         if kind == "constant":
             return jax.random.key(known[1], impl=known[0])
-        if kind == "key":
+        if kind in ("key", "captured", "words", "written") and isinstance(known[1], bytes):
             implementation = _IMPLEMENTATIONS[known[0]]
             size = jax.random.key_data(jax.random.key(0, impl=implementation)).size
             words = np.frombuffer(known[1], np.uint32)
             shape = (-1, size) if words.size > size else (size,)
-            return jax.random.wrap_key_data(words.reshape(shape), impl=implementation)
+            return jax.random.wrap_key_data(jnp.asarray(words.reshape(shape)), impl=implementation)
     except (KeyError, ValueError, TypeError, OverflowError):
         # Nothing is known about a key of an implementation that has no name.
         return None

@@ -74,6 +74,7 @@ class Label:
         released: a private release is among its inputs.
         number: which whole number it is, if that is known.
         uniform: the value of all its elements, if they are known and equal.
+        words: for an array that may hold the words of a key: where it comes from, and its bytes.
         mark: `indices` or `mask` of a batch, as the sampler drew it.
         zero_padding: padded rows are zero.
         state: the state that it belongs to, as the sampler or the last release left it.
@@ -87,6 +88,7 @@ class Label:
     released: bool = False
     number: Number | None = None
     uniform: Any = None
+    words: Any = None
     mark: str | None = None
     zero_padding: bool = False
     state: Any = None
@@ -154,6 +156,7 @@ def join(one: Label, other: Label) -> Label:
         released=one.released or other.released,
         number=one.number if one.number == other.number else None,
         uniform=one.uniform if _same(one.uniform, other.uniform) else None,
+        words=one.words if one.words == other.words else None,
         mark=one.mark if one.mark == other.mark and one.data == other.data else None,
         zero_padding=one.zero_padding and other.zero_padding and one.data == other.data,
         state=one.state if one.state == other.state else None,

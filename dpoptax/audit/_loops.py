@@ -6,7 +6,14 @@ from typing import Any, TypeAlias
 import attrs
 
 from dpoptax.audit._labels import MIXED, Label, Ordered, Reason, Rows, is_inside
-from dpoptax.audit._origins import LARGEST_STRIDE, UNKNOWN, Number, Path
+from dpoptax.audit._origins import (
+    BOUND_IN_LOOP,
+    LARGEST_STRIDE,
+    UNKNOWN,
+    Number,
+    Path,
+    is_bound,
+)
 
 # From the labels of the carry to those of all outputs of the body.
 LoopPass: TypeAlias = Callable[[list[Label]], list[Label]]
@@ -33,7 +40,9 @@ def carried_labels(
             if first.number is not None:
                 number = Number.of(("carried", name, slot, first.number))
         label = _mixed_by_iterations(label, name)
-        found.append(attrs.evolve(label, paths=paths, number=number, uniform=None, mark=None))
+        found.append(
+            attrs.evolve(label, paths=paths, number=number, uniform=None, words=None, mark=None)
+        )
     return found
 
 
@@ -105,6 +114,8 @@ def labels_after(
         if not any(UNKNOWN in path for path in paths):
             evolves = result.paths != label.paths
             last = (("after", name, slot),) if evolves else ()
+            if any(is_bound(path[len(start) :]) for path in result.paths for start in paths):
+                last = (*last, BOUND_IN_LOOP)
             paths = frozenset((*path, *last) for path in first.paths)
         if label.number is not None and first.number is not None:
             evolves = result.number != label.number
@@ -123,7 +134,14 @@ def slice_of(label: Label, name: Any) -> Label:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
     return attrs.evolve(
-        label, data=data, paths=paths, number=None, mark=None, zero_padding=False, state=None
+        label,
+        data=data,
+        paths=paths,
+        number=None,
+        words=None,
+        mark=None,
+        zero_padding=False,
+        state=None,
     )
 
 
@@ -143,6 +161,7 @@ def stacked(label: Label, name: Any) -> Label:
         data=data,
         paths=paths,
         number=None,
+        words=None,
         mark=None,
         zero_padding=False,
         state=None,
@@ -162,7 +181,9 @@ def _outside(path: Path, name: Any) -> Path:
     """Returns the part of a path before a loop, so that paths stay finite."""
     for place, part in enumerate(path):
         if part == UNKNOWN or part[:2] == ("carried", name):
-            return path[:place]
+            # A key stays bound to the data, whatever becomes of it.
+            before = path[:place]
+            return (*before, BOUND_IN_LOOP) if is_bound(path) and not is_bound(before) else before
     return path
 
 

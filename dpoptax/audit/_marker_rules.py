@@ -27,6 +27,7 @@ from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._unit import first_rule
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.schedules import as_schedule
+from dpoptax.transforms._release import SumRelease
 
 # Samplers that draw each batch by itself. The others count on the batches before.
 INDEPENDENT = (
@@ -85,6 +86,9 @@ def _sample(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         flow.sampling |= drawn.draws
         where = flow.line(eqn)
         flow.records.add(Event("sample", keys, numbers, where, batch=batch, detail=note.sampler))
+    if not note.own_state:
+        what = "the state of the sampler is not of the types that its `init` makes"
+        flow.records.refuse(Reason(what, flow.line(eqn)))
     if is_made(keys | drawn.draws):
         flow.records.refuse(Reason(f"the key of the batch {_MADE}", flow.line(eqn)))
     # Its rows are private, and say the same as the random numbers.
@@ -162,14 +166,19 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
 
 def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     note = eqn.params["note"]
-    key, step, rest = labels[0], labels[1], labels[2:]
+    count = len(labels) - note.masks
+    (key, step, *rest), masks = labels[:count], labels[count:]
     grads, state = rest[: note.leaves], rest[note.leaves :]
     rows = common_rows(grads)
     problem = _problem_of_settings(note.settings) or _problem_of_rows(flow, grads, rows)
     blamed = grads
-    ordered = in_order([step, *state[note.public :]])
+    ordered = in_order([step, *state])
     if not all(is_of_package(form, "dpoptax") for form in note.forms):
         problem = "the gradients are of a class of your own, whose clip is not known"
+    elif note.release is not SumRelease:
+        problem = "the release is of a class of your own, whose noise is not known"
+    elif isinstance(note.settings[0], StatefulClipRule) and not _count(flow, masks, rows):
+        problem = "padded rows vote, because the mask of the batch was dropped"
     elif needs_order(note.settings) and not ordered:
         problem = "what a release counts or keeps is not as the release before left it"
     elif any(not label.is_clean for label in (key, step)):
@@ -186,13 +195,12 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
         problem, blamed = "the state of the clip rule depends on private data", state
     if problem is not None:
         return [_private(flow, blamed, problem, eqn)] * len(eqn.outvars)
-    batch = None if rows is None else rows.batch
-    event = Event("release", key.paths, (), flow.line(eqn), batch=batch, detail=note.settings)
-    flow.records.add(event)
+    batch, where = None if rows is None else rows.batch, flow.line(eqn)
+    flow.records.add(Event("release", key.paths, (), where, batch=batch, detail=note.settings))
     if needs_order(note.settings):
         # Each number of a state is used once: another key is not enough.
-        same = frozenset({(("root", ("count", step.state.number)),)})
-        flow.records.add(Event("count", same, (step.number,), flow.line(eqn)))
+        run = frozenset({(("root", ("count", step.state.number)),)})
+        flow.records.add(Event("count", run, (step.number,), where))
     seen = (key, step, *grads, *state)
     flow.released_draws |= frozenset().union(*(label.draws for label in seen))
     version = flow.inside(eqn)
@@ -203,14 +211,14 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     ]
     held = zip(eqn.outvars[note.leaves + 1 :], state, strict=True)
     for position, (atom, label) in enumerate(held):
+        left = _left(label, ordered, version)
         if position < note.public:
-            outputs.append(Label(released=True))
+            outputs.append(Label(released=True, state=left))
             continue
         # A mechanism may keep keys: they move on with the release. All else that it keeps tells
         # the noise.
         last = ("released", flow.inside(eqn))
         paths = frozenset((*path, last) for path in label.paths or key.paths)
-        left = _left(label, ordered, version)
         if _validate.is_key(atom.aval):
             outputs.append(Label(released=True, paths=paths, state=left))
         else:
@@ -219,10 +227,17 @@ def _release(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     return outputs
 
 
+def _count(flow: Flow, masks: list[Label], rows: Rows | None) -> bool:
+    """Whether the masks let real rows vote only, where a clip rule counts votes."""
+    if rows is None or rows.batch == DATA or rows.batch in flow.full_batches:
+        return rows is not None
+    return all(one.mark == "mask" and one.data == rows for one in masks)
+
+
 def needs_order(settings: tuple[Any, ...]) -> bool:
-    """Whether the noise of a release depends on its number, or on the releases before."""
-    noise, mechanism = as_schedule(settings[2]), settings[4]
-    return noise.min != noise.max or isinstance(mechanism, StatefulMechanism)
+    """Whether a release depends on its number, or on what the releases before left."""
+    noise, kept = as_schedule(settings[2]), (StatefulClipRule, StatefulMechanism)
+    return noise.min != noise.max or any(isinstance(one, kept) for one in settings)
 
 
 def in_order(labels: list[Label]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dpoptax.audit._known_keys import same_root
+from dpoptax.audit._known_keys import are_apart, same_root
 
 # A root, followed by derivations. Each is a tuple that starts with its kind.
 Path: TypeAlias = tuple[Any, ...]
@@ -19,8 +19,12 @@ Path: TypeAlias = tuple[Any, ...]
 Next: TypeAlias = Mapping[Any, Any]
 
 UNKNOWN = ("unknown",)
+# Some iterations of a loop bound a key to a batch, if there were any.
+BOUND_IN_LOOP = ("bound in a loop",)
 # These make another key of a key.
 _DERIVES = ("fold", "split", "bound", "released")
+# Roots that the program makes of numbers.
+_MADE = ("computed", "constant", "words", "written")
 
 # Two numbers with a larger offset or factor may be equal in 32 bits, after some millions of steps.
 _LARGEST_OFFSET, _LARGEST_FACTOR = 2**20, 2**15
@@ -106,9 +110,14 @@ def _next_parts(start: Path, parts: Path, following: Next) -> Path | None:
     return tuple(moved)
 
 
+def is_bound(path: Path) -> bool:
+    """Whether a key is bound to a batch, or one that it was in a loop."""
+    return any(part[0] in ("bound", BOUND_IN_LOOP[0]) for part in path)
+
+
 def is_made(paths: Iterable[Path]) -> bool:
     """Whether a key may be one that the program computes from numbers, and not a secret one."""
-    return any(path[0][1][0] in ("computed", "constant") for path in paths)
+    return any(path[0][1][0] in _MADE for path in paths)
 
 
 def differ(
@@ -130,7 +139,7 @@ def differ(
                 return False
             continue
         if one[0] == other[0] == "root":
-            return all(
+            return are_apart(first, second) and all(
                 differ(*pair, as_ancestors=as_ancestors, numbers=numbers)
                 for pair in same_root(first, second)
             )
@@ -145,7 +154,8 @@ def _parts_differ(one: Any, other: Any, numbers: Callable[[Number, Number], bool
     kinds = {one[0], other[0]}
     if kinds in ({"fold"}, {"split"}):
         return one[1:-1] == other[1:-1] and _elements_differ(one[-1], other[-1], numbers)
-    if len(kinds) == 2 and kinds & {"bound", "released"} and "unknown" not in kinds:
+    unclear = kinds & {UNKNOWN[0], BOUND_IN_LOOP[0]}
+    if len(kinds) == 2 and kinds & {"bound", "released"} and not unclear:
         return True  # a hash of many bits, and something else
     # A key that a loop carries, and the key after the last iteration.
     return kinds == {"carried", "after"} and one[1:] == other[1:]

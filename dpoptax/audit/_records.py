@@ -14,6 +14,7 @@ from dpoptax.audit._origins import (
     always_differ,
     differ,
     is_beyond,
+    is_bound,
     next_number,
     next_path,
     numbers_differ,
@@ -67,7 +68,7 @@ class Records:
         for path in paths:
             self.draws.append(path)
             # Such a key is a hash of the batch. Only the noise of a release hides it.
-            if any(part[0] == "bound" for part in path):
+            if is_bound(path):
                 what = "random numbers are drawn from a key that is bound to the batch"
                 self.refuse(Reason(what, ""))
 
@@ -99,6 +100,7 @@ class Records:
             if name[:1] == ("carried",) and number is not None:
                 last = [one for one, _ in number.terms if one[0] == "after"]
                 self._ends |= dict.fromkeys(last, ("after", *name[1:]))
+        self.refuse_bound(following.items(), self.draws[start[1] :])
         for event in inside:
             drawn = isinstance(event.batch, tuple)
             if event.kind == "release" and drawn and not is_inside(event.batch, loop):
@@ -116,6 +118,15 @@ class Records:
         if self.draws_ahead(inside, self.draws[start[1] :], following):
             what = "random numbers are drawn from a key of another iteration of a loop"
             self.refuse(Reason(what, inside[0].where))
+
+    def refuse_bound(self, following: Iterable[tuple[Path, Any]], draws: list[Path]) -> None:
+        """Refuses draws from a key that is bound to a batch where it comes back."""
+        for path, after in following:
+            if not (path and isinstance(path[0], tuple) and isinstance(after, tuple)):
+                continue  # a number, or the loop
+            if is_bound(after) and any(draw[: len(path)] == path for draw in draws):
+                what = "random numbers are drawn from a key that was bound to a batch before"
+                self.refuse(Reason(what, ""))
 
     def is_beyond(self, later: Number, other: Number) -> bool:
         """Whether a number of a later iteration differs from another one from now on."""

@@ -42,19 +42,43 @@ def slots_of(args: tuple[Any, ...], labels: list[Label], private: set[int]) -> S
             if argument in private:
                 continue
             allowed = roots_of(label) if place is None else of_state[place.number]
+            found["part", f"args[{argument}]", jax.tree_util.keystr(path)] = allowed
             for slot in _slots(jax.tree_util.keystr(path), place, structure, position):
                 found.setdefault(slot, set()).update(allowed)
     return found
 
 
-def moved(slots: Slots, outputs: Any, labels: list[Label], paths: list[str]) -> Iterator[Leak]:
+def alike_outputs(args: tuple[Any, ...], outputs: Any) -> dict[str, str]:
+    """Returns which part of the output goes to the place of each argument.
+
+    It is the one of the same structure, shapes and types, in the order of the arguments.
+    """
+    left = {"output": outputs}
+    if type(outputs) in (tuple, list):
+        left = {f"output[{number}]": part for number, part in enumerate(outputs)}
+    found = {}
+    for number, argument in enumerate(args):
+        own = _whole_structure(argument)
+        for name in [name for name, part in left.items() if _whole_structure(part) == own][:1]:
+            found[f"args[{number}]"] = name
+            del left[name]
+    return found
+
+
+def moved(
+    slots: Slots, outputs: Any, labels: list[Label], paths: list[str], alike: dict[str, str]
+) -> Iterator[Leak]:
     """Yields the keys and secrets that a step returns at the place of something else."""
+    names = {output: name for name, output in alike.items()}
     leaves, places = jax.tree.leaves(outputs), places_of(outputs)
     own = [[*found] for found in _output_slots(outputs, places)]
+    starts = sorted(names, key=len, reverse=True)
     for leaf, label, path, found in zip(leaves, labels, paths, own, strict=True):
         if not (_validate.is_key(leaf) or label.declared):
             continue
         roots = roots_of(label)
+        whole = next((one for one in starts if _is_in(path, one)), "")
+        found = [*found, ("part", names.get(whole), path[len(whole) :])]
         if any(slot in slots and not (roots and roots <= slots[slot]) for slot in found):
             what = "a key or a secret is returned at the place of something else"
             yield Leak(path, what, "")
@@ -82,11 +106,19 @@ def _slots(path: str, place: Place | None, structure: Any, position: int) -> Ite
         yield "structure", structure, position
 
 
+def _is_in(path: str, start: str) -> bool:
+    rest = path.removeprefix(start)
+    return path.startswith(start) and (not rest or rest[0] in "[.")
+
+
 def _structure(tree: Any) -> Any:
     """Returns what tells a tree from others; None for a single leaf."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+    return None if is_leaf else _whole_structure(tree)
+
+
+def _whole_structure(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    if jax.tree_util.treedef_is_leaf(structure):
-        return None
     return structure, tuple((tuple(jax.numpy.shape(x)), str(_dtype(x))) for x in leaves)
 
 

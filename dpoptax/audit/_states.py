@@ -7,6 +7,9 @@ import jax
 
 from dpoptax._package_classes import is_of_package
 
+# The fields of a state of `privatize` that move on together, in their order.
+_TOGETHER = ("step", "clip_state", "mechanism_state")
+
 
 @attrs.frozen
 class Place:
@@ -53,7 +56,7 @@ def places_of(tree: Any) -> list[Place | None]:
             of_release, position = "mechanism_state" in fields, 0
             for field in fields:
                 for leaf in jax.tree.leaves(getattr(node, field)):
-                    together = of_release and field in ("step", "mechanism_state")
+                    together = of_release and field in _TOGETHER
                     found[leaf.number] = Place(
                         count, of_release, type(node), field, position if together else None
                     )

@@ -58,11 +58,21 @@ def _number_of(eqn: Any, labels: list[Label]) -> Number | None:
 def uniform_of(eqn: Any, labels: list[Label]) -> Any:
     """Returns the value of all elements of the output, if they are equal and known."""
     name, values = eqn.primitive.name, [label.uniform for label in labels]
+    if name == "convert_element_type" and values:
+        return _converted(values[0], eqn.outvars[0].aval.dtype)
     if name in _RESHAPES and values:
         return values[0]
     if name in _OF_BOOLS and len(values) == 2 and all(isinstance(one, bool) for one in values):
         return _OF_BOOLS[name](*values)
     return None
+
+
+def _converted(value: Any, dtype: Any) -> Any:
+    """Returns a value in another type, if it is the same there: narrow types wrap around."""
+    if not isinstance(value, bool | int | float) or not jnp.isdtype(dtype, ("bool", "numeric")):
+        return None
+    found = np.asarray(value).astype(dtype).item()
+    return found if found == value else None
 
 
 def mark_of(eqn: Any, labels: list[Label]) -> str | None:

@@ -141,7 +141,7 @@ def _check_release(release: dict[str, Any], known: dict[str, Any], relation: Any
     """Raises if the event and the unit are not those of a release."""
     try:
         sampler = _serialize.decode(release["sampler"], Sampler)
-        mechanism = _serialize.decode(release["mechanism"], (Mechanism, StatefulMechanism))
+        mechanism: Any = _serialize.decode(release["mechanism"], (Mechanism, StatefulMechanism))
         noise = _serialize.decode_number(release["noise_multiplier"])
         event = run_event(sampler, noise, known["num_releases"], relation, mechanism)
         found = {
