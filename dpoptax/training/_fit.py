@@ -15,7 +15,7 @@ from dpoptax._jax_compat import constants_inside
 from dpoptax._plan import Plan
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
-from dpoptax.training._audited import Canaries, Started, start_audit
+from dpoptax.training._audited import Canaries, Started, refuse_same_coins, start_audit
 from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._check_arguments import check_microbatch_size, check_plan
@@ -122,6 +122,7 @@ def fit(
     started = None
     if audit is not None:
         started = check_and_start(audit, loss_fn, params, data, plan, optimizer, root)
+        refuse_same_coins(started.included)
         data = started.audit.data
     state, make_step = prepare(
         loss_fn,
@@ -204,7 +205,8 @@ def check_and_start(
     root: PRNGKeyArray,
 ) -> Started:
     """Checks the arguments of a run with canaries, and starts its audit."""
-    if not isinstance(audit, Canaries):
+    # A class has the methods too.
+    if isinstance(audit, type) or not isinstance(audit, Canaries):
         raise TypeError(
             f"audit must be canaries; got a {type(audit).__name__}. Pass for example "
             "dpoptax.audit.GradientCanaries(1000)."
