@@ -44,8 +44,10 @@ def _scores(instance: Any, field: Any, value: np.ndarray) -> None:
 
 def _as_scores(scores: Any) -> np.ndarray:
     try:
+        if np.asarray(scores).dtype.kind in "cSU":
+            raise TypeError
         array = np.array(scores, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(
             f"scores must be real numbers; got {described(scores)}. Pass one number per canary."
         ) from None
@@ -98,6 +100,10 @@ class Audit:
                 f"plan must be a dpoptax.Plan; got {described(self.plan)}. Pass that of the run."
             )
         _validate.count("num_steps", self.num_steps)
+        for name, kind in (("attack", str), ("independent", bool)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__}; got {described(value)}.")
 
     @classmethod
     def from_scores(

@@ -1,6 +1,7 @@
 """Audits as JSON: the scores and the plan."""
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,4 +49,7 @@ def read_audit(text: str, classes: Iterable[type]) -> dict[str, Any]:
 
 
 def _is_score(item: Any) -> bool:
-    return item in ("inf", "-inf") or (isinstance(item, int | float) and not isinstance(item, bool))
+    if isinstance(item, int | float) and not isinstance(item, bool):
+        # JSON has whole numbers of any size.
+        return abs(item) <= sys.float_info.max
+    return item in ("inf", "-inf")

@@ -153,8 +153,11 @@ def posterior_belief(loss: PrivacyLoss, prior: float, delta: float) -> float:
 
 def likely_loss(loss: PrivacyLoss, delta: float) -> float:
     """Returns what the privacy loss exceeds with probability `delta` at most."""
+    if loss.delta(0.0) == 0:
+        return 0.0
+    # An epsilon of zero at delta does not mean that: the loss may be above zero half of the time.
     at_delta = loss.epsilon(delta)
-    if math.isinf(at_delta) or at_delta == 0:
+    if math.isinf(at_delta):
         return at_delta
     # x = epsilon(share * delta) - log(1 - share) is a bound for every share. Where epsilon falls by
     # `slope` as log(delta) grows by one, the best share is slope / (1 + slope).

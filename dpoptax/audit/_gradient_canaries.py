@@ -18,7 +18,7 @@ from dpoptax.clipping._unit import as_bound
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._leaf_weights import weights_by_leaf
-from dpoptax.samplers import CyclicPoisson, Poisson, PoissonSchedule
+from dpoptax.samplers import CyclicPoisson, Poisson, PoissonSchedule, Sampler
 from dpoptax.samplers._feistel import permute
 from dpoptax.schedules import as_schedule
 from dpoptax.training._audited import AuditState, Seen
@@ -163,9 +163,7 @@ class GradientAudit:
         rows are taken away is the noise, and the canary if it took part. That is independent of
         other canaries for samplers that draw each example alone.
         """
-        alone = (Poisson, PoissonSchedule, CyclicPoisson)
-        # Not their subclasses: those may draw in another way.
-        return type(self._plan.sampler) in alone and self._others(seen.grads) is not None
+        return _draws_alone(self._plan.sampler) and self._others(seen.grads) is not None
 
     def _others(self, grads: Any) -> Float[Array, " num_canaries"] | None:
         """Returns what other rows added to the sum, if it is known in units of the release."""
@@ -177,6 +175,17 @@ class GradientAudit:
         """See `RunAudit.final_scores`."""
         del params
         return state.scores
+
+
+def _draws_alone(sampler: Sampler) -> bool:
+    """Whether a sampler draws each example whatever the others are."""
+    # Not their subclasses: those may draw in another way.
+    if type(sampler) not in (Poisson, PoissonSchedule, CyclicPoisson):
+        return False
+    if not isinstance(sampler, CyclicPoisson):
+        # A limit on their batches is paid from delta, so that it is seldom reached.
+        return True
+    return sampler.max_batch_size >= sampler.resized(None).max_batch_size
 
 
 def draw_coordinates(

@@ -79,7 +79,8 @@ class InputCanaries:
     @property
     def num_canaries(self) -> int:
         """How many canaries there are, in and out."""
-        return _validate.leading_axis_size("examples", self.examples)
+        count = _validate.leading_axis_size("examples", self.examples)
+        return _validate.count("the number of canaries", count)
 
     def start(
         self,

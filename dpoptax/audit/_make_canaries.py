@@ -35,7 +35,8 @@ def mislabelled(
     num_classes = _validate.count("num_classes", num_classes, at_least=2)
     labels = jnp.asarray(labels)
     shift = jax.random.randint(_validate.typed_key("key", key), labels.shape, 1, num_classes)
-    return (labels + shift.astype(labels.dtype)) % num_classes
+    # Not in the type of the labels: the sum of two int8 may not be an int8.
+    return ((labels.astype(jnp.int32) + shift) % num_classes).astype(labels.dtype)
 
 
 def uniform_inputs(

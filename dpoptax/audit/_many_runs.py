@@ -13,7 +13,15 @@ from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
 from dpoptax.random import split_by_purpose
 from dpoptax.random._allowed_keys import allowed_key
-from dpoptax.training._audited import Canaries, RunAudit, Started, audit_state, audited
+from dpoptax.training._audited import (
+    Canaries,
+    RunAudit,
+    Started,
+    audit_of_scores,
+    audit_state,
+    audited,
+    refuse_same_coins,
+)
 from dpoptax.training._data import DeviceData, HostData, as_training_data
 from dpoptax.training._fit import check_and_start
 from dpoptax.training._objective import Objective
@@ -82,15 +90,15 @@ def audit_many_runs(
     # Checked and drawn once: all runs have the same canary.
     started = check_and_start(canary, loss_fn, params, source, plan, optimizer, canary_key)
     coins = jax.random.bernoulli(coin_key, shape=(num_runs, 1))
+    refuse_same_coins(coins)
     one = one_run(loss_fn, params, plan, optimizer, started.audit)
     keys = jax.random.split(run_key, num_runs)
     scores = np.asarray(
         jax.jit(lambda runs: jax.lax.map(one, runs, batch_size=at_once))((keys, coins))
     )
-    is_in = np.asarray(coins)
-    return Audit.from_scores(
-        scores[is_in],
-        scores[~is_in],
+    return audit_of_scores(
+        scores,
+        coins,
         plan=plan,
         attack=f"{started.audit.attack}, {num_runs:,} runs",
         independent=True,

@@ -141,6 +141,15 @@ def start_audit(
     return Started(audit, coins)
 
 
+def refuse_same_coins(coins: Bool[Array, " count *rest"]) -> None:
+    """Raises if all canaries are in, or all are out, before a run is paid for."""
+    if np.unique(np.asarray(coins)).size < 2:
+        raise ValueError(
+            "an audit compares canaries that are in with canaries that are out; got the same coin "
+            f"for each of {len(coins):,}. Take some hundreds of canaries, or of runs."
+        )
+
+
 def audited(private: optax.GradientTransformation, started: Started) -> PrivateTransformation:
     """Returns the same transformation, whose releases are read by an audit."""
     audit, included = started
@@ -187,24 +196,28 @@ def finish_audit(
     state = audit_state(opt_state)
     if not int(state.step):
         return None
-    scores = np.asarray(started.audit.final_scores(state, params))
-    included = np.asarray(state.included)
-    if included.all() or not included.any():
-        # The run is complete. An error here would lose its parameters.
-        warnings.warn(
-            "this run has no audit: an attack needs canaries that were in and canaries that were "
-            f"out; got {len(included):,} in all, with equal coins. Audit with some hundreds.",
-            stacklevel=2,
-        )
-        return None
-    return Audit.from_scores(
-        scores[included],
-        scores[~included],
+    return audit_of_scores(
+        started.audit.final_scores(state, params),
+        state.included,
         plan=plan,
         num_steps=num_steps,
         attack=started.audit.attack,
         independent=bool(state.independent),
     )
+
+
+def audit_of_scores(scores: Any, included: Any, *, attack: str, **options: Any) -> Audit:
+    """Returns the audit of the scores of all canaries.
+
+    A run that diverged may have scores that are nan. Its result must not be lost. So these scores
+    become one number, whoever was in, and the text says so.
+    """
+    scores, included = np.asarray(scores), np.asarray(included)
+    missing = np.isnan(scores)
+    if missing.any():
+        attack += f" (-inf for {int(missing.sum()):,} scores that were nan)"
+    scores = np.where(missing, -np.inf, scores)
+    return Audit.from_scores(scores[included], scores[~included], attack=attack, **options)
 
 
 def num_without_rows(audit: RunAudit | None, opt_state: optax.OptState) -> int:

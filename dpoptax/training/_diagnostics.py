@@ -41,12 +41,15 @@ def rule_of_step(clip: AnyClipRule, opt_state: optax.OptState) -> ClipRule:
 
 @replicated_results
 def nonprivate_norms(
-    grads: PerExampleGrads, clip: ClipRule, step: Int[Array, ""] | int = 0
+    grads: PerExampleGrads,
+    clip: ClipRule,
+    step: Int[Array, ""] | int = 0,
+    mask: Bool[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the clipped fraction of a batch and its median gradient norm. Not private.
 
     An example counts as clipped if at least one of its weights is below 1. An empty batch gives
-    NaN.
+    NaN. A mask leaves out more rows than those that are padding, such as canaries.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,13 +60,14 @@ def nonprivate_norms(
         >>> [round(float(number), 2) for number in nonprivate_norms(grads, FlatClip(1.0))]
         [0.67, 5.0]
     """
+    mask = grads.mask if mask is None else mask
     squared = grads.squared_norms()
     norms = jnp.sqrt(global_squared_norms(squared).astype(jnp.float32))
     # Padding belongs to nobody. A gradient that is not finite has weight zero, so it counts.
     groups = [weights < 1 for weights in jax.tree.leaves(clip.weights(squared, step))]
-    clipped = grads.mask & functools.reduce(jnp.logical_or, groups)
-    size = jnp.sum(grads.mask, dtype=jnp.float32)
-    median = jnp.nanmedian(jnp.where(grads.mask, norms, jnp.nan))
+    clipped = mask & functools.reduce(jnp.logical_or, groups)
+    size = jnp.sum(mask, dtype=jnp.float32)
+    median = jnp.nanmedian(jnp.where(mask, norms, jnp.nan))
     return jnp.sum(clipped, dtype=jnp.float32) / size, median
 
 

@@ -16,7 +16,7 @@ from dpoptax._plan import Plan
 from dpoptax._validate import described
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key
-from dpoptax.training._audited import Canaries, Started, start_audit
+from dpoptax.training._audited import Canaries, Started, refuse_same_coins, start_audit
 from dpoptax.training._automatic_axes import with_automatic_axes
 from dpoptax.training._captured_data import refuse_captured_data
 from dpoptax.training._check_arguments import check_microbatch_size, check_plan
@@ -123,6 +123,7 @@ def fit(
     started = None
     if audit is not None:
         started = check_and_start(audit, loss_fn, params, data, plan, optimizer, root)
+        refuse_same_coins(started.included)
         data = started.audit.data
     state, make_step = prepare(
         loss_fn,

@@ -254,7 +254,7 @@ def _info(
     size = jnp.sum(mask, dtype=jnp.int32)
     clip_fraction = median = jnp.full((), jnp.nan, jnp.float32)
     if clip is not None:
-        clip_fraction, median = nonprivate_norms(grads, clip, step)
+        clip_fraction, median = nonprivate_norms(grads, clip, step, mask)
     return StepInfo(
         nonprivate_loss=_mean(losses, size),
         nonprivate_batch_size=size,

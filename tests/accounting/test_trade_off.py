@@ -61,6 +61,14 @@ def test_a_belief_exceeds_its_bound_with_probability_delta_at_most(mu, delta):
         assert tail(naive) > 2 * delta
 
 
+@pytest.mark.parametrize(("mu", "delta"), [(0.25, 0.1), (0.02, 1e-2), (1e-3, 1e-3)])
+def test_a_belief_rises_even_if_epsilon_is_zero(mu, delta):
+    loss = event_privacy_loss(dp_accounting.GaussianDpEvent(1 / mu), delta=delta)
+    assert loss.epsilon(delta) == 0
+    exact = scipy.special.expit(mu**2 / 2 + mu * scipy.stats.norm.isf(delta))
+    assert exact <= trade_off.posterior_belief(loss, 0.5, delta) < 0.5 + 3 * (exact - 0.5)
+
+
 def test_beliefs_without_noise_and_without_a_release():
     nothing, bare = PrivacyLoss(()), PrivacyLoss(None)
     assert trade_off.posterior_belief(nothing, 0.3, 1e-5) == pytest.approx(0.3)

@@ -123,6 +123,7 @@ def test_a_file_without_its_data_is_refused(weak):
         ("out_scores", "none"),
         ("independent", 1),
         ("attack", 3),
+        ("in_scores", [1.0, 10**400]),
         ("plan", {}),
         ("num_steps", 0),
     ]:
@@ -142,6 +143,8 @@ def test_scores_that_are_no_scores_are_refused_and_not_shown():
         ([1.0, np.nan, 7.125], "nan for 1 of 3 canaries. Do not leave"),
         (["a", "b"], "real numbers"),
         ([1j], "real numbers"),
+        (np.array([1j]), "real numbers"),
+        (["1.5"], "real numbers"),
     ]:
         for pair in ((bad, good), (good, bad)):
             with pytest.raises((ValueError, TypeError), match=words) as refusal:
@@ -151,6 +154,9 @@ def test_scores_that_are_no_scores_are_refused_and_not_shown():
         Audit.from_scores(good, good, plan=None)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         Audit.from_scores(good, good, plan=PLAN, num_steps=0)
+    # A text would count as true.
+    with pytest.raises(TypeError, match="independent must be a bool"):
+        Audit.from_scores(good, good, plan=PLAN, independent="no")
 
 
 @pytest.mark.untyped

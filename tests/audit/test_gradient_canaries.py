@@ -249,9 +249,20 @@ def test_something_else_than_canaries_is_refused():
         GradientCanaries(0)
 
 
-def test_a_run_whose_canaries_are_all_in_or_all_out_keeps_its_parameters():
-    sampler = dpoptax.samplers.Poisson(ROWS + 1, BATCH // 2)
-    with pytest.warns(UserWarning, match="this run has no audit.* got 1 in all, with equal coins"):
-        result = run(plan(sampler=sampler), audit=GradientCanaries(1))
-    assert result.audit is None
-    assert result.num_steps == STEPS
+def test_readings_of_examples_leave_out_canaries():
+    seen = []
+    # The loss of a padded row, which a canary has, has a large gradient.
+    fit(
+        lambda w, x: 100.0 * jnp.sum(w) * jnp.sum(1.0 - x), jnp.zeros(70), DATA,
+        plan=plan(noise_multiplier=1.0, num_steps=1), optimizer=optax.sgd(0.1),
+        key=jax.random.key(0), audit=GradientCanaries(CANARIES), progress=seen.append,
+        diagnostics=True,
+    )  # fmt: skip
+    assert 0 < int(seen[-1].nonprivate.nonprivate_batch_size) < BATCH / 2
+    assert float(seen[-1].nonprivate.nonprivate_clip_fraction) == 0
+    assert float(seen[-1].nonprivate.nonprivate_median_norm) == 0
+
+
+def test_scores_depend_on_each_other_if_batches_of_groups_are_cut():
+    sampler = dpoptax.samplers.CyclicPoisson(NUM_EXAMPLES, BATCH, 2, max_batch_size=BATCH)
+    assert not run(plan(sampler=sampler, noise_multiplier=1.0, num_steps=2)).audit.independent

@@ -71,12 +71,31 @@ def test_rows_unlike_the_data_are_refused():
         )  # fmt: skip
 
 
+def test_a_run_is_refused_or_keeps_its_result():
+    with pytest.raises(ValueError, match="the number of canaries must be at least 1"):
+        run(InputCanaries(EXAMPLES[:0]))
+    with pytest.raises(TypeError, match="audit must be canaries"):
+        run(GradientCanaries)
+    with pytest.raises(ValueError, match="the same coin for each of 1"):
+        fit(
+            loss, jnp.zeros(40), DATA, plan=plan(ROWS + 1), optimizer=optax.sgd(0.1),
+            audit=GradientCanaries(1), key=jax.random.key(0),
+        )  # fmt: skip
+    # After the run it is too late for a refusal.
+    diverged = run(InputCanaries(np.where(np.arange(CANARIES)[:, None] < 1, np.nan, EXAMPLES)))
+    assert "-inf for 1 scores that were nan" in diverged.attack
+    assert np.isneginf([*diverged.in_scores, *diverged.out_scores]).sum() == 1
+
+
 def test_wrong_labels_are_other_labels_and_all_of_them():
     labels = jnp.arange(3000) % 3
     wrong = mislabelled(labels, 3, jax.random.key(0))
     counts = np.bincount(np.asarray((wrong - labels) % 3), minlength=3)
     assert counts[0] == 0
     assert abs(counts[1] - 1500) < 4 * (3000 / 4) ** 0.5
+    # The sum of two int8 may not be an int8.
+    many = jnp.arange(3000, dtype=jnp.int8) % 100
+    assert not np.any(mislabelled(many, 100, jax.random.key(0)) == many)
     inputs = uniform(500, (2, 3), jax.random.key(1), low=-1.0, high=3.0)
     assert inputs.shape == (500, 2, 3)
     assert float(inputs.min()) >= -1
