@@ -8,7 +8,6 @@ Coins, canaries and scores are part of the optimizer state. So they are saved wi
 is bound to them: two runs with one key and other coins share no noise.
 """
 
-import warnings
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
