@@ -23,6 +23,9 @@ _EVALUATES_MODEL = (
     autoguide.AutoSemiDAIS,
     autoguide.AutoSurrogateLikelihoodDAIS,
 )
+# Examples of which one is corrupted. A lag of fewer rows is seen.
+_ROWS = 4
+_OF_GUIDE = " of the guide"
 _ENCODER = (
     "Write a guide that computes them from the example: an encoder. An autoguide works for latents "
     "that all examples share."
@@ -221,44 +224,60 @@ def check_coupling(
 ) -> None:
     """Refuses sites whose density for one example depends on another example, or on their number.
 
-    It corrupts the second of two examples. Only the density of the second may change. The name of a
-    site of the guide ends with " of the guide".
+    It corrupts the last and the first of a few examples. The densities of the others may not
+    change. The name of a site of the guide ends with " of the guide".
     """
 
     @jax.jit
-    def densities(args: PyTree) -> dict[str, Array]:
+    def traced(args: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
         model, guide = program.trace(dict(initial), args, key)
-        named = {f"{name} of the guide": site for name, site in guide.items()} | dict(model)
-        return {
-            name: sites.log_prob_of_first(site, plates[name])
-            if name in plates
-            else sites.log_prob(site)
-            for name, site in sites.sample_sites(named)
-        }
+        named = {f"{name}{_OF_GUIDE}": site for name, site in guide.items()} | dict(model)
+        scaled, unscaled = {}, {}
+        for name, site in sites.sample_sites(named):
+            if name in plates:
+                scaled[name] = sites.log_prob_by_example(site, plates[name])
+                # The scale of a plate follows the length of the batch.
+                unscaled[name] = sites.log_prob_by_example({**site, "scale": None}, plates[name])
+            else:
+                scaled[name] = unscaled[name] = sites.log_prob(site)
+        return scaled, unscaled
 
     # Validation would raise on NaN, which is here on purpose.
     with numpyro.validation_enabled(False):
-        clean = densities(sites.repeat_example(example, 2))
-        alone = densities(sites.repeat_example(example, 1))
-        # NaN shows most couplings, and the two others those that leave NaN out, such as a rank.
-        for change in (jnp.nan, 1.25, -1.25):
-            corrupt = functools.partial(_corrupt_second, change=change)
-            corrupted = densities(jax.tree.map(corrupt, example))
-            for name, before in clean.items():
-                _refuse_change(name, before, corrupted[name], is_local=name in plates)
-    for name, before in clean.items():
-        if name not in plates and _differ(before, alone[name]):
+        clean, unscaled = traced(sites.repeat_example(example, _ROWS))
+        _, alone = traced(sites.repeat_example(example, 1))
+        # NaN shows most couplings, and the two others those that leave NaN out, such as a rank. A
+        # series depends on earlier rows only, so both ends are corrupted.
+        for row in (_ROWS - 1, 0):
+            others = jnp.asarray([index for index in range(_ROWS) if index != row])
+            for change in (jnp.nan, 1.25, -1.25):
+                corrupt = functools.partial(_corrupt_row, row=row, change=change)
+                corrupted, _ = traced(jax.tree.map(corrupt, example))
+                for name, before in clean.items():
+                    if name in plates:
+                        after = corrupted[name][others]
+                        _refuse_change(name, before[others], after, is_local=True)
+                    else:
+                        _refuse_change(name, before, corrupted[name], is_local=False)
+    # Batches of two lengths draw different latents of their examples, so these show nothing.
+    draws_locally = any(name.endswith(_OF_GUIDE) for name in plates)
+    for name, before in unscaled.items():
+        if name in plates:
+            if draws_locally:
+                continue
+            before = before[:1]
+        if _differ(before, alone[name]):
             raise ValueError(
                 f"the density of site {name!r} depends on the number of examples in the batch. Use "
                 "num_examples, which is a constant, in place of len(x)."
             )
 
 
-def _corrupt_second(leaf: Array, change: float) -> Array:
-    rows = sites.repeat_example(leaf, 2)
+def _corrupt_row(leaf: Array, row: int, change: float) -> Array:
+    rows = sites.repeat_example(leaf, _ROWS)
     if jnp.issubdtype(rows.dtype, jnp.inexact):
-        return rows.at[1].add(jnp.asarray(change, rows.dtype))
-    return rows.at[1].set(~leaf if rows.dtype == bool else leaf + 1)
+        return rows.at[row].add(jnp.asarray(change, rows.dtype))
+    return rows.at[row].set(~leaf if rows.dtype == bool else leaf + 1)
 
 
 def _differ(before: Array, after: Array) -> bool:

@@ -110,11 +110,11 @@ def log_prob(site: Site) -> Array:
     return jnp.sum(scaled(densities, site))
 
 
-def log_prob_of_first(site: Site, plate: Plate) -> Array:
-    """Returns the scaled log density of the first example, wherever the plate lies."""
+def log_prob_by_example(site: Site, plate: Plate) -> Array:
+    """Returns the scaled log density of each example, by its row along the plate."""
     densities = scaled(jnp.asarray(site["fn"].log_prob(site["value"])), site)
     (frame,) = (frame for frame in site["cond_indep_stack"] if frame.name == plate.name)
-    return jnp.take(densities, 0, axis=frame.dim)
+    return jnp.moveaxis(densities, frame.dim, 0)
 
 
 def has_support(site: Site) -> bool:

@@ -22,8 +22,6 @@ CASES = {**MODELS, **GUIDES}
 SLOW = {
     *('`plate("data", N)`', '`plate("data", N, subsample_size=B) as idx`', "data by keyword"),
     *("labels of shape (N, 1)", "counts as floats", "`handlers.scale`", "`AutoNormal`"),
-    # The weights of its network are drawn when it is set up.
-    "`AutoIAFNormal`",
     *("latents as many as examples, outside of the plate", "random walks over rows"),
     *("discrete latents", "data that the model closes over", "a joint density of all examples"),
 }
@@ -185,6 +183,34 @@ def test_columns_that_may_not_be_0_or_a_half_start_at_1(case):
     )
     assert elbo.example[0] == 1
     elbo.check_data((column, y))
+
+
+SERIES = {
+    "a lag": (
+        lambda w, x: dist.Normal(w + jnp.concatenate([jnp.zeros(1), x[:-1]]), 1.0),
+        "couples",
+    ),
+    "the length": (lambda w, x: dist.Normal(w, 1 / jnp.sqrt(len(x))), "depends on the number of"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SERIES.values(), ids=SERIES)
+def test_earlier_rows_and_the_length_of_the_batch_are_seen_within_the_plate(case):
+    likelihood, message = case
+    model = columns_model(likelihood)
+    with pytest.raises(ValueError, match=message):
+        numpyro_elbo(
+            model, autoguide.AutoDelta(model), COUNTS, COUNTS, num_examples=N,
+            init_key=jax.random.key(0),
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_weights_of_a_guide_do_not_count_as_data():
+    model = constructs.of(constructs.logistic)
+    guide = autoguide.AutoIAFNormal(model)
+    assert numpyro_elbo(model, guide, X, Y, num_examples=N, init_key=jax.random.key(0)).init()
 
 
 @pytest.mark.slow
