@@ -57,10 +57,9 @@ def _is_apart(path: Any, other: Any) -> bool:
     """Whether no key on the way to the end of a path is the root of another one."""
     known, targets = _elements(path[:1]), _elements(other[:1])
     kind = path[0][1][0]
-    if known is None:
-        return kind in ("input", "words")
-    if targets is None:
-        return True
+    made = kind in ("captured", "constant", "written")
+    if known is None or targets is None:
+        return not made
     many = len(targets) > 1
     for length in range(1, len(path) + 1):
         last = path[length - 1][0]
@@ -72,7 +71,6 @@ def _is_apart(path: Any, other: Any) -> bool:
                 return False
             known = [words]
         elif length > 1 or len(known) == 1:
-            made = kind in ("captured", "constant", "written")
             return not made and not any(
                 one in targets or any(may_derive(one, target) for target in targets)
                 for one in known
