@@ -73,7 +73,11 @@ def repeated(
                 leaks.append(Leak("", not_returned, event.where))
         elif not known:
             leaks.append(Leak("", f"{again}: its key is no argument of the step", event.where))
-        elif any(_derived(source, list(outputs.values())) for source in known):
+        elif any(
+            _derived(source, list(outputs.values()))
+            or _at_place(inputs.names[source], outputs, alike)
+            for source in known
+        ):
             leaks.append(Leak("", not_returned, event.where))
         else:
             names = " or ".join(inputs.names[one] for one in known)
@@ -175,13 +179,7 @@ def _moves_on(
     alike: dict[str, str],
 ) -> bool:
     """Whether the step returns the next value of a key or a number that is in no state."""
-    start, place = _ARGUMENT.findall(inputs.names[source])[0]
-    same = [
-        label
-        for path, label in outputs.items()
-        if path == f"{alike.get(start, 'output')}{place}"
-        or (start not in alike and place and re.sub(r"^output(\[\d+\])?", "", path) == place)
-    ]
+    same = _at_place(inputs.names[source], outputs, alike)
     found = _derived(source, same or list(outputs.values()))
     if source[0] == "root":
         following = [{(source,): path, "loop": ()} for path in found]
@@ -192,6 +190,17 @@ def _moves_on(
     return bool(found) and all(
         _goes_on(records, event, {**others, source: one, "loop": ()}) for one in found
     )
+
+
+def _at_place(name: str, outputs: dict[str, Label], alike: dict[str, str]) -> list[Label]:
+    """Returns what a step returns at the place of an argument of this name."""
+    start, place = _ARGUMENT.findall(name)[0]
+    return [
+        label
+        for path, label in outputs.items()
+        if path == f"{alike.get(start, 'output')}{place}"
+        or (start not in alike and place and re.sub(r"^output(\[\d+\])?", "", path) == place)
+    ]
 
 
 def _derived(source: Any, labels: list[Label]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Labels of what goes into a step: its arguments, and the arrays that it captured."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -19,7 +19,6 @@ from dpoptax.audit._states import Place, places_of
 from dpoptax.audit._values import counts
 
 _NONPRIVATE = "nonprivate_"
-_SEQUENCES = (list, tuple, str, bytes, np.ndarray, jax.Array)
 
 
 @attrs.frozen
@@ -94,13 +93,28 @@ def _refuse_static_columns(private: Any, num_examples: int) -> None:
         node = left.pop()
         left += node.children()
         kind, static = node.node_data() or (None, None)
-        values = static if isinstance(static, list | tuple) else [static]
-        sizes = [np.size(one) for one in (static, *values) if isinstance(one, _SEQUENCES)]
-        if kind not in (None, dict, list, tuple) and any(size >= num_examples for size in sizes):
+        if kind not in (None, dict, list, tuple) and _entries(static) >= num_examples:
             raise ValueError(
                 "private data must be arrays in a tree; got a static field with as many entries as "
                 f"examples, in a {kind.__name__}. Make it a leaf of the tree."
             )
+
+
+def _entries(static: Any) -> int:
+    """Returns how many entries a static value has, with those of the values in it."""
+    if isinstance(static, str | bytes | bytearray):
+        return len(static)
+    if isinstance(static, np.ndarray | jax.Array):
+        return int(np.size(static))
+    if isinstance(static, dict):
+        return sum(map(_entries, static.values()))
+    if isinstance(static, Iterable):
+        return sum(map(_entries, static))
+    if isinstance(static, type) or callable(static):
+        return 1
+    fields = [*getattr(static, "__dict__", {}).values()]
+    fields += [getattr(static, name, None) for name in getattr(type(static), "__slots__", ())]
+    return max(1, sum(map(_entries, fields)))
 
 
 def _state_of(place: Place | None) -> Any:
@@ -192,7 +206,8 @@ def _label(inputs: Inputs, leaf: Any, name: str, is_private: bool, in_state: boo
 
 def _may_be_words(leaf: Any) -> bool:
     """Whether an array may hold the words of one key."""
-    return jnp.ndim(leaf) == 1 and jnp.size(leaf) > 1 and jnp.result_type(leaf) == jnp.uint32
+    one_axis = len(jnp.shape(leaf)) == 1 and jnp.shape(leaf) != (1,)
+    return one_axis and jnp.result_type(leaf) == jnp.uint32
 
 
 def root_of(key: Any, name: str) -> Any:

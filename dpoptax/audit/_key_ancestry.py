@@ -17,17 +17,18 @@ from dpoptax.random._threefry_unrolled import PARITY, ROTATIONS
 
 # Two words of 32 bits, or many.
 _Pair: TypeAlias = tuple[Any, Any]
-# A key between two others is looked for among the first so many children.
-_CHILDREN = 4096
+# A key between two others is looked for among the first so many children, and their children.
+_CHILDREN, _FEW = 4096, 64
 _ROUNDS = [ROTATIONS[group % 2] for group in range(5)]
 _BITS = np.uint32(32)
 
 
 @functools.lru_cache(maxsize=10_000)
 def may_derive(parent: bytes, child: bytes) -> bool:
-    """Whether some numbers lead from a key to another one, in one or two steps of any kind.
+    """Whether numbers lead from a key to another one, in some steps.
 
-    The steps are by any number after none, or after a small number or a purpose of the package.
+    The last step is by any number. Those before are by small numbers, or by a purpose of the
+    package.
 
     Args:
         parent: the words of a key.
@@ -36,26 +37,27 @@ def may_derive(parent: bytes, child: bytes) -> bool:
     if len(parent) != 8 or len(child) != 8:
         return False
     key, later = _words(parent), _words(child)
-    numbers = np.arange(_CHILDREN, dtype=np.uint32)
-    first = _encrypted(key, (np.zeros_like(numbers), numbers))
-    found = _leads(key, later) or _leads(first, later)
+    children = _children(key, np.arange(_CHILDREN, dtype=np.uint32))
+    few = np.arange(_FEW, dtype=np.uint32)
+    between = [key, children]
+    between.append(_children(tuple(words[:_FEW, None] for words in children), few))
     for purpose in Keys._fields:
-        between = key
-        for word in np.frombuffer(
-            hashlib.sha256(f"dpoptax {purpose}".encode()).digest()[:8], "<u4"
-        ):
-            between = _encrypted(between, (np.zeros_like(word), word))
-            found = found or _leads(between, later)
-    return found
+        digest = hashlib.sha256(f"dpoptax {purpose}".encode()).digest()
+        for start in (key, children):
+            for word in np.frombuffer(digest[:8], "<u4"):
+                start = _children(start, word)
+                between.append(start)
+    return any(np.any(_decrypted(keys, later)[0] == 0) for keys in between)
+
+
+def _children(keys: _Pair, numbers: Any) -> _Pair:
+    """Returns the keys that `fold_in` derives."""
+    return _encrypted(keys, (np.zeros_like(numbers), numbers))
 
 
 def _words(words: bytes) -> _Pair:
     first, second = np.frombuffer(words, np.uint32).copy()
     return first, second
-
-
-def _leads(keys: _Pair, child: _Pair) -> bool:
-    return bool(np.any(_decrypted(keys, child)[0] == 0))
 
 
 def _schedule(key: _Pair) -> list[Any]:

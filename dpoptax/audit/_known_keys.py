@@ -42,8 +42,8 @@ def are_apart(first: Any, second: Any) -> bool:
     """Whether two paths with different roots surely name different keys, unless a root is common.
 
     A key that is computed may be any key. So may one that is derived by unknown numbers from a key
-    that the program captured or wrote. Keys of the arguments are independent, or the steps between
-    them are found.
+    that the program wrote. Keys of the arguments and captured ones are independent, or the steps
+    between them are found.
     """
     kinds = {path[0][1][0] for path in (first, second)}
     if "state" in kinds:
@@ -57,10 +57,9 @@ def _is_apart(path: Any, other: Any) -> bool:
     """Whether no key on the way to the end of a path is the root of another one."""
     known, targets = _elements(path[:1]), _elements(other[:1])
     kind = path[0][1][0]
-    if known is None:
-        return kind in ("input", "words")
-    if targets is None:
-        return True
+    made = kind in ("constant", "written")
+    if known is None or targets is None:
+        return not made and kind != "captured"
     many = len(targets) > 1
     for length in range(1, len(path) + 1):
         last = path[length - 1][0]
@@ -72,7 +71,6 @@ def _is_apart(path: Any, other: Any) -> bool:
                 return False
             known = [words]
         elif length > 1 or len(known) == 1:
-            made = kind in ("captured", "constant", "written")
             return not made and not any(
                 one in targets or any(may_derive(one, target) for target in targets)
                 for one in known

@@ -794,3 +794,46 @@ def weighs_a_mask_of_numbers(s, data):
     both = take(data, ones)
     g = gradients(s.params, both.examples).stacked()["w"]
     return apply(s, {"w": g + 0.0})
+
+
+class Place(NamedTuple):
+    w: Any
+    count: Any
+
+
+@leaks(initial(), Place(jnp.zeros(2), jnp.int32(0)))
+def counts_in_a_circle(s, place, data):
+    after = honest(with_state(s, step=place.count), data)
+    after = with_state(after, key=jax.random.split(s.opt_state[0].key)[0], step=jnp.int32(0))
+    after = with_state(after, key=s.opt_state[0].key)
+    key = jax.random.fold_in(s.key, place.count)
+    again = honest(with_state(after, key=key, step=jnp.int32(0)), data)
+    again = with_state(again, key=s.opt_state[0].key, step=after.opt_state[0].step)
+    return again, Place(place.w, (place.count + 1) % 3)
+
+
+@leaks(initial(), jnp.int32(0))
+def counts_in_a_circle_alone(s, count, data):
+    key = jax.random.fold_in(s.key, count)
+    after = honest(with_state(s, key=key, step=jnp.int32(0)), data)
+    return with_state(after, key=s.opt_state[0].key), (count + 1) % 3
+
+
+@leaks(initial(), Place(jnp.zeros(2), jnp.int32(0)))
+def folds_a_circle(s, place, data):
+    key = jax.random.fold_in(s.key, place.count)
+    after = honest(with_state(s, key=key, step=jnp.int32(0)), data)
+    return with_state(after, key=s.opt_state[0].key), Place(place.w, (place.count + 1) % 3)
+
+
+SHAPES = jax.eval_shape(initial)
+
+
+@leaks(SHAPES)
+def derives_the_noise_of_an_unknown_key_from_its_parent(s, data):
+    return honest(s, data), shown(jax.random.fold_in(PARENT, 0))
+
+
+@leaks(SHAPES)
+def computes_the_noise_of_an_unknown_key_from_its_seed(s, data):
+    return honest(s, data), shown(jax.random.fold_in(jax.random.key(1), 0))

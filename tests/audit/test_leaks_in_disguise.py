@@ -149,3 +149,15 @@ def test_a_sampler_that_equals_all_is_not_that_of_the_plan():
     found = dpoptax.certify(step, initial(), DATASET, private="data", plan=PLAN)
     assert any("the sampler of a release is not" in leak.what for leak in found.leaks)
     assert any("EqualToAll" in name for name in found.trusted())
+
+
+@pytest.mark.parametrize(
+    "hidden", ["0" * N, (("labels", tuple(range(N))), "mean"), frozenset(range(N))]
+)
+def test_a_static_field_may_not_hide_an_entry_per_example(hidden):
+    class Own:
+        pass
+
+    jax.tree_util.register_pytree_node(Own, lambda own: ((DATA,), hidden), lambda *_: Own())
+    with pytest.raises(ValueError, match="static field"):
+        dpoptax.certify(honest, initial(), Own(), private="data")

@@ -11,6 +11,8 @@ import dpoptax
 from dpoptax.audit._key_ancestry import may_derive
 from dpoptax.random import split_by_purpose
 
+CAPTURED = jax.random.key(1234)
+
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_that_breaks_an_assumption_is_not_certified(name):
@@ -55,6 +57,11 @@ def draws_of_old_keys(s, words, data):
     return honest(s, data), shown(words)
 
 
+def captures_a_key(s, data):
+    key = jax.random.fold_in(CAPTURED, s.opt_state[0].step)
+    return honest(s, data), shown(jax.random.split(key)[1])
+
+
 def clips_by_quantiles(s, data):
     s, _, taken = sample(s, data)
     return apply(s, gradients(s.params, taken), QUANTILE)
@@ -73,6 +80,7 @@ def clips_by_quantiles_in_a_loop(s, data):
         (names_a_mean, (initial(),)),
         (moves_two_boxes, (initial(), *BOXES)),
         (counts_and_draws, (initial(), jnp.int32(0), jax.random.key(3))),
+        (captures_a_key, (initial(),)),
         (draws_of_old_keys, (initial(), jax.random.PRNGKey(3))),
         (clips_by_quantiles, (initial(QUANTILE),)),
         (clips_by_quantiles_in_a_loop, (initial(QUANTILE),)),
@@ -93,7 +101,9 @@ def test_the_ancestors_of_a_key_are_found():
         jax.random.fold_in(parent, 2**31 + 7),
         jax.random.split(parent, 7)[3],
         jax.random.fold_in(jax.random.fold_in(parent, 9), 77_777),
+        jax.random.fold_in(jax.random.split(jax.random.split(parent)[1])[1], 2**20),
         jax.random.fold_in(split_by_purpose(parent).noise_key, 0),
+        jax.random.fold_in(split_by_purpose(jax.random.fold_in(parent, 3)).noise_key, 0),
     ]
     assert all(may_derive(words(parent), words(key)) for key in derived)
     assert not any(may_derive(words(other), words(key)) for key in derived)
