@@ -119,7 +119,7 @@ class Records:
             what = "random numbers are drawn from a key of another iteration of a loop"
             self.refuse(Reason(what, inside[0].where))
 
-    def refuse_bound(self, following: Iterable[tuple[Path, Any]], draws: list[Path]) -> None:
+    def refuse_bound(self, following: Iterable[tuple[Any, Any]], draws: list[Path]) -> None:
         """Refuses draws from a key that is bound to a batch where it comes back."""
         for path, after in following:
             if not (path and isinstance(path[0], tuple) and isinstance(after, tuple)):

@@ -206,6 +206,7 @@ def test_other_coins_or_canaries_draw_other_noise(monkeypatch):
         assert np.all(other != one)
 
 
+@pytest.mark.untyped
 def test_canaries_have_coordinates_of_their_own():
     audit = GradientCanaries(103).start(None, params(), None, plan(), jax.random.key(0))
     b, s, w = audit.canaries.values

@@ -71,6 +71,7 @@ def test_rows_unlike_the_data_are_refused():
         )  # fmt: skip
 
 
+@pytest.mark.untyped
 def test_a_run_is_refused_or_keeps_its_result():
     with pytest.raises(ValueError, match="the number of canaries must be at least 1"):
         run(InputCanaries(EXAMPLES[:0]))
