@@ -14,7 +14,18 @@ from dpoptax.random import split_by_purpose
 CAPTURED = jax.random.key(1234)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+# They pass values of their own classes to the package, which the type checks refuse first.
+UNTYPED = {
+    *("samples_twice_by_a_state_with_another_number", "samples_by_a_state_that_ignores_its_number"),
+    *("samples_by_a_state_with_a_constant_key", "gives_a_release_of_its_own_to_the_package"),
+}
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.untyped] * (name in UNTYPED), id=name)
+    for name in PROGRAMS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_program_that_breaks_an_assumption_is_not_certified(name):
     program, args = PROGRAMS[name]
     assert not dpoptax.certify(program, *args, DATASET, private="data").certified
