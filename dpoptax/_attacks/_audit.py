@@ -120,12 +120,12 @@ class Audit:
 
         Args:
             in_scores: the attack's score of each canary that was in: larger means "in". A canary is
-                in by a fair coin of its own. Scores of several runs may be put together.
+                in by a separate fair coin. Scores of several runs may be put together.
             out_scores: the same of each canary that was out.
             plan: of the run. Its sampler counts the canaries among its examples.
             num_steps: how many steps were charged; by default all of the plan.
             attack: what was done, in words, such as "loss before minus loss after".
-            independent: True if each score comes from a run of its own, or if the canaries of a run
+            independent: True if each score comes from a separate run, or if the canaries of a run
                 do not influence each other's scores. Lower bounds are then much closer to epsilon.
 
         Returns:

@@ -26,7 +26,7 @@ from dpoptax.reports._attack import as_percent
 Method: TypeAlias = Literal["plan", "gaussian", "epsilon_delta"]
 METHODS = ("plan", "gaussian", "epsilon_delta")
 
-FAIR_COINS = "Each canary was in by a fair coin of its own."
+FAIR_COINS = "Each canary was in by a separate fair coin."
 INDEPENDENT = "The scores of the canaries are independent of each other, given who was in."
 # Counts of canaries that are in are refused as not from fair coins at this probability.
 IMPOSSIBLE = 1e-6
@@ -170,7 +170,7 @@ def _check_coins(num_in: int, num_out: int) -> None:
         raise ValueError(
             "expected canaries that were each in by a fair coin; got "
             f"{num_in:,} in and {num_out:,} out. Pass the scores of all canaries. If each score "
-            "comes from a run of its own, pass independent=True."
+            "comes from a separate run, pass independent=True."
         )
 
 

@@ -18,7 +18,7 @@ from dpoptax._plan import Plan
 from dpoptax.accounting._epsilon import PrivacyLoss, event_privacy_loss, run_event
 from dpoptax.schedules import Schedule, as_schedule
 
-# A curve of a plan is used at this many points. Each of them is a bound of its own.
+# A curve of a plan is used at this many points. Each of them is a separate bound.
 NUM_POINTS = 1000
 SMALLEST_DELTA = 1e-10
 # The noise of a plan is divided and multiplied by at most this.

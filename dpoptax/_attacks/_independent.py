@@ -1,11 +1,11 @@
 """Lower bounds from canaries whose scores are independent of each other, given their coins.
 
-Scores are independent if each canary had a run of its own. They are independent in one run if the
+Scores are independent if each canary had a separate run. They are independent in one run if the
 canaries do not influence each other's scores: for example, each canary is one coordinate of the
 gradient, each takes part independently, and the noise of coordinates is independent.
 
 A few canaries, chosen by their position, are held out. They choose the thresholds. For the others
-the thresholds are constants, and each guess is a trial of its own. Two tests share the error.
+the thresholds are constants, and each guess is a separate trial. Two tests share the error.
 
 **Accuracy.** Canaries with a score above the median of those that were held out are guessed "in",
 the others "out". Let w be the part of the n guesses that are about canaries that are in. On average

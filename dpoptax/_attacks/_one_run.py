@@ -1,6 +1,6 @@
 """Lower bounds from one run with many canaries, whatever the canaries have in common.
 
-Each of m canaries is in by a fair coin of its own. The k+ largest scores are guessed "in", the k-
+Each of m canaries is in by a separate fair coin. The k+ largest scores are guessed "in", the k-
 smallest "out", and v of the r = k+ + k- guesses are right. The tests below refute a privacy claim
 if so many right guesses have a probability of at most `level` under it. The release may depend on
 all canaries in any way that the claim allows: for example, with a small probability it may reveal

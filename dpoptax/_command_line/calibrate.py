@@ -15,6 +15,7 @@ from dpoptax.samplers import Sampler
 
 
 def add_calibrate(commands: Any) -> None:
+    """Adds the command."""
     calibrate = commands.add_parser(
         "calibrate",
         help="find the noise, the steps or the batch size for a budget",

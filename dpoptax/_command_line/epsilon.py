@@ -10,6 +10,7 @@ from dpoptax.reports import round_up
 
 
 def add_epsilon(commands: Any) -> None:
+    """Adds the command."""
     epsilon = commands.add_parser(
         "epsilon",
         help="compute the epsilon of a run",

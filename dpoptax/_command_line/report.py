@@ -9,6 +9,7 @@ from dpoptax.reports import Report
 
 
 def add_report(commands: Any) -> None:
+    """Adds the command."""
     report = commands.add_parser(
         "report",
         help="print the privacy report of a plan",

@@ -8,6 +8,7 @@ from dpoptax.audit._verify import verify
 
 
 def add_verify(commands: Any) -> None:
+    """Adds the command."""
     verifier = commands.add_parser(
         "verify",
         help="compute the epsilon of a certificate again",

@@ -45,7 +45,7 @@ class GradientCanaries:
 
     Each canary is an additional example. Its gradient is zero except in one coordinate of the
     parameters, which has a random sign. It is so large that the clip scales it down to the bound.
-    Each canary has a coordinate of its own. For a clip rule with several groups of parameters, a
+    Each canary has its own coordinate. For a clip rule with several groups of parameters, a
     canary has one coordinate in each group that has enough of them.
 
     The attack is the one that the guarantee is about. It sees each released gradient, before the
@@ -204,8 +204,8 @@ def draw_coordinates(
     if not usable:
         largest = max(int(sizes[group].sum()) for group in groups)
         raise ValueError(
-            "each gradient canary needs a coordinate of its own, in a group of parameters that "
-            f"the clip rule treats alike; got {count:,} canaries, and at most {largest:,} "
+            "each gradient canary needs its own coordinate, in a group of parameters that "
+            f"share one weight in the clip rule; got {count:,} canaries, and at most {largest:,} "
             f"coordinates in a group. Pass at most {largest:,} canaries, and plan for as many."
         )
     weights = _weights_of_canary(params, plan, [group[0] for group in usable], norm)

@@ -124,6 +124,13 @@ def labels_after(
     return [*found, *results[len(now) :]]
 
 
+def _reshaped(label: Label, **changes: Any) -> Label:
+    """Returns a label with changes, without what is known of the whole array only."""
+    return attrs.evolve(
+        label, number=None, words=None, mark=None, zero_padding=False, state=None, **changes
+    )
+
+
 def slice_of(label: Label, name: Any) -> Label:
     """Returns the label of what one iteration of a scan gets of an array."""
     data = label.data
@@ -133,16 +140,7 @@ def slice_of(label: Label, name: Any) -> Label:
         elif data.axis is not None:
             data = Rows(data.axis - 1, data.batch)
     paths = frozenset(_element(path, name) for path in label.paths)
-    return attrs.evolve(
-        label,
-        data=data,
-        paths=paths,
-        number=None,
-        words=None,
-        mark=None,
-        zero_padding=False,
-        state=None,
-    )
+    return _reshaped(label, data=data, paths=paths)
 
 
 def stacked(label: Label, name: Any) -> Label:
@@ -156,17 +154,7 @@ def stacked(label: Label, name: Any) -> Label:
         else:
             data, reason = MIXED, reason or Reason("a scan returns rows of several batches", "")
     paths = frozenset((*path, UNKNOWN) for path in label.paths)
-    return attrs.evolve(
-        label,
-        data=data,
-        paths=paths,
-        number=None,
-        words=None,
-        mark=None,
-        zero_padding=False,
-        state=None,
-        reason=reason,
-    )
+    return _reshaped(label, data=data, paths=paths, reason=reason)
 
 
 def _mixed_by_iterations(label: Label, name: Any) -> Label:

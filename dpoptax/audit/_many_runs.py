@@ -1,4 +1,4 @@
-"""Audits of many runs: one canary, in or out by a coin of its own in each run of a small model."""
+"""Audits of many runs: one canary, in or out by a separate coin in each run of a small model."""
 
 from typing import Any
 

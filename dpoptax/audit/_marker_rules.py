@@ -157,7 +157,7 @@ def _per_example(flow: Flow, eqn: Any, labels: list[Label]) -> list[Label]:
     if batch is None or batch.axis != 0:
         what = "an example of the batch is not the row of one example of the data"
         return [_private(flow, rows, what, eqn)] * len(eqn.outvars)
-    # The loss may draw from keys of its own, or from captured ones.
+    # The loss may draw from its own keys, or from captured ones.
     own = rest[note.rows + note.weights :]
     one_row = [slice_of(label, flow.inside(eqn)) for label in rows]
     found = flow.within(eqn, note.jaxpr, [*own, *weights, *one_row])

@@ -131,7 +131,7 @@ def rows_of_attack(summary: AttackSummary) -> dict[str, str]:
 
 
 def as_text(summary: AttackSummary) -> str:
-    """Returns an attack as a text of its own."""
+    """Returns an attack as a separate text."""
     rows = rows_of_attack(summary)
     width = max(map(len, rows))
     lines = [

@@ -87,7 +87,7 @@ class HostReader:
         self._pending.put(self._thread.submit(self._read, batch))
 
     def _read(self, batch: Batch) -> MaskedExamples:
-        # Gradient canaries come after the rows of the data, and have none of their own.
+        # The indices of gradient canaries follow those of the data. These canaries have no rows.
         mask = np.asarray(batch.mask) & (np.asarray(batch.indices) < len(self._data))
         real = np.asarray(batch.indices)[mask]
         # Padding is zeros and costs no read. A source of single examples has no shape before one

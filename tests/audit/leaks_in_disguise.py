@@ -1,4 +1,4 @@
-"""Programs that leak through code of their own, unusual primitives and types, and known keys."""
+"""Programs that leak through their own code, unusual primitives and types, and known keys."""
 
 import dataclasses
 from typing import Any

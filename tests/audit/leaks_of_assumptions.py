@@ -314,7 +314,7 @@ def starts_its_clip_at_no_number(s, data):
     return apply(s, StackedGrads(grads.gradients, jnp.ones_like(grads.mask)), QUANTILE)
 
 
-# Code of the package with values of its own
+# Code of the package with its own values
 
 
 class Loose:

@@ -76,7 +76,7 @@ def test_a_bound_is_a_sentence_that_says_what_it_assumes(weak):
     assert "independent" in texts[0]
     assert "fair coin" in texts[1]
     assert "independent" not in texts[1]
-    assert texts[2].endswith("This assumes: Each canary was in by a fair coin of its own.")
+    assert texts[2].endswith("This assumes: Each canary was in by a separate fair coin.")
     nothing = audit(0.0).lower_bound()
     assert nothing.epsilon == 0
     assert str(nothing).startswith("No epsilon above 0 is shown")

@@ -13,7 +13,7 @@ from dpoptax.training import HostData, fit
 
 ROWS, CANARIES = 20, 30
 DATA = np.zeros((ROWS, 40), np.float32)
-# Each canary pulls at a coordinate of its own.
+# Each canary pulls at its own coordinate.
 EXAMPLES = 5.0 * np.eye(CANARIES, 40, dtype=np.float32)
 
 

@@ -14,7 +14,7 @@ from dpoptax.random import split_by_purpose
 CAPTURED = jax.random.key(1234)
 
 
-# They pass values of their own classes to the package, which the type checks refuse first.
+# They pass values of classes that they define to the package, which the type checks refuse first.
 UNTYPED = {
     *("samples_twice_by_a_state_with_another_number", "samples_by_a_state_that_ignores_its_number"),
     *("samples_by_a_state_with_a_constant_key", "gives_a_release_of_its_own_to_the_package"),

@@ -5,7 +5,7 @@
     python tests/faults/run_faults.py --list | --write-table
 
 First the named tests must pass on a copy without a fault. Then the tests of each fault run in a
-process of their own, which imports the copy with the fault. A fault counts as caught if a check of
+separate process, which imports the copy with the fault. A fault counts as caught if a check of
 a test fails. A test that ends for another reason, such as an import error, does not count.
 """
 
@@ -106,7 +106,7 @@ def in_process(root: pathlib.Path, tests: list[str]) -> None:
 
 
 def run_tests(root: pathlib.Path, tests: list[str], seconds: float = SECONDS) -> Run:
-    """Runs tests on the copy at `root`, in a process of their own."""
+    """Runs tests on the copy at `root`, in a separate process."""
     outcomes, output = root / "outcomes.json", root / "output.txt"
     outcomes.unlink(missing_ok=True)
     process = multiprocessing.get_context("forkserver").Process(
