@@ -4,8 +4,8 @@
 
 The decoder is that of `benchmarks.decoder`. Rows with "compiled" in their name run nothing: XLA
 reports the memory, and arithmetic and communication are counted in its program for this device.
-The TPU rows need `libtpu` from PyPI, but no TPU, and take minutes. Without it they say so. "decoder,
-run" has the sizes of "decoder, compiled", and takes minutes on a CPU.
+The TPU rows need `libtpu` from PyPI, but no TPU, and take minutes. Without it they say so. The row
+"decoder, run" has the sizes of "decoder, compiled", and takes minutes on a CPU.
 """
 
 import argparse
