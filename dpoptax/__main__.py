@@ -1,4 +1,4 @@
-"""Command line: the epsilon of a run, calibration, reports, and synthetic data. See `dpoptax --help`."""
+"""Command line: epsilon, calibration, reports and synthetic data. See `dpoptax --help`."""
 
 import argparse
 import sys

@@ -106,7 +106,7 @@ def measure(
             continue
         counted = [exact[pair] for pair in chosen]
         found, stddevs = releases.release(counted, noise(part), _weights(counted))
-        tables += map(Table, chosen, found, stddevs)
+        tables = _merged([*tables, *map(Table, chosen, found, stddevs)])
         model = _model.fit(sizes, tables, total, iterations=ITERATIONS, start=model)
     if model is None:
         model = _model.fit(sizes, tables, total, iterations=ITERATIONS)
@@ -172,6 +172,18 @@ def _without_outside(column: Column, counts: np.ndarray) -> tuple[np.ndarray, np
         inside[0] += outside[0]
         inside[column.num_bins - 1] += outside[1]
     return inside, outside
+
+
+def _merged(tables: Sequence[Table]) -> list[Table]:
+    """Averages tables of the same columns, by their precision. The order is that of the names."""
+    merged: dict[Clique, Table] = {}
+    for table in tables:
+        if (other := merged.get(table.columns)) is not None:
+            precisions = [other.stddev**-2, table.stddev**-2]
+            counts = np.average([other.counts, table.counts], axis=0, weights=precisions)
+            table = Table(table.columns, counts, sum(precisions) ** -0.5)
+        merged[table.columns] = table
+    return [merged[columns] for columns in sorted(merged, key=lambda key: (len(key), key))]
 
 
 def _weights(tables: Sequence[np.ndarray]) -> list[float]:

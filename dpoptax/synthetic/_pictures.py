@@ -39,7 +39,7 @@ def save_pictures(
             linewidth=0.8,
         )
         axis.set_title(name, fontsize=9)
-        labels = [measured.columns[name].label(cell) for cell in places]
+        labels = [measured.columns[name].label(cell) for cell in range(len(noisy))]
         step = max(1, len(labels) // 8)
         axis.set_xticks(places[::step], labels[::step], rotation=30, fontsize=6, ha="right")
     for axis in list(axes.flat)[len(names) :]:

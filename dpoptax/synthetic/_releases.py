@@ -1,4 +1,4 @@
-"""Counts of a table, released with exact discrete Gaussian noise, and charged before they are drawn.
+"""Counts of a table with exact discrete Gaussian noise, charged before the noise is drawn.
 
 A row is in one cell of each table that is counted, so it moves a table of counts by at most one in
 L2 norm, and a score that is a sum of absolute differences of counts by at most one. With weights w,
@@ -24,7 +24,7 @@ from dpoptax.samplers import Poisson
 
 BITS = 20
 # Below this, int64 holds a count of grid steps and its noise.
-MOST_ROWS = 2**40
+MOST_ROWS = 2**36
 
 
 def grid_steps(weights: Sequence[float], noise_multiplier: float) -> list[int]:

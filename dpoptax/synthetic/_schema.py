@@ -1,4 +1,4 @@
-"""Schema of a table: types, ranges and categories, which are public and never read from the data."""
+"""Schema of a table: types, ranges and categories. It is public and never read from the data."""
 
 import json
 import math
@@ -81,7 +81,7 @@ class Schema:
             raise ValueError(f"a schema is JSON; got a text that is none: {error}.") from None
 
     @classmethod
-    def from_dict(cls, description: Mapping[str, Any]) -> "Schema":
+    def from_dict(cls, description: Any) -> "Schema":
         """Returns the schema of `{"columns": {name: {"type": ..., ...}, ...}}`."""
         entries = description.get("columns") if isinstance(description, Mapping) else None
         if not isinstance(entries, Mapping) or not entries or set(description) != {"columns"}:
@@ -93,8 +93,8 @@ class Schema:
         kept = {name: column for name, column in columns.items() if column.kind != "omit"}
         if len(kept) < 2:
             raise ValueError(
-                f"a schema needs two columns that are not left out; got {len(kept)}. The release of "
-                "a single column is a noisy histogram."
+                f"a schema needs two columns that are not left out; got {len(kept)}. For a single "
+                "column, release a noisy histogram."
             )
         return cls(kept, tuple(name for name in columns if name not in kept))
 
@@ -142,8 +142,8 @@ def _column(name: Any, entry: Any) -> Column:
     options = {**defaults, **{key: value for key, value in entry.items() if key != "type"}}
     if unknown := set(options) - FIELDS[kind]:
         raise ValueError(
-            f"{where} has {', '.join(map(repr, sorted(unknown)))}; the type {entry['type']!r} takes "
-            f"{', '.join(sorted(FIELDS[kind])) or 'no options'}."
+            f"{where} has {', '.join(map(repr, sorted(unknown)))}; the type {entry['type']!r} "
+            f"takes {', '.join(sorted(FIELDS[kind])) or 'no options'}."
         )
     if kind == "omit":
         return Column(name=name, kind=kind)
@@ -221,7 +221,8 @@ def _edges(where: str, kind: str, options: Mapping[str, Any]) -> tuple[float, ..
     bins = _validate.count(f"{where}: bins", options.get("bins", DEFAULT_BINS))
     if bins > MOST_BINS:
         raise ValueError(f"{where} has {bins:,} bins; at most {MOST_BINS:,} can be counted.")
-    return _equal_bins(*numbers.tolist(), bins, whole=kind == "integer", log=log)
+    low, high = numbers.tolist()
+    return _equal_bins(low, high, bins, whole=kind == "integer", log=log)
 
 
 def _equal_bins(low: float, high: float, bins: int, *, whole: bool, log: bool) -> tuple[float, ...]:

@@ -1,5 +1,4 @@
-"""Synthetic sets from noisy tables: one that follows them closely, or several that also carry
-their uncertainty.
+"""Synthetic sets from noisy tables: a close one, or several that carry the uncertainty.
 
 With several sets, each comes from a model of its own. A table of counts is the noisy one, plus what
 a new sample of the population and new noise would add:

@@ -1,7 +1,7 @@
 """The latent-variable route: a variational autoencoder of cells, trained privately.
 
-Each column has a softmax over its cells given the latent. A missing value is not a cell here: it
-has no term in the likelihood of values, and a Bernoulli variable of its own says that it is missing.
+Each column has a softmax over its cells given the latent. A missing value is not a cell here. It
+has no term in the likelihood of values. A Bernoulli variable of each column says what is missing.
 """
 
 from collections.abc import Mapping

@@ -5,11 +5,11 @@ import fractions
 import jax
 import numpy as np
 import pytest
+from synthetic.simulated import SCHEMA, simulate
 
 from dpoptax.accounting import event_epsilon
 from dpoptax.synthetic import Schema, _marginals
 from dpoptax.synthetic._releases import BITS, Releases, grid_steps
-from synthetic.simulated import SCHEMA, simulate
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0] * 15, [1.0, 2.0, 0.3], [1e-3, 1.0]])

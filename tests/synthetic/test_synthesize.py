@@ -2,16 +2,19 @@
 
 import csv
 import json
+import pathlib
+import re
+import shlex
 
 import jax
 import numpy as np
 import pytest
 import scipy.stats
+from synthetic.simulated import SCHEMA, estimates, simulate
 
 from dpoptax.__main__ import main
 from dpoptax.synthetic import synthesize
 from dpoptax.vi.contrib import combine_synthetic_estimates
-from synthetic.simulated import SCHEMA, estimates, simulate
 
 ROWS, DELTA = 4000, 1e-6
 
@@ -151,3 +154,33 @@ def test_intervals_from_several_sets_cover_the_population():
     assert 0.93 - 3 * error < by_repetition.mean() < 0.97 + 3 * error
     # One set, taken for data, understates the uncertainty.
     assert np.mean(alone) < 0.85
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_page_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mbi")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "synthetic_data.md").read_text()
+    blocks = dict(re.findall(r"^```(bash|json|python)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    assert set(blocks) == {"bash", "json", "python"}
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    region = rng.choice(["north", "south", "elsewhere"], 2000)
+    rows = [
+        (age, place, hours, "" if hours == 0 else 1000 + 500 * hours, "somebody")
+        for age, place, hours in zip(
+            rng.integers(18, 91, 2000), region, rng.choice([0, 20, 40], 2000), strict=True
+        )
+    ]
+    with pathlib.Path("table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("age", "region", "hours", "income", "name"), *rows])
+    pathlib.Path("schema.json").write_text(blocks["json"])
+    assert main([*shlex.split(blocks["bash"])[1:], "--no-pictures"]) == 0
+    with pathlib.Path("synthetic/synthetic_1.csv").open(newline="") as file:
+        synthetic = list(csv.DictReader(file))
+    assert {row["region"] for row in synthetic} <= {"north", "south", "other"}
+    without = [row["income"] == "" for row in synthetic if row["hours"] == "0.0"]
+    assert np.mean(without) > 0.9
+
+    exec(compile(blocks["python"], "page", "exec"), {})
+    mean = float(re.search(r"([\d.]+) years, standard error", capsys.readouterr().out).group(1))
+    assert abs(mean - (80 - 8 * 0.3)) < 1
