@@ -39,6 +39,13 @@ def add_synthesize(commands: Any) -> None:
         "default 1",
     )
     synthesizer.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="rows of each synthetic table; default as many as the noisy counts say, and four "
+        "times as many for several sets",
+    )
+    synthesizer.add_argument(
         "--method", choices=["marginals", "vae"], default="marginals", help="default marginals"
     )
     synthesizer.add_argument(
@@ -71,6 +78,7 @@ def _synthesize(options: argparse.Namespace) -> None:
             epsilon=options.epsilon,
             delta=options.delta,
             num_sets=options.sets,
+            num_rows=options.rows,
             method=options.method,
             target=options.target,
             key=None if options.seed is None else insecure_key(options.seed),

@@ -91,8 +91,9 @@ def measure(
         Table((name,), coarse[name].sums(fine[name]), _stddev(coarse[name], stddev[name]))
         for name in names
     ]
-    model, scores = None, []
+    model, scores, left = None, [], 0.0
     for part in ROUNDS:
+        left += part
         expected = _expected(model, tables, pairs, sizes, total, rng)
         distances = [
             np.abs(exact[pair] - guess).sum().reshape(1)
@@ -101,15 +102,25 @@ def measure(
         found, _ = releases.release(distances, noise(SCORES))
         scores.append({pair: float(score[0]) for pair, score in zip(pairs, found, strict=True)})
         done = [table.columns for table in tables]
-        chosen = _choose(scores[-1], sizes, done, total, noise(part), target)
+        chosen = _choose(scores[-1], sizes, done, total, noise(left), target)
         if not chosen:
             continue
         counted = [exact[pair] for pair in chosen]
-        found, stddevs = releases.release(counted, noise(part), _weights(counted))
-        tables = _merged([*tables, *map(Table, chosen, found, stddevs)])
+        found, stddevs = releases.release(counted, noise(left), _weights(counted))
+        tables, left = _merged([*tables, *map(Table, chosen, found, stddevs)]), 0.0
         model = _model.fit(sizes, tables, total, iterations=ITERATIONS, start=model)
-    if model is None:
-        model = _model.fit(sizes, tables, total, iterations=ITERATIONS)
+    if left:
+        # No other pair is worth its noise: what is left makes the tables so far more exact.
+        again = [table.columns for table in tables if len(table.columns) == 2] or [
+            table.columns for table in tables
+        ]
+        counted = [
+            counts_of([cells[name] for name in clique], [sizes[name] for name in clique])
+            for clique in again
+        ]
+        found, stddevs = releases.release(counted, noise(left), _weights(counted))
+        tables = _merged([*tables, *map(Table, again, found, stddevs)])
+        model = _model.fit(sizes, tables, total, iterations=ITERATIONS, start=model)
     return Measured(
         dict(columns), fine, outside, stddev, total, coarse, tuple(tables), tuple(scores), model
     )

@@ -24,20 +24,24 @@ from dpoptax.synthetic._marginals import Measured, counts_of
 from dpoptax.synthetic._model import Table, Tables
 
 REFIT_ITERATIONS = 400
+# Rubin's rules subtract the variance that sampling each set adds. If that is as large as the rest,
+# ten sets give intervals that cover 99 % in place of 95 %; with four times the rows, 96 to 97 %.
+ROWS_OF_SEVERAL = 4
 
 
 def draw_sets(
-    measured: Measured, num_sets: int, rng: np.random.Generator
+    measured: Measured, num_sets: int, num_rows: int | None, rng: np.random.Generator
 ) -> list[dict[str, np.ndarray]]:
     """Returns the cells of each synthetic set."""
     tables = Tables.of(measured.model)
-    rows = max(round(measured.total), 1)
+    total = max(round(measured.total), 1)
+    rows = num_rows or total * (1 if num_sets == 1 else ROWS_OF_SEVERAL)
     if num_sets == 1:
         drawn = tables.draw(rows, rng, independent=False)
         return [_refined(measured, drawn, rng, independent=False)]
     sets = []
     for _ in range(num_sets):
-        other = _another(measured, tables, rows, rng)
+        other = _another(measured, tables, total, rng)
         drawn = Tables.of(other.model).draw(rows, rng, independent=True)
         sets.append(_refined(other, drawn, rng, independent=True))
     return sets

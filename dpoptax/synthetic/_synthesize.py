@@ -104,6 +104,7 @@ def synthesize(
     epsilon: float,
     delta: float,
     num_sets: int = 1,
+    num_rows: int | None = None,
     method: str = "marginals",
     target: str | None = None,
     key: PRNGKeyArray | None = None,
@@ -130,7 +131,9 @@ def synthesize(
         schema: a `Schema`, or a dict for `Schema.from_dict`.
         epsilon: of the guarantee.
         delta: of the guarantee; well below 1 / rows.
-        num_sets: how many synthetic tables to make.
+        num_sets: how many synthetic tables to make; for intervals, ten or more.
+        num_rows: how many rows each has; by default as many as the noisy counts say, and four
+            times as many if there are several sets, which makes intervals more accurate.
         method: `"marginals"` or `"vae"`.
         target: a column that the data will be used to predict; its pairs are preferred.
         key: a typed key for tests; by default a secret one from the operating system.
@@ -166,6 +169,8 @@ def synthesize(
     """
     schema = schema if isinstance(schema, Schema) else Schema.from_dict(schema)
     number = _validate.count("num_sets", num_sets)
+    if num_rows is not None:
+        num_rows = _validate.count("num_rows", num_rows)
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}; got {_validate.described(method)}.")
     if target is not None and target not in schema.columns:
@@ -181,10 +186,10 @@ def synthesize(
     seed = np.asarray(jax.random.bits(derive_key(secret, "synthetic rows"), (8,), jnp.uint32))
     rng = np.random.default_rng(seed.tolist())
     if method == "vae":
-        return _by_vae(schema, encoded, number, (epsilon, delta), secret, rng)
+        return _by_vae(schema, encoded, (number, num_rows), (epsilon, delta), secret, rng)
     releases = Releases(secret, delta)
     measured = measure(encoded, schema.columns, releases, found.noise_multiplier, rng, target)
-    sets = draw_sets(measured, number, rng)
+    sets = draw_sets(measured, number, num_rows, rng)
     return SyntheticData(
         sets=[_decoded(schema.columns, cells, rng) for cells in sets],
         report=report_of(releases, measured.total, key),
@@ -197,14 +202,15 @@ def synthesize(
 def _by_vae(
     schema: Schema,
     encoded: Mapping[str, Encoded],
-    num_sets: int,
+    size: tuple[int, int | None],
     budget: tuple[float, float],
     key: PRNGKeyArray,
     rng: np.random.Generator,
 ) -> SyntheticData:
     cells = {name: column.cells for name, column in encoded.items()}
     layout, params, report = _vae.train(cells, schema.columns, *budget, key)
-    rows = len(next(iter(cells.values())))
+    num_sets, num_rows = size
+    rows = num_rows or len(next(iter(cells.values())))
     sets = []
     for number in range(num_sets):
         drawn = _vae.draw(layout, params, rows, derive_key(key, f"set {number}"))

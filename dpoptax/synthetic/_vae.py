@@ -4,6 +4,7 @@ Each column has a softmax over its cells given the latent. A missing value is no
 has no term in the likelihood of values. A Bernoulli variable of each column says what is missing.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class Layout:
 
 
 def _dense(key: PRNGKeyArray, inputs: int, outputs: int) -> dict[str, Array]:
-    weights = jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
+    weights = jax.random.normal(key, (inputs, outputs)) / math.sqrt(inputs)
     return {"w": weights, "b": jnp.zeros(outputs)}
 
 

@@ -31,7 +31,7 @@ def made():
 def test_synthetic_data_have_the_dependences_of_the_data(made):
     real, synthetic = estimates(simulate(0, ROWS)), estimates(made.sets[0])
     # Both are samples, and the noise is of about that size at this epsilon.
-    error = np.sqrt(real[:, 1] + 3 * synthetic[:, 1])
+    error = np.sqrt(3 * real[:, 1] + synthetic[:, 1])
     assert np.all(np.abs(real[:, 0] - synthetic[:, 0]) < 4.5 * error)
     # Columns drawn on their own would fail by far.
     rng = np.random.default_rng(0)
@@ -45,9 +45,9 @@ def test_the_report_states_the_budget_and_no_private_number(made):
     assert made.report.relation == "add_or_remove_one"
     # The number of rows is noisy; every set has as many.
     rows = {len(column) for table in made.sets for column in table.values()}
-    assert rows == {made.report.num_units}
+    assert rows == {4 * made.report.num_units}
     assert abs(made.report.num_units - ROWS) < 200
-    assert "noisy two-way tables" in str(made.report)
+    assert "noisy two-way tables" in made.report.released
     assert json.loads(made.report.to_json())["num_units"] == made.report.num_units
     assert "costs no privacy" in str(made.utility)
     assert str(ROWS) not in repr(made) or made.report.num_units == ROWS
@@ -99,6 +99,7 @@ def test_arguments_are_checked_before_anything_is_charged():
 
 
 @pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")  # optax.adam itself mixes an int32 count with floats
 def test_tables_with_missing_values_pass_through_the_autoencoder():
     rng = np.random.default_rng(0)
     first = rng.choice(["u", "v"], 3000, p=[0.8, 0.2])
@@ -132,7 +133,7 @@ def test_intervals_from_several_sets_cover_the_population():
     """Rubin's intervals for ten estimates, over repeated data sets at epsilon 1."""
     pytest.importorskip("mbi")
     truth = estimates(simulate(12345, 2_000_000))[:, 0]
-    repetitions, num_sets = 100, 10
+    repetitions, num_sets = 60, 10
     covered, alone = [], []
     for seed in range(repetitions):
         made = synthesize(
@@ -151,6 +152,8 @@ def test_intervals_from_several_sets_cover_the_population():
     # The ten estimates of a repetition depend on each other: errors are over repetitions.
     by_repetition = np.mean(covered, axis=1)
     error = by_repetition.std() / np.sqrt(repetitions)
+    print(f"coverage {by_repetition.mean():.3f} +- {error:.3f}, of one set {np.mean(alone):.3f}")
+    print("by estimate", np.mean(covered, axis=0).round(2))
     assert 0.93 - 3 * error < by_repetition.mean() < 0.97 + 3 * error
     # One set, taken for data, understates the uncertainty.
     assert np.mean(alone) < 0.85
