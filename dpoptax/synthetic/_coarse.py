@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from dpoptax.synthetic._columns import Column
+from dpoptax.synthetic._draws import Draws
 
 MOST_COARSE = 16
 # A cell whose count is not clearly above its noise is merged.
@@ -62,9 +63,7 @@ class Coarse:
         """Returns sums over the cells of each coarse cell."""
         return np.bincount(self.group, weights=fine, minlength=self.size)
 
-    def refined(
-        self, cells: np.ndarray, rng: np.random.Generator, *, independent: bool
-    ) -> np.ndarray:
+    def refined(self, cells: np.ndarray, rng: Draws, *, independent: bool) -> np.ndarray:
         """Draws a cell within each coarse cell; see `Tables.draw`."""
         order = np.argsort(self.group, kind="stable")
         sizes = np.bincount(self.group, minlength=self.size)
@@ -85,14 +84,10 @@ def within_groups(group: np.ndarray, size: int, probability: np.ndarray) -> np.n
     return np.where(empty, 1 / count[group], probability / np.where(empty, 1, mass[group]))
 
 
-def _choose(
-    probability: np.ndarray, rows: int, rng: np.random.Generator, independent: bool
-) -> np.ndarray:
+def _choose(probability: np.ndarray, rows: int, rng: Draws, independent: bool) -> np.ndarray:
     """Draws cells: independently, or each as often as expected, but for rounding."""
-    if independent:
-        points = rng.random(rows)
-    else:
-        points = rng.permutation((np.arange(rows) + rng.random()) / max(rows, 1))
+    even = None if independent else (rng.order(rows) + rng.uniform(1)) / max(rows, 1)
+    points = rng.uniform(rows) if even is None else even
     ends = np.cumsum(probability)
     return np.searchsorted(ends[:-1] / ends[-1], points, side="right")
 

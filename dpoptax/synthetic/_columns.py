@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import attrs
 import numpy as np
 
+from dpoptax.synthetic._draws import Draws
+
 MISSING_WORDS = frozenset(["", "NA", "N/A", "NaN", "nan", "null", "None"])
 MOST_CATEGORIES = 1000
 
@@ -105,7 +107,7 @@ class Column:
             cells[rest] = positions[self.other]
         return Encoded(cells, counted)
 
-    def decode(self, cells: np.ndarray, rng: np.random.Generator) -> list[Any]:
+    def decode(self, cells: np.ndarray, rng: Draws) -> list[Any]:
         """Returns a value for each cell: a number that is uniform in its bin, a code, or None."""
         values: list[Any] = [None] * len(cells)
         labels = [*self.codes, None]
@@ -127,10 +129,10 @@ class Column:
             return np.sqrt(edges[:-1] * edges[1:])
         return (edges[:-1] + edges[1:]) / 2
 
-    def _draw(self, bins: np.ndarray, rng: np.random.Generator) -> list[Any]:
+    def _draw(self, bins: np.ndarray, rng: Draws) -> list[Any]:
         edges = np.asarray(self.edges)
         low, high = edges[bins], edges[bins + 1]
-        uniform = rng.random(len(bins))
+        uniform = rng.uniform(len(bins))
         if self.kind == "integer":
             # The last bin holds its upper edge, the others do not.
             last = bins == self.num_bins - 1

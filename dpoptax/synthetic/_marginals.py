@@ -10,6 +10,7 @@ import numpy as np
 from dpoptax.synthetic import _model
 from dpoptax.synthetic._coarse import Coarse, shares
 from dpoptax.synthetic._columns import Column, Encoded
+from dpoptax.synthetic._draws import Draws
 from dpoptax.synthetic._model import Clique, Table
 from dpoptax.synthetic._releases import Releases
 from dpoptax.synthetic._select import Pair, all_pairs, gains, spanning_tree
@@ -60,7 +61,7 @@ def measure(
     columns: Mapping[str, Column],
     releases: Releases,
     noise_multiplier: float,
-    rng: np.random.Generator,
+    rng: Draws,
     target: str | None = None,
 ) -> Measured:
     """Releases tables, within a budget of one Gaussian release of `noise_multiplier`."""
@@ -87,7 +88,7 @@ def measure(
         pair: counts_of([cells[name] for name in pair], [sizes[name] for name in pair])
         for pair in pairs
     }
-    tables = [
+    tables: list[Table] = [
         Table((name,), coarse[name].sums(fine[name]), _stddev(coarse[name], stddev[name]))
         for name in names
     ]
@@ -111,9 +112,8 @@ def measure(
         model = _model.fit(sizes, tables, total, iterations=ITERATIONS, start=model)
     if left:
         # No other pair is worth its noise: what is left makes the tables so far more exact.
-        again = [table.columns for table in tables if len(table.columns) == 2] or [
-            table.columns for table in tables
-        ]
+        again: list[Clique] = [table.columns for table in tables if len(table.columns) == 2]
+        again = again or [table.columns for table in tables]
         counted = [
             counts_of([cells[name] for name in clique], [sizes[name] for name in clique])
             for clique in again
@@ -132,7 +132,7 @@ def _expected(
     pairs: Sequence[Pair],
     sizes: Mapping[str, int],
     total: float,
-    rng: np.random.Generator,
+    rng: Draws,
 ) -> list[np.ndarray]:
     """Returns what the tables of pairs are expected to be, in whole rows."""
     if model is None:

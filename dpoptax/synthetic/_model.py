@@ -14,6 +14,8 @@ import attrs
 import jax
 import numpy as np
 
+from dpoptax.synthetic._draws import Draws
+
 Clique = tuple[str, ...]
 
 
@@ -123,9 +125,7 @@ class Tables:
         kept = [name for name in clique if name in columns]
         return self.cliques[clique].sum(axis=rest).transpose([kept.index(c) for c in columns])
 
-    def draw(
-        self, rows: int, rng: np.random.Generator, *, independent: bool
-    ) -> dict[str, np.ndarray]:
+    def draw(self, rows: int, rng: Draws, *, independent: bool) -> dict[str, np.ndarray]:
         """Draws rows: one column after the other, given its neighbours in the junction tree.
 
         Independent rows have the noise of a sample. Otherwise, each value is drawn as often as the
@@ -146,18 +146,18 @@ class Tables:
 
 
 def _conditional(
-    table: np.ndarray, parent: np.ndarray, rng: np.random.Generator, independent: bool
+    table: np.ndarray, parent: np.ndarray, rng: Draws, independent: bool
 ) -> np.ndarray:
     """Draws the last axis of a table given the first."""
     rows = len(parent)
-    uniform = rng.random(rows)
+    uniform = rng.uniform(rows)
     if not independent:
         # Within each parent, the rows in random order get evenly spaced quantiles.
-        order = rng.permutation(rows)
+        order = rng.order(rows)
         order = order[np.argsort(parent[order], kind="stable")]
         counts = np.bincount(parent, minlength=len(table))
         ranks = np.arange(rows) - (np.cumsum(counts) - counts)[parent[order]]
-        offset = rng.random(len(table))[parent[order]]
+        offset = rng.uniform(len(table))[parent[order]]
         uniform[order] = (ranks + offset) / counts[parent[order]]
     ends = np.cumsum(table, axis=1)
     ends = ends / np.where(ends[:, -1:] > 0, ends[:, -1:], 1)

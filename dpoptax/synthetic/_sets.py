@@ -20,6 +20,7 @@ import numpy as np
 
 from dpoptax.synthetic import _model
 from dpoptax.synthetic._coarse import shares, within_groups
+from dpoptax.synthetic._draws import Draws
 from dpoptax.synthetic._marginals import Measured, counts_of
 from dpoptax.synthetic._model import Table, Tables
 
@@ -30,7 +31,7 @@ ROWS_OF_SEVERAL = 4
 
 
 def draw_sets(
-    measured: Measured, num_sets: int, num_rows: int | None, rng: np.random.Generator
+    measured: Measured, num_sets: int, num_rows: int | None, rng: Draws
 ) -> list[dict[str, np.ndarray]]:
     """Returns the cells of each synthetic set."""
     tables = Tables.of(measured.model)
@@ -48,7 +49,7 @@ def draw_sets(
 
 
 def _refined(
-    measured: Measured, drawn: dict[str, np.ndarray], rng: np.random.Generator, *, independent: bool
+    measured: Measured, drawn: dict[str, np.ndarray], rng: Draws, *, independent: bool
 ) -> dict[str, np.ndarray]:
     return {
         name: coarse.refined(drawn[name], rng, independent=independent)
@@ -56,7 +57,7 @@ def _refined(
     }
 
 
-def _another(measured: Measured, tables: Tables, rows: int, rng: np.random.Generator) -> Measured:
+def _another(measured: Measured, tables: Tables, rows: int, rng: Draws) -> Measured:
     """Returns what another sample of the population and other noise could have given."""
     sample = tables.draw(rows, rng, independent=True)
     cells = _refined(measured, sample, rng, independent=True)
@@ -66,7 +67,7 @@ def _another(measured: Measured, tables: Tables, rows: int, rng: np.random.Gener
         moved = (
             np.bincount(cells[name], minlength=len(part.group)) - expected * rows / measured.total
         )
-        noise = measured.fine_stddev[name] * rng.standard_normal(len(part.group))
+        noise = measured.fine_stddev[name] * rng.normal((len(part.group),))
         fine[name] = measured.fine[name] + moved + noise
         probability = shares(fine[name], measured.total)
         coarse[name] = attrs.evolve(part, within=within_groups(part.group, part.size, probability))
@@ -78,7 +79,7 @@ def _another(measured: Measured, tables: Tables, rows: int, rng: np.random.Gener
         else:
             expected = tables.project(table.columns) * rows / measured.total
             moved = counts_of([sample[name] for name in table.columns], table.counts.shape)
-            noise = table.stddev * rng.standard_normal(table.counts.shape)
+            noise = table.stddev * rng.normal(table.counts.shape)
             counts = table.counts + moved - expected + noise
         moved_tables.append(Table(table.columns, counts, table.stddev))
     model: Any = _model.fit(

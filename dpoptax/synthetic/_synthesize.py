@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax.accounting import calibrate_noise_multiplier
-from dpoptax.random._derive import derive_key, fingerprint
+from dpoptax.random._derive import derive_key, fingerprint, split_by_purpose
 from dpoptax.random._keys import root_key
 from dpoptax.reports import Report
 from dpoptax.samplers import Poisson
 from dpoptax.synthetic import _model, _pictures, _vae
 from dpoptax.synthetic._columns import Column, Encoded
+from dpoptax.synthetic._draws import Draws
 from dpoptax.synthetic._marginals import Measured, measure
 from dpoptax.synthetic._privacy import report_of
 from dpoptax.synthetic._releases import Releases
@@ -183,8 +182,7 @@ def synthesize(
         )
     encoded = schema.encode(table)
     secret = derive_key(root_key(key), _purpose(schema, encoded, epsilon, delta, method))
-    seed = np.asarray(jax.random.bits(derive_key(secret, "synthetic rows"), (8,), jnp.uint32))
-    rng = np.random.default_rng(seed.tolist())
+    rng = Draws(split_by_purpose(derive_key(secret, "synthetic rows")).model_key)
     if method == "vae":
         return _by_vae(schema, encoded, (number, num_rows), (epsilon, delta), secret, rng)
     releases = Releases(secret, delta)
@@ -205,7 +203,7 @@ def _by_vae(
     size: tuple[int, int | None],
     budget: tuple[float, float],
     key: PRNGKeyArray,
-    rng: np.random.Generator,
+    rng: Draws,
 ) -> SyntheticData:
     cells = {name: column.cells for name, column in encoded.items()}
     layout, params, report = _vae.train(cells, schema.columns, *budget, key)
@@ -222,7 +220,7 @@ def _by_vae(
 
 
 def _decoded(
-    columns: Mapping[str, Column], cells: Mapping[str, np.ndarray], rng: np.random.Generator
+    columns: Mapping[str, Column], cells: Mapping[str, np.ndarray], rng: Draws
 ) -> dict[str, list[Any]]:
     return {name: column.decode(cells[name], rng) for name, column in columns.items()}
 

@@ -9,6 +9,7 @@ from synthetic.simulated import SCHEMA, simulate
 
 from dpoptax.accounting import event_epsilon
 from dpoptax.synthetic import Schema, _marginals
+from dpoptax.synthetic._draws import Draws
 from dpoptax.synthetic._releases import BITS, Releases, grid_steps
 
 
@@ -102,7 +103,7 @@ def test_one_row_moves_every_release_by_at_most_its_sensitivity(extra):
     for data in (table, larger):
         if data is larger:
             recorders.append(Recorder(recorders[0].answered))
-        rng = np.random.default_rng(0)
+        rng = Draws(jax.random.key(0))
         _marginals.measure(schema.encode(data), schema.columns, recorders[-1], 1.0, rng)
     moves = [float(move) for move in squared_moves(recorders)]
     assert len(moves) >= 3

@@ -1,9 +1,11 @@
 """Schemas: cells come from the schema alone, and errors show no value of the data."""
 
+import jax
 import numpy as np
 import pytest
 
 from dpoptax.synthetic import Schema
+from dpoptax.synthetic._draws import Draws
 
 GOOD = {
     "age": {"type": "integer", "range": [17, 90], "bins": 10},
@@ -31,7 +33,7 @@ def test_values_become_cells_and_cells_become_values_of_the_same_cells():
     assert encoded["gain"].cells[:2].tolist() == [32, 33]
     assert encoded["income"].cells.tolist() == [20, 0, 20, 19]
     assert encoded["score"].cells.tolist() == [0, 2, 2, 1]
-    rng = np.random.default_rng(0)
+    rng = Draws(jax.random.key(0))
     for column in schema.columns.values():
         cells = np.repeat(np.arange(column.num_cells), 50)
         values = column.decode(cells, rng)
@@ -52,8 +54,8 @@ def test_every_whole_number_of_the_range_is_drawn(bins, log):
             }
         }
     ).columns["n"]
-    rng = np.random.default_rng(0)
-    drawn = column.decode(rng.integers(column.num_bins, size=5000), rng)
+    bins = np.random.default_rng(0).integers(column.num_bins, size=5000)
+    drawn = column.decode(bins, Draws(jax.random.key(0)))
     assert set(drawn) == set(range(1, 21))
 
 
