@@ -13,7 +13,7 @@ import numpy as np
 
 from dpoptax.synthetic._draws import Draws
 
-MISSING_WORDS = frozenset(["", "NA", "N/A", "NaN", "nan", "null", "None"])
+MISSING_WORDS = frozenset(["", "NA", "N/A", "NaN", "nan", "null", "None", "<NA>"])
 MOST_CATEGORIES = 1000
 
 
