@@ -59,16 +59,16 @@ def test_a_release_is_charged_before_its_noise_is_drawn(monkeypatch):
     assert releases.ledger.num_steps == 1
 
 
-class Recorder:
+class Recorder(Releases):
     """Records what is released; given the answers of another run, it repeats them."""
 
     def __init__(self, answers=None):
-        self.inner, self.answers = Releases(jax.random.key(0), 1e-5), answers
-        self.asked, self.answered = [], []
+        super().__init__(jax.random.key(0), 1e-5)
+        self.answers, self.asked, self.answered = answers, [], []
 
     def release(self, counts, noise_multiplier, weights=None):
         self.asked.append((counts, noise_multiplier, weights))
-        answer = self.inner.release(counts, noise_multiplier, weights)
+        answer = super().release(counts, noise_multiplier, weights)
         if self.answers is not None:
             answer = self.answers[len(self.answered)]
         self.answered.append(answer)
@@ -111,7 +111,7 @@ def test_one_row_moves_every_release_by_at_most_its_sensitivity(extra):
     # The one-way counts use it up, so that a slightly larger scale would not pass.
     assert max(map(float, squared_moves(recorders, scale=1.01))) > 1
     # All releases together cost what one release of multiplier 1 costs.
-    ledger = recorders[0].inner.ledger
+    ledger = recorders[0].ledger
     whole = event_epsilon(
         Releases(jax.random.key(0), 1e-5).ledger.sampler.event(1.0, 1), delta=1e-5
     )
