@@ -1,4 +1,4 @@
-"""Command line: the epsilon of a run, calibration, and reports of plans. See `dpoptax --help`."""
+"""Command line: epsilon, calibration, reports and synthetic data. See `dpoptax --help`."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from dpoptax._command_line.audit import add_audit
 from dpoptax._command_line.calibrate import add_calibrate
 from dpoptax._command_line.epsilon import add_epsilon
 from dpoptax._command_line.report import add_report
+from dpoptax._command_line.synthesize import add_synthesize
 from dpoptax._command_line.verify import add_verify
 from dpoptax._command_line_errors import show_warning, with_flags
 
@@ -17,7 +18,8 @@ EXAMPLES = """examples:
   dpoptax calibrate --num-examples 50000 --batch-size 1000 --epochs 20 --epsilon 3 --delta 1e-6
   dpoptax report plan.json --figure report.png
   dpoptax verify certificate.json
-  dpoptax audit audit.json --figure audit.png"""
+  dpoptax audit audit.json --figure audit.png
+  dpoptax synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpoptax",
         description="Computes what a private training run costs (epsilon), finds the noise, the "
-        "steps or the batch size for a budget, and prints privacy reports.",
+        "steps or the batch size for a budget, prints privacy reports, and makes synthetic data.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_verify(commands)
     add_audit(commands)
+    add_synthesize(commands)
     return parser
 
 

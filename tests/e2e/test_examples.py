@@ -183,6 +183,21 @@ def test_bad_options_are_refused_in_one_line(arguments, message, run_here):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_the_example_on_synthetic_data_learns_from_them(run_here, tmp_path):
+    pytest.importorskip("mbi")
+    done = run_here("09_synthetic_data.py", "--rows", "4000", "--seed", "0", "--out", "made")
+    assert done.returncode == 0, done.stderr
+    real, synthetic = (
+        float(re.search(rf"trained on {kind} rows +([\d.]+) %", done.stdout).group(1))
+        for kind in ("real", "synthetic")
+    )
+    # The larger class has 52 %.
+    assert 60 < synthetic < real + 2
+    assert {"synthetic_1.csv", "two_way.png"} <= {
+        path.name for path in (tmp_path / "made").iterdir()
+    }
+
+
 def test_adult_without_its_files_is_refused_in_one_line(run_here):
     missing = ("--dataset", "adult", "--data-dir", "nowhere")
     for arguments in (missing, missing[:2]):

@@ -43,6 +43,7 @@ ORDER = [
     "_attacks",
     "training",
     "vi",
+    "synthetic",
     "audit",
     "nnx",
     "keras",
@@ -54,7 +55,7 @@ ORDER = [
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 # Imported where they are used, so that `import dpoptax` stays quick.
-HEAVY = ["dp_accounting", "flax", "keras", "matplotlib", "numpyro", "orbax", "scipy.stats"]
+HEAVY = ["dp_accounting", "flax", "keras", "matplotlib", "mbi", "numpyro", "orbax", "scipy.stats"]
 HEAVY += ["tqdm", "tunix"]
 
 

@@ -1,0 +1,110 @@
+"""Command `dpoptax synthesize`: private synthetic data from a table."""
+
+import argparse
+import csv
+import pathlib
+from typing import Any
+
+
+def add_synthesize(commands: Any) -> None:
+    """Adds the command."""
+    synthesizer = commands.add_parser(
+        "synthesize",
+        help="make private synthetic data from a table",
+        description="Reads a CSV file with a header and a public schema, and writes synthetic "
+        "tables, the privacy report and a utility report. docs/synthetic_data.md describes the "
+        "schema.",
+    )
+    synthesizer.add_argument("table", type=pathlib.Path, help="a CSV file with a header")
+    synthesizer.add_argument(
+        "--schema",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE",
+        help="JSON with the type and the public range or categories of each column",
+    )
+    synthesizer.add_argument("--epsilon", type=float, required=True, metavar="EPS")
+    synthesizer.add_argument(
+        "--delta", type=float, required=True, metavar="D", help="well below 1 / rows"
+    )
+    synthesizer.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="the folder of the results"
+    )
+    synthesizer.add_argument(
+        "--sets",
+        type=int,
+        default=1,
+        metavar="M",
+        help="how many synthetic tables; several of them carry the uncertainty for Rubin's rules; "
+        "default 1",
+    )
+    synthesizer.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="rows of each synthetic table; default as many as the noisy counts say, and four "
+        "times as many for several sets",
+    )
+    synthesizer.add_argument(
+        "--method", choices=["marginals", "vae"], default="marginals", help="default marginals"
+    )
+    synthesizer.add_argument(
+        "--target", metavar="COLUMN", help="a column that the data will be used to predict"
+    )
+    synthesizer.add_argument(
+        "--no-pictures", action="store_true", help="draw no pictures, which need matplotlib"
+    )
+    synthesizer.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="for tests only: random numbers that anybody can repeat, so that nothing is private",
+    )
+    synthesizer.set_defaults(run=_synthesize)
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    from dpoptax.random import insecure_key
+    from dpoptax.synthetic import Schema, synthesize
+
+    try:
+        schema = Schema.from_json(options.schema.read_text())
+    except ValueError as error:
+        raise ValueError(f"{options.schema}: {error}") from None
+    try:
+        made = synthesize(
+            _read(options.table),
+            schema,
+            epsilon=options.epsilon,
+            delta=options.delta,
+            num_sets=options.sets,
+            num_rows=options.rows,
+            method=options.method,
+            target=options.target,
+            key=None if options.seed is None else insecure_key(options.seed),
+        )
+        paths = made.write(options.out)
+        if not options.no_pictures:
+            paths += made.save_pictures(options.out)
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    print(made.report.in_words())
+    print("\nWritten:", *paths, sep="\n  ")
+
+
+def _read(path: pathlib.Path) -> dict[str, list[str]]:
+    """Returns the columns of a CSV file. Errors show line numbers, and no value."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error, ValueError):
+        raise ValueError(f"{path} is not a CSV file with a header, in UTF-8.") from None
+    names = [name.strip() for name in header]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path}: two columns have the same name. Is the first line a header?")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise ValueError(
+                f"{path}: row {number} has {len(row)} entries, but the header has {len(names)}."
+            )
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
