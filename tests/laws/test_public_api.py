@@ -2,22 +2,16 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import pathlib
-import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import dpoptax
+from tools.public_names import MODULES, PUBLIC_MODULES, ROOT, documented_names, public_names
 
-ROOT = pathlib.Path(dpoptax.__file__).parent
-MODULES = ["dpoptax"] + [module.name for module in pkgutil.walk_packages([str(ROOT)], "dpoptax.")]
-PUBLIC_MODULES = [
-    name for name in MODULES if not any(part.startswith("_") for part in name.split("."))
-]
 MOST_PUBLIC_NAMES = 144
 # Interfaces, and values that the library returns: the example is at the function that returns one.
 NO_EXAMPLE = {
@@ -27,30 +21,8 @@ NO_EXAMPLE = {
 }
 
 
-def public_names():
-    """Returns every public value by the shortest path to it, without modules."""
-    found = {}
-    for module_name in PUBLIC_MODULES:
-        if module_name.startswith("dpoptax.vi.numpyro") and not has_numpyro():
-            continue
-        module = importlib.import_module(module_name)
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
-            if not inspect.ismodule(value) and not any(value is other for other in found.values()):
-                found[f"{module_name}.{name}"] = value
-    return found
-
-
-def has_numpyro():
-    return importlib.util.find_spec("numpyro") is not None
-
-
 NAMES = public_names()
-DOCUMENTED = {
-    name: value
-    for name, value in NAMES.items()
-    if inspect.isfunction(value) or inspect.isclass(value)
-}
+DOCUMENTED = documented_names()
 
 
 def test_there_are_few_public_names():
