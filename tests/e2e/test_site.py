@@ -36,6 +36,7 @@ def test_the_site_builds_without_a_warning_and_search_finds_what_people_look_for
     for name in documented_names():
         html = (site / page_of(name).removesuffix(".md") / "index.html").read_text()
         assert f'id="{name}"' in html, name
+    assert (site / "llms.txt").read_text().count("](") > 50
     index = json.loads((site / "search.json").read_text())
     text = " ".join(f"{item['title']} {item['text']}" for item in index["items"]).lower()
     for words in ("batch norm", "batchnorm", "delta", "opacus", "user", "lora"):

@@ -50,6 +50,9 @@ def main() -> int:
     write(OUT / "zensical.toml", settings.replace("[project]\n", f"[project]\n{nav}", 1))
     build = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     subprocess.run(build, cwd=OUT, check=True, env={**os.environ, "PYTHONPATH": _path()})
+    for page in [page for _, pages in sections for page in pages] + list(reference):
+        write(OUT / "html" / page, (docs / page).read_text())
+    write(OUT / "html" / "llms.txt", llms_txt([*sections, ("API reference", list(reference))]))
     problems = broken_links(OUT / "html")
     print(*problems, sep="\n")
     return 1 if problems else 0
@@ -68,6 +71,24 @@ def read_sections() -> list[tuple[str, list[str]]]:
         if page not in known:
             raise SystemExit(f"docs/{page} is on no list: add it to tools/site/pages.toml")
     return [(title, pages) for title, pages in sections if pages]
+
+
+def llms_txt(sections: list[tuple[str, list[str]]]) -> str:
+    """Returns an index of the Markdown pages for language models, as llmstxt.org describes it."""
+    lines = ["# dpoptax", "", f"> {_first_paragraph(OUT / 'docs' / 'index.md')}"]
+    for title, pages in sections:
+        lines += ["", f"## {title}", ""] if title else []
+        for page in pages if title else []:
+            path = OUT / "docs" / page
+            name = path.read_text().splitlines()[0].removeprefix("# ")
+            lines.append(f"- [{name}]({page}): {_first_paragraph(path)}")
+    return "\n".join(lines) + "\n"
+
+
+def _first_paragraph(path: pathlib.Path) -> str:
+    """Returns the first sentences of a page in one line, without links."""
+    paragraph = path.read_text().split("\n\n")[1]
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
 
 
 def source(page: str) -> pathlib.Path:
