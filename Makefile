@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench reproduce-d3p leaderboard clean
+.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench reproduce-d3p leaderboard docs clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -50,6 +50,9 @@ reproduce-d3p: $(VENV)/.dev  ## published experiments again: ARGS="--only vae --
 
 leaderboard: $(VENV)/.dev  ## accuracy at a given epsilon: ARGS="--only digits --seeds 1", --list
 	$(BIN)/python -m leaderboard $(ARGS)
+
+docs: $(VENV)/.dev  ## the documentation site, in out/site/html, with every link checked
+	$(BIN)/python -m tools.site
 
 clean:
 	rm -rf $(VENV) .venv-trainers out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

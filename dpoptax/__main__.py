@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="dpoptax",
         description="Computes what a private training run costs (epsilon), finds the noise, the "
         "steps or the batch size for a budget, prints privacy reports, and makes synthetic data.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n\nThe exit status is 0, or 2 after an error.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="command")

@@ -15,6 +15,11 @@ from dpoptax._validate import described
 
 __all__ = ["parse_relation"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # One of the three names above, or dp-accounting's enum.
 if TYPE_CHECKING:
     from dp_accounting import NeighboringRelation

@@ -22,6 +22,10 @@ from dpoptax import _validate
 __all__ = ["Schedule", "tabulate"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def _values(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(map(_value, values))
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 import warnings
 
 import pytest
 
 import dpoptax
 from dpoptax import Plan
-from dpoptax.__main__ import main
+from dpoptax.__main__ import EXAMPLES, _parser, main
 from dpoptax.reports import round_up
 from dpoptax.samplers import Poisson
 
@@ -139,3 +140,39 @@ def test_the_help_shows_a_whole_command_and_every_argument(capsys):
     with pytest.raises(SystemExit):
         main([*RUN, "--steps", "1", "--epochs", "1"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["epsilon", "calibrate", "report", "verify", "audit"])
+def test_the_help_of_a_command_has_examples_that_can_be_copied(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = re.findall(r"^  dpoptax (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert shown
+    for example in shown:
+        assert _parser().parse_args(shlex.split(example)).run
+
+
+def test_the_help_of_all_commands_parses_too():
+    for example in re.findall(r"^  dpoptax (.*)$", EXAMPLES, re.MULTILINE):
+        assert _parser().parse_args(shlex.split(example)).run
+
+
+def test_epsilon_and_calibrate_print_json(capsys):
+    assert main([*RUN, "--epochs", "20", "--delta", "1e-6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    spent = dpoptax.accounting.epsilon(
+        sampler=Poisson(50_000, 1000), noise_multiplier=1.0, num_steps=1000, delta=1e-6
+    )
+    assert found == {
+        "epsilon": spent, "delta": 1e-6, "relation": "add_or_remove_one", "num_steps": 1000,
+        "noise_multiplier": 1.0,
+    }  # fmt: skip
+    free = ["epsilon", "--noise-multiplier", "0", "--batch-size", "10", "--num-examples", "100"]
+    assert main([*free, "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] == "inf"
+    assert main(["calibrate", "--num-examples", "500", "--batch-size", "100", "--steps", "10",
+                 "--epsilon", "1", "--delta", "1e-5", "--json"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert 0.9 < found["epsilon"] <= 1
+    assert (found["batch_size"], found["num_steps"]) == (100, 10)

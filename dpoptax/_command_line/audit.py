@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from dpoptax._attacks import Audit
+from dpoptax._command_line.help_text import add_json, help_text
 
 
 def add_audit(commands: Any) -> None:
@@ -13,8 +14,12 @@ def add_audit(commands: Any) -> None:
     audit = commands.add_parser(
         "audit",
         help="print what an attack on a run reached",
-        description="Prints a lower bound on epsilon from the scores of an attack, beside the "
-        "epsilon of the guarantee. The scores are not private, and neither is what is printed.",
+        **help_text(
+            "Prints a lower bound on epsilon from the scores of an attack, beside the epsilon of "
+            "the guarantee. The scores are not private, and neither is what is printed.",
+            "audit audit.json",
+            "audit audit.json --confidence 0.99 --figure audit.png",
+        ),
     )
     audit.add_argument("file", type=pathlib.Path, help="a file that Audit.to_json wrote")
     audit.add_argument(
@@ -24,7 +29,7 @@ def add_audit(commands: Any) -> None:
         metavar="P",
         help="probability that a correct run has a bound that is not too large; default 0.95",
     )
-    audit.add_argument("--json", action="store_true", help="print JSON in place of text")
+    add_json(audit)
     audit.add_argument(
         "--figure",
         type=pathlib.Path,

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpoptax import accounting
 from dpoptax._command_line.budget_options import add_budget_options, risk_of
+from dpoptax._command_line.help_text import add_json, help_text, print_json
 from dpoptax._command_line.run_options import SAMPLERS, add_run_options
 from dpoptax._plan import Plan
 from dpoptax.accounting._epochs import num_steps_of
@@ -19,9 +20,16 @@ def add_calibrate(commands: Any) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         help="find the noise, the steps or the batch size for a budget",
-        description="Give two of these three: the noise multiplier, the batch size, and the length "
-        "(steps or epochs). The third is found: the least noise, the largest batch or the most "
-        "steps within the budget.",
+        **help_text(
+            "Give two of these three: the noise multiplier, the batch size, and the length (steps "
+            "or epochs). The third is found: the least noise, the largest batch or the most steps "
+            "within the budget.",
+            "calibrate --num-examples 5000 --batch-size 500 --epochs 20 --epsilon 3 --delta 1e-6",
+            "calibrate --num-examples 5000 --batch-size 500 --noise-multiplier 3 --epsilon 3 "
+            "--delta 1e-6",
+            "calibrate --num-examples 5000 --batch-size 500 --epochs 20 --advantage 0.1 "
+            "--delta 1e-6 --out plan.json",
+        ),
     )
     add_run_options(calibrate, required=False)
     add_budget_options(calibrate)
@@ -38,6 +46,7 @@ def add_calibrate(commands: Any) -> None:
         metavar="FILE",
         help="write the plan to this file, as JSON that `dpoptax report` and Plan.from_json read",
     )
+    add_json(calibrate)
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -83,7 +92,12 @@ def _calibrate(options: argparse.Namespace) -> None:
         )
         found = f"num_steps {steps}"
     limit = f", for at most: {in_words}" if risk else ""
-    print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {delta:g}{limit}")
+    if options.json:
+        print_json(
+            epsilon=spent, delta=delta, noise_multiplier=noise, batch_size=size, num_steps=steps
+        )
+    else:
+        print(f"{found} at epsilon = {round_up_significant(spent, 6)}, delta = {delta:g}{limit}")
     if options.out:
         plan = Plan(
             sampler=sampler,

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from dpoptax import _validate, accounting
+from dpoptax._command_line.help_text import add_json, help_text, print_json
 from dpoptax._command_line.run_options import SAMPLERS, add_run_options
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.reports import round_up
@@ -14,7 +15,11 @@ def add_epsilon(commands: Any) -> None:
     epsilon = commands.add_parser(
         "epsilon",
         help="compute the epsilon of a run",
-        description="Computes the epsilon of a run from its noise, batch size and length.",
+        **help_text(
+            "Computes the epsilon of a run from its noise, batch size and length.",
+            "epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1",
+            "epsilon --num-examples 50000 --batch-size 1000 --steps 9 --noise-multiplier 1 --json",
+        ),
     )
     add_run_options(epsilon, required=True)
     epsilon.add_argument(
@@ -25,6 +30,7 @@ def add_epsilon(commands: Any) -> None:
         choices=["add_or_remove_one", "replace_one", "replace_special"],
         help="which data sets are neighbours; default that of the sampler",
     )
+    add_json(epsilon)
     epsilon.set_defaults(run=_epsilon)
 
 
@@ -42,6 +48,12 @@ def _epsilon(options: argparse.Namespace) -> None:
         relation=options.relation,
     )
     relation = options.relation or sampler.relation
+    if options.json:
+        noise = options.noise_multiplier
+        print_json(
+            epsilon=spent, delta=delta, relation=relation, num_steps=steps, noise_multiplier=noise
+        )
+        return
     print(
         f"epsilon = {round_up(spent)} at delta = {delta:g} ({relation}), for {steps:,} steps of "
         f"{type(sampler).__name__} batches of {options.batch_size:,g} out of "

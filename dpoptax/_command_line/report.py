@@ -4,6 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from dpoptax._command_line.help_text import add_json, help_text
 from dpoptax._plan import Plan
 from dpoptax.reports import Report
 
@@ -13,8 +14,13 @@ def add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="print the privacy report of a plan",
-        description="Prints the privacy report of a plan: what it guarantees, under which "
-        "conditions, and what an attacker can find out.",
+        **help_text(
+            "Prints the privacy report of a plan: what it guarantees, under which conditions, and "
+            "what an attacker can find out.",
+            "report plan.json",
+            "report plan.json --steps 1000 --json",
+            "report plan.json --figure report.png",
+        ),
     )
     report.add_argument(
         "plan", type=pathlib.Path, help="a file from `dpoptax calibrate --out` or Plan.to_json"
@@ -22,7 +28,7 @@ def add_report(commands: Any) -> None:
     report.add_argument(
         "--steps", type=int, metavar="T", help="report on the first T planned steps only"
     )
-    report.add_argument("--json", action="store_true", help="print JSON in place of text")
+    add_json(report)
     report.add_argument(
         "--figure",
         type=pathlib.Path,

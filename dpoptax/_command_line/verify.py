@@ -4,6 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from dpoptax._command_line.help_text import help_text
 from dpoptax.audit._verify import verify
 
 
@@ -12,9 +13,12 @@ def add_verify(commands: Any) -> None:
     verifier = commands.add_parser(
         "verify",
         help="compute the epsilon of a certificate again",
-        description="Reads a certificate that Certificate.to_json wrote, and computes its epsilon "
-        "again: by dp-accounting alone where it knows the event, else by dpoptax. It does not "
-        "look at the program.",
+        **help_text(
+            "Reads a certificate that Certificate.to_json wrote, and computes its epsilon again: "
+            "by dp-accounting alone where it knows the event, else by dpoptax. It does not look at "
+            "the program. The exit status is 0 only if the epsilon is right.",
+            "verify certificate.json",
+        ),
     )
     verifier.add_argument("file", type=pathlib.Path, help="the certificate")
     verifier.set_defaults(run=_verify)

@@ -13,7 +13,17 @@ from dpoptax.relations import Relation, parse_relation
 
 
 class BudgetSpentError(RuntimeError):
-    """A release was refused, because it would exceed the budget."""
+    """A release was refused, because it would exceed the budget.
+
+    Example:
+        >>> import dp_accounting
+        >>> budget = RdpFilter(epsilon=0.1, delta=1e-5)
+        >>> try:
+        ...     budget.charge(dp_accounting.GaussianDpEvent(1.0))
+        ... except BudgetSpentError:
+        ...     print("stop here")
+        stop here
+    """
 
 
 class RdpFilter:

@@ -15,6 +15,11 @@ from dpoptax.accounting._epsilon import PrivacyLoss
 
 __all__ = ["advantage", "posterior_belief", "reconstruction_rates", "true_positive_rates"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # The curve of delta over epsilon is evaluated at this many points. Each point gives a valid bound,
 # so that more points only make the bounds tighter.
 NUM_POINTS = 2000

@@ -16,6 +16,11 @@ from dpoptax.samplers import FixedSize, MaskedExamples, Poisson, take
 
 __all__ = ["poisson_batchify_data", "q_to_batch_size", "subsample_batchify_data"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Init = Callable[[PRNGKeyArray], tuple[int, Any]]
 
 

@@ -19,6 +19,10 @@ from dpoptax.compat._jax_privacy_types import BoundedSensitivity, result_types
 __all__ = ["clipped_grad"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def _unchanged(grad: PyTree) -> PyTree:
     return grad
 

@@ -41,6 +41,15 @@ class PerExampleGrads(abc.ABC):
 
     Attributes:
         mask: bool `(batch,)`; True marks a real example, False a padded row.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, dpoptax
+        >>> loss_fn = lambda w, x: 0.5 * jnp.sum((w - x) ** 2)
+        >>> grads = dpoptax.per_example_grads(loss_fn)(jnp.zeros(2), jnp.ones((3, 2)))
+        >>> grads.squared_norms()
+        Array([2., 2., 2.], dtype=float32)
+        >>> grads.weighted_sum(jnp.array([1.0, 1.0, 0.0]))
+        Array([-2., -2.], dtype=float32)
     """
 
     mask: Array

@@ -94,6 +94,15 @@ class Report(ReportValues):
         >>> report = Report.from_plan(plan)
         >>> report.epsilon == plan.epsilon()
         True
+
+    Example:
+        >>> import dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(1000, 50), clip=1.0, noise_multiplier=2.0,
+        ...     num_steps=10, delta=1e-5)
+        >>> report = dpoptax.Report.from_plan(plan)
+        >>> report.unit, report.relation, report.epsilon == plan.epsilon()
+        ('example', 'add_or_remove_one', True)
     """
 
     @classmethod

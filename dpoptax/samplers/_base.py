@@ -23,6 +23,13 @@ class Batch(NamedTuple):
             num_examples, which points at no example. Gather with `dpoptax.samplers.take`: NumPy
             raises an error for such an index, but `array[indices]` of JAX reads the last example.
         mask: bool `(max_batch_size,)`; True marks a real example, False marks padding.
+
+    Example:
+        >>> import jax, dpoptax
+        >>> sampler = dpoptax.samplers.FixedSize(num_examples=100, batch_size=8)
+        >>> state, batch = sampler.sample(sampler.init(jax.random.key(0)))
+        >>> batch.indices.shape, int(batch.mask.sum())
+        ((8,), 8)
     """
 
     indices: Int[Array, " max_batch_size"]

@@ -13,7 +13,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a train step needs from an objective; `dpoptax.vi.global_elbo` returns one."""
+    """What a train step needs from an objective; `dpoptax.vi.global_elbo` returns one.
+
+    Example:
+        >>> from dpoptax import vi
+        >>> log_likelihood = lambda mean, x: -0.5 * (x - mean) ** 2
+        >>> elbo = vi.global_elbo(vi.guides.MeanField(0.0), log_likelihood, num_examples=9)
+        >>> isinstance(elbo, Objective)  # so `fit` takes it in place of a loss
+        True
+    """
 
     def loss(self, point: PyTree, example: PyTree, key: PRNGKeyArray) -> Float[Array, ""]:
         """Returns the loss of one example; its gradient at `point` is clipped and noised."""

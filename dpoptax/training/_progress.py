@@ -43,6 +43,11 @@ class Progress(NamedTuple):
             private: they come from the data without noise.
         l2_clip: the clip bound of the next step, if the clip rule has state; else None. It is
             private, as the parameters are.
+
+    Example:
+        >>> progress = Progress(50, 100, epsilon=0.7, delta=1e-5, seconds_left=3.0, params=None)
+        >>> f"{progress.step} of {progress.num_steps} steps, epsilon {progress.epsilon}"
+        '50 of 100 steps, epsilon 0.7'
     """
 
     step: int

@@ -44,6 +44,17 @@ class FitResult:
             finite (with `diagnostics`: loss or gradient). A gradient that is not finite contributes
             nothing. None if this call made no step. Not private, and no part of the report.
         audit: what the canaries of `fit(audit=...)` showed; None without canaries. Not private.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, dpoptax
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(100, 10), clip=1.0, noise_multiplier=2.0,
+        ...     num_steps=2, delta=1e-3)
+        >>> result = dpoptax.training.fit(
+        ...     lambda w, x: jnp.sum((w - x) ** 2), jnp.zeros(2), jnp.ones((100, 2)), plan=plan,
+        ...     optimizer=optax.sgd(0.1), key=jax.random.key(0), progress=False)
+        >>> result.num_steps, result.stopped, result.epsilon() == plan.epsilon()
+        (2, 'plan', True)
     """
 
     params: PyTree

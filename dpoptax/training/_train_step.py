@@ -40,6 +40,13 @@ class TrainState(NamedTuple):
         opt_state: of the private transformation and the optimizer.
         sampler_state: of the sampler.
         model_key: the key from which the loss of every step gets its own.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> key = jax.random.key(0)
+        >>> state = TrainState(jnp.array(3), {"w": jnp.zeros(2)}, (), (), key)
+        >>> state  # the printed state has no keys
+        TrainState(step=3, ...)
     """
 
     step: Int[Array, ""]
@@ -69,6 +76,11 @@ class StepInfo(NamedTuple):
             contributes nothing.
         nonprivate_aux: the means over the batch of what the loss returns beside its value, zero for
             an empty batch; None unless `make_train_step` has `has_aux`.
+
+    Example:
+        >>> info = StepInfo(0.5, 8, 0.25, 1.1, 0)
+        >>> info.nonprivate_batch_size  # print such numbers, and do not publish them
+        8
     """
 
     nonprivate_loss: Float[Array, ""]

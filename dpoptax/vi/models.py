@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class DenseVAE(nn.Module):  # type: ignore[misc]
     """Dense variational autoencoder: one hidden softplus layer each way, Bernoulli pixels.
 
@@ -107,6 +111,14 @@ def bernoulli_vae_loss(
         True
 
     Reference: Kingma and Welling 2014, arXiv:1312.6114.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = DenseVAE(pixels=4, hidden=3, latent=2)
+        >>> params = model.init(jax.random.key(0), jnp.ones(4), method=model.encode)
+        >>> loc, scale = model.apply(params, jnp.ones(4), method=model.encode)
+        >>> loc.shape, scale.shape
+        ((2,), (2,))
     """
 
     def encode(params: PyTree, example: PyTree) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """What the README and the docs show is what one gets."""
 
+import doctest
 import pathlib
 import re
 import subprocess
@@ -24,15 +25,23 @@ def test_the_programs_of_the_readme_run(program, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(program.splitlines()) < 30
     if "report" in program:
-        accuracy = float(re.search(r"accuracy ([\d.]+)", done.stdout).group(1))
-        assert accuracy > 0.85
-        assert re.search(r"\((1\.9\d\d|2\.000), 1e-05\)-differential privacy", done.stdout)
+        (shown,) = re.findall(r"^```text\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert doctest.OutputChecker().check_output(shown, done.stdout, flags), done.stdout
     else:
         numbers = [float(number) for number in re.findall(r"\d+\.\d+", done.stdout)]
         *params, epsilon = numbers[-3:]
         assert all(2.5 < number < 3.5 for number in params)
         assert 0 < epsilon < 10
         assert "200 steps" in done.stdout
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_pages_that_it_names():
+    for line in re.findall(r"^- \*\*.*?\]\(docs/\w+\.md\)", README, re.DOTALL | re.MULTILINE):
+        page = re.search(r"docs/(\w+)\.md", line).group(1)
+        text = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in (page, "benchmarks"))
+        for number in re.findall(r"\d[\d,]*\.?\d+", line):
+            assert number in text, f"{number} is not in docs/{page}.md"
 
 
 @pytest.mark.e2e

@@ -2,55 +2,20 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import pathlib
-import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import dpoptax
+from tools.public_names import MODULES, PUBLIC_MODULES, ROOT, documented_names, public_names
 
-ROOT = pathlib.Path(dpoptax.__file__).parent
-MODULES = ["dpoptax"] + [module.name for module in pkgutil.walk_packages([str(ROOT)], "dpoptax.")]
-PUBLIC_MODULES = [
-    name for name in MODULES if not any(part.startswith("_") for part in name.split("."))
-]
 MOST_PUBLIC_NAMES = 147
-# Interfaces, and values that the library returns: the example is at the function that returns one.
-NO_EXAMPLE = {
-    *("PerExampleGrads", "Batch", "BudgetSpentError", "Report", "Objective"),
-    *("FitResult", "StepInfo", "TrainState", "Progress", "SyntheticData"),
-    "DenseVAE",  # an example model
-}
-
-
-def public_names():
-    """Returns every public value by the shortest path to it, without modules."""
-    found = {}
-    for module_name in PUBLIC_MODULES:
-        if module_name.startswith("dpoptax.vi.numpyro") and not has_numpyro():
-            continue
-        module = importlib.import_module(module_name)
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
-            if not inspect.ismodule(value) and not any(value is other for other in found.values()):
-                found[f"{module_name}.{name}"] = value
-    return found
-
-
-def has_numpyro():
-    return importlib.util.find_spec("numpyro") is not None
-
 
 NAMES = public_names()
-DOCUMENTED = {
-    name: value
-    for name, value in NAMES.items()
-    if inspect.isfunction(value) or inspect.isclass(value)
-}
+DOCUMENTED = documented_names()
 
 
 def test_there_are_few_public_names():
@@ -70,12 +35,22 @@ def test_every_public_module_lists_its_names(name):
     assert all(hasattr(module, entry) for entry in module.__all__)
 
 
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_tab_completion_shows_public_names_only(name):
+    if name.startswith("dpoptax.vi.numpyro"):
+        pytest.importorskip("numpyro")
+    module = importlib.import_module(name)
+    shown = {entry for entry in dir(module) if not entry.startswith("_")}
+    modules = {other.rpartition(".")[2] for other in PUBLIC_MODULES if other.startswith(name + ".")}
+    assert shown - modules == set(module.__all__) - modules - {"__version__"}
+
+
 @pytest.mark.parametrize("name", sorted(DOCUMENTED))
 def test_public_docstrings_have_args_returns_and_an_example_that_runs(name):
     value = DOCUMENTED[name]
     doc = inspect.getdoc(value)
     assert doc, "no docstring"
-    assert ">>>" in doc or name.split(".")[-1] in NO_EXAMPLE, "no example that runs"
+    assert ">>>" in doc, "no example that runs"
     if inspect.isfunction(value):
         assert "Args:" in doc or not inspect.signature(value).parameters
         assert "Returns:" in doc
