@@ -66,9 +66,9 @@ class FitResult:
 
     @property
     def guaranteed_ledger(self) -> Ledger:
-        """The ledger of the guarantee: all planned steps if the parameters may have ended the run.
+        """The ledger of the guarantee: that of all steps if the parameters may have ended the run.
 
-        Charge it to the next run on the same data: `ledger.charge_event(guaranteed_ledger.event())`.
+        Charge it to the next run on the same data by `charge_event(guaranteed_ledger.event())`.
         """
         return self._ledger_of_all_steps() or self.ledger
 

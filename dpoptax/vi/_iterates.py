@@ -193,28 +193,49 @@ def _best_window(means: np.ndarray, inside: np.ndarray) -> int:
     windows = [len(means)]
     while windows[-1] // 2 >= _FEWEST_BLOCKS:
         windows.append(windows[-1] // 2)
-    slopes, residuals = zip(*(_line(means[-window:]) for window in windows), strict=True)
-    variance = inside + residuals[0]
+    longest = _residuals(means)
+    variance = inside + _variance(longest)
     moves = variance > 0
     if not moves.any():
         return 0
-    errors = {0: float(np.mean(((inside + residuals[-1])[moves] / variance[moves])))}
-    for window, slope, residual in zip(windows, slopes, residuals, strict=True):
+    means, variance = means[:, moves], variance[moves]
+    inflation = _inflation(longest[:, moves] / np.sqrt(variance))
+    shortest = _variance(_residuals(means[-windows[-1] :]))
+    errors = {0: float(np.mean((inside[moves] + shortest) / variance))}
+    for window in windows:
+        last = means[-window:]
+        noise = inflation * _variance(_residuals(last))
         # The slope of independent blocks varies by 12 s^2 / (m (m^2 - 1)).
-        lag = (slope * window / 2) ** 2 - 3 * residual * window / (window**2 - 1)
-        drift = max(float(np.mean(lag[moves] / variance[moves])), 0.0)
-        errors[window] = drift + float(np.mean(residual[moves] / variance[moves])) / window
+        lag = (_slope(last) * window / 2) ** 2 - 3 * noise * window / (window**2 - 1)
+        drift = max(float(np.mean(lag / variance)), 0.0)
+        errors[window] = drift + float(np.mean(noise / variance)) / window
     return min(errors, key=lambda window: errors[window])
 
 
-def _line(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slope per block and residual variance of the least-squares line of block means."""
-    size = len(means)
-    times = np.arange(size) - (size - 1) / 2
-    centered = means - means.mean(axis=0)
-    slope = (times[:, None] * centered).sum(axis=0) / (times**2).sum()
-    residual = ((centered - times[:, None] * slope) ** 2).sum(axis=0) / (size - 2)
-    return slope, residual
+def _inflation(residuals: np.ndarray) -> float:
+    """Returns the factor by which blocks that depend on each other make averages less certain."""
+    # The lag-1 correlation of residuals of a line is low by about (1 + 4 rho) / n.
+    found = (residuals[1:] * residuals[:-1]).sum() / (residuals**2).sum()
+    correlation = float(np.clip((found * len(residuals) + 1) / (len(residuals) - 4), 0, 0.9))
+    return (1 + correlation) / (1 - correlation)
+
+
+def _times(size: int) -> np.ndarray:
+    return (np.arange(size) - (size - 1) / 2)[:, None]
+
+
+def _slope(means: np.ndarray) -> np.ndarray:
+    """Returns the slope per block of the least-squares line of block means."""
+    times = _times(len(means))
+    return (times * means).sum(axis=0) / (times**2).sum()
+
+
+def _residuals(means: np.ndarray) -> np.ndarray:
+    return means - means.mean(axis=0) - _times(len(means)) * _slope(means)
+
+
+def _variance(residuals: np.ndarray) -> np.ndarray:
+    return (residuals**2).sum(axis=0) / (len(residuals) - 2)
 
 
 def _rhat(means: np.ndarray, inside: np.ndarray) -> float:
