@@ -10,7 +10,8 @@ b per block and a variance s^2 around it, and with a variance v of iterates,
     error of the average = (b m / 2)^2 + s^2 / m,   error of the last iterate = v
 
 For each parameter the window with the smallest error is chosen, where errors are averages over
-coordinates, each in units of v. The part of b^2 that s^2 explains is subtracted.
+coordinates, each in units of v. The part of b^2 that s^2 explains is subtracted. If neighbouring
+block means are correlated, s^2 is larger by a factor.
 
 References: Polyak and Juditsky 1992 for the average; Dhaka et al. 2020, "Robust, accurate
 stochastic optimization for variational inference", for R-hat of the iterates.

@@ -147,9 +147,8 @@ def _compare(observed: Array, replicated: Array) -> PredictiveCheck:
     upper = (above + 0.5) / (len(draws) + 1)
     everything = np.concatenate([seen[None], draws])
     spread = everything.std(axis=0)
-    distance = np.where(
-        spread > 0, (everything - draws.mean(axis=0)) / np.where(spread, spread, 1), 0
-    )
+    # The observed statistic counts in mean and spread, so that all draws are treated the same.
+    distance = (everything - everything.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     total = (distance**2).reshape(len(everything), -1).sum(axis=1)
     return PredictiveCheck(
         observed=observed,

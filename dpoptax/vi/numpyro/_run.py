@@ -64,11 +64,11 @@ def start_of(
 
     def init(params: PyTree) -> Any:
         fresh = jax.eval_shape(optimizer.init, params)
-        same = jax.tree.structure(fresh) == jax.tree.structure(opt_state) and all(
-            one.shape == jnp.shape(other)
-            for one, other in zip(jax.tree.leaves(fresh), jax.tree.leaves(opt_state), strict=True)
-        )
-        if not same:
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (fresh, opt_state)]
+        shapes = [
+            [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (fresh, opt_state)
+        ]
+        if structures[0] != structures[1] or shapes[0] != shapes[1]:
             raise ValueError(
                 "the earlier run had another optimizer, whose state does not fit. Pass the same "
                 "one, or start from init_params=result.params with a new state."
