@@ -7,9 +7,9 @@ the gradient of step t is
     g_t = A (phi_t - phi*) + noise_t,   A = (N covariance)^-1 for a normal guide
 
 So every step of the trace measures phi* as phi_t - A^-1 g_t, with independent noise. The mean of
-the measurements is a better location, and its variance widens the scale. The correction is only as
-good as the scale: choose a clip bound that is rarely reached, and train with aligned gradients. All of
-it is post-processing of released values.
+the measurements is a better location, and its covariance widens the guide. The correction is only
+as good as the covariance of the guide: choose a clip bound that is rarely reached, and train with
+aligned gradients. All of it is post-processing of released values.
 
 Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, infer a posterior over phi* from
 the trace. Here the guide's own precision takes the place of their estimate of A.

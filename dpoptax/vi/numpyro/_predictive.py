@@ -69,7 +69,7 @@ class Predictive(numpyro.infer.Predictive):  # type: ignore[misc]
 
         Raises:
             TypeError: a guide of this package without parameters, or whose latents have no names.
-            ValueError: as in NumPyro.
+            ValueError: as in NumPyro, or an autoguide that has not been trained.
         """
         self._module, self._module_params, self._data_plate = None, params, data_plate
         if guide is not None and _is_module(guide):
@@ -79,6 +79,11 @@ class Predictive(numpyro.infer.Predictive):  # type: ignore[misc]
                     "Predictive(model, guide=guide, params=result.params, num_samples=100)."
                 )
             self._module, guide, params = guide, None, None
+        if isinstance(guide, numpyro.infer.autoguide.AutoGuide) and guide.prototype_trace is None:
+            raise ValueError(
+                f"this {type(guide).__name__} has not been trained, so it would take observed "
+                "sites for latents. Pass the guide that DPSVI or numpyro_elbo has used."
+            )
         super().__init__(
             self._unobserved(model),
             None if posterior_samples is None else dict(posterior_samples),
