@@ -39,10 +39,11 @@ MOVING = 1.1
 
 
 class IteratesState(NamedTuple):
-    """Means of the parameters over blocks of steps, and squares of what a block mean leaves."""
+    """Means of the parameters over blocks, that of the latest block, and sums of squares around."""
 
     step: Int[Array, ""]
     block_means: PyTree
+    latest_mean: PyTree
     squares_in_blocks: PyTree
 
 
@@ -102,7 +103,7 @@ def keep_iterates(num_steps: int) -> optax.GradientTransformation:
         blocks = NUM_BLOCKS if length else 0
         wide = jax.tree.map(lambda leaf: jnp.zeros_like(widen(leaf)), params)
         means = jax.tree.map(lambda leaf: jnp.zeros((blocks, *leaf.shape), leaf.dtype), wide)
-        return IteratesState(jnp.zeros((), jnp.int32), means, wide)
+        return IteratesState(jnp.zeros((), jnp.int32), means, wide, jax.tree.map(jnp.copy, wide))
 
     def update(
         updates: PyTree, state: IteratesState, params: Any = None
@@ -110,25 +111,25 @@ def keep_iterates(num_steps: int) -> optax.GradientTransformation:
         step = state.step + 1
         if not length:
             return updates, state._replace(step=step)
-        index = jnp.clip((state.step - first) // length, 0, NUM_BLOCKS - 1)
+        index = jnp.maximum((state.step - first) // length, 0)
         count = (state.step - first) % length + 1
+        # Up to `first` the first block is written too, and then starts over.
         kept = state.step >= first
 
         # Welford's recursion: it loses no digits where a mean is large and its spread is small.
-        def moved(means: Array, squares: Array, leaf: Array, change: Array) -> tuple[Array, Array]:
+        def moved(
+            means: Array, mean: Array, squares: Array, leaf: Array, change: Array
+        ) -> tuple[Array, Array, Array]:
             now = widen((leaf + change).astype(leaf.dtype))
-            before = now - means[index]
-            mean = means[index] + before / count.astype(now.dtype)
-            means = means.at[index].set(jnp.where(kept, mean, means[index]))
-            return means, squares + jnp.where(kept, before * (now - mean), 0)
+            before = jnp.where(count == 1, 0, now - mean)
+            mean = jnp.where(count == 1, now, mean + before / count.astype(now.dtype))
+            squares = squares + jnp.where(kept, before * (now - mean), 0)
+            # All blocks are written to only, so that XLA updates them in place.
+            return means.at[index].set(mean), mean, squares
 
-        found = jax.tree.map(
-            moved, state.block_means, state.squares_in_blocks, require_params(params), updates
-        )
-        means, squares = jax.tree.transpose(
-            jax.tree.structure(params), jax.tree.structure((0, 0)), found
-        )
-        return updates, IteratesState(step, means, squares)
+        found = jax.tree.map(moved, *state[1:], require_params(params), updates)
+        outer, inner = jax.tree.structure(params), jax.tree.structure((0, 0, 0))
+        return updates, IteratesState(step, *jax.tree.transpose(outer, inner, found))
 
     return optax.GradientTransformation(init, update)
 
