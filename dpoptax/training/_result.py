@@ -75,6 +75,14 @@ class FitResult:
         """
         return average_like(self.params, self.state.opt_state)
 
+    @property
+    def guaranteed_ledger(self) -> Ledger:
+        """The ledger of the guarantee: that of all steps if the parameters may have ended the run.
+
+        Charge it to the next run on the same data by `charge_event(guaranteed_ledger.event())`.
+        """
+        return self._ledger_of_all_steps() or self.ledger
+
     def epsilon(self, delta: float | None = None) -> float:
         """Returns the epsilon that the run guarantees, under the relation of the sampler.
 
@@ -82,7 +90,7 @@ class FitResult:
         steps, because the parameters may have decided it. `ledger.epsilon()` is that of the steps
         that ran. It holds if nothing that was released decided when the run ended.
         """
-        return (self._ledger_of_all_steps() or self.ledger).epsilon(delta)
+        return self.guaranteed_ledger.epsilon(delta)
 
     def report(self, runs: RandomRuns | None = None) -> Report:
         """Returns the privacy statement of the run, with both epsilons if it ended early.

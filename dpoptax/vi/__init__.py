@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from dpoptax.vi import contrib
 from dpoptax.vi._aligned_elbo import aligned_elbo
+from dpoptax.vi._arviz import to_arviz
 from dpoptax.vi._global_elbo import global_elbo
 from dpoptax.vi._local_elbo import local_elbo_loss
 from dpoptax.vi._missing import observed_log_prob
 from dpoptax.vi._predictive import synthetic_data
+from dpoptax.vi._predictive_check import nonprivate_predictive_check, predictive_check
 
 if TYPE_CHECKING:
     from dpoptax.vi import guides as guides
@@ -27,6 +29,9 @@ __all__ = [
     "aligned_elbo",
     "observed_log_prob",
     "synthetic_data",
+    "predictive_check",
+    "nonprivate_predictive_check",
+    "to_arviz",
 ]
 
 # `numpyro` is not in `__all__`: a star import must not need an optional dependency.

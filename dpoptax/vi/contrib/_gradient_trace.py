@@ -4,12 +4,12 @@ The scale of a privately trained guide is the uncertainty that the data leave ab
 does not include how far the noise has moved the location from its optimum. Near the optimum phi*
 the gradient of step t is
 
-    g_t = A (phi_t - phi*) + noise_t,   A = 1 / (N scale**2) for a mean field
+    g_t = A (phi_t - phi*) + noise_t,   A = (N covariance)^-1 for a normal guide
 
-So every step of the trace measures phi* as phi_t - g_t / A, with independent noise. The mean of the
-measurements is a better location, and its variance widens the scale. The correction is only as good
-as the scale: choose a clip bound that is rarely reached, and train with aligned gradients. All of
-it is post-processing of released values.
+So every step of the trace measures phi* as phi_t - A^-1 g_t, with independent noise. The mean of
+the measurements is a better location, and its covariance widens the guide. The correction is only
+as good as the covariance of the guide: choose a clip bound that is rarely reached, and train with
+aligned gradients. All of it is post-processing of released values.
 
 Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, infer a posterior over phi* from
 the trace. Here the guide's own precision takes the place of their estimate of A.
@@ -17,14 +17,13 @@ the trace. Here the guide's own precision takes the place of their estimate of A
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax import _validate
 from dpoptax.transforms._private import require_params
+from dpoptax.vi.contrib._families import family_of
 
 
 class TraceState(NamedTuple):
@@ -35,19 +34,22 @@ class TraceState(NamedTuple):
     traced_gradients: Float[Array, "steps latents"]
 
 
-def trace_gradients(num_steps: int) -> optax.GradientTransformation:
+def trace_gradients(num_steps: int, guide: Any = None) -> optax.GradientTransformation:
     """Keeps the last locations of a guide and the gradients there; changes no update.
 
-    Put it between `elbo.wrap(private, key)` and the optimizer.
+    Put it between `elbo.wrap(private, key)` and the optimizer. With `DPSVI` or `fit` write
+    `optax.chain(trace_gradients(500, guide), optax.adam(1e-2))`.
 
     Args:
         num_steps: number of last steps to keep. The parameters should have settled by then.
+        guide: of NumPyro, `AutoNormal`, `AutoDiagonalNormal`, `AutoMultivariateNormal` or
+            `AutoLowRankMultivariateNormal`. None for `dpoptax.vi.guides.MeanField`.
 
     Returns:
-        An `optax.GradientTransformation` for parameters with a location under "loc".
+        An `optax.GradientTransformation`.
 
     Raises:
-        TypeError: a number that is not whole.
+        TypeError: a number that is not whole, or a guide of another kind.
         ValueError: a number below 2.
 
     Example:
@@ -59,17 +61,18 @@ def trace_gradients(num_steps: int) -> optax.GradientTransformation:
     Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371.
     """
     length = _validate.count("num_steps", num_steps, at_least=2)
+    family = family_of(guide)
 
     def init(params: PyTree) -> TraceState:
-        size = ravel_pytree(params["loc"])[0].size
+        size = family.vector(params).size
         return TraceState(
             jnp.zeros((), jnp.int32), jnp.zeros((length, size)), jnp.zeros((length, size))
         )
 
     def update(updates: PyTree, state: TraceState, params: Any = None) -> tuple[PyTree, TraceState]:
         row = state.step % length
-        location = ravel_pytree(require_params(params)["loc"])[0]
-        gradient = ravel_pytree(updates["loc"])[0]
+        location = family.vector(require_params(params))
+        gradient = family.vector(updates)
         return updates, TraceState(
             state.step + 1,
             state.traced_locations.at[row].set(location),
@@ -79,19 +82,23 @@ def trace_gradients(num_steps: int) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def noise_aware_posterior(guide_params: PyTree, opt_state: Any, *, num_examples: int) -> PyTree:
-    """Returns a mean field that is corrected for the noise, and widened by the remaining error.
+def noise_aware_posterior(
+    guide_params: PyTree, opt_state: Any, *, num_examples: int, guide: Any = None
+) -> PyTree:
+    """Returns a guide that is corrected for the noise, and widened by the remaining error.
 
     Args:
-        guide_params: trained parameters of `dpoptax.vi.guides.MeanField`.
+        guide_params: trained parameters of the guide on the real line, as `fit` returns them.
         opt_state: the state of a chain with `trace_gradients`, after at least as many steps as that
             keeps.
         num_examples: N, a public constant.
+        guide: as in `trace_gradients`.
 
     Returns:
         Parameters of the same guide.
 
     Raises:
+        TypeError: a guide of another kind.
         KeyError: the chain has no `trace_gradients`.
         ValueError: fewer steps ran than `trace_gradients` keeps.
 
@@ -122,14 +129,9 @@ def noise_aware_posterior(guide_params: PyTree, opt_state: Any, *, num_examples:
             f"the trace keeps {len(locations)} steps, and {unused} of them were not run. Train for "
             "longer, or keep fewer."
         )
-    scale = jax.nn.softplus(guide_params["raw_scale"])
-    # phi_t - g_t / A, with 1 / A = N scale**2.
-    measured = locations - gradients * (_validate.num_examples(num_examples) * scale**2)
-    variance_of_mean = jnp.var(measured, axis=0, ddof=1) / len(measured)
-    widened = jnp.sqrt(scale**2 + variance_of_mean)
-    _, unravel = ravel_pytree(guide_params["loc"])
-    return {
-        "loc": unravel(measured.mean(axis=0)),
-        # The inverse of softplus, in a form that does not overflow.
-        "raw_scale": widened + jnp.log(-jnp.expm1(-widened)),
-    }
+    family, count = family_of(guide), _validate.num_examples(num_examples)
+    # phi_t - A^-1 g_t, with A^-1 = N covariance.
+    measured = locations - count * family.times_covariance(guide_params, gradients)
+    errors = measured - measured.mean(axis=0)
+    covariance_of_mean = errors.T @ errors / (len(measured) * (len(measured) - 1))
+    return family.moved(guide_params, measured.mean(axis=0), covariance_of_mean)

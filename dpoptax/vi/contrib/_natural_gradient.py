@@ -16,15 +16,25 @@ import optax
 from jaxtyping import PyTree
 
 from dpoptax.transforms._private import require_params
+from dpoptax.vi.contrib._families import mean_field_of
 
 
-def natural_gradient() -> optax.GradientTransformation:
+def natural_gradient(guide: Any = None) -> optax.GradientTransformation:
     """Turns the gradient of a mean field's parameters into the natural gradient.
 
-    Put it after `elbo.wrap(...)` and before the optimizer.
+    Put it after `elbo.wrap(...)` and before the optimizer. With `DPSVI` or `fit` write
+    `optax.chain(natural_gradient(guide), optax.sgd(0.1))`.
+
+    Args:
+        guide: `AutoNormal` or `AutoDiagonalNormal` of NumPyro. None for
+            `dpoptax.vi.guides.MeanField`.
 
     Returns:
-        An `optax.GradientTransformation` without state.
+        An `optax.GradientTransformation` without state. Gradients of parameters that do not belong
+        to the guide stay as they are.
+
+    Raises:
+        TypeError: a guide of another kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,15 +47,18 @@ def natural_gradient() -> optax.GradientTransformation:
 
     Reference: Amari 1998, "Natural gradient works efficiently in learning".
     """
+    family = mean_field_of(guide, "natural_gradient")
 
     def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        raw_scale = require_params(params)["raw_scale"]
-        variance = jax.nn.softplus(raw_scale) ** 2
-        slope = jax.nn.sigmoid(raw_scale)
-        loc, unravel = jax.flatten_util.ravel_pytree(updates["loc"])
-        return {
-            "loc": unravel(loc * variance),
-            "raw_scale": updates["raw_scale"] * variance / (2 * slope**2),
-        }, state
+        params, natural = require_params(params), dict(updates)
+        for loc_name, scale_name in family.pairs(params):
+            raw_scale = params[scale_name]
+            variance = jax.nn.softplus(raw_scale) ** 2
+            slope = jax.nn.sigmoid(raw_scale)
+            # The location of our own guide is a tree, and its scales are one vector.
+            loc, unravel = jax.flatten_util.ravel_pytree(updates[loc_name])
+            natural[loc_name] = unravel(loc * variance.reshape(-1))
+            natural[scale_name] = updates[scale_name] * variance / (2 * slope**2)
+        return natural, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -2,5 +2,6 @@
 
 from dpoptax.vi.numpyro._dpsvi import DPSVI
 from dpoptax.vi.numpyro._elbo import numpyro_elbo
+from dpoptax.vi.numpyro._predictive import Predictive
 
-__all__ = ["DPSVI", "numpyro_elbo"]
+__all__ = ["DPSVI", "numpyro_elbo", "Predictive"]

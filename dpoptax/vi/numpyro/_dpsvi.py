@@ -6,7 +6,7 @@ in d3p. A script for either needs only new imports. The gradients come from `num
 Reference: Prediger et al. 2022, arXiv:2103.11648.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,17 +18,16 @@ from numpyro.infer import ELBO
 from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.per_example import value_and_per_example_grads
-from dpoptax.per_example._base import select
 from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.random import split_by_purpose
 from dpoptax.random._derive import derive_key
 from dpoptax.samplers import Sampler
-from dpoptax.training import fit
 from dpoptax.transforms import chain, privatize
 from dpoptax.vi.numpyro._data_arguments import columns, plain, real_rows
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
 from dpoptax.vi.numpyro._optimizer import as_optax
 from dpoptax.vi.numpyro._options_of_d3p import num_obs_total_of, refuse_options_of_d3p
+from dpoptax.vi.numpyro._run import mean_of, run_svi, start_of, total_loss
 from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
 
 
@@ -175,7 +174,7 @@ class DPSVI:
             svi_state.params, args, mask=rows, key=key
         )
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)
-        loss = self._total_loss(elbo, svi_state.params, losses, rows, kl_key)
+        loss = total_loss(elbo, svi_state.params, mean_of(losses, rows), kl_key)
         params = optax.apply_updates(svi_state.params, updates)
         step = svi_state.step + 1
         return SVIState(params, opt_state, svi_state.model_key, step), loss
@@ -189,7 +188,7 @@ class DPSVI:
         rows = batch_mask(args, None, *masks)
         keys = jax.random.split(key, len(rows))
         losses = jax.vmap(elbo.loss, in_axes=(None, 0, 0))(svi_state.params, args, keys)
-        return self._total_loss(elbo, svi_state.params, select(rows, losses), rows, kl_key)
+        return total_loss(elbo, svi_state.params, mean_of(losses, rows), kl_key)
 
     def get_params(self, svi_state: SVIState) -> dict[str, PyTree]:
         """Returns the values of `numpyro.param` sites, as `Predictive` takes them."""
@@ -203,6 +202,9 @@ class DPSVI:
         sampler: Sampler,
         delta: float | None = None,
         progress_bar: bool = True,
+        init_params: Mapping[str, PyTree] | None = None,
+        init_state: SVIRunResult | None = None,
+        nonprivate_losses: bool = False,
         **kwargs: Any,
     ) -> SVIRunResult:
         """Trains on batches of a sampler, and accounts for the privacy loss.
@@ -214,18 +216,26 @@ class DPSVI:
             sampler: a sampler of `dpoptax.samplers`.
             delta: delta of the guarantee; the default is 0.1 / num_obs_total.
             progress_bar: whether to show one.
+            init_params: initial values of some `numpyro.param` sites, which must be public. If an
+                earlier run on the same data made them, its cost adds to that of this run.
+            init_state: the result of an earlier run on the same data, to go on at its last iterate
+                with the state of its optimizer. Its cost is in the report of this run, too.
+            nonprivate_losses: whether to keep losses, for your own eyes only.
             **kwargs: as in `init`.
 
         Returns:
-            The parameters, and the report of the run.
+            Recommended parameters and the last iterate, draws from the posterior, whether the
+            parameters have settled, and the report of the run.
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`.
+            ValueError: as in `numpyro_elbo` and `NumPyroElbo.check_data`; or a warm start that does
+                not fit, or with the key of the earlier run.
         """
         # `fit` splits its own root key, so only the initial values are drawn from these.
         keys = split_by_purpose(_validate.typed_key("rng_key", rng_key))
         self._elbo, data = elbo, _ = self._objective(keys.model_key, args, kwargs)
+        start = start_of(elbo, self._optimizer, init_params, init_state, rng_key)
         elbo.check_data(data)
         plan = Plan(
             sampler=sampler,
@@ -234,16 +244,15 @@ class DPSVI:
             num_steps=num_steps,
             delta=0.1 / self._num_examples if delta is None else delta,
         )
-        result = fit(
+        return run_svi(
             elbo,
-            elbo.init(),
             data,
-            plan=plan,
-            optimizer=self._optimizer,
-            key=derive_key(rng_key, "run"),
-            progress=progress_bar,
+            start,
+            plan,
+            rng_key,
+            progress_bar=progress_bar,
+            nonprivate_losses=nonprivate_losses,
         )
-        return SVIRunResult(elbo.constrain(result.params), result)
 
     def _check_batch(self, args: Any, masks: list[Any]) -> None:
         """Refuses a batch whose expected size is unknown: the sums would be scaled wrongly."""
@@ -289,12 +298,3 @@ class DPSVI:
         if self._elbo is None or self._tx is None:
             raise RuntimeError("call init(rng_key, *batch) before any other method but run.")
         return self._elbo, self._tx
-
-    def _total_loss(
-        self, elbo: NumPyroElbo, params: PyTree, losses: Array, rows: Array, key: PRNGKeyArray
-    ) -> Array:
-        """Scales the mean loss of a batch to all the data, as NumPyro reports it."""
-        # At least one, so that an empty batch has a finite loss.
-        count = jnp.maximum(jnp.sum(rows, dtype=losses.dtype), 1)
-        total = self._num_examples * jnp.sum(losses) / count
-        return elbo.scale * (total if elbo.kl_clipped else total + elbo.kl(params, key))
