@@ -23,6 +23,8 @@ BASES = {
     "private, fixed size": "not private",
     "same batches": "not private",
     "fit": "bare step in a loop",
+    "chacha8": "threefry",
+    "chacha12": "threefry",
     "chacha20": "threefry",
 }
 
