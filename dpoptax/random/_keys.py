@@ -26,8 +26,8 @@ def secure_key(*, rounds: int = DEFAULT_ROUNDS) -> PRNGKeyArray:
 
     Args:
         rounds: of the cipher, for random bits and noise: 8, 12 or 20. The best published attacks
-            break 7, with more than 2**160 operations. Twelve and twenty have a larger margin and
-            take more time; `docs/randomness.md` has the numbers. Keys are derived with twenty
+            break 7 rounds, with 2**167 operations at least. Twelve and twenty have a larger margin
+            and take more time; `docs/randomness.md` has the numbers. Keys are derived with twenty
             rounds, whatever you choose.
 
     Returns:
