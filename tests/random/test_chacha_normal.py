@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from eight_devices import run_on_eight_devices
 
 from dpoptax.random import _chacha_normal as chacha_normal
 from dpoptax.random import insecure_key
@@ -115,3 +116,35 @@ def test_lanes_and_the_sixteen_draws_of_a_block_are_independent():
 def test_more_blocks_than_a_key_has_are_refused():
     with pytest.raises(ValueError, match=r"counts to 2\*\*32; asked to draw"):
         jax.eval_shape(lambda key: normals(key, [(1 << 18, 1 << 18), (1 << 17,)]), insecure_key(0))
+
+
+SHARDED = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from dpoptax.mechanisms._gaussian_noise import add_gaussian
+from dpoptax.random import insecure_key
+from dpoptax.random._chacha_normal import drawn_in_chunks, layout_of
+mesh, key = Mesh(np.array(jax.devices()).reshape(2, 4), ("x", "y")), insecure_key(0)
+for shape, spec in (
+    ((512, 1024), P("x", "y")), ((512, 1024), P(None, ("x", "y"))), ((1 << 20,), P(("x", "y"))),
+    ((4, 256, 1024), P(None, "x", "y")), ((784, 400), P(None, "y")),
+):
+    spread = NamedSharding(mesh, spec)
+    draw = jax.jit(lambda key, zeros: add_gaussian(key, zeros, 1.0), out_shardings=spread)
+    zeros = jax.device_put(jnp.zeros(shape), spread)
+    text = draw.lower(key, zeros).compile().as_text()
+    sizes = [np.prod([int(d) for d in dims.split(",")]) for dims in
+             re.findall(r"[uf]32\\[([\\d,]+)\\]", text)]
+    part = np.prod(spread.shard_shape(shape))
+    assert sizes and max(sizes) <= part, (shape, spec, max(sizes), part)
+    assert not re.search("all-gather|all-to-all|all-reduce|collective-permute", text), shape
+    one = drawn_in_chunks(jax.random.key_data(key), layout_of(shape), 0, 8).reshape(shape)
+    np.testing.assert_allclose(draw(key, zeros), one, rtol=3e-6, atol=1e-6)
+print("drawn in parts")
+"""
+
+
+@pytest.mark.e2e
+def test_each_device_draws_its_own_part_of_the_noise_of_one_device():
+    assert "drawn in parts" in run_on_eight_devices(SHARDED)
