@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench reproduce-d3p leaderboard docs clean
+.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench bench-quick reproduce-d3p leaderboard docs clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -44,6 +44,10 @@ format: $(VENV)/.dev  ## rewrite what ruff can mend
 
 bench: $(VENV)/.dev  ## every benchmark, and docs/benchmarks.md of it: ARGS="--only side_by_side"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.dev  ## one table of ratios in ten minutes, and what got slower: ARGS="--models vae"
+	$(BIN)/python -m benchmarks.quick --out out/quick.json $(ARGS)
+	$(BIN)/python -m benchmarks.compare docs/benchmarks/cpu/quick.json out/quick.json
 
 reproduce-d3p: $(VENV)/.dev  ## published experiments again: ARGS="--only vae --seeds 1", --list
 	$(BIN)/python -m reproduce $(ARGS)

@@ -21,6 +21,7 @@ from benchmarks import page
 from benchmarks.peers.environments import ROOT, environment
 
 PARTS = {
+    "quick": "what the defaults cost",
     "side_by_side": "every system on every model",
     "ablation": "vmap and jit, one by one",
     "layers": "one layer of each kind",

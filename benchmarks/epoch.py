@@ -27,7 +27,7 @@ from dpoptax import samplers
 from dpoptax.vi.models import DenseVAE, bernoulli_vae_loss
 
 NUM_EXAMPLES = 60_000
-GENERATORS = {"threefry": jax.random.key, "chacha20": dpoptax.random.insecure_key}
+GENERATORS = {"threefry": jax.random.key, "chacha8": dpoptax.random.insecure_key}
 MODEL = DenseVAE()
 LOSS = bernoulli_vae_loss(MODEL, redraw=True)
 

@@ -103,6 +103,12 @@ adapters. `benchmarks/scale.py` has the sizes. Rows with "compiled" run nothing:
 memory, and arithmetic and communication are counted in its program, with loops multiplied out.
 """
 OTHERS = {
+    "quick": (
+        "What the defaults cost",
+        "Seconds per step. Defaults: `training.fit` as it comes, with Poisson batches and a secure "
+        "key. Private: `dp_sgd` on full batches that are given. Not private: a loop over full "
+        "batches. `make bench-quick` repeats this table in ten minutes.",
+    ),
     "devices": (
         "A step on several virtual devices",
         "A private step of the VAE at batch 256. The devices share the cores of one machine.",

@@ -1,9 +1,9 @@
-"""Times ChaCha20 and JAX's default PRNG: normals, keys, and a whole private step.
+"""Times ChaCha and JAX's default PRNG: normals, keys, and a whole private step.
 
     python -m benchmarks.randomness --rounds 15 --out results.json
 
 Each round times all programs one after the other. Printed numbers are medians over rounds, and
-ratios of the two PRNGs.
+ratios to JAX's default PRNG.
 """
 
 import argparse
@@ -29,7 +29,9 @@ BATCH = 128
 NORMALS = 688_884
 KEYS = {
     "threefry": lambda: jax.random.key(0),
-    "chacha20": lambda: dpoptax.random.insecure_key(0),
+    "chacha8": lambda: dpoptax.random.insecure_key(0, rounds=8),
+    "chacha12": lambda: dpoptax.random.insecure_key(0, rounds=12),
+    "chacha20": lambda: dpoptax.random.insecure_key(0, rounds=20),
 }
 
 
@@ -75,7 +77,7 @@ def programs(generator: str) -> dict[str, Program]:
 
 
 def cells_of(name: str, rounds: int) -> results.Cells:
-    """Readings by both generators."""
+    """Readings by every generator."""
     ready: dict[str, Program] = {}
     cells: results.Cells = {}
     for generator in KEYS:

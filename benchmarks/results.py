@@ -20,9 +20,12 @@ Cells: TypeAlias = dict[str, dict[str, Any]]
 # In studies where there is no "plain" one.
 BASES = {
     "private": "not private",
+    "defaults": "not private",
     "private, fixed size": "not private",
     "same batches": "not private",
     "fit": "bare step in a loop",
+    "chacha8": "threefry",
+    "chacha12": "threefry",
     "chacha20": "threefry",
 }
 
@@ -128,8 +131,8 @@ def show(title: str, cells: Cells) -> None:
         )
 
 
-def study(measurements: dict[str, Callable[[], Cells]], out: pathlib.Path | None) -> None:
-    """Measures what a file does not hold yet, one after the other, and keeps each at once."""
+def study(measurements: dict[str, Callable[[], Cells]], out: pathlib.Path | None) -> dict[str, Any]:
+    """Measures what a file does not hold yet, one after the other, and returns all."""
     import jax
 
     record = load(out) if out else empty()
@@ -145,3 +148,4 @@ def study(measurements: dict[str, Callable[[], Cells]], out: pathlib.Path | None
         show(name, record["cells"][name])
         if out:
             save(out, record)
+    return record

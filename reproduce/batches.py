@@ -19,7 +19,7 @@ from reproduce.runs import Record, Run
 
 BATCHES = (64, 128, 256, 512, 1024)
 POPULATIONS = (10_000, 60_000, 1_000_000)
-KEYS = {"default keys": "threefry", "secure keys": "chacha20"}
+KEYS = {"default keys": "threefry", "secure keys": "chacha8"}
 RATIOS = (
     ("private", "same batches"),
     ("private", "not private"),

@@ -126,7 +126,7 @@ def programs() -> dict[str, Callable[[Workload, int], Program]]:
     def private(work: Workload, batch: int, *, chacha20: bool) -> Program:
         import dpoptax
 
-        key = dpoptax.random.insecure_key(0) if chacha20 else jax.random.key(0)
+        key = dpoptax.random.insecure_key(0, rounds=20) if chacha20 else jax.random.key(0)
         return ours(
             work,
             dpoptax.dp_sgd(RATE, CLIP, noise_multiplier=NOISE, expected_batch_size=batch, key=key),

@@ -10,17 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dpoptax._precision import widen
 from dpoptax.random._allowed_keys import allowed_key
+from dpoptax.random._chacha import rounds_of
+from dpoptax.random._chacha_normal import normals
 from dpoptax.random._normal import normal
-from dpoptax.random._threefry_unrolled import is_threefry, rolled, unrolled
-
-# Leaves of up to 65,536 numbers share one ChaCha20 draw: 4,096 blocks, for which the fixed cost of
-# a draw still matters. Larger leaves are worth a draw each, and may be sharded.
-MAX_SHARED = 2**16
+from dpoptax.random._threefry_unrolled import rolled, unrolled
 
 
 def add_gaussian(
@@ -142,20 +139,38 @@ def _after_sums(
 
 def _draws(key: PRNGKeyArray, leaves: list[Array], num_draws: int, jax_random: bool) -> list[Array]:
     """Returns an independent draw for each leaf."""
-    *keys, shared_key = jax.random.split(key, len(leaves) + 1)
-    # The rounds of ChaCha20 are a loop per draw, which costs a small leaf more than its numbers do.
-    # So small leaves share one draw. Threefry has no such cost.
-    small = {} if is_threefry(key) else {i: leaf for i, leaf in enumerate(leaves) if _small(leaf)}
-    flat, unravel = ravel_pytree(small)
-    shared = unravel(_sum_of_normals(shared_key, flat, num_draws, jax_random))
+    if rounds_of(key) is not None and not jax_random:
+        return _from_one_stream(key, leaves, num_draws)
+    keys = jax.random.split(key, len(leaves))
     return [
-        shared[i] if i in shared else _sum_of_normals(keys[i], leaf, num_draws, jax_random)
-        for i, leaf in enumerate(leaves)
+        _sum_of_normals(leaf_key, leaf, num_draws, jax_random)
+        for leaf_key, leaf in zip(keys, leaves, strict=True)
     ]
 
 
-def _small(leaf: Array) -> bool:
-    return leaf.size <= MAX_SHARED and leaf.dtype == jnp.float32
+def _from_one_stream(key: PRNGKeyArray, leaves: list[Array], num_draws: int) -> list[Array]:
+    """Returns a draw for each leaf from a ChaCha key, whose draws have a cost that leaves share."""
+    narrow = [leaf.shape for leaf in leaves if leaf.dtype == jnp.float32]
+
+    def draw(key: PRNGKeyArray) -> list[Array]:
+        found = iter(normals(key, narrow))
+        # Keys of children have other blocks than normals, so no wider leaf shares words with these.
+        keys = (
+            jax.random.split(key, len(leaves)) if len(narrow) < len(leaves) else [key] * len(leaves)
+        )
+        return [
+            next(found) if leaf.dtype == jnp.float32 else normal(own, leaf.shape, leaf.dtype)
+            for own, leaf in zip(keys, leaves, strict=True)
+        ]
+
+    if num_draws == 1:
+        return draw(key)
+    keys = jax.random.split(key, num_draws)
+
+    def add(index: Int[Array, ""] | int, totals: list[Array]) -> list[Array]:
+        return [total + one for total, one in zip(totals, draw(keys[index]), strict=True)]
+
+    return jax.lax.fori_loop(0, num_draws, add, [jnp.zeros_like(leaf) for leaf in leaves])
 
 
 def _sum_of_normals(key: PRNGKeyArray, like: Array, num_draws: int, jax_random: bool) -> Array:

@@ -2,7 +2,7 @@
 
 A guarantee needs more of a key than a simulation does: `fold_in`, `split` and random bits must
 depend on the key and on their arguments only. They must be the same under `vmap`, `scan` and `jit`.
-JAX promises this for Threefry. ChaCha20 is our own type. The RBG types of JAX break it:
+JAX promises this for Threefry. ChaCha is our own type. The RBG types of JAX break it:
 
 - `unsafe_rbg`: `fold_in` under `vmap` depends on the position in the batch. The Feistel network of
   the samplers is then no permutation, and a batch holds an example several times.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax.random._chacha20 import CHACHA20
+from dpoptax.random._chacha import KEY_TYPES
 from dpoptax.random._threefry_unrolled import THREEFRY, UNROLLED
 
 
@@ -27,7 +27,7 @@ def allowed_key(name: str, key: Any) -> PRNGKeyArray:
     key = _validate.typed_key(name, key)
     if key.dtype not in _allowed_dtypes():
         raise TypeError(
-            f"{name} must be a threefry2x32 or ChaCha20 key; got a key of the type "
+            f"{name} must be a threefry2x32 or ChaCha key; got a key of the type "
             f"{jax.random.key_impl(key)!r}. The privacy of batches and noise is only shown for "
             "these two: random numbers of other types can change under jax.vmap. Pass "
             "dpoptax.random.secure_key(), or jax.random.key(seed, impl='threefry2x32') in a test. "
@@ -46,4 +46,5 @@ def _allowed_dtypes() -> frozenset[Any]:
             jax.ShapeDtypeStruct((words,), jnp.uint32),
         ).dtype
 
-    return frozenset([dtype_of(THREEFRY, 2), dtype_of(UNROLLED, 2), dtype_of(CHACHA20, 8)])
+    chacha = [dtype_of(impl, 8) for impl in KEY_TYPES.values()]
+    return frozenset([dtype_of(THREEFRY, 2), dtype_of(UNROLLED, 2), *chacha])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dpoptax.random._allowed_keys import allowed_key
-from dpoptax.random._chacha20 import CHACHA20_TAG
+from dpoptax.random._chacha import rounds_of
 from dpoptax.random._threefry_unrolled import THREEFRY
 
 
@@ -24,7 +24,7 @@ class Keys(NamedTuple):
         sampling_key: for the batches. Keep it secret: amplification by sampling rests on it.
         noise_key: for the noise of the releases. Keep it secret.
         model_key: for dropout, reparameterised draws and the like. No guarantee rests on its
-            secrecy. From a ChaCha20 root it is a key of JAX's default PRNG, which is faster.
+            secrecy. From a ChaCha root it is a key of JAX's default PRNG, which is faster.
 
     Example:
         >>> import jax
@@ -51,7 +51,7 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
         Three independent keys.
 
     Raises:
-        TypeError: the key is not a typed Threefry or ChaCha20 key.
+        TypeError: the key is not a typed Threefry or ChaCha key.
 
     Example:
         >>> import jax
@@ -61,7 +61,7 @@ def split_by_purpose(key: PRNGKeyArray) -> Keys:
     """
     root = allowed_key("key", key)
     keys = Keys(*(derive_key(root, f"dpoptax {purpose}") for purpose in Keys._fields))
-    if str(jax.random.key_impl(root)) != CHACHA20_TAG:
+    if rounds_of(root) is None:
         return keys
     words = jax.random.bits(keys.model_key, (2,), jnp.uint32)
     return keys._replace(model_key=jax.random.wrap_key_data(words, impl=THREEFRY))

@@ -65,7 +65,7 @@ def discrete_gaussian(
         deviations, would wrap around.
 
     Raises:
-        TypeError: a key that is not a typed Threefry or ChaCha20 key, or bits that are not a whole
+        TypeError: a key that is not a typed Threefry or ChaCha key, or bits that are not a whole
             number.
         ValueError: bits out of range.
 

@@ -140,7 +140,7 @@ class Sampler(abc.ABC):
             A pytree for `sample`.
 
         Raises:
-            TypeError: the key is not a typed Threefry or ChaCha20 key, or `step` is not a whole
+            TypeError: the key is not a typed Threefry or ChaCha key, or `step` is not a whole
                 number.
             ValueError: `step` is negative.
         """

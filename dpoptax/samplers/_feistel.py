@@ -47,7 +47,7 @@ def permute(
         Images as int32, in the shape of `indices`; distinct indices have distinct images.
 
     Raises:
-        TypeError: a key that is not a typed Threefry or ChaCha20 key, or a count that is not a
+        TypeError: a key that is not a typed Threefry or ChaCha key, or a count that is not a
             whole number.
         ValueError: a count that is not from 1 to 2**31.
 

@@ -26,7 +26,7 @@ def iterate_batches(sampler: Sampler, key: PRNGKeyArray, *, step: int = 0) -> It
         and pass the mask with them: `MaskedExamples(rows, batch.mask)`.
 
     Raises:
-        TypeError: a key that is not a typed Threefry or ChaCha20 key.
+        TypeError: a key that is not a typed Threefry or ChaCha key.
         ValueError: a negative step.
 
     Example:

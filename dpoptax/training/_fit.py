@@ -101,7 +101,7 @@ def fit(
 
     Raises:
         TypeError: the loss has another signature, parameters are not floating-point, or `key` is
-            not a typed Threefry or ChaCha20 key.
+            not a typed Threefry or ChaCha key.
         ValueError: the data and the plan differ in size, the loss is not a scalar, a parameter has
             no influence on it, the model has mutable state, or the folder holds another run. All
             before the first step.

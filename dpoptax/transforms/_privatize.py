@@ -111,7 +111,7 @@ def privatize(
 
     Raises:
         TypeError: an argument has the wrong type, for example a key that is not a typed Threefry or
-            ChaCha20 key.
+            ChaCha key.
         ValueError: the bound is not positive, the noise is negative, the batch size is below 1 as a
             sampling rate is, or there is noise without a finite bound. From `init` or `update`: a
             second run of this transformation in this process, another transformation with the same

@@ -3,9 +3,10 @@
 import json
 import sys
 
+import jax
 import pytest
 
-from benchmarks import compare, page, results, side_by_side
+from benchmarks import compare, page, quick, results, side_by_side
 
 
 def record(**cells):
@@ -87,3 +88,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "other.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="move it away"):
         results.load(tmp_path / "other.json")
+
+
+@pytest.mark.e2e
+def test_the_quick_table_has_a_row_per_model_and_a_mean_over_models():
+    with jax.numpy_dtype_promotion("standard"):
+        cells = quick.row("logistic", 16, row_seconds=0.02)
+    assert set(cells) == {"not private", "private", "defaults"}
+    assert all(len(cell["seconds"]) >= quick.LEAST_ROUNDS for cell in cells.values())
+    assert results.ratio(cells, "defaults", results.base_of("defaults")) > 0
+    for batch, ratios in ((128, (2.0, 8.0)), (1024, (3.0, 3.0))):
+        cells = {
+            f"{name}, {batch}": {"not private": cell(1.0), "defaults": cell(over)}
+            for name, over in zip(("vae", "lstm"), ratios, strict=True)
+        }
+        mean = "4.00" if batch == 128 else "3.00"
+        summary = quick.summary({"cells": cells | {"noise": {"threefry": PLAIN}}})
+        assert summary == f"defaults, {batch}: {mean}x over 2 models"

@@ -15,7 +15,7 @@ import dpoptax
 from dpoptax import mechanisms
 
 PARAMS = {"a": jnp.zeros(64), "b": jnp.zeros((8, 8)), "c": jnp.zeros(())}
-KEYS = {"threefry": jax.random.key, "chacha20": dpoptax.random.insecure_key}
+KEYS = {"threefry": jax.random.key, "chacha": dpoptax.random.insecure_key}
 keys = pytest.mark.parametrize("make", KEYS.values(), ids=KEYS)
 
 
@@ -110,7 +110,7 @@ import dpoptax
 assert jax.device_count() == 8
 mesh = Mesh(np.array(jax.devices()), ("x",))
 rows = {}
-for name, make in {"threefry": jax.random.key, "chacha20": dpoptax.random.insecure_key}.items():
+for name, make in {"threefry": jax.random.key, "chacha": dpoptax.random.insecure_key}.items():
     for batch, model in ((P(), P()), (P("x"), P()), (P(), P("x"))):
         tx = dpoptax.privatize(1.0, 1.0, expected_batch_size=1.0, key=make(0), mechanism=MECHANISM)
         params = jax.device_put(jnp.zeros(4096), NamedSharding(mesh, model))

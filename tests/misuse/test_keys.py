@@ -4,6 +4,8 @@ The privacy of batches and noise needs `fold_in`, `split` and random bits that d
 on their arguments alone. The last tests show what the refused types of key do instead.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +15,19 @@ import registry
 
 import dpoptax
 from dpoptax._jax_compat import define_prng_impl
-from dpoptax.random import _chacha20, insecure_key
+from dpoptax.random import _chacha, insecure_key
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.samplers import _feistel as feistel
 
 # A user's own type, with the name and the code of ours: only the type itself tells them apart.
 OWN = define_prng_impl(
     key_shape=(8,),
-    seed=_chacha20._seed,
-    split=_chacha20._split,
-    random_bits=_chacha20._random_bits,
-    fold_in=_chacha20._fold_in,
+    seed=_chacha._seed,
+    split=_chacha._split,
+    random_bits=_chacha._random_bits_20,
+    fold_in=_chacha._fold_in,
     name="mine",
-    tag=_chacha20.CHACHA20_TAG,
+    tag="chacha20",
 )
 REFUSED = {
     "unsafe_rbg": lambda: jax.random.key(0, impl="unsafe_rbg"),
@@ -35,7 +37,7 @@ REFUSED = {
 ALLOWED = {
     "threefry": jax.random.key,
     "threefry, unrolled": lambda seed: unrolled(jax.random.key(seed)),
-    "chacha20": insecure_key,
+    **{f"chacha{r}": functools.partial(insecure_key, rounds=r) for r in (8, 12, 20)},
 }
 PLAN = dpoptax.Plan(
     sampler=dpoptax.samplers.Poisson(20, 4), clip=1.0, noise_multiplier=1.0, num_steps=2, delta=1e-3
@@ -106,7 +108,7 @@ TAKES_KEY = {
 @pytest.mark.parametrize("impl", REFUSED)
 @pytest.mark.parametrize("call", TAKES_KEY.values(), ids=TAKES_KEY)
 def test_a_key_of_another_type_is_refused_by_name(impl, call):
-    message = rf"threefry2x32 or ChaCha20 key; got .*'{impl}'.*secure_key\(\), or jax.random.key"
+    message = rf"threefry2x32 or ChaCha key; got .*'{impl}'.*secure_key\(\), or jax.random.key"
     with pytest.raises(TypeError, match=message):
         call(REFUSED[impl]())
 

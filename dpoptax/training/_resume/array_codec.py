@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from dpoptax import _validate
-from dpoptax.random._chacha20 import CHACHA20, CHACHA20_TAG
+from dpoptax.random._chacha import KEY_TYPES, ROUNDS
 
-# Folders of earlier versions have the second name.
-CHACHA20_NAMES = (CHACHA20_TAG, "cc20")
+# Folders of earlier versions have the last name.
+CHACHA_ROUNDS = ROUNDS | {"cc20": 20}
 # Shape, dtype and PRNG implementation of a leaf, as JSON.
 Description = list[Any]
 
@@ -93,4 +93,5 @@ def _uncommitted(array: Array) -> Array:
 def _key(data: Array, impl: str | None) -> Array:
     if impl is None:
         return data
-    return jax.random.wrap_key_data(data, impl=CHACHA20 if impl in CHACHA20_NAMES else impl)
+    rounds = CHACHA_ROUNDS.get(impl)
+    return jax.random.wrap_key_data(data, impl=impl if rounds is None else KEY_TYPES[rounds])

@@ -1,4 +1,4 @@
-"""ChaCha20: the vectors of RFC 8439, an independent implementation, and JAX's key interface."""
+"""ChaCha: published vectors, two independent implementations, and JAX's key interface."""
 
 import math
 
@@ -11,7 +11,16 @@ import scipy.stats
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 import dpoptax
-from dpoptax.random._chacha20 import CHACHA20, CPU_CHUNK, blocks, quarter_round
+from dpoptax.random._chacha import (
+    CPU_CHUNK,
+    KEY_TYPES,
+    NORMALS,
+    blocks,
+    check_counter,
+    quarter_round,
+    rounds_of,
+)
+from dpoptax.training._resume import array_codec
 
 COUNTING = np.arange(32, dtype=np.uint8).view(np.uint32)
 
@@ -20,14 +29,37 @@ def words(text):
     return [int(word, 16) for word in text.split()]
 
 
-def one_block(key, counter, nonce):
+def one_block(key, counter, nonce, rounds=20):
     counters = jnp.array([counter], jnp.uint32)
-    block = jax.jit(blocks, static_argnums=2)(jnp.asarray(key, jnp.uint32), counters, nonce)
+    run = jax.jit(blocks, static_argnums=(2, 3))
+    block = run(jnp.asarray(key, jnp.uint32), counters, nonce, rounds)
     return np.asarray(block)[0].tolist()
 
 
-def wrap(key):
-    return jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32), impl=CHACHA20)
+def wrap(key, rounds=20):
+    return jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32), impl=KEY_TYPES[rounds])
+
+
+def slow_block(key, counter, nonce, rounds):
+    """One block by Python's integers, written from the paper of Bernstein (2008), section 3."""
+    first = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574, *map(int, key), counter, *nonce]
+    x = list(first)
+
+    def mix(a, b, c, d):
+        for target, other, turned, bits in (
+            (a, b, d, 16),
+            (c, d, b, 12),
+            (a, b, d, 8),
+            (c, d, b, 7),
+        ):
+            x[target] = (x[target] + x[other]) % 2**32
+            word = x[turned] ^ x[target]
+            x[turned] = (word << bits | word >> (32 - bits)) % 2**32
+
+    for turn in range(rounds):
+        for i in range(4):
+            mix(*(4 * row + (i + row * (turn % 2)) % 4 for row in range(4)))
+    return [(a + b) % 2**32 for a, b in zip(x, first, strict=True)]
 
 
 def key_stream(key, nonce, num_bytes, counter=0):
@@ -89,6 +121,62 @@ def test_the_key_stream_of_rfc_8439():
     assert block.tobytes()[:8].hex() == "224f51f3401bd9e1"
 
 
+# Two blocks of draft-strombergson-chacha-test-vectors-01 for each number of rounds: zeros, and the
+# key and the initial value of its last case.
+LAST = ("c46ec1b18ce8a878725a37e780dfb7351f68ed2e194c79fbc6aebee1a667975d", "1ada31d5cf688221")
+DRAFT = {
+    ("00" * 32, "00" * 8, 8):
+        "3e00ef2f895f40d67f5bb8e81f09a5a12c840ec3ce9a7f3b181be188ef711a1e"
+        "984ce172b9216f419f445367456d5619314a42a3da86b001387bfdb80e0cfe42"
+        "d2aefa0deaa5c151bf0adb6c01f2a5adc0fd581259f9a2aadcf20f8fd566a26b"
+        "5032ec38bbc5da98ee0c6f568b872a65a08abf251deb21bb4b56e5d8821e68aa",
+    ("00" * 32, "00" * 8, 12):
+        "9bf49a6a0755f953811fce125f2683d50429c3bb49e074147e0089a52eae155f"
+        "0564f879d27ae3c02ce82834acfa8c793a629f2ca0de6919610be82f411326be"
+        "0bd58841203e74fe86fc71338ce0173dc628ebb719bdcbcc151585214cc089b4"
+        "42258dcda14cf111c602b8971b8cc843e91e46ca905151c02744a6b017e69316",
+    (*LAST, 8):
+        "838751b42d8ddd8a3d77f48825a2ba752cf4047cb308a5978ef274973be374c9"
+        "6ad848065871417b08f034e681fe46a93f7d5c61d1306614d4aaf257a7cff08b"
+        "16f2fda170cc18a4b58a2667ed962774af792a6e7f3c77992540711a7a136d7e"
+        "8a2f8d3f93816709d45a3fa5f8ce72fde15be7b841acba3a2abd557228d9fe4f",
+    (*LAST, 12):
+        "1482072784bc6d06b4e73bdc118bc0103c7976786ca918e06986aa251f7e9cc1"
+        "b2749a0a16ee83b4242d2e99b08d7c20092b80bc466c87283b61b1b39d0ffbab"
+        "d94b116bc1ebdb329b9e4f620db695544a8e3d9b68473d0c975a46ad966ed631"
+        "e42aff530ad5eac7d8047adfa1e5113c91f3e3b883f1d189ac1c8fe07ba5a42b",
+    (*LAST, 20):
+        "f63a89b75c2271f9368816542ba52f06ed49241792302b00b5e8f80ae9a473af"
+        "c25b218f519af0fdd406362e8d69de7f54c604a6e00f353f110f771bdca8ab92"
+        "e5fbc34e60a1d9a9db17345b0a402736853bf910b060bdf1f897b6290f01d138"
+        "ae2c4c90225ba9ea14d518f55929dea098ca7a6ccfe61227053c84e49a4a3332",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "initial", "rounds"), DRAFT)
+def test_the_key_streams_of_the_draft_for_reduced_rounds(key, initial, rounds):
+    expected = np.frombuffer(bytes.fromhex(DRAFT[key, initial, rounds]), "<u4").tolist()
+    key = np.frombuffer(bytes.fromhex(key), "<u4")
+    # The draft has 64 bits of counter and 64 of the initial value; RFC 8439 has 32 and 96.
+    nonce = (0, *np.frombuffer(bytes.fromhex(initial), "<u4").tolist())
+    assert one_block(key, 0, nonce, rounds) + one_block(key, 1, nonce, rounds) == expected
+    assert slow_block(key, 0, nonce, rounds) + slow_block(key, 1, nonce, rounds) == expected
+
+
+@pytest.mark.parametrize("rounds", KEY_TYPES)
+def test_bits_have_the_rounds_of_the_type_and_keys_have_twenty(rounds):
+    words = np.random.default_rng(rounds).integers(0, 2**32, 8, dtype=np.uint32)
+    key = wrap(words, rounds)
+    assert rounds_of(key) == rounds
+    expected = [slow_block(words, counter, (0, 0, 0), rounds) for counter in range(3)]
+    assert jax.random.bits(key, (3, 16)).tolist() == expected
+    child, folded = jax.random.split(key, 6)[5], jax.random.fold_in(key, 7)
+    assert rounds_of(child) == rounds_of(folded) == rounds
+    assert jax.random.key_data(child).tolist() == slow_block(words, 5, (1, 0, 0), 20)[:8]
+    assert jax.random.key_data(folded).tolist() == slow_block(words, 7, (2, 0, 0), 20)[:8]
+    assert len({(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), NORMALS}) == 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_bits_are_the_key_stream_of_another_implementation(seed):
     key = np.random.default_rng(seed).integers(0, 2**32, 8, dtype=np.uint32)
@@ -107,7 +195,7 @@ def test_a_long_draw_is_the_key_stream_across_chunks_also_under_vmap():
     assert np.asarray(drawn).tobytes() == stream
     both = jax.random.key_data(jax.random.split(wrap(COUNTING), 2))
     batched = jax.vmap(lambda key: jax.random.bits(key, drawn.shape))(
-        jax.random.wrap_key_data(both, impl=CHACHA20)
+        jax.random.wrap_key_data(both, impl=KEY_TYPES[20])
     )
     second = key_stream(both[1], (0, 0, 0), 4 * drawn.size)
     assert np.asarray(batched[1]).tobytes() == second
@@ -212,6 +300,35 @@ def test_a_draw_beyond_the_counter_is_refused_before_it_is_made():
     key = dpoptax.random.insecure_key(0)
     with pytest.raises(ValueError, match=r"counts to 2\*\*32; asked to draw"):
         jax.jit(lambda key: jax.random.bits(key, (2**36 + 16,), jnp.uint32)).lower(key)
+    check_counter("draw", 2**32)
+
+
+@pytest.mark.untyped
+def test_other_numbers_of_rounds_are_refused():
+    for make in (dpoptax.random.secure_key, lambda **kw: dpoptax.random.insecure_key(0, **kw)):
+        for rounds in (6, 7, 9, 24):
+            with pytest.raises(ValueError, match=rf"must be 8, 12 or 20; got {rounds}"):
+                make(rounds=rounds)
+        with pytest.raises(TypeError, match="rounds"):
+            make(rounds="8")
+        assert [rounds_of(make(rounds=rounds)) for rounds in (8, 12, 20)] == [8, 12, 20]
+        assert rounds_of(make()) == 8
+    assert rounds_of(jax.random.key(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds"), [("cc20", 20), ("chacha20", 20), ("chacha12", 12), ("chacha8", 8)]
+)
+def test_a_stored_key_keeps_its_rounds_also_under_its_earlier_name(name, rounds):
+    key = wrap(COUNTING, rounds)
+    stored, descriptions = array_codec.encode({"key": key}), array_codec.describe_all({"key": key})
+    (path,) = descriptions
+    assert descriptions[path][2] in (name, "chacha20")
+    descriptions[path][2] = name
+    like = {"key": dpoptax.random.insecure_key(0)}  # a run that starts now has the default
+    restored = array_codec.decode(stored, like, descriptions)["key"]
+    assert restored.dtype == key.dtype
+    assert bool(restored == key)
 
 
 @pytest.mark.slow
@@ -233,9 +350,9 @@ def test_a_private_run_uses_a_secure_key_by_default():
     assert abs(np.corrcoef(first.params, second.params)[0, 1]) < 4.5 / math.sqrt(50)
     np.testing.assert_array_equal(given.params, fit(dpoptax.random.insecure_key(7)).params)
     report = first.report()
-    assert "ChaCha20, 256 bits of entropy of the operating system" in str(report)
+    assert "ChaCha8, 256 bits of entropy of the operating system" in str(report)
     assert report.prng in report.to_json()
-    assert "ChaCha20, with a key from the caller" in given.prng
+    assert "ChaCha8, with a key from the caller" in given.prng
     assert "threefry" in fit(jax.random.key(7)).prng
     with pytest.raises(TypeError, match=r"For real data leave the key out|Type-check error"):
         fit(7)
