@@ -1,6 +1,8 @@
-"""Variational inference: negative ELBOs as objectives for private training.
+"""Variational inference, and other private posteriors.
 
-`guides`, `models` and `numpyro` are loaded when they are used: they import Flax and NumPyro.
+Negative ELBOs are objectives for private training. `conjugate` has private sufficient statistics,
+and `sgmcmc` samplers that take noisy gradients. Submodules are loaded when they are used: some
+import Flax, NumPyro or BlackJAX.
 """
 
 import importlib
@@ -14,6 +16,7 @@ from dpoptax.vi._missing import observed_log_prob
 from dpoptax.vi._predictive import synthetic_data
 
 if TYPE_CHECKING:
+    from dpoptax.vi import conjugate as conjugate
     from dpoptax.vi import guides as guides
     from dpoptax.vi import models as models
     from dpoptax.vi import numpyro as numpyro
@@ -22,6 +25,7 @@ __all__ = [
     "guides",
     "models",
     "contrib",
+    "conjugate",
     "local_elbo_loss",
     "global_elbo",
     "aligned_elbo",
@@ -30,7 +34,7 @@ __all__ = [
 ]
 
 # `numpyro` is not in `__all__`: a star import must not need an optional dependency.
-_LAZY = ("guides", "models", "numpyro")
+_LAZY = ("conjugate", "guides", "models", "numpyro")
 
 
 def __getattr__(name: str) -> Any:
