@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from typing import NamedTuple
 
 import attrs
 import jax
@@ -234,7 +235,15 @@ def _matrix(entries: Float[Array, " entries"], size: int) -> Float[Array, "n n"]
     return jnp.where(np.tri(size, k=-1, dtype=bool), upper.T, upper)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+class _Noisy(NamedTuple):
+    """What the density of the moments depends on."""
+
+    entries: Float[Array, " entries"]
+    noise_stddev: Float[Array, ""]
+    prior: Hyperparameters
+    num_examples: Float[Array, ""]
+
+
 def _draw(
     entries: Float[Array, " entries"],
     noise_stddev: float | Array,
@@ -244,36 +253,74 @@ def _draw(
     num_samples: int,
 ) -> tuple[tuple[Array, Array], Array]:
     """Draws coefficients and variances, in units of the bounds; also returns R-hat."""
-    size = int((math.isqrt(8 * len(entries) + 1) - 1) // 2)
-    below = np.tril_indices(size, k=-1)
-    # The Jacobian of M as a function of L with the logarithms of its diagonal.
-    powers = np.arange(size + 1, 1, -1, dtype=np.float32)
-
-    def factor_of(point: Array) -> Factor:
-        log_diagonal = point[:size]
-        lower = jnp.diag(jnp.exp(log_diagonal)).at[below].set(point[size:])
-        return Factor(lower[:-1, :-1], lower[-1, :-1], log_diagonal[-1], num_examples)
-
-    def log_density(point: Array) -> Array:
-        factor = factor_of(point)
-        top = jnp.concatenate([factor.second_moments, factor.cross_moments[:, None]], axis=1)
-        last = jnp.append(factor.cross_moments, factor.squares)
-        moments = jnp.concatenate([top, last[None]])
-        off = (entries - _upper(moments)) / noise_stddev
-        return (
-            -jnp.sum(off**2) / 2
-            + log_evidence(factor, prior)
-            + log_features_prior(factor, prior)
-            + jnp.sum(powers * point[:size])
-        )
-
-    values, vectors = jnp.linalg.eigh(_matrix(entries, size))
-    # The noise may have made the matrix indefinite.
-    values = jnp.maximum(values, noise_stddev + 1e-6 * num_examples) / num_examples
-    start = jnp.linalg.cholesky(multiply(vectors * values, vectors.T))
-    start = jnp.concatenate([jnp.log(jnp.diagonal(start)), start[below]])
+    numbers = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tuple(prior))
+    noisy = _Noisy(
+        jnp.asarray(entries),
+        jnp.asarray(noise_stddev, jnp.float32),
+        Hyperparameters(*numbers),
+        jnp.asarray(num_examples, jnp.float32),
+    )
     chain_key, parameter_key = jax.random.split(key)
-    draws = _hmc.sample(log_density, start, chain_key, num_samples)
-    keys = jax.random.split(parameter_key, num_samples)
-    parameters = jax.vmap(lambda point, key: draw_parameters(factor_of(point), prior, key))
-    return parameters(draws.positions, keys), draws.r_hat
+    draws = _hmc.sample(_log_density, noisy, *_start(noisy), chain_key, num_samples)
+    return _parameters(draws.positions, noisy, parameter_key), draws.r_hat
+
+
+def _factor_of(point: Float[Array, " dim"], num_examples: Array) -> Factor:
+    """The factor L from the logarithms of its diagonal and what lies below."""
+    size = _size(len(point))
+    lower = jnp.diag(jnp.exp(point[:size])).at[np.tril_indices(size, k=-1)].set(point[size:])
+    return Factor(lower[:-1, :-1], lower[-1, :-1], point[size - 1], num_examples)
+
+
+def _moments(point: Float[Array, " dim"], num_examples: Array) -> Float[Array, " dim"]:
+    """The entries of M as they are released."""
+    factor = _factor_of(point, num_examples)
+    top = jnp.concatenate([factor.second_moments, factor.cross_moments[:, None]], axis=1)
+    last = jnp.append(factor.cross_moments, factor.squares)
+    return _upper(jnp.concatenate([top, last[None]]))
+
+
+def _log_density(point: Float[Array, " dim"], noisy: _Noisy) -> Float[Array, ""]:
+    size = _size(len(point))
+    factor = _factor_of(point, noisy.num_examples)
+    off = (noisy.entries - _moments(point, noisy.num_examples)) / noisy.noise_stddev
+    # The last term is the Jacobian of M as a function of the point.
+    powers = np.arange(size + 1, 1, -1, dtype=np.float32)
+    return (
+        -jnp.sum(off**2) / 2
+        + log_evidence(factor, noisy.prior)
+        + log_features_prior(factor, noisy.prior)
+        + jnp.sum(powers * point[:size])
+    )
+
+
+@jax.jit
+def _start(noisy: _Noisy) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+    """A point near the noisy moments, and the root of its covariance by the noise alone."""
+    size = _size(len(noisy.entries))
+    values, vectors = jnp.linalg.eigh(_matrix(noisy.entries, size))
+    # The noise may have made the matrix indefinite.
+    smallest = noisy.noise_stddev + 1e-6 * noisy.num_examples
+    values = jnp.maximum(values, smallest) / noisy.num_examples
+    lower = jnp.linalg.cholesky(multiply(vectors * values, vectors.T))
+    point = jnp.append(jnp.log(jnp.diagonal(lower)), lower[np.tril_indices(size, k=-1)])
+    slope = jax.jacfwd(_moments)(point, noisy.num_examples) / noisy.noise_stddev
+    information = multiply(slope.T, slope)
+    information += 1e-4 * jnp.diag(jnp.diagonal(information)) + jnp.eye(len(point))
+    root = jnp.linalg.inv(jnp.linalg.cholesky(information)).T
+    return point, root
+
+
+@jax.jit
+def _parameters(
+    points: Float[Array, "draws dim"], noisy: _Noisy, key: PRNGKeyArray
+) -> tuple[Array, Array]:
+    def draw(point: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        return draw_parameters(_factor_of(point, noisy.num_examples), noisy.prior, key)
+
+    return jax.vmap(draw)(points, jax.random.split(key, len(points)))
+
+
+def _size(num_entries: int) -> int:
+    """The side of a symmetric matrix with this many entries in its upper triangle."""
+    return (math.isqrt(8 * num_entries + 1) - 1) // 2

@@ -38,10 +38,10 @@ class Hyperparameters(NamedTuple):
         spread: ψ, the scale of the covariance of the features; ν is d + 1.
     """
 
-    precision: float
-    shape: float
-    rate: float
-    spread: float
+    precision: float | Float[Array, ""]
+    shape: float | Float[Array, ""]
+    rate: float | Float[Array, ""]
+    spread: float | Float[Array, ""]
 
 
 class Factor(NamedTuple):
@@ -50,7 +50,7 @@ class Factor(NamedTuple):
     lower: Float[Array, "d d"]
     cross: Float[Array, " d"]
     log_residual: Float[Array, ""]
-    num_examples: int
+    num_examples: Float[Array, ""]
 
     @property
     def second_moments(self) -> Float[Array, "d d"]:
@@ -128,7 +128,7 @@ def _delta(factor: Factor, prior: Hyperparameters) -> Float[Array, ""]:
     return 2 * prior.rate + prior.precision * jnp.sum(least_squares * ridge)
 
 
-def _shifted(factor: Factor, amount: float) -> Float[Array, "d d"]:
+def _shifted(factor: Factor, amount: float | Array) -> Float[Array, "d d"]:
     """The Cholesky factor of X'X + amount I."""
     return jnp.linalg.cholesky(factor.second_moments + amount * jnp.eye(len(factor.cross)))
 

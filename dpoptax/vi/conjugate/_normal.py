@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import attrs
 import jax
@@ -196,7 +197,15 @@ class NormalMeanVariance:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+class _Noisy(NamedTuple):
+    """What the density of the two sums depends on."""
+
+    values: Float[Array, "2"]
+    noise_stddev: Float[Array, ""]
+    prior: Hyperparameters
+    num_examples: Float[Array, ""]
+
+
 def _draw(
     values: Float[Array, "2"],
     noise_stddev: float | Array,
@@ -205,23 +214,47 @@ def _draw(
     num_examples: int,
     num_samples: int,
 ) -> tuple[tuple[Array, Array], Array]:
-    """A regression on the constant 1: X'X is the number of examples, which has no noise."""
-
-    def factor_of(point: Array) -> Factor:
-        return Factor(jnp.ones((1, 1)), point[:1], point[1], num_examples)
-
-    def log_density(point: Array) -> Array:
-        factor = factor_of(point)
-        sums = jnp.append(factor.cross_moments, factor.squares - num_examples / 2)
-        off = (values - sums) / noise_stddev
-        # The last term is the Jacobian of the residual sum of squares.
-        return -jnp.sum(off**2) / 2 + log_evidence(factor, prior) + 2 * point[1]
-
-    mean = values[0] / num_examples
-    spread = jnp.maximum(values[1] / num_examples + 0.5 - mean**2, noise_stddev / num_examples)
-    start = jnp.stack([mean, jnp.log(spread) / 2])
+    """Draws means and variances, in units of half the range; also returns R-hat."""
+    numbers = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tuple(prior))
+    noisy = _Noisy(
+        jnp.asarray(values),
+        jnp.asarray(noise_stddev, jnp.float32),
+        Hyperparameters(*numbers),
+        jnp.asarray(num_examples, jnp.float32),
+    )
     chain_key, parameter_key = jax.random.split(key)
-    draws = _hmc.sample(log_density, start, chain_key, num_samples)
-    keys = jax.random.split(parameter_key, num_samples)
-    parameters = jax.vmap(lambda point, key: draw_parameters(factor_of(point), prior, key))
-    return parameters(draws.positions, keys), draws.r_hat
+    draws = _hmc.sample(_log_density, noisy, *_start(noisy), chain_key, num_samples)
+    return _parameters(draws.positions, noisy, parameter_key), draws.r_hat
+
+
+def _factor_of(point: Float[Array, "2"], num_examples: Array) -> Factor:
+    """A regression on the constant 1: X'X is the number of examples, which has no noise."""
+    return Factor(jnp.ones((1, 1)), point[:1], point[1], num_examples)
+
+
+def _log_density(point: Float[Array, "2"], noisy: _Noisy) -> Float[Array, ""]:
+    factor = _factor_of(point, noisy.num_examples)
+    sums = jnp.append(factor.cross_moments, factor.squares - noisy.num_examples / 2)
+    off = (noisy.values - sums) / noisy.noise_stddev
+    # The last term is the Jacobian of the residual sum of squares.
+    return -jnp.sum(off**2) / 2 + log_evidence(factor, noisy.prior) + 2 * point[1]
+
+
+@jax.jit
+def _start(noisy: _Noisy) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
+    """A point near the noisy sums, and the scale of the noise there."""
+    noise = noisy.noise_stddev / noisy.num_examples
+    mean, square = noisy.values / noisy.num_examples
+    spread = jnp.maximum(square + 0.5 - mean**2, noise)
+    scale = jnp.diag(jnp.minimum(jnp.stack([noise, noise / spread]), 1.0))
+    return jnp.stack([mean, jnp.log(spread) / 2]), scale
+
+
+@jax.jit
+def _parameters(
+    points: Float[Array, "draws 2"], noisy: _Noisy, key: PRNGKeyArray
+) -> tuple[Array, Array]:
+    def draw(point: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        return draw_parameters(_factor_of(point, noisy.num_examples), noisy.prior, key)
+
+    return jax.vmap(draw)(points, jax.random.split(key, len(points)))
