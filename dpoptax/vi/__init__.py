@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from dpoptax.vi import guides as guides
     from dpoptax.vi import models as models
     from dpoptax.vi import numpyro as numpyro
+    from dpoptax.vi import sgmcmc as sgmcmc
 
 __all__ = [
     "guides",
     "models",
     "contrib",
     "conjugate",
+    "sgmcmc",
     "local_elbo_loss",
     "global_elbo",
     "aligned_elbo",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 # `numpyro` is not in `__all__`: a star import must not need an optional dependency.
-_LAZY = ("conjugate", "guides", "models", "numpyro")
+_LAZY = ("conjugate", "guides", "models", "numpyro", "sgmcmc")
 
 
 def __getattr__(name: str) -> Any:
