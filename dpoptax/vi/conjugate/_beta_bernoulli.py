@@ -1,7 +1,5 @@
 """Probability of a success, from a noisy number of successes."""
 
-import functools
-
 import attrs
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from dpoptax import _validate
 from dpoptax.accounting import Ledger
 from dpoptax.random._derive import fingerprint
 from dpoptax.vi.conjugate._counts import successes_posterior
+from dpoptax.vi.conjugate._fields import is_positive, number
 from dpoptax.vi.conjugate._release import NoisyStatistics, charge_and_release, noisy_counts
 
 
@@ -50,8 +49,8 @@ class BetaBernoulli:
     Reference: Bernstein and Sheldon 2018, arXiv:1809.02188, for posteriors that know the noise.
     """
 
-    alpha: float = attrs.field(default=1.0, converter=functools.partial(_validate.positive, "alpha"))
-    beta: float = attrs.field(default=1.0, converter=functools.partial(_validate.positive, "beta"))
+    alpha: float = attrs.field(default=1.0, converter=number, validator=is_positive)
+    beta: float = attrs.field(default=1.0, converter=number, validator=is_positive)
 
     def release(
         self,
@@ -123,6 +122,7 @@ class BetaBernoulli:
     def _noisy_sum(
         self, key: PRNGKeyArray, data: Array, noise_multiplier: float
     ) -> tuple[Float[Array, ""], float]:
-        ones = jnp.sum(data == 1, dtype=jnp.int32) - jnp.sum(data == 0, dtype=jnp.int32)
-        noisy, stddev = noisy_counts(key, ones[None], len(data), noise_multiplier)
+        failure, success = (data == jnp.asarray(value, data.dtype) for value in (0, 1))
+        difference = jnp.sum(success, dtype=jnp.int32) - jnp.sum(failure, dtype=jnp.int32)
+        noisy, stddev = noisy_counts(key, difference[None], len(data), noise_multiplier)
         return (noisy[0] + len(data)) / 2, stddev / 2

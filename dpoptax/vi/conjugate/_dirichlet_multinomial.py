@@ -1,7 +1,5 @@
 """Probabilities of categories, from noisy counts."""
 
-import functools
-
 import attrs
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from dpoptax import _validate
 from dpoptax.accounting import Ledger
 from dpoptax.random._derive import fingerprint
 from dpoptax.vi.conjugate._counts import draw_counts
+from dpoptax.vi.conjugate._fields import is_positive, number
 from dpoptax.vi.conjugate._release import NoisyStatistics, charge_and_release, noisy_counts
 
 
@@ -55,9 +54,7 @@ class DirichletMultinomial:
     """
 
     num_categories: int = attrs.field(converter=_at_least_two)
-    concentration: float = attrs.field(
-        default=1.0, converter=functools.partial(_validate.positive, "concentration")
-    )
+    concentration: float = attrs.field(default=1.0, converter=number, validator=is_positive)
 
     def release(
         self,
@@ -135,7 +132,7 @@ class DirichletMultinomial:
     ) -> tuple[Float[Array, " categories"], float]:
         counts = jnp.stack(
             [
-                jnp.sum(data == category, dtype=jnp.int32)
+                jnp.sum(data == jnp.asarray(category, data.dtype), dtype=jnp.int32)
                 for category in range(self.num_categories)
             ]
         )

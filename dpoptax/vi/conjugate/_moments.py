@@ -4,12 +4,11 @@ Let M = Z'Z with the rows z_i = (x_i, y_i). Under y = x'β + σ ε and the prior
 β | σ² ~ N(0, σ²/λ I), σ² ~ InverseGamma(a, b), M is sufficient, and β and σ² can be integrated out.
 With S = X'X, q = X'y and the residual sum of squares r = y'y - q'S⁻¹q,
 
-    p(q, y'y | S) ∝ |S|^(-1/2) r^((N-d)/2-1) |S + λI|^(-1/2) (b + (r + δ)/2 - b)^(-(a+N/2))
+    p(q, y'y | S) ∝ |S|^(-1/2) r^((N-d)/2-1) |S + λI|^(-1/2) ((r + δ)/2)^(-(a+N/2))
     δ = 2b + λ h'(S + λI)⁻¹ q,  h = S⁻¹ q
 
-where the last factor is (r + δ)/2. So the posterior of M given M plus noise has a known density. It
-is sampled, and β, σ² given M are drawn exactly. Nothing is approximated by the central limit
-theorem.
+So the posterior of M given M plus noise has a known density. It is sampled, and β, σ² given M are
+drawn exactly. Nothing is approximated by the central limit theorem.
 
 X'X has the prior of normal features with an unknown covariance, which is inverse Wishart:
 
@@ -54,12 +53,12 @@ class Factor(NamedTuple):
 
     @property
     def second_moments(self) -> Float[Array, "d d"]:
-        """X'X."""
+        """The product X'X."""
         return self.num_examples * multiply(self.lower, self.lower.T)
 
     @property
     def cross_moments(self) -> Float[Array, " d"]:
-        """X'y."""
+        """The product X'y."""
         return self.num_examples * multiply(self.lower, self.cross)
 
     @property
@@ -69,7 +68,7 @@ class Factor(NamedTuple):
 
     @property
     def squares(self) -> Float[Array, ""]:
-        """y'y."""
+        """The product y'y."""
         return self.num_examples * jnp.sum(self.cross**2) + self.residual
 
 

@@ -15,7 +15,8 @@ from dpoptax.accounting import Ledger
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.random._derive import fingerprint
 from dpoptax.vi.conjugate import _hmc
-from dpoptax.vi.conjugate._linear_regression import warn_of_r_hat
+from dpoptax.vi.conjugate._fields import is_positive, number
+from dpoptax.vi.conjugate._hmc import warn_of_r_hat
 from dpoptax.vi.conjugate._moments import (
     Factor,
     Hyperparameters,
@@ -73,21 +74,16 @@ class NormalMeanVariance:
     Reference: Bernstein and Sheldon 2018, arXiv:1809.02188, for posteriors that know the noise.
     """
 
-    lower: float = attrs.field(converter=functools.partial(_validate.real, "lower"))
-    upper: float = attrs.field(converter=functools.partial(_validate.real, "upper"))
-    mean_scale: float = attrs.field(
-        default=10.0, converter=functools.partial(_validate.positive, "mean_scale")
-    )
-    variance_shape: float = attrs.field(
-        default=1.0, converter=functools.partial(_validate.positive, "variance_shape")
-    )
-    variance_scale: float = attrs.field(
-        converter=functools.partial(_validate.positive, "variance_scale")
-    )
+    lower: float = attrs.field(converter=number)
+    upper: float = attrs.field(converter=number)
+    mean_scale: float = attrs.field(default=10.0, converter=number, validator=is_positive)
+    variance_shape: float = attrs.field(default=1.0, converter=number, validator=is_positive)
+    variance_scale: float = attrs.field(converter=number, validator=is_positive)
 
     @variance_scale.default
     def _default_variance_scale(self) -> float:
-        return ((self.upper - self.lower) / 10) ** 2
+        # An empty range is refused below.
+        return ((self.upper - self.lower) / 10) ** 2 or 1.0
 
     def __attrs_post_init__(self) -> None:
         """Refuses an empty range."""
@@ -207,7 +203,7 @@ class _Noisy(NamedTuple):
 
 
 def _draw(
-    values: Float[Array, "2"],
+    values: Float[Array | np.ndarray, "2"],
     noise_stddev: float | Array,
     key: PRNGKeyArray,
     prior: Hyperparameters,
@@ -223,7 +219,8 @@ def _draw(
         jnp.asarray(num_examples, jnp.float32),
     )
     chain_key, parameter_key = jax.random.split(key)
-    draws = _hmc.sample(_log_density, noisy, *_start(noisy), chain_key, num_samples)
+    start, scale = _start(noisy)
+    draws = _hmc.sample(_log_density, noisy, start, scale, chain_key, num_samples)
     return _parameters(draws.positions, noisy, parameter_key), draws.r_hat
 
 

@@ -128,9 +128,7 @@ class GradEstimator:
         with jax.disable_jit(False):
             self._run.apply(self._grads(position, self._run.sample()))
         held = optax.tree_utils.tree_get(self._run.state.opt_state, "released_gradient")
-        return log_posterior_gradient(
-            held, position, self._prior, self._plan.sampler.num_examples
-        )
+        return log_posterior_gradient(held, position, self._prior, self._plan.sampler.num_examples)
 
 
 def _hold() -> optax.GradientTransformation:

@@ -7,7 +7,6 @@ Reference: Wang, Fienberg and Smola 2015, "Privacy for free", arXiv:1502.07645; 
 al. 2019, "On connecting stochastic gradient MCMC and differential privacy", arXiv:1712.09097.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import attrs
@@ -46,8 +45,16 @@ class KernelState(NamedTuple):
     friction: PyTree = ()
 
 
-_step_size = functools.partial(_validate.positive, "step_size")
-_alpha = functools.partial(_validate.positive, "alpha")
+def _step_size(value: float) -> float:
+    return _validate.positive("step_size", value)
+
+
+def _alpha(value: float) -> float:
+    return _validate.positive("alpha", value)
+
+
+def _num_integration_steps(value: int) -> int:
+    return _validate.count("num_integration_steps", value)
 
 
 @attrs.frozen
@@ -136,9 +143,7 @@ class SGHMC:
 
     step_size: float = attrs.field(converter=_step_size)
     alpha: float = attrs.field(default=1.0, converter=_alpha)
-    num_integration_steps: int = attrs.field(
-        default=10, converter=functools.partial(_validate.count, "num_integration_steps")
-    )
+    num_integration_steps: int = attrs.field(default=10, converter=_num_integration_steps)
 
     def temperature(self, plan: Plan) -> float:
         """Returns the temperature that the chain samples at, which is 1, the posterior."""
@@ -272,8 +277,8 @@ def _momentum(key: PRNGKeyArray, position: PyTree) -> PyTree:
 def _largest_noise(plan: Plan) -> float:
     """The largest standard deviation of the privacy noise over the steps of a plan."""
     bound, noise = as_schedule(plan.clip.l2_clip), as_schedule(plan.noise_multiplier)  # type: ignore[union-attr]
-    scale = plan.sampler.num_examples / plan.sampler.expected_batch_size
-    return scale * bound.max * noise.max
+    size = as_schedule(plan.sampler.expected_batch_size)
+    return plan.sampler.num_examples / size.min * bound.max * noise.max
 
 
 def _blackjax() -> Any:

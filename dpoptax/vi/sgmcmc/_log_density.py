@@ -6,7 +6,7 @@ The noise of the release is known: each coordinate of N g has the standard devia
 N noise_multiplier l2_clip / expected_batch_size. The noise of drawing a batch is not.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from dpoptax._plan import Plan
-from dpoptax.clipping import StatefulClipRule
+from dpoptax.clipping import ClipRule, StatefulClipRule
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.transforms._private import released_noise_stddev
 from dpoptax.vi._elbo_terms import Prior, checked_prior
@@ -35,8 +35,9 @@ def check_plan(plan: Plan) -> None:
 
 def gradient_noise_stddev(plan: Plan, step: Int[Array, ""] | int) -> Any:
     """Returns the standard deviation of the privacy noise in the gradient of the log posterior."""
+    # `check_plan` refused a rule with state.
     released = released_noise_stddev(
-        plan.clip, plan.noise_multiplier, plan.sampler.expected_batch_size, step
+        cast(ClipRule, plan.clip), plan.noise_multiplier, plan.sampler.expected_batch_size, step
     )
     return plan.sampler.num_examples * released
 
