@@ -35,8 +35,7 @@ class GradEstimator:
     `minibatch`, so that no batch is used twice. It counts its calls and refuses more than planned.
 
     A call inside a compiled function would be counted once and run many times, so it is refused.
-    `blackjax.sghmc` compiles its inner loop: call it under `jax.disable_jit()`, or use
-    `dpoptax.vi.sgmcmc.SGHMC`, which is faster.
+    `blackjax.sghmc` compiles its inner loop: use `dpoptax.vi.sgmcmc.SGHMC` in its place.
 
     BlackJAX adds its own noise on top. `noise_stddev` is what the gradient has already: pass
     `temperature=max(0, 1 - step_size * noise_stddev**2 / 2)` to `sgld.step`, as `SGLD` does.
@@ -121,12 +120,11 @@ class GradEstimator:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(position)):
             raise ValueError(
                 "each call is charged when it happens, and a compiled function may run more often "
-                "than it is traced; got a traced position. Call the kernel outside of jax.jit, or "
-                "under jax.disable_jit(), or use dpoptax.vi.sgmcmc.sample."
+                "than it is traced; got a traced position. Call the kernel outside of jax.jit. For "
+                "blackjax.sghmc, which compiles its inner loop, use dpoptax.vi.sgmcmc.SGHMC."
             )
         # The run holds no position of its own: the gradient is taken where the caller is.
-        with jax.disable_jit(False):
-            self._run.apply(self._grads(position, self._run.sample()))
+        self._run.apply(self._grads(position, self._run.sample()))
         held = optax.tree_utils.tree_get(self._run.state.opt_state, "released_gradient")
         return log_posterior_gradient(held, position, self._prior, self._plan.sampler.num_examples)
 

@@ -32,16 +32,22 @@ class Chain:
         report: the privacy statement of the run.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> sampler = __import__("dpoptax").samplers.Poisson(10, 10)
-        >>> Chain(jnp.zeros((5, 2)), 1.0, Ledger(sampler, 1.0, delta=1e-3), None).temperature
-        1.0
+        >>> import dpoptax, jax.numpy as jnp
+        >>> plan = dpoptax.Plan(
+        ...     sampler=dpoptax.samplers.Poisson(50, 50), clip=1.0, noise_multiplier=5.0,
+        ...     num_steps=4, delta=1e-3,
+        ... )
+        >>> kernel = dpoptax.vi.sgmcmc.SGLD(1e-3)
+        >>> likelihood = lambda mean, x: -0.5 * (x - mean) ** 2
+        >>> chain = sample(likelihood, 1.0, jnp.zeros(()), jnp.ones(50), plan=plan, kernel=kernel)
+        >>> chain.positions.shape, chain.temperature
+        ((4,), 1.0)
     """
 
     positions: PyTree
     temperature: float
     ledger: Ledger
-    report: Report | None
+    report: Report
 
 
 def sample(
