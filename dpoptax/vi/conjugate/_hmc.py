@@ -114,7 +114,7 @@ def _run(
     scale: Float[Array, "dim dim"],
     chains: _Chains,
     key: PRNGKeyArray,
-    tuning: float,
+    tuning: float | Float[Array, ""],
 ) -> tuple[_Chains, Float[Array, "length chains dim"]]:
     """Runs all chains for a phase; returns them, and their positions over time.
 

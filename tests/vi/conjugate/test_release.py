@@ -164,15 +164,17 @@ def test_an_exact_mechanism_may_add_the_noise():
     [
         (lambda: NORMAL.release(jnp.zeros(5), noise_multiplier=1.0, ledger=ledger(6)), "5 rows"),
         (lambda: NORMAL.release(jnp.zeros(5), noise_multiplier=0.0, ledger=ledger(5)), "positive"),
-        (
+        pytest.param(
             lambda: NORMAL.release(jnp.zeros((5, 1)), noise_multiplier=1.0, ledger=ledger(5)),
             "shape",
+            marks=pytest.mark.untyped,
         ),
-        (
+        pytest.param(
             lambda: DirichletMultinomial(num_categories=2).release(
                 jnp.zeros(5), noise_multiplier=1.0, ledger=ledger(5)
             ),
             "whole numbers",
+            marks=pytest.mark.untyped,
         ),
         (
             lambda: REGRESSION.release(
