@@ -155,21 +155,20 @@ def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]
     """Returns `sum_i weights_i * rows_i`, chunk by chunk."""
     batch, lanes = len(rows), num_lanes(len(rows))
     if batch <= CHUNK:
-        return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
+        return _weighted(weights, rows)
     size = _balanced(batch // lanes, CHUNK)
     if lanes == 1 and -(-batch // size) <= RUN:
-        return functools.reduce(
-            jnp.add,
-            (
-                jnp.tensordot(*part, axes=1, precision=jax.lax.Precision.HIGHEST)
-                for part in _parts((weights, rows), size)
-            ),
-        )
+        parts = _parts((weights, rows), size)
+        return functools.reduce(jnp.add, [_weighted(scales, part) for scales, part in parts])
     flat = rows.reshape(batch, math.prod(rows.shape[1:]))
     # (chunks, lanes, size), and the same with an axis of numbers.
     scales, leaves = (_split(leaf, lanes, 1, size)[:, :, 0] for leaf in (weights, flat))
     parts = jnp.einsum("clb,clbp->clp", scales, leaves, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(fold(lambda part: part, parts, size), axis=0).reshape(rows.shape[1:])
+
+
+def _weighted(weights: Array, rows: Array) -> Array:
+    return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def _float32_additions(run: int, at_once: int, num_examples: int) -> int:

@@ -1,6 +1,8 @@
-"""Variational inference: negative ELBOs as objectives for private training.
+"""Variational inference, and other private posteriors.
 
-`guides`, `models` and `numpyro` are loaded when they are used: they import Flax and NumPyro.
+Negative ELBOs are objectives for private training. `conjugate` has private sufficient statistics,
+and `sgmcmc` samplers that take noisy gradients. Submodules are loaded when they are used: some
+import Flax, NumPyro or BlackJAX.
 """
 
 import importlib
@@ -16,14 +18,18 @@ from dpoptax.vi._predictive import synthetic_data
 from dpoptax.vi._predictive_check import nonprivate_predictive_check, predictive_check
 
 if TYPE_CHECKING:
+    from dpoptax.vi import conjugate as conjugate
     from dpoptax.vi import guides as guides
     from dpoptax.vi import models as models
     from dpoptax.vi import numpyro as numpyro
+    from dpoptax.vi import sgmcmc as sgmcmc
 
 __all__ = [
     "guides",
     "models",
     "contrib",
+    "conjugate",
+    "sgmcmc",
     "local_elbo_loss",
     "global_elbo",
     "aligned_elbo",
@@ -35,7 +41,7 @@ __all__ = [
 ]
 
 # `numpyro` is not in `__all__`: a star import must not need an optional dependency.
-_LAZY = ("guides", "models", "numpyro")
+_LAZY = ("conjugate", "guides", "models", "numpyro", "sgmcmc")
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,17 @@ ORDER = [
 ]
 PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 # Imported where they are used, so that `import dpoptax` stays quick.
-HEAVY = ["dp_accounting", "flax", "keras", "matplotlib", "mbi", "numpyro", "orbax", "scipy.stats"]
+HEAVY = [
+    "blackjax",
+    "dp_accounting",
+    "flax",
+    "keras",
+    "matplotlib",
+    "mbi",
+    "numpyro",
+    "orbax",
+    "scipy.stats",
+]
 HEAVY += ["tqdm", "tunix"]
 
 
