@@ -158,8 +158,8 @@ def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]
         return _weighted(weights, rows)
     size = _balanced(batch // lanes, CHUNK)
     if lanes == 1 and -(-batch // size) <= RUN:
-        parts = _parts((weights, rows), size)
-        return functools.reduce(jnp.add, [_weighted(scales, part) for scales, part in parts])
+        pairs = _parts((weights, rows), size)
+        return functools.reduce(jnp.add, [_weighted(scales, part) for scales, part in pairs])
     flat = rows.reshape(batch, math.prod(rows.shape[1:]))
     # (chunks, lanes, size), and the same with an axis of numbers.
     scales, leaves = (_split(leaf, lanes, 1, size)[:, :, 0] for leaf in (weights, flat))
