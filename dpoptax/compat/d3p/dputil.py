@@ -1,0 +1,110 @@
+"""Noise for a target epsilon, under the names of `d3p.dputil`."""
+
+import math
+
+from dpoptax import _validate
+from dpoptax.accounting import calibrate_noise_multiplier
+from dpoptax.relations import Relation
+from dpoptax.samplers import Poisson
+
+__all__ = ["approximate_sigma", "approximate_sigma_remove_relation"]
+
+
+def approximate_sigma(
+    target_eps: float,
+    delta: float,
+    q: float,
+    num_iter: int,
+    tol: float = 1e-4,
+    force_smaller: bool = False,
+    maxeval: int = 10,
+) -> tuple[float, float, int]:
+    """Returns the noise for a target epsilon, if neighbours differ in the value of one example.
+
+    It holds for batches of `poisson_batchify_data` and of `subsample_batchify_data`. For the second
+    it also holds if neighbours differ by one example more or less.
+
+    Args:
+        target_eps: the target.
+        delta: strictly between 0 and 1.
+        q: the sampling rate: the expected batch size divided by the number of examples.
+        num_iter: how many updates will run.
+        tol: not used: epsilon is never above the target, and less than 1 % below.
+        force_smaller: not used, as it always holds.
+        maxeval: not used.
+
+    Returns:
+        `dp_scale`, its epsilon at `delta`, and 1, in place of d3p's number of evaluations.
+
+    Raises:
+        TypeError: a count that is not whole, or a number that is not real.
+        ValueError: a number out of range, or a target that no noise reaches.
+
+    Example:
+        >>> sigma, eps, _ = approximate_sigma(1.0, 1e-5, q=0.01, num_iter=1000)
+        >>> round(sigma, 2), 0.99 < eps <= 1.0
+        (1.91, True)
+
+    Reference: Koskela et al. 2020, arXiv:1906.03049, for the substitute relation.
+    """
+    del tol, force_smaller, maxeval
+    return _calibrated(target_eps, delta, q, num_iter, "replace_one")
+
+
+def approximate_sigma_remove_relation(
+    target_eps: float,
+    delta: float,
+    q: float,
+    num_iter: int,
+    tol: float = 1e-4,
+    force_smaller: bool = False,
+    maxeval: int = 10,
+) -> tuple[float, float, int]:
+    """Returns the noise for a target epsilon, if neighbours differ by one example more or less.
+
+    It holds for batches of `poisson_batchify_data` only. `DPSVI.get_epsilon` says what batches of
+    `subsample_batchify_data` cost under the same noise.
+
+    Args:
+        target_eps: as in `approximate_sigma`.
+        delta: as in `approximate_sigma`.
+        q: as in `approximate_sigma`.
+        num_iter: as in `approximate_sigma`.
+        tol: not used, as in `approximate_sigma`.
+        force_smaller: not used, as in `approximate_sigma`.
+        maxeval: not used, as in `approximate_sigma`.
+
+    Returns:
+        As `approximate_sigma`.
+
+    Raises:
+        TypeError: as in `approximate_sigma`.
+        ValueError: as in `approximate_sigma`.
+
+    Example:
+        >>> sigma, eps, _ = approximate_sigma_remove_relation(1.0, 1e-5, q=0.01, num_iter=1000)
+        >>> round(sigma, 2), 0.99 < eps <= 1.0
+        (1.03, True)
+    """
+    del tol, force_smaller, maxeval
+    return _calibrated(target_eps, delta, q, num_iter, "add_or_remove_one")
+
+
+def _calibrated(
+    epsilon: float, delta: float, q: float, num_steps: int, relation: Relation
+) -> tuple[float, float, int]:
+    if not 0 < _validate.real("q", q) <= 1:
+        raise ValueError(
+            f"q is a sampling rate, above 0 and at most 1; got {_validate.described(q)}. Pass the "
+            "batch size divided by the number of examples."
+        )
+    # Epsilon of Poisson batches depends on the rate alone, so any number of examples will do.
+    count = math.ceil(1 / q)
+    found = calibrate_noise_multiplier(
+        epsilon=epsilon,
+        delta=delta,
+        sampler=Poisson(count, q * count),
+        num_steps=num_steps,
+        relation=relation,
+    )
+    return found.noise_multiplier, found.epsilon, 1
