@@ -10,7 +10,7 @@ Reference: Prediger et al. 2022, arXiv:2103.11648.
 import importlib
 from typing import Any
 
-from dpoptax.compat.d3p import dputil, minibatch, random, util
+from dpoptax.compat.d3p import dputil, minibatch, optimizers, random, util
 from dpoptax.compat.d3p.minibatch import (
     poisson_batchify_data,
     q_to_batch_size,
@@ -18,12 +18,13 @@ from dpoptax.compat.d3p.minibatch import (
 )
 
 # Loaded at their first use, because they import NumPyro.
-_NEED_NUMPYRO = ("gmm", "modelling", "optimizers", "svi")
+_NEED_NUMPYRO = ("gmm", "modelling", "svi")
 
 __all__ = [
     "minibatch",
     "random",
     "dputil",
+    "optimizers",
     "util",
     "poisson_batchify_data",
     "q_to_batch_size",

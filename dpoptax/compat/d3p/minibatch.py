@@ -21,11 +21,11 @@ from dpoptax.samplers import FixedSize, MaskedExamples, Poisson, Sampler, Shuffl
 from dpoptax.samplers._binomial import default_max_batch_size
 
 __all__ = [
-    "subsample_batchify_data",
-    "poisson_batchify_data",
-    "split_batchify_data",
-    "q_to_batch_size",
     "batch_size_to_q",
+    "poisson_batchify_data",
+    "q_to_batch_size",
+    "split_batchify_data",
+    "subsample_batchify_data",
 ]
 
 Init = Callable[..., tuple[int, Any]]

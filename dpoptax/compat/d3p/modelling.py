@@ -15,12 +15,12 @@ from dpoptax.compat.d3p.util import unvectorize_shape_2d
 
 __all__ = [
     "get_samples_from_trace",
-    "sample_prior_predictive",
-    "sample_posterior_predictive",
-    "sample_multi_prior_predictive",
-    "sample_multi_posterior_predictive",
-    "map_args_obs_to_shape",
     "make_observed_model",
+    "map_args_obs_to_shape",
+    "sample_multi_posterior_predictive",
+    "sample_multi_prior_predictive",
+    "sample_posterior_predictive",
+    "sample_prior_predictive",
 ]
 
 _Model = Callable[..., Any]

@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.optim
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from dpoptax import _validate
 
-__all__ = ["adadp", "ADADP"]
+__all__ = ["ADADP", "adadp"]
 
 
 class _AdadpState(NamedTuple):
@@ -86,14 +84,10 @@ def adadp(
 
     def update(i: Any, gradient: PyTree, state: _AdadpState) -> _AdadpState:
         def moved(rate: Array) -> PyTree:
-            return jax.tree.map(
-                lambda x, g: (x - rate * g).astype(x.dtype), state.params, gradient
-            )
+            return jax.tree.map(lambda x, g: (x - rate * g).astype(x.dtype), state.params, gradient)
 
         halves = moved(0.5 * state.learning_rate)
-        first = _AdadpState(
-            halves, state.learning_rate, moved(state.learning_rate), state.params
-        )
+        first = _AdadpState(halves, state.learning_rate, moved(state.learning_rate), state.params)
         error = _error(state.whole_step, halves)
         # An error of 0 divides to infinity, which the limit turns into alpha_max.
         factor = jnp.clip(jnp.sqrt(tol / error), alpha_min, alpha_max)
@@ -106,27 +100,8 @@ def adadp(
     return _Triple(init, update, lambda state: state.params)
 
 
-def ADADP(  # noqa: N802 (d3p's name)
-    step_size: float = 1e-3,
-    tol: float = 1.0,
-    stability_check: bool = True,
-    alpha_min: float = 0.9,
-    alpha_max: float = 1.1,
-) -> Any:
-    """Returns `adadp` as an optimizer of NumPyro, for `DPSVI`.
-
-    Args:
-        step_size: as in `adadp`.
-        tol: as in `adadp`.
-        stability_check: as in `adadp`.
-        alpha_min: as in `adadp`.
-        alpha_max: as in `adadp`.
-
-    Returns:
-        An optimizer with `init`, `update` and `get_params`.
-
-    Raises:
-        ValueError: as in `adadp`.
+class ADADP:
+    """`adadp` as an optimizer for `DPSVI`, with the arguments of `adadp`.
 
     Example:
         >>> optimizer = ADADP(0.1)
@@ -136,19 +111,30 @@ def ADADP(  # noqa: N802 (d3p's name)
         >>> abs(float(optimizer.get_params(state)["x"])) < 0.1
         True
     """
-    triple = adadp(step_size, tol, stability_check, alpha_min, alpha_max)
 
-    def init(params: PyTree) -> tuple[Array, _AdadpState]:
-        return jnp.zeros((), jnp.int32), triple.init_fn(params)
+    def __init__(
+        self,
+        step_size: float = 1e-3,
+        tol: float = 1.0,
+        stability_check: bool = True,
+        alpha_min: float = 0.9,
+        alpha_max: float = 1.1,
+    ) -> None:
+        self._functions = adadp(step_size, tol, stability_check, alpha_min, alpha_max)
 
-    def update(
-        gradient: PyTree, counted: tuple[Array, _AdadpState], params: PyTree = None
-    ) -> tuple[PyTree, tuple[Array, _AdadpState]]:
-        step, state = counted
-        state = triple.update_fn(step, gradient, state)
-        return jax.tree.map(jnp.subtract, state.params, params), (step + 1, state)
+    def init(self, params: PyTree) -> tuple[Array, Any]:
+        """Returns the state before the first update: its number, and that of `adadp`."""
+        return jnp.zeros((), jnp.int32), self._functions.init_fn(params)
 
-    return numpyro.optim.optax_to_numpyro(optax.GradientTransformation(init, update))
+    def update(self, g: PyTree, state: tuple[Array, Any], value: Any = None) -> tuple[Array, Any]:
+        """Returns the state after one update with a noisy gradient; `value` is not used."""
+        del value
+        step, inner = state
+        return step + 1, self._functions.update_fn(step, g, inner)
+
+    def get_params(self, state: tuple[Array, Any]) -> PyTree:
+        """Returns the parameters."""
+        return self._functions.params_fn(state[1])
 
 
 def _error(whole: PyTree, halves: PyTree) -> Float[Array, ""]:

@@ -7,22 +7,30 @@ rates of d3p's scripts keep their meaning.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
-from numpyro import handlers, validation_enabled
+from jaxtyping import Array, Float
 from numpyro.infer import ELBO
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.primitives import Messenger
 
 from dpoptax import _validate
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.accounting import epsilon
 from dpoptax.accounting._epsilon import event_privacy_loss
 from dpoptax.compat.d3p import random as strong_rng
-from dpoptax.compat.d3p._laws import law_of
+from dpoptax.compat.d3p._gradients import (
+    clip_gradient,
+    full_norm,
+    get_observations_scale,
+    normalize_gradient,
+    plate_size,
+)
+from dpoptax.compat.d3p._laws import NoiseFor, law_of
 from dpoptax.compat.d3p._suites import as_key, check_suite
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.vi import numpyro as vi
@@ -31,10 +39,10 @@ from dpoptax.vi.numpyro._state import SVIState
 
 __all__ = [
     "DPSVI",
-    "full_norm",
-    "normalize_gradient",
     "clip_gradient",
+    "full_norm",
     "get_observations_scale",
+    "normalize_gradient",
 ]
 
 DPSVIState = SVIState
@@ -63,7 +71,7 @@ class DPSVI(vi.DPSVI):
         ...     state = svi.init(d3p.random.PRNGKey(0), *batch)
         ...     state, loss = svi.update(state, *batch, mask=mask)
         >>> round(svi.get_epsilon(1e-3, q=0.1, num_epochs=1), 1)
-        1.3
+        1.6
 
     Reference: Jälkö, Dikmen and Honkela 2017, arXiv:1610.08749.
     """
@@ -111,7 +119,7 @@ class DPSVI(vi.DPSVI):
         check_suite(rng_suite)
         super().__init__(
             model,
-            guide,
+            guide if isinstance(guide, AutoGuide) else _ObservedAsFixed(guide),
             optim,
             per_example_loss,
             clipping_threshold,
@@ -121,6 +129,7 @@ class DPSVI(vi.DPSVI):
             kl=kl,
             **static_kwargs,
         )
+        self._given_noise = dp_scale
         self._knows_num_obs_total = num_obs_total is not None
         self._clips_unscaled = clip_unscaled_observations
         self._given_clip, self._given_optimizer = self._clip, self._optimizer
@@ -202,6 +211,8 @@ class DPSVI(vi.DPSVI):
         batch = [arg for arg in (*args, *kwargs.values()) if jax.tree.leaves(arg)]
         law = law_of(batch)
         self._laws[where].add(law)
+        if isinstance(self._given_noise, NoiseFor):
+            self._given_noise.check(law)
         has_mask = mask is not None or any(isinstance(arg, MaskedExamples) for arg in batch)
         if has_mask and self._given_batch_size is None and law is not None:
             self._given_batch_size = float(law.expected_batch_size)  # type: ignore[arg-type]
@@ -233,7 +244,7 @@ class DPSVI(vi.DPSVI):
 
     def _objective(self, key: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._knows_num_obs_total:
-            self._num_examples = _plate_size(self.model, args, {**self._kwargs, **kwargs})
+            self._num_examples = plate_size(self.model, args, {**self._kwargs, **kwargs})
         elif takes(self.model, by_keywords=True) and takes(self.guide, by_keywords=True):
             kwargs = {"num_obs_total": self._num_examples, **kwargs}
         elbo, data = super()._objective(key, args, kwargs)
@@ -243,113 +254,12 @@ class DPSVI(vi.DPSVI):
         return elbo, data
 
 
-def full_norm(vector_parts: PyTree, ord: Any = 2) -> Float[Array, ""]:  # noqa: A002 (d3p's name)
-    """Returns the norm of all arrays of a tree as one vector.
+class _ObservedAsFixed(Messenger):  # type: ignore[misc]
+    """Turns `obs=` of a guide into the value of a latent, which NumPyro itself refuses."""
 
-    Args:
-        vector_parts: a tree of arrays.
-        ord: the norm, as in `jnp.linalg.norm`.
-
-    Returns:
-        A number; 0 for an empty tree.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(full_norm({"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}))
-        5.0
-    """
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(vector_parts)]
-    return jnp.linalg.norm(jnp.concatenate(leaves), ord=ord) if leaves else jnp.zeros(())
-
-
-def normalize_gradient(gradient_parts: PyTree, ord: Any = 2) -> PyTree:  # noqa: A002
-    """Returns a tree divided by its norm.
-
-    Args:
-        gradient_parts: a tree of arrays.
-        ord: as in `full_norm`.
-
-    Returns:
-        A tree of norm 1.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> round(float(full_norm(normalize_gradient((jnp.ones(2), jnp.ones(7))))), 4)
-        1.0
-    """
-    norm = full_norm(gradient_parts, ord)
-    return jax.tree.map(lambda leaf: leaf / norm, gradient_parts)
-
-
-def clip_gradient(gradient_parts: PyTree, c: float) -> PyTree:
-    """Shrinks a gradient to norm c, if it is longer. One that is not finite becomes 0.
-
-    Args:
-        gradient_parts: a tree of arrays.
-        c: the bound.
-
-    Returns:
-        A tree of norm at most c.
-
-    Raises:
-        ValueError: c is not above 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> clip_gradient(jnp.array([3.0, 4.0]), 1.0).round(3).tolist()
-        [0.6, 0.8]
-        >>> clip_gradient(jnp.array([jnp.nan, 4.0]), 1.0).tolist()
-        [0.0, 0.0]
-    """
-    c = _validate.positive("c", c)
-    norm = full_norm(gradient_parts)
-    factor = 1 / jnp.maximum(1.0, norm / c)
-    return jax.tree.map(
-        lambda leaf: jnp.where(jnp.isfinite(norm), factor * leaf, 0), gradient_parts
-    )
-
-
-def get_observations_scale(
-    model: Callable[..., Any],
-    model_args: tuple[Any, ...],
-    model_kwargs: Mapping[str, Any],
-    params: Mapping[str, Any],
-) -> float:
-    """Returns the factor of the log-likelihood of one observation.
-
-    Args:
-        model: a model of NumPyro.
-        model_args: its arguments, with one example.
-        model_kwargs: its keyword arguments.
-        params: values of sites.
-
-    Returns:
-        The number of examples times the factor of `handlers.scale`; 1 without observed sites.
-
-    Raises:
-        ValueError: observed sites have different factors.
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> def model(x):
-        ...     with numpyro.plate("data", 200, subsample_size=len(x)):
-        ...         numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-        >>> get_observations_scale(model, (jnp.ones(1),), {}, {})
-        200.0
-    """
-    program = handlers.substitute(handlers.seed(model, 0), data=dict(params))
-    trace = handlers.trace(program).get_trace(*model_args, **model_kwargs)
-    scales = {
-        1.0 if site["scale"] is None else float(site["scale"])
-        for site in trace.values()
-        if site["type"] == "sample" and site["is_observed"]
-    }
-    if len(scales) > 1:
-        raise ValueError(
-            f"observed sites have the scales {sorted(scales)}, but one threshold clips their sum. "
-            "Put them into one plate over the data."
-        )
-    return scales.pop() if scales else 1.0
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            msg["is_observed"] = False
 
 
 def _num_steps(q: float, num_epochs: float | None, num_iter: float | None) -> int:
@@ -360,19 +270,3 @@ def _num_steps(q: float, num_epochs: float | None, num_iter: float | None) -> in
     steps = num_iter if num_iter is not None else num_epochs / q  # type: ignore[operator]
     # Rounding must not count a step that is there only by the representation of q.
     return math.ceil(_validate.non_negative("the number of updates", steps) * (1 - 1e-9))
-
-
-def _plate_size(model: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> int:
-    """Returns the size of the plate over the data, from a trace of one example without data."""
-    length = _validate.leading_axis_size("args", args)
-    one = jax.tree.map(lambda leaf: jnp.zeros_like(jnp.asarray(leaf)[:1]), args)
-    with validation_enabled(False):
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*one, **kwargs)
-    sizes = {site["args"][0] for site in trace.values()
-             if site["type"] == "plate" and site["args"][1] == 1}  # fmt: skip
-    if len(sizes) != 1 or sizes == {1}:
-        raise ValueError(
-            "the number of examples is not known: no plate, or more than one, holds the batch of "
-            f"{length} and has another size. Pass num_obs_total=."
-        )
-    return int(sizes.pop())

@@ -15,19 +15,19 @@ from dpoptax.compat.d3p._suites import as_key, check_suite
 from dpoptax.samplers import _feistel
 
 __all__ = [
-    "map_over_secondary_dims",
     "example_count",
     "has_shape",
     "is_array",
-    "is_scalar",
-    "is_integer",
     "is_int_scalar",
+    "is_integer",
+    "is_scalar",
+    "map_over_secondary_dims",
     "normalize",
+    "sample_from_array",
     "unvectorize_shape",
     "unvectorize_shape_1d",
     "unvectorize_shape_2d",
     "unvectorize_shape_3d",
-    "sample_from_array",
 ]
 
 
@@ -240,7 +240,9 @@ def unvectorize_shape_3d(a: Any) -> tuple[int, ...]:
     return unvectorize_shape(a, 3)
 
 
-def sample_from_array(rng_key: Any, x: Any, n: int, axis: int, rng_suite: Any = strong_rng) -> Array:
+def sample_from_array(
+    rng_key: Any, x: Any, n: int, axis: int, rng_suite: Any = strong_rng
+) -> Array:
     """Draws n different elements of an array along an axis.
 
     Args:

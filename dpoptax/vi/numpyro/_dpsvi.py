@@ -270,15 +270,14 @@ class DPSVI:
     ) -> tuple[NumPyroElbo, tuple[Any, ...]]:
         """Returns the objective, and all data as one tuple."""
         kwargs = {**self._kwargs, **kwargs}
-        model, guide, kwargs = pass_num_obs_total(
-            self.model, self.guide, kwargs, self._num_examples
-        )
+        total = self._num_examples
+        model, guide, kwargs = pass_num_obs_total(self.model, self.guide, kwargs, total)
         args = tuple(columns(f"args[{i}]", arg) for i, arg in enumerate(args))
         elbo = numpyro_elbo(
             model,
             guide,
             *args,
-            num_examples=self._num_examples,
+            num_examples=total,
             loss=self._loss,
             kl=self._kl,
             init_key=derive_key(key, "initial values"),

@@ -5,6 +5,7 @@ generator draws; so these functions also take the keys of `jax.random.key` and
 `jax.random.PRNGKey`, which are Threefry keys.
 """
 
+import importlib
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ PRNGState = jax.Array
 
 
 def PRNGKey(seed: int | bytes | Array | None = None) -> PRNGKeyArray:  # noqa: N802 (d3p's name)
-    """Returns a ChaCha20 key: from the operating system, or from a seed.
+    r"""Returns a ChaCha20 key: from the operating system, or from a seed.
 
     Args:
         seed: None for a secret key of 256 bits, which a private result needs. A whole number below
@@ -48,7 +49,7 @@ def PRNGKey(seed: int | bytes | Array | None = None) -> PRNGKeyArray:  # noqa: N
     Example:
         >>> PRNGKey().dtype == PRNGKey(0).dtype
         True
-        >>> bool(PRNGKey(b"\\x01" * 32) == PRNGKey(b"\\x01" * 32))
+        >>> bool(PRNGKey(bytes(32)) == PRNGKey(bytes(32)))
         True
     """
     if seed is None:
@@ -202,5 +203,8 @@ def convert_to_jax_rng_key(rng_key: Any) -> PRNGKeyArray:
     return jax.random.wrap_key_data(random_bits(rng_key, 32, (2,)), impl="threefry2x32")
 
 
-# Last, because it has the functions above.
-from dpoptax.compat.d3p.random import debug as debug  # noqa: E402
+def __getattr__(name: str) -> Any:
+    # It imports this module.
+    if name == "debug":
+        return importlib.import_module(f"{__name__}.debug")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

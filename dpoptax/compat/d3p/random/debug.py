@@ -11,13 +11,13 @@ from dpoptax.compat.d3p.random import fold_in, normal, randint, random_bits, spl
 
 __all__ = [
     "PRNGKey",
-    "split",
+    "convert_to_jax_rng_key",
     "fold_in",
-    "random_bits",
-    "uniform",
     "normal",
     "randint",
-    "convert_to_jax_rng_key",
+    "random_bits",
+    "split",
+    "uniform",
 ]
 
 PRNGState = jax.Array
