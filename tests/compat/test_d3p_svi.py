@@ -29,6 +29,7 @@ N, B = 200, 50
 ROWS = np.arange(N)
 X = (2 * np.stack([np.sin(ROWS * k) for k in (1.0, 2.0, 3.0)], 1)).astype(np.float32)
 Y = (np.cos(ROWS * 5.0) + X[:, 0] > 0).astype(np.int32)
+DATA = jnp.asarray(X), jnp.asarray(Y)
 D3P = {
     "plain": [0.072275, -9e-06, 0.024161],
     "handlers.scale": [0.072275, -9e-06, 0.024161],
@@ -132,7 +133,7 @@ def test_epsilon_is_that_of_the_sampler_that_ran():
     }
     found = {}
     for function, law in laws.items():
-        init, get_batch = function((X, Y), q=0.1)
+        init, get_batch = function(DATA, q=0.1)
         svi, state = svi_of(dp_scale=1.0), init(key)[1]
         batch = get_batch(0, state)
         batch, kwargs = (batch[0], {"mask": batch[1]}) if isinstance(law, Poisson) else (batch, {})
@@ -162,9 +163,9 @@ def test_epsilon_of_batches_from_elsewhere_needs_their_sampler():
 
 def test_noise_for_poisson_batches_is_refused_for_others():
     dputil, key = d3p.dputil, d3p.random.PRNGKey(0)
-    init, get_batch = d3p.minibatch.subsample_batchify_data((X, Y), q=0.1)
+    init, get_batch = d3p.minibatch.subsample_batchify_data(DATA, q=0.1)
     fixed = get_batch(0, init(key)[1])
-    init, get_split = d3p.minibatch.split_batchify_data((X, Y), q=0.1)
+    init, get_split = d3p.minibatch.split_batchify_data(DATA, q=0.1)
     split = get_split(0, init(key)[1])
     for_poisson, _, _ = dputil.approximate_sigma_remove_relation(8.0, 1e-3, 0.1, 10)
     for_fixed, _, _ = dputil.approximate_sigma(8.0, 1e-3, 0.1, 10)
@@ -180,7 +181,7 @@ def test_noise_for_poisson_batches_is_refused_for_others():
 
 
 def test_a_padded_batch_without_its_mask_is_refused():
-    init, get_batch = d3p.poisson_batchify_data((X, Y), q=0.1, max_batch_size=0.99)
+    init, get_batch = d3p.poisson_batchify_data(DATA, q=0.1, max_batch_size=0.99)
     batch, mask = get_batch(0, init(d3p.random.PRNGKey(0))[1])
     svi = svi_of()
     state = svi.init(d3p.random.PRNGKey(0), *batch)

@@ -78,7 +78,7 @@ def batch_size_to_q(batch_size: int, num_examples: int) -> float:
 
 
 def subsample_batchify_data(
-    dataset: tuple[Array, ...],
+    dataset: tuple[Any, ...],
     batch_size: int | None = None,
     q: float | None = None,
     with_replacement: bool = False,
@@ -133,7 +133,7 @@ def subsample_batchify_data(
 
 
 def split_batchify_data(
-    dataset: tuple[Array, ...],
+    dataset: tuple[Any, ...],
     batch_size: int | None = None,
     q: float | None = None,
     rng_suite: Any = strong_rng,
@@ -182,7 +182,7 @@ def split_batchify_data(
 
 
 def poisson_batchify_data(
-    dataset: tuple[Array, ...],
+    dataset: tuple[Any, ...],
     q: float,
     max_batch_size: int | float | None = None,
     handle_oversized_batch: Literal["truncate", "suppress"] = "truncate",

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-def map_over_secondary_dims(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def map_over_secondary_dims(f: Callable[[Any], Any]) -> Callable[[Any], Array]:
     """Maps a function of a vector over all axes of an array but the first.
 
     Args:
@@ -47,7 +47,7 @@ def map_over_secondary_dims(f: Callable[[Array], Array]) -> Callable[[Array], Ar
     """
 
     @functools.wraps(f)
-    def mapped(array: Array) -> Array:
+    def mapped(array: Any) -> Array:
         array = jnp.asarray(array)
         columns = array.reshape(array.shape[0], -1)
         return jax.vmap(f, in_axes=1)(columns).reshape(array.shape[1:])
@@ -157,7 +157,7 @@ def is_int_scalar(x: Any) -> bool:
     return is_scalar(x) and is_integer(x)
 
 
-def normalize(x: Array) -> Array:
+def normalize(x: Any) -> Array:
     """Returns a vector divided by its Euclidean norm.
 
     Args:
