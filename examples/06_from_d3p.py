@@ -1,8 +1,7 @@
 """A d3p script with changed imports: Bayesian logistic regression by DP-SVI.
 
 d3p (arXiv:2103.11648) runs NumPyro models privately, on old versions of JAX. This program is
-written like its scripts. Apart from the imports there are two changes: the key comes from the
-operating system, and epsilon follows from the sampler that draws the batches.
+written like its scripts, and only the imports are other ones. docs/from_d3p.md lists what differs.
 
     python examples/06_from_d3p.py
 
@@ -18,9 +17,10 @@ from numpyro.infer import Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDiagonalNormal
 
 import dpoptax
-from dpoptax.compat.d3p import poisson_batchify_data  # was: from d3p.minibatch import ...
-from dpoptax.random import secure_key  # was: from d3p.random import PRNGKey
-from dpoptax.vi.numpyro import DPSVI  # was: from d3p.svi import DPSVI
+from dpoptax.compat.d3p.dputil import approximate_sigma_remove_relation
+from dpoptax.compat.d3p.minibatch import poisson_batchify_data
+from dpoptax.compat.d3p.random import PRNGKey, split
+from dpoptax.compat.d3p.svi import DPSVI
 
 EPOCHS, Q, CLIP, EPSILON, DELTA = 60, 0.1, 1.0, 2.0, 1e-4
 
@@ -36,14 +36,11 @@ def main() -> None:
     data = example_data.breast_cancer()
     train = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
     num_examples = len(train[0])
-    sampler = dpoptax.samplers.Poisson(num_examples, Q * num_examples)
-    init_batches, get_batch = poisson_batchify_data(train, Q)
-    svi_key, batch_key = jax.random.split(secure_key())
+    init_batches, get_batch = poisson_batchify_data(train, Q, max_batch_size=0.99)
+    svi_key, batch_key = split(PRNGKey())
     num_batches, batch_state = init_batches(batch_key)
     num_steps = EPOCHS * num_batches
-    dp_scale, epsilon = dpoptax.accounting.calibrate_noise_multiplier(
-        epsilon=EPSILON, delta=DELTA, sampler=sampler, num_steps=num_steps
-    )
+    dp_scale, _, _ = approximate_sigma_remove_relation(EPSILON, DELTA, Q, num_steps)
 
     guide = AutoDiagonalNormal(model)
     svi = DPSVI(
@@ -54,9 +51,9 @@ def main() -> None:
         clipping_threshold=CLIP,
         dp_scale=dp_scale,
         num_obs_total=num_examples,
-        expected_batch_size=Q * num_examples,
     )
-    svi_state = svi.init(svi_key, *train)
+    first_batch, _ = get_batch(0, batch_state)
+    svi_state = svi.init(svi_key, *first_batch)
 
     @jax.jit
     def run_epoch(epoch, svi_state):
@@ -74,7 +71,7 @@ def main() -> None:
     )
     logits = data.test_inputs @ draws["weights"].mean(0) + draws["intercept"].mean()
     accuracy = jnp.mean((logits > 0) == data.test_labels)
-    epsilon = dpoptax.reports.round_up(epsilon)
+    epsilon = dpoptax.reports.round_up(svi.get_epsilon(DELTA, Q, num_iter=num_steps))
     print(f"test accuracy {100 * accuracy:.1f} %, epsilon {epsilon} at delta {DELTA:g}")
 
 

@@ -260,7 +260,8 @@ def _exported(tree: ast.Module, path: pathlib.Path) -> list[str]:
 def _public_names(modules: dict[str, Module]) -> list[str]:
     """Returns every public name once, also if two packages export it.
 
-    The adapters to other libraries that are optional do not count.
+    The adapters to other libraries that are optional do not count: their names, for example those
+    of `compat.d3p`, are the names of these libraries.
     """
     names = {}
     for module in sorted(modules.values(), key=lambda module: -module.name.count(".")):

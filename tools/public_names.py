@@ -14,13 +14,18 @@ MODULES = ["dpoptax"] + [module.name for module in pkgutil.walk_packages([str(RO
 PUBLIC_MODULES = [
     name for name in MODULES if not any(part.startswith("_") for part in name.split("."))
 ]
+# These import NumPyro, which is optional.
+NEED_NUMPYRO = (
+    "dpoptax.vi.numpyro",
+    *(f"dpoptax.compat.d3p.{name}" for name in ("gmm", "modelling", "svi")),
+)
 
 
 def public_names() -> dict[str, Any]:
     """Returns every public value by the shortest path to it, without modules."""
     found: dict[str, Any] = {}
     for module_name in PUBLIC_MODULES:
-        if module_name.startswith("dpoptax.vi.numpyro") and not has_numpyro():
+        if module_name.startswith(NEED_NUMPYRO) and not has_numpyro():
             continue
         module = importlib.import_module(module_name)
         for name in getattr(module, "__all__", ()):

@@ -26,7 +26,7 @@ from dpoptax.transforms import chain, privatize
 from dpoptax.vi.numpyro._data_arguments import columns, plain, real_rows
 from dpoptax.vi.numpyro._elbo import NumPyroElbo, numpyro_elbo
 from dpoptax.vi.numpyro._optimizer import as_optax
-from dpoptax.vi.numpyro._options_of_d3p import num_obs_total_of, refuse_options_of_d3p
+from dpoptax.vi.numpyro._options_of_d3p import pass_num_obs_total, refuse_options_of_d3p
 from dpoptax.vi.numpyro._run import mean_of, run_svi, start_of, total_loss
 from dpoptax.vi.numpyro._state import SVIRunResult, SVIState
 
@@ -75,7 +75,7 @@ class DPSVI:
         """Stores the parts of an update; `init` puts them together.
 
         Args:
-            model: as in `numpyro_elbo`. `num_obs_total` is passed on if model and guide have it.
+            model: as in `numpyro_elbo`. It gets `num_obs_total` if it has such an argument.
             guide: as in `numpyro_elbo`.
             optim: an optimizer of `numpyro.optim` or Optax.
             loss: as in `numpyro_elbo`.
@@ -279,14 +279,14 @@ class DPSVI:
     ) -> tuple[NumPyroElbo, tuple[Any, ...]]:
         """Returns the objective, and all data as one tuple."""
         kwargs = {**self._kwargs, **kwargs}
-        if "num_obs_total" not in kwargs:
-            kwargs |= num_obs_total_of(self.model, self.guide, self._num_examples)
+        total = self._num_examples
+        model, guide, kwargs = pass_num_obs_total(self.model, self.guide, kwargs, total)
         args = tuple(columns(f"args[{i}]", arg) for i, arg in enumerate(args))
         elbo = numpyro_elbo(
-            self.model,
-            self.guide,
+            model,
+            guide,
             *args,
-            num_examples=self._num_examples,
+            num_examples=total,
             loss=self._loss,
             kl=self._kl,
             init_key=derive_key(key, "initial values"),
