@@ -39,6 +39,13 @@ class SyntheticData:
         report: the privacy report of the run.
         utility: how close the first set is to what was released; None for `method="vae"`.
         measured: the noisy tables and the model; None for `method="vae"`.
+
+    Example:
+        >>> from dpoptax.synthetic import synthesize
+        >>> schema = {"columns": {"group": {"type": "categorical", "values": ["a", "b"]}}}
+        >>> made = synthesize({"group": ["a", "b"] * 500}, schema, epsilon=1.0, delta=1e-5)
+        >>> sorted(set(made.sets[0]["group"])), made.report.epsilon <= 1.0
+        (['a', 'b'], True)
     """
 
     sets: list[dict[str, list[Any]]]
