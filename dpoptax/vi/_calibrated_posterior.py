@@ -29,7 +29,12 @@ from dpoptax.vi._likelihood_of_releases import (
     NormalLikelihood,
     likelihood_of_releases,
 )
-from dpoptax.vi._local_model import Simulate, model_of_precision, simulated_model
+from dpoptax.vi._local_model import (
+    Simulate,
+    model_of_precision,
+    simulated_model,
+    with_simulated_change,
+)
 from dpoptax.vi._noise_level import noise_level
 from dpoptax.vi._normal_posterior import Normal, normal_posterior
 from dpoptax.vi._releases import Releases, releases_of
@@ -222,10 +227,11 @@ def fitted_posterior(
             precision = jnp.linalg.inv(guide.covariance) - own
             local = model_of_precision(precision, noise.num_examples, point, releases.points)
         else:
-            local = simulated_model(
-                elbo.log_likelihood, guide.unravel, simulate, point, releases.points,
-                noise.l2_clip, simulate_key, _NUM_SIMULATED,
+            simulated = (
+                elbo.log_likelihood, guide.unravel, simulate, point, noise.l2_clip, simulate_key
             )  # fmt: skip
+            local = simulated_model(*simulated, _NUM_SIMULATED)
+            local = with_simulated_change(local, *simulated, releases.points)
         likelihood = likelihood_of_releases(releases, point, local, noise, tau, error_key)
         posterior = normal_posterior(likelihood, elbo.prior, guide.unravel, point, prior_key)
         shift = posterior.covariance @ likelihood.bias_shift

@@ -270,7 +270,6 @@ def _world(
         guide.unravel,
         simulate,
         true,
-        true[None, None],
         noise.l2_clip,
         model_key,
         _NUM_SIMULATED,

@@ -128,7 +128,6 @@ def choose_clip(
             unravel,
             simulate,
             flat,
-            flat[None, None],
             clip,
             key,
             _NUM_SIMULATED,

@@ -158,6 +158,7 @@ def _regress(
     """Returns the posterior of the gradient at the centre, and of the error of the slope."""
     num_steps, num_draws, _ = releases.points.shape
     inputs = (releases.points - centre) @ vectors * root
+    assert local.change is not None
     rest = (releases.noisy_gradients - local.change) @ vectors
     mean_inputs, mean_rest = inputs.mean(1), rest.mean(1)
     # The privacy noise of the draws is independent; that of the batch is common to them.

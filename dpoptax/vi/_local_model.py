@@ -16,6 +16,7 @@ from dpoptax.vi._elbo_terms import LogLikelihood, negative_log_likelihood
 
 # Steps whose gradients are computed at the same time.
 _STEPS_AT_ONCE = 16
+_NUM_ALONG_POINTS = 500
 # `simulate(key, latents)` returns one example as the model would produce it, without any data.
 Simulate = Callable[[PRNGKeyArray, PyTree], PyTree]
 
@@ -29,7 +30,8 @@ class LocalModel(NamedTuple):
         second_moment: the mean of g g^T over clipped gradients g.
         bias: the mean clipped gradient minus the mean gradient.
         clipped_fraction: the fraction of examples with a gradient above the bound.
-        change: the mean clipped gradient at each point of a run, minus that at the centre.
+        change: the mean clipped gradient at each point of a run, minus that at the centre; None if
+            it was not computed.
     """
 
     curvature: Float[Array, "latents latents"]
@@ -37,7 +39,7 @@ class LocalModel(NamedTuple):
     second_moment: Float[Array, "latents latents"]
     bias: Float[Array, " latents"]
     clipped_fraction: Float[Array, ""]
-    change: Float[Array, "steps draws latents"]
+    change: Float[Array, "steps draws latents"] | None = None
 
 
 def gradients_at(
@@ -70,23 +72,18 @@ def simulated_model(
     unravel: Callable[[Array], PyTree],
     simulate: Simulate,
     centre: Float[Array, " latents"],
-    points: Float[Array, "steps draws latents"],
     l2_clip: float | Float[Array, ""],
     key: PRNGKeyArray,
     num_simulated: int,
 ) -> LocalModel:
-    """Returns the local model of examples that are simulated at the centre."""
-    keys = jax.random.split(key, num_simulated)
-    examples = jax.vmap(simulate, in_axes=(0, None))(keys, unravel(centre))
+    """Returns the local model of examples that are simulated at the centre, without `change`."""
+    examples, keys = _simulated(simulate, unravel(centre), key, num_simulated)
 
     def mean_gradients(flat: Array) -> tuple[Array, Array]:
         gradients = gradients_at(log_likelihood, unravel, flat, examples, keys)
         return gradients.mean(0), clipped(gradients, l2_clip).mean(0)
 
     curvature, slope = jax.jacfwd(mean_gradients)(centre)
-    change = jax.lax.map(
-        lambda draws: jax.vmap(mean_gradients)(draws)[1], points, batch_size=_STEPS_AT_ONCE
-    )
     gradients = gradients_at(log_likelihood, unravel, centre, examples, keys)
     within = clipped(gradients, l2_clip)
     return LocalModel(
@@ -95,8 +92,38 @@ def simulated_model(
         second_moment=within.T @ within / num_simulated,
         bias=(within - gradients).mean(0),
         clipped_fraction=jnp.mean(jnp.sum(gradients**2, axis=1) > l2_clip**2),
-        change=change - within.mean(0),
     )
+
+
+def with_simulated_change(
+    local: LocalModel,
+    log_likelihood: LogLikelihood,
+    unravel: Callable[[Array], PyTree],
+    simulate: Simulate,
+    centre: Float[Array, " latents"],
+    l2_clip: float | Float[Array, ""],
+    key: PRNGKeyArray,
+    points: Float[Array, "steps draws latents"],
+) -> LocalModel:
+    """Returns the model with `change`: what is not linear in it needs fewer examples."""
+    examples, keys = _simulated(simulate, unravel(centre), key, _NUM_ALONG_POINTS)
+
+    def mean_gradient(flat: Array) -> Array:
+        gradients = gradients_at(log_likelihood, unravel, flat, examples, keys)
+        return clipped(gradients, l2_clip).mean(0)
+
+    at_points = jax.lax.map(jax.vmap(mean_gradient), points, batch_size=_STEPS_AT_ONCE)
+    # The slope of these examples is replaced by that of the larger number.
+    slope = local.slope - jax.jacfwd(mean_gradient)(centre)
+    change = at_points - mean_gradient(centre) + (points - centre) @ slope.T
+    return local._replace(change=change)
+
+
+def _simulated(
+    simulate: Simulate, latents: PyTree, key: PRNGKeyArray, number: int
+) -> tuple[PyTree, PRNGKeyArray]:
+    keys = jax.random.split(key, number)
+    return jax.vmap(simulate, in_axes=(0, None))(keys, latents), keys
 
 
 def model_of_precision(
