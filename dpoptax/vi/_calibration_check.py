@@ -95,8 +95,7 @@ class CalibrationCheck:
     @property
     def calibrated(self) -> bool:
         """Whether the coverage is the nominal one, up to 0.04 and two standard errors."""
-        allowed = _TOLERANCE + 2 * self.standard_error
-        return abs(self.coverage - self.level) <= allowed
+        return abs(self.coverage - self.level) <= _TOLERANCE + 2 * self.standard_error
 
     @property
     def statement(self) -> str:

@@ -23,8 +23,10 @@ from dpoptax.vi._likelihood_of_releases import NormalLikelihood
 _NUM_DRAWS = 64
 _NUM_ITERATIONS = 100
 _DAMPING = 0.2
-# The precision of any direction is at least this, also where a prior is nearly flat.
-_LEAST_PRECISION = 1e-3
+# Limits of one iteration, far from the optimum: of a step in standard deviations, and of the ratio
+# by which a precision grows.
+_LONGEST_STEP = 3.0
+_LARGEST_RATIO = 10.0
 
 
 class Normal(NamedTuple):
@@ -52,21 +54,35 @@ def normal_posterior(
 
     def improve(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         mean, precision = state
-        factor = jnp.linalg.cholesky(jnp.linalg.inv(precision))
-        draws = mean + normal @ factor.T
+        lower = jnp.linalg.cholesky(precision)
+        # Draws mean + L^-T normal have covariance (L L^T)^-1.
+        draws = mean + jax.scipy.linalg.solve_triangular(lower.T, normal.T, lower=False).T
         hessian = jax.vmap(jax.hessian(log_prior))(draws).mean(0)
         gradient = jax.vmap(jax.grad(log_prior))(draws).mean(0)
         gradient += likelihood.shift - likelihood.precision @ mean
-        target = likelihood.precision - hessian
-        precision = _positive((1 - _DAMPING) * precision + _DAMPING * target)
-        step = jnp.linalg.solve(precision, gradient)
-        return mean + _DAMPING * step, precision
+        return (
+            mean + _damped_step(lower, gradient),
+            _damped_precision(lower, likelihood.precision - hessian),
+        )
 
     first = likelihood.precision + jnp.eye(len(start))
     mean, precision = jax.lax.fori_loop(0, _NUM_ITERATIONS, improve, (start, first))
     return Normal(mean, jnp.linalg.inv(precision))
 
 
-def _positive(matrix: Array) -> Array:
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * jnp.maximum(values, _LEAST_PRECISION)) @ vectors.T
+def _damped_step(lower: Array, gradient: Array) -> Array:
+    """Returns a part of the Newton step, of limited length in standard deviations."""
+    scaled = jax.scipy.linalg.solve_triangular(lower, gradient, lower=True)
+    scaled = scaled * _DAMPING / jnp.maximum(1, jnp.linalg.norm(scaled) / _LONGEST_STEP)
+    found: Array = jax.scipy.linalg.solve_triangular(lower.T, scaled, lower=False)
+    return found
+
+
+def _damped_precision(lower: Array, target: Array) -> Array:
+    """Moves the precision towards a target that may not be positive; the result always is."""
+    half = jax.scipy.linalg.solve_triangular(lower, target, lower=True)
+    relative = jax.scipy.linalg.solve_triangular(lower, half.T, lower=True)
+    values, vectors = jnp.linalg.eigh((relative + relative.T) / 2)
+    values = 1 - _DAMPING + _DAMPING * jnp.clip(values, 0, _LARGEST_RATIO)
+    root = lower @ vectors
+    return (root * values) @ root.T

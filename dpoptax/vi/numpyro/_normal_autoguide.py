@@ -189,6 +189,6 @@ def _check_draws(normal: NormalAutoguide, elbo: NumPyroElbo, batch: PyTree, key:
         if not np.allclose(value, trace[name]["value"], rtol=1e-4, atol=1e-5):
             raise ValueError(
                 f"site {name!r} is not where it should be among the latents of "
-                f"{type(normal.autoguide).__name__}: this version of NumPyro has another order. Use "
-                "AutoNormal."
+                f"{type(normal.autoguide).__name__}: this version of NumPyro has another order. "
+                "Use AutoNormal."
             )
