@@ -1,4 +1,8 @@
-"""Python environments for the other systems, installed from the package index on first use."""
+"""Python environments for the other systems, installed from the package index on first use.
+
+On a machine without an index, set `DPOPTAX_PEERS=here`: then all systems run in the environment of
+the benchmark, which must have them.
+"""
 
 import os
 import pathlib
@@ -48,7 +52,7 @@ def python_of(name: str) -> str:
         RuntimeError: it cannot be installed; with the end of what pip said.
     """
     requirements = PEERS[name].requirements
-    if requirements is None:
+    if requirements is None or os.environ.get("DPOPTAX_PEERS") == "here":
         return sys.executable
     folder = FOLDER / requirements[0].replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
