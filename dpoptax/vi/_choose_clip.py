@@ -176,7 +176,7 @@ def _outcome(local: LocalModel, stddev: Array, per_batch: float, num_examples: i
     bias = jnp.where(known, vectors.T @ local.bias / slope, 0)
     log_ratio = jnp.log((sampling + noise + bias**2) / sampling) / 2
     return _Outcome(
-        ratio=jnp.sum(jnp.where(known, log_ratio, 0)) / jnp.sum(known),
+        ratio=jnp.sum(jnp.where(known, log_ratio, 0)) / jnp.sum(known, dtype=slope.dtype),
         bias=jnp.max(jnp.abs(bias) / jnp.sqrt(sampling + noise)),
         clipped_fraction=local.clipped_fraction,
     )
