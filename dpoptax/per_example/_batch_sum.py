@@ -65,6 +65,8 @@ def sum_in_chunks(
         return function(examples)
     lanes = num_lanes(batch)
     size = _balanced(batch // lanes, size)
+    if lanes == 1 and -(-batch // size) <= RUN:
+        return functools.reduce(jnp.add, map(function, _parts(examples, size)))
     at_once = 2 ** (max(1, min(at_once, batch // (lanes * size))).bit_length() - 1)
     while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
         at_once //= 2
@@ -155,6 +157,14 @@ def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]
     if batch <= CHUNK:
         return jnp.tensordot(weights, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
     size = _balanced(batch // lanes, CHUNK)
+    if lanes == 1 and -(-batch // size) <= RUN:
+        return functools.reduce(
+            jnp.add,
+            (
+                jnp.tensordot(*part, axes=1, precision=jax.lax.Precision.HIGHEST)
+                for part in _parts((weights, rows), size)
+            ),
+        )
     flat = rows.reshape(batch, math.prod(rows.shape[1:]))
     # (chunks, lanes, size), and the same with an axis of numbers.
     scales, leaves = (_split(leaf, lanes, 1, size)[:, :, 0] for leaf in (weights, flat))
@@ -180,6 +190,19 @@ def num_lanes(batch: int) -> int:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return math.gcd(batch, jax.device_count() if mesh.empty else mesh.size)
+
+
+def _parts(examples: Any, size: int) -> list[Any]:
+    """Slices of at most `size` examples; for a few of them, a loop would be slower.
+
+    XLA copies the arrays that it loops over. Measured on a CPU with 512 examples: without the loop,
+    a step of logistic regression takes 0.63 of the time, and one of two dense layers 0.86.
+    """
+    batch = jax.tree.leaves(examples)[0].shape[0]
+    return [
+        jax.tree.map(lambda leaf, start=start: leaf[start : start + size], examples)
+        for start in range(0, batch, size)
+    ]
 
 
 def _split(leaf: Array, lanes: int, at_once: int, size: int) -> Array:
