@@ -42,9 +42,10 @@ class SyntheticData:
 
     Example:
         >>> from dpoptax.synthetic import synthesize
-        >>> schema = {"columns": {"group": {"type": "categorical", "values": ["a", "b"]}}}
-        >>> made = synthesize({"group": ["a", "b"] * 500}, schema, epsilon=1.0, delta=1e-5)
-        >>> sorted(set(made.sets[0]["group"])), made.report.epsilon <= 1.0
+        >>> kind = {"type": "categorical", "values": ["a", "b"]}
+        >>> table = {"one": ["a", "b"] * 500, "two": ["b", "a"] * 500}
+        >>> made = synthesize(table, {"columns": {"one": kind, "two": kind}}, epsilon=1, delta=1e-5)
+        >>> sorted(set(made.sets[0]["one"])), made.report.epsilon <= 1.0
         (['a', 'b'], True)
     """
 

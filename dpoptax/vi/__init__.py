@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dpoptax.vi import contrib
 from dpoptax.vi._aligned_elbo import aligned_elbo
 from dpoptax.vi._arviz import to_arviz
+from dpoptax.vi._calibrated_posterior import calibrated_posterior
+from dpoptax.vi._calibration_check import calibration_check
+from dpoptax.vi._choose_clip import choose_clip
 from dpoptax.vi._global_elbo import global_elbo
 from dpoptax.vi._local_elbo import local_elbo_loss
 from dpoptax.vi._missing import observed_log_prob
@@ -33,6 +36,9 @@ __all__ = [
     "local_elbo_loss",
     "global_elbo",
     "aligned_elbo",
+    "choose_clip",
+    "calibrated_posterior",
+    "calibration_check",
     "observed_log_prob",
     "synthetic_data",
     "predictive_check",

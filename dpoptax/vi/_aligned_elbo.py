@@ -32,15 +32,21 @@ from dpoptax.vi._elbo_terms import (
     negative_log_likelihood,
 )
 from dpoptax.vi._kl_after_noise import add_kl_gradient
+from dpoptax.vi._releases import Releases, no_releases, with_release
 
 
 class AlignedState(NamedTuple):
-    """The state of the private transformation, and the noise of the draws of this step."""
+    """The state of the private transformation, the noise of the next draws, and past releases."""
 
     inner: Any
     step: Int[Array, ""]
     key: PRNGKeyArray
     aligned_draws: tuple[PyTree, ...]
+    releases: Releases | None = None
+
+
+def _checked_keep_steps(keep_steps: int) -> int:
+    return _validate.count("keep_steps", keep_steps, at_least=0)
 
 
 @attrs.frozen
@@ -55,6 +61,7 @@ class AlignedElbo:
         prior: as in `global_elbo`.
         num_examples: as in `global_elbo`.
         num_samples: as in `aligned_elbo`.
+        keep_steps: as in `aligned_elbo`.
     """
 
     guide: GuideModule
@@ -62,6 +69,7 @@ class AlignedElbo:
     prior: Prior = attrs.field(converter=checked_prior)
     num_examples: int = attrs.field(converter=_validate.num_examples)
     num_samples: int = attrs.field(converter=checked_num_samples)
+    keep_steps: int = attrs.field(converter=_checked_keep_steps, default=0)
 
     def loss(
         self, point: tuple[PyTree, ...], example: PyTree, key: PRNGKeyArray
@@ -107,8 +115,9 @@ class AlignedElbo:
         def init(params: PyTree) -> AlignedState:
             step = jnp.zeros((), jnp.int32)
             base_noise = self._base_noise(params, key, step)
-            inner = private.init(self._scaled_latents(params, base_noise))
-            return AlignedState(inner, step, key, base_noise)
+            point = self._scaled_latents(params, base_noise)
+            releases = no_releases(self.keep_steps, point)
+            return AlignedState(private.init(point), step, key, base_noise, releases)
 
         def update(
             updates: Any, state: AlignedState, params: Any = None
@@ -120,12 +129,19 @@ class AlignedElbo:
                 lambda guide_params: self._scaled_latents(guide_params, state.aligned_draws), params
             )
             noisy, inner = private.update(updates, state.inner, point)
+            releases = state.releases
+            if releases is not None:
+                # Both without the scaling: the gradient at each draw of the latents.
+                root = math.sqrt(self.num_samples)
+                draws, gradients = _scale_draws(point, root), _scale_draws(noisy, root)
+                releases = with_release(releases, draws, gradients)
             # The chain rule through f. It sees public values and the noisy gradient only.
             (gradient,) = pull_back(noisy)
             kl_key = jax.random.fold_in(derive_key(state.key, "divergence"), state.step)
             next_draws = self._base_noise(params, state.key, state.step + 1)
             with_kl = add_kl_gradient(gradient, self.kl, self.num_examples, params, kl_key)
-            return with_kl, AlignedState(inner, state.step + 1, state.key, next_draws)
+            step = state.step + 1
+            return with_kl, AlignedState(inner, step, state.key, next_draws, releases)
 
         return optax.GradientTransformation(init, update)
 
@@ -158,6 +174,7 @@ def aligned_elbo(
     *,
     num_examples: int,
     num_samples: int = 2,
+    keep_steps: int = 0,
 ) -> AlignedElbo:
     """Makes the objective of `global_elbo` with aligned gradients: less noise in the scales.
 
@@ -178,6 +195,8 @@ def aligned_elbo(
         num_examples: as in `global_elbo`.
         num_samples: draws of the latents per step, at which every example of the batch is
             evaluated. Two are one pair; one is the published algorithm.
+        keep_steps: how many of the last releases the optimizer state keeps, for
+            `calibrated_posterior`. They are public.
 
     Returns:
         A `dpoptax.training.Objective`, to be used as in `global_elbo`. In your own training loop,
@@ -204,4 +223,4 @@ def aligned_elbo(
 
     Reference: Jälkö, Prediger, Honkela and Kaski 2022, arXiv:2210.15961.
     """
-    return AlignedElbo(guide, log_likelihood, prior, num_examples, num_samples)
+    return AlignedElbo(guide, log_likelihood, prior, num_examples, num_samples, keep_steps)

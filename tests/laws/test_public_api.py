@@ -19,7 +19,7 @@ from tools.public_names import (
     public_names,
 )
 
-MOST_PUBLIC_NAMES = 162
+MOST_PUBLIC_NAMES = 166
 
 NAMES = public_names()
 DOCUMENTED = documented_names()
