@@ -1,6 +1,6 @@
 """Random numbers under the names of `d3p.random`, on typed keys.
 
-`PRNGKey()` draws a ChaCha20 key from the operating system. The type of a key decides which
+`PRNGKey()` draws a ChaCha key from the operating system. The type of a key decides which
 generator draws; so these functions also take the keys of `jax.random.key` and
 `jax.random.PRNGKey`, which are Threefry keys.
 """
@@ -37,7 +37,7 @@ PRNGState = jax.Array
 
 
 def PRNGKey(seed: int | bytes | Array | None = None) -> PRNGKeyArray:  # noqa: N802 (d3p's name)
-    r"""Returns a ChaCha20 key: from the operating system, or from a seed.
+    r"""Returns a ChaCha key: from the operating system, or from a seed.
 
     Args:
         seed: None for a secret key of 256 bits, which a private result needs. A whole number below
