@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jax.typing import ArrayLike
 
 from dpoptax import _validate
 
-Draws = Mapping[str, Array]
+Draws = Mapping[str, ArrayLike]
 
 
 def to_arviz(
@@ -19,7 +19,7 @@ def to_arviz(
     posterior_predictive: Draws | None = None,
     prior: Draws | None = None,
     prior_predictive: Draws | None = None,
-    nonprivate_observed_data: Mapping[str, Array] | None = None,
+    nonprivate_observed_data: Draws | None = None,
 ) -> Any:
     """Returns draws as an object of ArviZ, for its summaries, plots and comparisons.
 
@@ -97,7 +97,7 @@ def _with_chain(group: str, draws: Draws) -> dict[str, np.ndarray]:
     return {name: array[None] for name, array in arrays.items()}
 
 
-def _arrays(group: str, values: Mapping[str, Array]) -> dict[str, np.ndarray]:
+def _arrays(group: str, values: Draws) -> dict[str, np.ndarray]:
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{group} must be a dictionary of arrays by name; got {_validate.described(values)}. "

@@ -14,7 +14,7 @@ import attrs
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
@@ -137,7 +137,7 @@ def choose_clip(
         return _outcome(local, clip * per_clip, per_batch, elbo.num_examples)
 
     @jax.jit
-    def compare(keys: PRNGKeyArray) -> tuple[Array, _Outcome]:
+    def compare(keys: Key[Array, " worlds"]) -> tuple[Array, _Outcome]:
         clips = jnp.quantile(jax.lax.map(norms, keys), jnp.asarray(_QUANTILES))
         each = jax.lax.map(lambda clip: jax.lax.map(lambda key: outcome(clip, key), keys), clips)
         return clips, jax.tree.map(lambda leaf: leaf.mean(1), each)

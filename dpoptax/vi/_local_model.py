@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from dpoptax.vi._elbo_terms import LogLikelihood, negative_log_likelihood
 
@@ -47,7 +47,7 @@ def gradients_at(
     unravel: Callable[[Array], PyTree],
     flat_latents: Float[Array, " latents"],
     examples: PyTree,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " examples"],
 ) -> Float[Array, "examples latents"]:
     """Returns the gradient of the negative log-likelihood of each example."""
 
@@ -121,7 +121,7 @@ def with_simulated_change(
 
 def _simulated(
     simulate: Simulate, latents: PyTree, key: PRNGKeyArray, number: int
-) -> tuple[PyTree, PRNGKeyArray]:
+) -> tuple[PyTree, Key[Array, " examples"]]:
     keys = jax.random.split(key, number)
     return jax.vmap(simulate, in_axes=(0, None))(keys, latents), keys
 
