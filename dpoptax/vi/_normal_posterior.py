@@ -52,7 +52,7 @@ def normal_posterior(
     half = jax.random.normal(key, (_NUM_DRAWS // 2, len(start)))
     normal = jnp.concatenate([half, -half])
 
-    def improve(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def improve(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
         mean, precision = state
         lower = jnp.linalg.cholesky(precision)
         # Draws mean + L^-T normal have covariance (L L^T)^-1.
