@@ -11,7 +11,7 @@ Reference: Opper and Archambeau 2009, "The variational Gaussian approximation re
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
