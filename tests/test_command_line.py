@@ -113,6 +113,16 @@ def test_a_file_that_is_no_plan_is_named(tmp_path, capsys):
     )
 
 
+def test_a_report_is_on_planned_steps_only(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    calibrate = ["calibrate", "--num-examples", "1000", "--batch-size", "100", "--steps", "5"]
+    assert main([*calibrate, "--epsilon", "2", "--delta", "1e-5", "--out", str(path)]) == 0
+    assert main(["report", str(path), "--steps", "5"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(path), "--steps", "6"]) == 2
+    assert "--steps must be at most the 5 steps of the plan; got 6" in capsys.readouterr().err
+
+
 def test_a_warning_is_one_line_and_no_place_in_our_program(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")

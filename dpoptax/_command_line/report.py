@@ -43,6 +43,11 @@ def _report(options: argparse.Namespace) -> None:
         plan = Plan.from_json(options.plan.read_text())
     except ValueError as error:  # also a file that is no text
         raise ValueError(f"{options.plan} is not a plan: {error}") from None
+    if options.steps is not None and options.steps > plan.num_steps:
+        raise ValueError(
+            f"--steps must be at most the {plan.num_steps:,} steps of the plan; got "
+            f"{options.steps:,}. For a longer run, write a new plan by `dpoptax calibrate`."
+        )
     report = Report.from_plan(plan, options.steps)
     print(report.to_json() if options.json else report)
     if options.figure:

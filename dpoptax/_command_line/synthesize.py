@@ -95,7 +95,8 @@ def _synthesize(options: argparse.Namespace) -> None:
 def _read(path: pathlib.Path) -> dict[str, list[str]]:
     """Returns the columns of a CSV file. Errors show line numbers, and no value."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # Spreadsheets begin such a file with a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error, ValueError):
         raise ValueError(f"{path} is not a CSV file with a header, in UTF-8.") from None

@@ -40,7 +40,7 @@ class Report(ReportValues):
     Attributes:
         unit: what is protected, an example or a user.
         relation: which data sets are neighbours.
-        num_units: how many units there are.
+        num_units: how many units there are; a noisy number if `noisy_num_units`.
         released: what left the program.
         sampler: class and settings of the sampler.
         clip: class and settings of the clip rule.

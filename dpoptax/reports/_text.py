@@ -106,7 +106,7 @@ def in_words(values: ReportValues) -> str:
     chance = math.floor(1 / values.delta + 1e-6)  # rounded down, so that 1 / chance >= delta
     correct = round_up(50 + 50 * values.advantage, 1)
     return (
-        f"The training used {values.num_units:,} {unit}s. Random noise limits how much the "
+        f"{_used(values)} Random noise limits how much the "
         f"released result can depend on any one of them. Suppose that an attacker knows all other "
         f"{unit}s, sees everything that was released, and wants to know whether one particular "
         f"{unit} was used{instead}. If yes and no are equally likely at first, the attacker's "
@@ -121,6 +121,20 @@ def in_words(values: ReportValues) -> str:
         f"much the attacker computes. It does not limit what the other {unit}s reveal about this "
         f"one, such as a pattern that they all have in common.{attack_in_words(values.attack)}"
     )
+
+
+def _used(values: ReportValues) -> str:
+    """The first sentence in plain words."""
+    if values.noisy_num_units:
+        return (
+            f"The data have about {values.num_units:,} {values.unit}s: the exact number is "
+            "private, and this one has noise."
+        )
+    return f"The training used {values.num_units:,} {values.unit}s."
+
+
+def _number_of_units(values: ReportValues) -> str:
+    return f"{'about ' * values.noisy_num_units}{values.num_units:,}"
 
 
 def _guarantee(values: ReportValues) -> dict[str, str]:
@@ -150,7 +164,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
     return {
         "Guarantee": guarantee,
         **_search(values),
-        "Who is protected": f"each single {values.unit} of {values.num_units:,}",
+        "Who is protected": f"each single {values.unit} of {_number_of_units(values)}",
         "What is compared": f"{compared} ({values.relation})",
         "What was released": values.released,
         "Sampling": _settings(values.sampler),

@@ -46,4 +46,5 @@ class ReportValues:
     assumptions: tuple[str, ...]
     loss: PrivacyLoss = attrs.field(repr=False, eq=False)
     attack: AttackSummary | None = None
+    noisy_num_units: bool = False
     attack_rates: Any = attrs.field(default=None, repr=False, eq=False)

@@ -38,6 +38,7 @@ def report_of(releases: Releases, total: float, key: Any) -> Report:
         report,
         unit="row",
         num_units=max(round(total), 1),
+        noisy_num_units=True,
         released=RELEASED,
         sampler={"kind": "EveryRowInEveryRelease"},
         clip={"kind": "OneCellOfEachTable"},

@@ -176,7 +176,10 @@ def _categorical(where: str, name: str, options: Mapping[str, Any]) -> Column:
         )
     other = options.get("other")
     if other is not None and str(other) not in codes:
-        raise ValueError(f"{where}: 'other' must be one of its 'values'.")
+        raise ValueError(
+            f"{where}: 'other' must be one of its 'values'; got {str(other)!r}, which is not. Add "
+            "it to 'values'."
+        )
     return Column(
         name=name,
         kind="categorical",

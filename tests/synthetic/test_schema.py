@@ -72,7 +72,7 @@ def test_numbers_out_of_range_are_clamped_and_have_cells_of_their_own():
         ("a", {"type": "text"}, "leave such a column out by the type 'omit'"),
         ("a", {"type": "categorical"}, "needs 'values'"),
         ("a", {"type": "categorical", "values": ["u", "u"]}, "an entry twice"),
-        ("a", {"type": "categorical", "values": ["u"], "other": "v"}, "one of its 'values'"),
+        ("a", {"type": "categorical", "values": ["u"], "other": "v"}, "Add it to 'values'"),
         ("a", {"type": "categorical", "values": list(range(2000))}, "at most 1,000"),
         ("a", {"type": "categorical", "values": ["u"], "range": [0, 1]}, "takes missing"),
         ("a", {"type": "real"}, "needs either a 'range'"),

@@ -13,6 +13,7 @@ import scipy.stats
 from synthetic.simulated import SCHEMA, estimates, simulate
 
 from dpoptax.__main__ import main
+from dpoptax._command_line.synthesize import _read
 from dpoptax.synthetic import synthesize
 from dpoptax.vi.contrib import combine_synthetic_estimates
 
@@ -49,6 +50,11 @@ def test_the_report_states_the_budget_and_no_private_number(made):
     assert abs(made.report.num_units - ROWS) < 200
     assert "noisy two-way tables" in made.report.released
     assert json.loads(made.report.to_json())["num_units"] == made.report.num_units
+    # A noisy number is not stated as the number of rows.
+    rows_in_words = f"about {made.report.num_units:,} rows"
+    assert f"have {rows_in_words}: the exact number is private" in made.report.in_words()
+    assert f"each single row of about {made.report.num_units:,}\n" in str(made.report)
+    assert "training used" not in made.report.in_words()
     assert "costs no privacy" in str(made.utility)
     assert str(ROWS) not in repr(made) or made.report.num_units == ROWS
 
@@ -86,6 +92,12 @@ def test_the_command_writes_tables_reports_and_pictures(tmp_path, capsys):
     (tmp_path / "schema.json").write_text('{"columns": {"group": {"type": "text"}}}')
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert "'omit'" in capsys.readouterr().err
+
+
+def test_a_table_from_a_spreadsheet_begins_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("age,city\n30,oslo\n", encoding="utf-8-sig")
+    assert _read(path) == {"age": ["30"], "city": ["oslo"]}
 
 
 def test_arguments_are_checked_before_anything_is_charged():
