@@ -25,6 +25,8 @@ def test_the_programs_of_the_page_run(program, capsys):
         assert 1.9 < epsilon <= 2
     else:
         *limits, epsilon = numbers
-        assert limits[0] < 0.5 < limits[2]
-        assert limits[1] < -0.5 < limits[3]
+        # The key is secret, so each run has other noise. A bound that is one width away from a 90 %
+        # interval is five standard deviations away from its middle.
+        for truth, low, high in zip((0.5, -0.5), limits[:2], limits[2:], strict=True):
+            assert low - (high - low) < truth < high + (high - low)
         assert 0.9 < epsilon <= 1
