@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -71,9 +72,14 @@ def _synthesize(options: argparse.Namespace) -> None:
         schema = Schema.from_json(options.schema.read_text())
     except ValueError as error:
         raise ValueError(f"{options.schema}: {error}") from None
+    table = _read(options.table)
+    # What may fail, fails before the budget is spent.
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib: pip install matplotlib; or pass --no-pictures.")
     try:
         made = synthesize(
-            _read(options.table),
+            table,
             schema,
             epsilon=options.epsilon,
             delta=options.delta,
@@ -95,7 +101,7 @@ def _synthesize(options: argparse.Namespace) -> None:
 def _read(path: pathlib.Path) -> dict[str, list[str]]:
     """Returns the columns of a CSV file. Errors show line numbers, and no value."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row]
     except (UnicodeDecodeError, csv.Error, ValueError):
         raise ValueError(f"{path} is not a CSV file with a header, in UTF-8.") from None
