@@ -152,7 +152,7 @@ def test_codes_of_numeric_columns_are_compared_as_numbers():
 def test_a_table_without_a_header_is_refused_without_its_first_row():
     schema = Schema.from_dict({"columns": GOOD})
     for table in ({"SECRET": [1], "39": [2]}, {**TABLE, "SECRET": [1] * 4}):
-        with pytest.raises(ValueError, match="header|does not list column 7") as error:
+        with pytest.raises(ValueError, match=r"header|does not list column 7") as error:
             schema.encode(table)
         assert "SECRET" not in str(error.value)
         assert "39" not in str(error.value)
