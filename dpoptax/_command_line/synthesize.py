@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -71,9 +72,14 @@ def _synthesize(options: argparse.Namespace) -> None:
         schema = Schema.from_json(options.schema.read_text())
     except ValueError as error:
         raise ValueError(f"{options.schema}: {error}") from None
+    table = _read(options.table)
+    # What may fail, fails before the budget is spent.
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib: pip install matplotlib; or pass --no-pictures.")
     try:
         made = synthesize(
-            _read(options.table),
+            table,
             schema,
             epsilon=options.epsilon,
             delta=options.delta,

@@ -4,6 +4,7 @@ Everything here is public. Cells come from the schema and never from the data. T
 column stand in this order: bins of numbers, then special codes or categories, then "missing".
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ class Column:
             ValueError: a value is missing or not listed although the schema does not allow it, or
                 is no number.
         """
-        words = [_as_word(value) for value in values]
+        words = [_as_word(value, number=self.num_bins > 0) for value in values]
         cells = np.full(len(words), -1, np.int64)
         positions = {code: self.num_bins + i for i, code in enumerate(self.codes)}
         if self.missing:
@@ -177,12 +178,16 @@ class Column:
             )
 
 
-def _as_word(value: Any) -> str:
+def _as_word(value: Any, *, number: bool) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()
+    word = str(value).strip()
+    if number or isinstance(value, float | np.floating):
+        # The code 0 may be written 0.0 in a file.
+        with contextlib.suppress(ValueError, OverflowError):
+            if word not in MISSING_WORDS and float(word).is_integer() and not word.isdecimal():
+                return str(int(float(word)))
+    return word
 
 
 def _as_value(column: Column, labels: list[Any], cell: int) -> Any:

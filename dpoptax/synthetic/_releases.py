@@ -10,6 +10,7 @@ proof that it costs what Gaussian noise costs.
 """
 
 import fractions
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -76,7 +77,7 @@ class Releases:
         if any(table.size and int(np.abs(table).max()) >= MOST_ROWS for table in counts):
             raise ValueError(f"the table must have fewer than {MOST_ROWS:,} rows.")
         steps = grid_steps([1.0] * len(counts) if weights is None else weights, noise_multiplier)
-        key = derive_key(self._key, f"release {self.ledger.num_steps}")
+        key = derive_key(self._key, f"release {self.ledger.num_steps} {_digest(counts, steps)}")
         self.ledger.charge(noise_multiplier)
         size = sum(table.size for table in counts)
         noise = np.asarray(discrete_gaussian(key, (size,), bits=BITS)).astype(np.int64)
@@ -86,3 +87,11 @@ class Releases:
             for table, part, step in zip(counts, np.split(noise, ends), steps, strict=True)
         ]
         return noisy, [2**BITS / step for step in steps]
+
+
+def _digest(counts: Sequence[np.ndarray], steps: Sequence[int]) -> str:
+    """Returns a text that differs for other counts: under one key they must not share noise."""
+    digest = hashlib.sha256(repr(steps).encode())
+    for table in counts:
+        digest.update(f"{table.shape}".encode() + table.tobytes())
+    return digest.hexdigest()

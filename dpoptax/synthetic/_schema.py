@@ -13,6 +13,8 @@ from dpoptax.synthetic._columns import MOST_CATEGORIES, Column, Encoded
 
 DEFAULT_BINS = 32
 MOST_BINS = 1000
+# Differences and whole numbers of this size stay exact enough.
+LARGEST = 1e18
 FIELDS = {
     "categorical": {"values", "other", "missing"},
     "integer": {"range", "bins", "edges", "log", "codes", "missing"},
@@ -104,21 +106,30 @@ class Schema:
         Raises:
             ValueError: the table does not fit the schema. The message shows no value.
         """
+        if not hasattr(table, "keys"):
+            raise TypeError(
+                "table must be columns by name: a dict of lists, or a data frame; got "
+                f"{_validate.described(type(table).__name__)}."
+            )
         names = list(table.keys())
+        if len(set(names)) != len(names):
+            raise ValueError("two columns of the table have the same name.")
         listed = {*self.columns, *self.omitted}
-        for name in names:
+        # Places and not names: without a header the names are a row of the data.
+        if absent := [name for name in self.columns if name not in names]:
+            raise ValueError(
+                "the schema lists columns that the table does not have: "
+                f"{', '.join(map(repr, absent))}. Does a CSV file have a header, and commas "
+                "between its entries?"
+            )
+        for place, name in enumerate(names, 1):
             if name not in listed:
                 raise ValueError(
-                    f"the table has a column {name!r} that the schema does not list. List it; the "
-                    "type 'omit' leaves a column out."
+                    f"the schema does not list column {place} of the table, counted from 1. List "
+                    "it; the type 'omit' leaves a column out."
                 )
         encoded = {}
         for name, column in self.columns.items():
-            if name not in names:
-                raise ValueError(
-                    f"the schema lists a column {name!r} that the table does not have. The table "
-                    f"has {', '.join(map(repr, names))}."
-                )
             encoded[name] = column.encode(list(table[name]))
         lengths = {len(entry.cells) for entry in encoded.values()}
         if len(lengths) != 1:
@@ -210,9 +221,21 @@ def _edges(where: str, kind: str, options: Mapping[str, Any]) -> tuple[float, ..
     given = options["range"] if edges is None else edges
     if not isinstance(given, list | tuple) or len(given) < 2:
         raise ValueError(f"{where}: a 'range' has two numbers, and 'edges' has two or more.")
-    numbers = np.array([_validate.real(where, value) for value in given])
-    if not np.isfinite(numbers).all() or np.any(np.diff(numbers) <= 0) or len(numbers) > MOST_BINS:
-        raise ValueError(f"{where}: range and edges must be finite and increase.")
+    try:
+        numbers = np.array([_validate.real(where, value) for value in given])
+    except OverflowError:
+        numbers = np.array([math.inf])
+    if not np.all(np.abs(numbers) < LARGEST) or np.any(np.diff(numbers) <= 0):
+        raise ValueError(
+            f"{where}: range and edges must be finite and increase, to {LARGEST:g} at most."
+        )
+    if len(numbers) > MOST_BINS:
+        raise ValueError(f"{where} has {len(numbers):,} edges; at most {MOST_BINS:,} are possible.")
+    if kind == "integer" and np.any(np.ceil(numbers[1:]) - np.ceil(numbers[:-1]) < 1):
+        # The last edge is a part of the last bin.
+        inner = np.ceil(numbers[1:-1]) - np.ceil(numbers[:-2])
+        if np.any(inner < 1) or math.floor(numbers[-1]) < math.ceil(numbers[-2]):
+            raise ValueError(f"{where}: an 'integer' column has bins without a whole number.")
     if log and numbers[0] <= 0:
         raise ValueError(
             f"{where}: a logarithmic scale needs a range above 0. Make 0 one of its 'codes'."

@@ -56,7 +56,8 @@ class Update:
                 sampler_state=state.sampler_state,
                 model_key=state.model_key,
             )
-            words = digest(updates, jnp.zeros(2, jnp.uint32))
+            # An optimizer may show what was released in its state before it moves anything.
+            words = digest((updates, opt_state), jnp.zeros(2, jnp.uint32))
             return next_state, _noise_keys(opt_state), jnp.stack(words)
 
         self._update = jax.jit(update)

@@ -116,3 +116,16 @@ def test_one_row_moves_every_release_by_at_most_its_sensitivity(extra):
         Releases(jax.random.key(0), 1e-5).ledger.sampler.event(1.0, 1), delta=1e-5
     )
     assert ledger.epsilon() <= whole * (1 + 1e-6)
+
+
+def test_other_counts_under_one_key_have_other_noise():
+    counts = np.arange(400)
+
+    def noise(shift):
+        releases = Releases(jax.random.key(0), 1e-5)
+        noisy, _ = releases.release([counts + shift], 1.0)
+        return noisy[0] - counts - shift
+
+    np.testing.assert_array_equal(noise(0), noise(0))
+    # The first run and another one that counts other tables would reveal the exact difference.
+    assert np.mean(np.abs(noise(0) - noise(1)) < 1e-3) < 0.02

@@ -81,6 +81,11 @@ def test_numbers_out_of_range_are_clamped_and_have_cells_of_their_own():
         ("a", {"type": "real", "range": [0, 1], "bins": 0}, "bins"),
         ("a", {"type": "real", "range": [0, 1], "bins": 5000}, "at most 1,000"),
         ("a", {"type": "real", "range": [0, float("inf")]}, "must be finite"),
+        ("a", {"type": "real", "range": [0, 10**400]}, "must be finite"),
+        ("a", {"type": "real", "range": [-1e308, 1e308]}, "must be finite"),
+        ("a", {"type": "integer", "range": [3.2, 3.8]}, "without a whole number"),
+        ("a", {"type": "integer", "edges": [0, 0.2, 0.8, 5]}, "without a whole number"),
+        ("a", {"type": "integer", "edges": [0, 2, 4.2, 4.8]}, "without a whole number"),
         ("a", {"type": "positive", "range": [0, 1]}, "Make 0 one of its 'codes'"),
         ("a", {"type": "mixed", "range": [0, 1]}, "needs 'codes'"),
         ("a", {"type": "real", "range": [0, 1], "missing": "no"}, "true or false"),
@@ -131,3 +136,37 @@ def test_unseen_categories_are_refused_unless_one_stands_for_them():
     assert "SECRET" not in str(error.value)
     with pytest.raises(ValueError, match="that the table does not have"):
         schema.encode({"age": TABLE["age"]})
+
+
+def test_codes_of_numeric_columns_are_compared_as_numbers():
+    column = {"type": "mixed", "codes": [0, "none"], "range": [1, 9], "bins": 2, "missing": True}
+    other = {"type": "categorical", "values": ["01", "1"]}
+    schema = Schema.from_dict({"columns": {"gain": column, "kind": other}})
+    gain = ["0", "0.0", " 0e0", 0.0, "none", "nan", "5.0", "inf"]
+    encoded = schema.encode({"gain": gain, "kind": ["01", "1"] * 4})
+    assert encoded["gain"].cells.tolist() == [2, 2, 2, 2, 3, 4, 1, 1]
+    # The texts of categories are not numbers: a code may begin with 0.
+    assert encoded["kind"].cells.tolist() == [0, 1] * 4
+
+
+def test_a_table_without_a_header_is_refused_without_its_first_row():
+    schema = Schema.from_dict({"columns": GOOD})
+    for table in ({"SECRET": [1], "39": [2]}, {**TABLE, "SECRET": [1] * 4}):
+        with pytest.raises(ValueError, match=r"header|does not list column 7") as error:
+            schema.encode(table)
+        assert "SECRET" not in str(error.value)
+        assert "39" not in str(error.value)
+
+
+@pytest.mark.untyped
+def test_what_is_no_table_is_refused():
+    schema = Schema.from_dict({"columns": GOOD})
+    with pytest.raises(TypeError, match="columns by name"):
+        schema.encode([[1, 2], [3, 4]])
+
+    class Twice(dict):
+        def keys(self):
+            return [*super().keys(), "age"]
+
+    with pytest.raises(ValueError, match="the same name"):
+        schema.encode(Twice(TABLE))

@@ -82,6 +82,13 @@ def charge_and_release(
             "often than it is traced; got traced values. Call release outside of jax.jit, jax.vmap "
             "and jax.grad."
         )
+    if ledger.sampler.unit != "example":
+        raise ValueError(
+            "a release protects the examples that it counts; got a ledger that protects each "
+            f"{ledger.sampler.unit}, who may have several. Make one row of each "
+            f"{ledger.sampler.unit}, and pass a ledger with the sampler Poisson(number of rows, "
+            "...)."
+        )
     num_examples = _validate.leading_axis_size("data", data)
     if num_examples != ledger.sampler.num_examples:
         raise ValueError(

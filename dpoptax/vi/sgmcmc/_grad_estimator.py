@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger
-from dpoptax.per_example import per_example_grads
 from dpoptax.training import PrivateRun
+from dpoptax.training._noise_binding import bind_noise
 from dpoptax.vi._elbo_terms import Prior, checked_prior
 from dpoptax.vi.sgmcmc._log_density import (
     check_plan,
@@ -90,8 +90,8 @@ class GradEstimator:
         """
         check_plan(plan)
         self._plan, self._prior = plan, checked_prior(prior)
-        self._grads = jax.jit(per_example_grads(negative(log_likelihood, prior)))
-        self._run = PrivateRun(None, position, data, plan=plan, optimizer=_hold(), key=key)
+        loss = negative(log_likelihood, prior)
+        self._run = _Run(loss, position, data, plan=plan, optimizer=_hold(), key=key)
 
     @property
     def ledger(self) -> Ledger:
@@ -123,10 +123,33 @@ class GradEstimator:
                 "than it is traced; got a traced position. Call the kernel outside of jax.jit. For "
                 "blackjax.sghmc, which compiles its inner loop, use dpoptax.vi.sgmcmc.SGHMC."
             )
-        # The run holds no position of its own: the gradient is taken where the caller is.
-        self._run.apply(self._grads(position, self._run.sample()))
+        self._run.step_at(position)
         held = optax.tree_utils.tree_get(self._run.state.opt_state, "released_gradient")
         return log_posterior_gradient(held, position, self._prior, self._plan.sampler.num_examples)
+
+
+class _Run(PrivateRun):
+    """A run whose next gradient is taken where the caller says."""
+
+    def step_at(self, position: PyTree) -> None:
+        """Makes a step at a position, with noise that is bound to it."""
+        state = self._state
+        here = jax.tree.map(_like, position, state.params)
+        # Under one key, a gradient elsewhere must not have the same noise: the difference of both
+        # would be exact. The step itself binds the noise to the likelihood and the batch.
+        opt_state = bind_noise(state.opt_state, here, program="position")
+        self._state = state._replace(params=here, opt_state=opt_state)
+        self.step()
+
+
+def _like(value: Any, expected: Array) -> Array:
+    """Returns a value as an array of the shape and dtype that the chain began with."""
+    if jnp.shape(value) != expected.shape:
+        raise ValueError(
+            f"position must have the shapes of the position that the estimator was made with; got "
+            f"{jnp.shape(value)} in place of {expected.shape}."
+        )
+    return jnp.asarray(value, expected.dtype)
 
 
 def _hold() -> optax.GradientTransformation:

@@ -208,3 +208,11 @@ def test_a_release_of_another_model_is_refused(model):
     noisy = other.release(jnp.zeros(20, jnp.int32), noise_multiplier=1.0, ledger=ledger(20))
     with pytest.raises(ValueError, match="same model"):
         model.posterior(noisy, key=KEY)
+
+
+def test_a_ledger_of_users_is_refused_since_a_user_may_have_several_rows():
+    sampler = dpoptax.samplers.UserExamplesPoisson([0, 0, 1, 1, 2], 2.0, 2)
+    users = dpoptax.accounting.Ledger(sampler, clip=1.0, delta=1e-5)
+    with pytest.raises(ValueError, match="protects each user"):
+        BetaBernoulli().release(jnp.ones(5), noise_multiplier=2.0, ledger=users)
+    assert users.num_other_releases == 0

@@ -88,3 +88,37 @@ def test_a_compiled_call_is_refused():
     with pytest.raises(ValueError, match="traced position"):
         sghmc.step(jax.random.key(0), jnp.array(0.0), None, 1e-3)
     assert found.ledger.num_steps == 0
+
+
+def released(position, likelihood=log_likelihood, data=DATA):
+    """The first private gradient of a new estimator, always with the same key."""
+    made = GradEstimator(
+        likelihood, 1e6, jnp.array(0.0), data, plan=FULL_BATCH, key=jax.random.key(7)
+    )
+    return float(made(jnp.array(position)))
+
+
+FULL_BATCH = PLAN.replace(sampler=dpoptax.samplers.Poisson(60, 60), clip=50.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"position": 0.7}, -36.0),
+        (
+            {"position": 0.1, "likelihood": lambda mean, x: -0.25 * (x - mean) ** 2},
+            float(-0.5 * jnp.sum(DATA - 0.1)),
+        ),
+        ({"position": 0.1, "data": DATA.at[0].add(1.0)}, 1.0),
+    ],
+    ids=["position", "likelihood", "data"],
+)
+def test_one_key_for_two_estimators_does_not_share_noise(other, difference):
+    assert released(0.1) == released(0.1)
+    # The noise of 50 would cancel; nothing is clipped, so the difference would be exact.
+    assert abs(released(**other) - released(0.1) - difference) > 0.1
+
+
+def test_a_position_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="position must have the shapes"):
+        estimator()(jnp.zeros(2))
