@@ -45,7 +45,8 @@ class Layout(NamedTuple):
         # An iota per axis lets each device compute its own indices.
         for axis in reversed(range(len(self.grid))):
             place = jax.lax.broadcasted_iota(jnp.uint32, self.grid, axis)
-            index, stride = index + place * np.uint32(stride), stride * self.grid[axis]
+            # The place on an axis of one block is zero, and its stride may be 2**32.
+            index, stride = index + place * np.uint32(stride % 2**32), stride * self.grid[axis]
         return index
 
 

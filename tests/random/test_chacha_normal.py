@@ -148,3 +148,9 @@ print("drawn in parts")
 @pytest.mark.e2e
 def test_each_device_draws_its_own_part_of_the_noise_of_one_device():
     assert "drawn in parts" in run_on_eight_devices(SHARDED)
+
+
+def test_a_key_gives_all_its_blocks_also_behind_an_axis_of_one():
+    key, shape = insecure_key(0), (1, 16, 2**32)
+    (found,) = jax.eval_shape(lambda key: normals(key, [shape]), key)
+    assert found.shape == shape
