@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers import Poisson, Sampler, Shuffled
 
-_LAWS: dict[int, tuple[weakref.ref[Any], Sampler]] = {}
+# With each array its sampler, and an object that the arrays of one draw share.
+_LAWS: dict[int, tuple[weakref.ref[Any], Sampler, object]] = {}
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +45,9 @@ class NoiseFor(float):
         number.sampler_class = sampler_class
         return number
 
+    def __getnewargs__(self) -> tuple[float, type[Sampler]]:  # type: ignore[override]
+        return float(self), self.sampler_class
+
     def check(self, law: Sampler | None) -> None:
         """Refuses batches that need more noise."""
         for_poisson = self.sampler_class is Poisson
@@ -62,17 +67,19 @@ class NoiseFor(float):
 
 def record(batch: PyTree, sampler: Sampler) -> None:
     """Notes the sampler of arrays, as long as they exist."""
+    draw = object()
     for leaf in jax.tree.leaves(batch):
         # An identity is used again after its array is gone.
         forget = functools.partial(_forget, id(leaf))
-        _LAWS[id(leaf)] = weakref.ref(leaf, forget), sampler
+        _LAWS[id(leaf)] = weakref.ref(leaf, forget), sampler, draw
 
 
 def law_of(batch: PyTree) -> Sampler | None:
-    """Returns the sampler of all arrays of a batch, or None if it is unknown or not the same."""
+    """Returns the sampler of all arrays of one draw, or None if it is unknown or not the same."""
     leaves = jax.tree.leaves(batch, is_leaf=lambda node: isinstance(node, DrawnExamples))
     found = [_law_of_leaf(leaf) for leaf in leaves]
-    return found[0] if found and all(law == found[0] for law in found) else None
+    same = bool(found) and all(law == found[0] for law in found)
+    return found[0][0] if same else None
 
 
 def _forget(number: int, reference: Any) -> None:
@@ -80,8 +87,10 @@ def _forget(number: int, reference: Any) -> None:
         del _LAWS[number]
 
 
-def _law_of_leaf(leaf: Any) -> Sampler | None:
+def _law_of_leaf(leaf: Any) -> tuple[Sampler | None, object]:
     if isinstance(leaf, DrawnExamples):
-        return leaf.sampler
-    reference, sampler = _LAWS.get(id(leaf), (None, None))
-    return sampler if reference is not None and reference() is leaf else None
+        # `jax.tree.map` keeps the sampler, also where it repeats rows or cuts them off.
+        whole = jnp.shape(leaf.mask) == (leaf.sampler.max_batch_size,)
+        return (leaf.sampler if whole else None), None
+    reference, sampler, draw = _LAWS.get(id(leaf), (None, None, None))
+    return (sampler, draw) if reference is not None and reference() is leaf else (None, None)
