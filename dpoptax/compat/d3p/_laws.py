@@ -6,6 +6,7 @@ arrays, as scripts compute with them; these are recognised by identity, until th
 
 import dataclasses
 import functools
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from dpoptax import _validate
 from dpoptax._masked_examples import MaskedExamples
 from dpoptax.samplers import Poisson, Sampler, Shuffled
 
@@ -80,6 +82,20 @@ def law_of(batch: PyTree) -> Sampler | None:
     found = [_law_of_leaf(leaf) for leaf in leaves]
     same = bool(found) and all(law == found[0] for law in found)
     return found[0][0] if same else None
+
+
+def num_steps(law: Sampler, q: float, num_epochs: float | None, num_iter: float | None) -> int:
+    if (num_epochs is None) == (num_iter is None):
+        raise TypeError(
+            "give either num_epochs or num_iter. Pass one of the two and leave out the other."
+        )
+    """Returns the number of updates, rounded up; an epoch counts as the batchifier counts it."""
+    # A batchifier rounds the batch size, so that its epochs may have more batches than 1 / q.
+    size = max(1, round(float(law.expected_batch_size)))  # type: ignore[arg-type]
+    per_epoch = max(1 / q, law.num_examples // size)
+    steps = num_iter if num_iter is not None else num_epochs * per_epoch  # type: ignore[operator]
+    # Rounding must not count a step that is there only by the representation of q.
+    return math.ceil(_validate.non_negative("the number of updates", steps) * (1 - 1e-9))
 
 
 def _forget(number: int, reference: Any) -> None:

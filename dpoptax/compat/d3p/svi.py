@@ -6,7 +6,6 @@ the prior is inside the clip, and the gradient is multiplied by the scale again,
 rates of d3p's scripts keep their meaning.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from dpoptax.compat.d3p._gradients import (
     normalize_gradient,
     plate_size,
 )
-from dpoptax.compat.d3p._laws import NoiseFor, law_of
+from dpoptax.compat.d3p._laws import NoiseFor, law_of, num_steps
 from dpoptax.compat.d3p._suites import as_key, check_suite
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.vi import numpyro as vi
@@ -193,7 +192,7 @@ class DPSVI(vi.DPSVI):
             ValueError: the sampler is unknown, has another rate, or is not that of the batches.
         """
         law = self._law(q, sampler)
-        steps = _num_steps(law, q, num_epochs, num_iter)
+        steps = num_steps(law, q, num_epochs, num_iter)
         return epsilon(
             sampler=law, noise_multiplier=self._noise_multiplier, num_steps=steps,
             delta=target_delta,
@@ -210,7 +209,7 @@ class DPSVI(vi.DPSVI):
     ) -> float:
         """Returns delta of the updates at an epsilon; the arguments are those of `get_epsilon`."""
         law = self._law(q, sampler)
-        steps = _num_steps(law, q, num_epochs, num_iter)
+        steps = num_steps(law, q, num_epochs, num_iter)
         if self._noise_multiplier == 0:
             return 1.0
         event = law.event(self._noise_multiplier, steps, law.relation)
@@ -293,16 +292,3 @@ class _ObservedAsFixed(Messenger):  # type: ignore[misc]
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["is_observed"]:
             msg["is_observed"] = False
-
-
-def _num_steps(law: Sampler, q: float, num_epochs: float | None, num_iter: float | None) -> int:
-    if (num_epochs is None) == (num_iter is None):
-        raise TypeError(
-            "give either num_epochs or num_iter. Pass one of the two and leave out the other."
-        )
-    # A batchifier rounds the batch size, so that its epochs may have more batches than 1 / q.
-    size = max(1, round(float(law.expected_batch_size)))  # type: ignore[arg-type]
-    per_epoch = max(1 / q, law.num_examples // size)
-    steps = num_iter if num_iter is not None else num_epochs * per_epoch  # type: ignore[operator]
-    # Rounding must not count a step that is there only by the representation of q.
-    return math.ceil(_validate.non_negative("the number of updates", steps) * (1 - 1e-9))
