@@ -6,7 +6,6 @@ the prior is inside the clip, and the gradient is multiplied by the scale again,
 rates of d3p's scripts keep their meaning.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from dpoptax.compat.d3p._gradients import (
     normalize_gradient,
     plate_size,
 )
-from dpoptax.compat.d3p._laws import NoiseFor, law_of
+from dpoptax.compat.d3p._laws import NoiseFor, law_of, num_steps
 from dpoptax.compat.d3p._suites import as_key, check_suite
 from dpoptax.samplers import Poisson, Sampler
 from dpoptax.vi import numpyro as vi
@@ -139,6 +138,7 @@ class DPSVI(vi.DPSVI):
         self._clips_unscaled = clip_unscaled_observations
         self._given_clip, self._given_optimizer = self._clip, self._optimizer
         self._laws: dict[str, set[Sampler | None]] = {"init": set(), "update": set()}
+        self._unmasked_lengths: set[int] = set()
 
     def init(self, rng_key: Any, *args: Any, **kwargs: Any) -> SVIState:
         """Returns the state before the first update; see `dpoptax.vi.numpyro.DPSVI.init`."""
@@ -157,6 +157,8 @@ class DPSVI(vi.DPSVI):
 
     def run(self, rng_key: Any, *args: Any, **kwargs: Any) -> Any:
         """Trains on batches of a sampler; see `dpoptax.vi.numpyro.DPSVI.run`."""
+        if "sampler" in kwargs:
+            self._note_sampler("update", kwargs["sampler"])
         return super().run(as_key(rng_key), *args, **kwargs)
 
     def get_epsilon(
@@ -173,22 +175,24 @@ class DPSVI(vi.DPSVI):
         Args:
             target_delta: strictly between 0 and 1.
             q: the sampling rate, which is compared with that of the sampler.
-            num_epochs: how many times 1 / q updates are made; or
-            num_iter: how many updates are made.
-            sampler: how batches were drawn. By default the sampler of the batches that `update`
-                got, or `init` if there was no update. It is not known of batches that were changed
-                or that come from elsewhere.
+            num_epochs: how many epochs are made, each of 1 / q updates, or of as many as the
+                batchifier says if that is more; or
+            num_iter: how many updates are made, each with a new draw.
+            sampler: how batches were drawn, if it is not known, as of batches that were changed or
+                come from elsewhere. By default that of the batches that `update` got, or `init` if
+                there was no update.
 
         Returns:
-            Epsilon, an upper bound, under the sampler's own relation: one example more or less, or
-            for `split_batchify_data` one example replaced by an empty one.
+            Epsilon, an upper bound. Neighbours differ by one example more or less for
+            `poisson_batchify_data`, by the value of one example for `subsample_batchify_data`, and
+            by one example that is replaced by an empty one for `split_batchify_data`.
 
         Raises:
             TypeError: both or neither of `num_epochs` and `num_iter`.
-            ValueError: the sampler is unknown, or has another rate.
+            ValueError: the sampler is unknown, has another rate, or is not that of the batches.
         """
         law = self._law(q, sampler)
-        steps = _num_steps(q, num_epochs, num_iter)
+        steps = num_steps(law, q, num_epochs, num_iter)
         return epsilon(
             sampler=law, noise_multiplier=self._noise_multiplier, num_steps=steps,
             delta=target_delta,
@@ -205,7 +209,7 @@ class DPSVI(vi.DPSVI):
     ) -> float:
         """Returns delta of the updates at an epsilon; the arguments are those of `get_epsilon`."""
         law = self._law(q, sampler)
-        steps = _num_steps(q, num_epochs, num_iter)
+        steps = num_steps(law, q, num_epochs, num_iter)
         if self._noise_multiplier == 0:
             return 1.0
         event = law.event(self._noise_multiplier, steps, law.relation)
@@ -215,9 +219,7 @@ class DPSVI(vi.DPSVI):
     def _note_law(self, where: str, args: Any, kwargs: Any, mask: Any) -> None:
         batch = [arg for arg in (*args, *kwargs.values()) if jax.tree.leaves(arg)]
         law = law_of(batch)
-        self._laws[where].add(law)
-        if isinstance(self._given_noise, NoiseFor):
-            self._given_noise.check(law)
+        self._note_sampler(where, law)
         has_mask = mask is not None or any(isinstance(arg, MaskedExamples) for arg in batch)
         if has_mask and self._given_batch_size is None and law is not None:
             self._given_batch_size = float(law.expected_batch_size)  # type: ignore[arg-type]
@@ -227,6 +229,13 @@ class DPSVI(vi.DPSVI):
                 "breaks the guarantee: pass mask=, or the columns of poisson_batchify_data as they "
                 "are."
             )
+        if where == "update" and not has_mask:
+            self._unmasked_lengths.add(_validate.leading_axis_size("args", (args, kwargs)))
+
+    def _note_sampler(self, where: str, law: Sampler | None) -> None:
+        self._laws[where].add(law)
+        if isinstance(self._given_noise, NoiseFor):
+            self._given_noise.check(law)
 
     def _law(self, q: float, sampler: Sampler | None) -> Sampler:
         laws = self._laws["update"] or self._laws["init"]
@@ -235,10 +244,13 @@ class DPSVI(vi.DPSVI):
             if known is None:
                 raise ValueError(
                     "epsilon depends on how batches are drawn, which is not known: call init or "
-                    "update with the arrays that one get_batch returned, or pass for example "
-                    "sampler=dpoptax.samplers.Poisson(num_obs_total, q * num_obs_total)."
+                    "update with the arrays that one get_batch returned, or pass the sampler that "
+                    "drew them, for example "
+                    "sampler=dpoptax.samplers.FixedSize(num_obs_total, batch_size)."
                 )
             sampler = known
+        else:
+            self._check_given(sampler)
         size = float(sampler.expected_batch_size)  # type: ignore[arg-type]
         if not abs(_validate.real("q", q) * sampler.num_examples - size) < 1:
             raise ValueError(
@@ -246,6 +258,21 @@ class DPSVI(vi.DPSVI):
                 f"{sampler.num_examples}; got {q:g}. Pass {size / sampler.num_examples:g}."
             )
         return sampler
+
+    def _check_given(self, sampler: Sampler) -> None:
+        others = (self._laws["init"] | self._laws["update"]) - {None, sampler}
+        if others:
+            raise ValueError(
+                f"sampler is {sampler}, but batches were drawn by {others.pop()}. Leave sampler "
+                "out, and pass the arrays of get_batch to update as they are."
+            )
+        whole = sampler.expected_batch_size == sampler.num_examples
+        if isinstance(sampler, Poisson) and not whole and len(self._unmasked_lengths) == 1:
+            raise ValueError(
+                "sampler is Poisson, but all batches had one length and no mask. Pass the mask of "
+                "padded Poisson batches to update, or the sampler of batches of a fixed size, "
+                "dpoptax.samplers.FixedSize."
+            )
 
     def _objective(self, key: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._knows_num_obs_total:
@@ -265,13 +292,3 @@ class _ObservedAsFixed(Messenger):  # type: ignore[misc]
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["is_observed"]:
             msg["is_observed"] = False
-
-
-def _num_steps(q: float, num_epochs: float | None, num_iter: float | None) -> int:
-    if (num_epochs is None) == (num_iter is None):
-        raise TypeError(
-            "give either num_epochs or num_iter. Pass one of the two and leave out the other."
-        )
-    steps = num_iter if num_iter is not None else num_epochs / q  # type: ignore[operator]
-    # Rounding must not count a step that is there only by the representation of q.
-    return math.ceil(_validate.non_negative("the number of updates", steps) * (1 - 1e-9))

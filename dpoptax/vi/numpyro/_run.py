@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -31,6 +33,7 @@ class Start(NamedTuple):
     params: dict[str, PyTree]
     optimizer: optax.GradientTransformation
     before: SVIRunResult | None = None
+    purpose: str = "run"
 
 
 def start_of(
@@ -42,7 +45,9 @@ def start_of(
 ) -> Start:
     """Returns where a run starts: as the guide says, at given parameters, or after another run."""
     if init_state is None:
-        return Start(_given_params(elbo, init_params), optimizer)
+        params = _given_params(elbo, init_params)
+        purpose = "run" if init_params is None else _purpose_from(params)
+        return Start(params, optimizer, purpose=purpose)
     if init_params is not None:
         raise ValueError(
             "init_params and init_state both say where the run starts. Pass one of them."
@@ -75,7 +80,8 @@ def start_of(
             )
         return jax.tree.map(jnp.asarray, opt_state)
 
-    return Start(params, _starting(optimizer, init), init_state)
+    purpose = _purpose_from((params, opt_state))
+    return Start(params, _starting(optimizer, init), init_state, purpose)
 
 
 def run_svi(
@@ -105,7 +111,7 @@ def run_svi(
         data,
         plan=plan,
         optimizer=with_iterates(start.optimizer, plan.num_steps),
-        key=derive_key(key, "run"),
+        key=derive_key(key, start.purpose),
         progress=[progress_bar, every] if nonprivate_losses else progress_bar,
         diagnostics=nonprivate_losses,
     )
@@ -193,6 +199,18 @@ def _refuse_same_key(before: SVIRunResult, key: PRNGKeyArray) -> None:
             "rng_key is that of the earlier run, so batches and noise would depend on one key. "
             "Pass another one, such as dpoptax.random.secure_key()."
         )
+
+
+def _purpose_from(start: PyTree) -> str:
+    """Returns a name for the keys of a warm start: another start draws other batches.
+
+    Otherwise a key that an earlier run had would draw its batches again, and the charges of both
+    runs add up only if their batches are independent. `fit` itself binds the noise to the start.
+    """
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(start):
+        digest.update(np.asarray(leaf).tobytes())
+    return f"run from {digest.hexdigest()}"
 
 
 def _starting(optimizer: optax.GradientTransformation, init: Any) -> optax.GradientTransformation:
