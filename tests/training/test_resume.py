@@ -27,6 +27,7 @@ import dpoptax
 from dpoptax.training import Checkpoints, DeviceData, HostData, fit, time_limit
 from dpoptax.training._dispatch import _Steps
 from dpoptax.training._progress import ProgressReporter
+from dpoptax.training._resume.identity import identity_of
 from dpoptax.training._resume.write_ahead_log import WriteAheadLog
 
 SAMPLER = dpoptax.samplers.Poisson(300, 30)
@@ -233,6 +234,12 @@ def test_another_run_is_refused_by_name(short_run, changes, what):
     message = rf"holds a run with another {what}.*start again in another"
     with pytest.raises(ValueError, match=message):
         run(short_run, **changes)
+
+
+def test_another_number_of_rounds_is_another_key():
+    keys = [dpoptax.random.insecure_key(0, rounds=rounds) for rounds in (8, 12, 20)]
+    digests = [identity_of(plan(), {"w": jnp.zeros(2)}, key)["key (its digest)"] for key in keys]
+    assert len(set(digests)) == 3
 
 
 def test_another_model_and_fewer_steps_are_refused(tmp_path, short_run):

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from dpoptax import _serialize
 from dpoptax._plan import Plan
+from dpoptax.random._chacha import KEY_ROUNDS, rounds_of
 from dpoptax.training._resume.array_codec import describe_all
 
 
@@ -16,7 +17,11 @@ def identity_of(plan: Plan, params: PyTree, key: Any) -> dict[str, Any]:
     """Returns the identity of a run as JSON; `key` is the caller's, or None for a new one."""
     secret = "a new key"
     if key is not None:
-        secret = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()
+        rounds = rounds_of(key)
+        # Fewer rounds are another generator. The words of a key do not show them.
+        kind = b"" if rounds in (None, KEY_ROUNDS) else f"chacha{rounds}".encode()
+        words = np.asarray(jax.random.key_data(key)).tobytes()
+        secret = hashlib.sha256(kind + words).hexdigest()
     return {
         **_encode_plan(plan),
         "model": {name: shown[:2] for name, shown in describe_all(params).items()},

@@ -11,7 +11,12 @@ from dpoptax.accounting import Ledger
 from dpoptax.random._derive import fingerprint
 from dpoptax.vi.conjugate._counts import successes_posterior
 from dpoptax.vi.conjugate._fields import is_positive, number
-from dpoptax.vi.conjugate._release import NoisyStatistics, charge_and_release, noisy_counts
+from dpoptax.vi.conjugate._release import (
+    NoisyStatistics,
+    charge_and_release,
+    noisy_counts,
+    refuse_other_than_numbers,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +81,7 @@ class BetaBernoulli:
             TypeError: an argument has the wrong type.
             ValueError: a shape or a number is wrong, or the values are traced.
         """
+        refuse_other_than_numbers(data)
         if np.ndim(data) != 1:
             raise ValueError(f"data must have the shape (examples,); got {np.shape(data)}.")
         return charge_and_release(

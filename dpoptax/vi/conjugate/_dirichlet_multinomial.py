@@ -11,7 +11,12 @@ from dpoptax.accounting import Ledger
 from dpoptax.random._derive import fingerprint
 from dpoptax.vi.conjugate._counts import draw_counts
 from dpoptax.vi.conjugate._fields import is_positive, number
-from dpoptax.vi.conjugate._release import NoisyStatistics, charge_and_release, noisy_counts
+from dpoptax.vi.conjugate._release import (
+    NoisyStatistics,
+    charge_and_release,
+    noisy_counts,
+    refuse_other_than_numbers,
+)
 
 
 def _at_least_two(value: int) -> int:
@@ -79,6 +84,7 @@ class DirichletMultinomial:
             TypeError: an argument has the wrong type.
             ValueError: a shape or a number is wrong, or the values are traced.
         """
+        refuse_other_than_numbers(data)
         if np.ndim(data) != 1 or not jnp.issubdtype(jnp.result_type(data), jnp.integer):
             raise ValueError(
                 "data must be whole numbers of the shape (examples,); got "

@@ -15,7 +15,12 @@ from dpoptax.vi.conjugate import _regression_posterior
 from dpoptax.vi.conjugate._fields import is_positive, number
 from dpoptax.vi.conjugate._hmc import warn_of_r_hat
 from dpoptax.vi.conjugate._moments import Hyperparameters
-from dpoptax.vi.conjugate._release import NoisyStatistics, charge_and_release, noisy_sum_of_rows
+from dpoptax.vi.conjugate._release import (
+    NoisyStatistics,
+    charge_and_release,
+    noisy_sum_of_rows,
+    refuse_other_than_numbers,
+)
 
 
 def _num_features(value: int) -> int:
@@ -113,6 +118,7 @@ class LinearRegression:
             TypeError: an argument has the wrong type.
             ValueError: a shape or a number is wrong, or the values are traced.
         """
+        refuse_other_than_numbers(tuple(data))
         x, y = (jnp.asarray(part, jnp.float32) for part in data)
         if x.ndim != 2 or x.shape[1] != self.num_features or y.shape != x.shape[:1]:
             raise ValueError(

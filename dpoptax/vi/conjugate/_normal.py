@@ -27,6 +27,7 @@ from dpoptax.vi.conjugate._release import (
     NoisyStatistics,
     charge_and_release,
     noisy_sum_of_rows,
+    refuse_other_than_numbers,
 )
 
 # The largest norm of (v, v² - 1/2) for |v| <= 1.
@@ -118,6 +119,7 @@ class NormalMeanVariance:
             TypeError: an argument has the wrong type.
             ValueError: a shape or a number is wrong, or the values are traced.
         """
+        refuse_other_than_numbers(data)
         numbers = jnp.asarray(data, jnp.float32)
         if numbers.ndim != 1 or len(numbers) < 2:
             raise ValueError(

@@ -5,7 +5,7 @@ adds the noise, so the guarantee does not rest on how a model computes them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dp_accounting
 import jax
@@ -53,6 +53,14 @@ class NoisyStatistics(NamedTuple):
     noise_stddev: float
     num_examples: int
     event: dp_accounting.DpEvent
+
+
+def refuse_other_than_numbers(data: Any) -> None:
+    """Raises for texts and objects, which JAX would print."""
+    for leaf in data if isinstance(data, tuple) else (data,):
+        dtype = np.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype
+        if not jnp.issubdtype(dtype, jnp.number) and dtype != bool:
+            raise TypeError(f"data must be arrays of numbers; got the dtype {dtype}.")
 
 
 def charge_and_release(

@@ -216,3 +216,13 @@ def test_a_ledger_of_users_is_refused_since_a_user_may_have_several_rows():
     with pytest.raises(ValueError, match="protects each user"):
         BetaBernoulli().release(jnp.ones(5), noise_multiplier=2.0, ledger=users)
     assert users.num_other_releases == 0
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("model", [NORMAL, BetaBernoulli(), DirichletMultinomial(num_categories=2)])
+def test_an_error_shows_no_text_of_the_data(model):
+    book = ledger(3)
+    with pytest.raises(TypeError, match="numbers") as raised:
+        model.release([1, 0, "a name"], noise_multiplier=1.0, ledger=book)
+    assert "name" not in str(raised.value)
+    assert book.epsilon() == 0
