@@ -59,7 +59,7 @@ def refuse_other_than_numbers(data: Any) -> None:
     """Raises for texts and objects, which JAX would print."""
     for leaf in data if isinstance(data, tuple) else (data,):
         dtype = np.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype
-        if not jnp.issubdtype(dtype, jnp.number) and dtype != bool:
+        if not jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.bool_):
             raise TypeError(f"data must be arrays of numbers; got the dtype {dtype}.")
 
 
