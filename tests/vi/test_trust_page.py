@@ -59,7 +59,7 @@ def test_the_code_of_the_page_runs_from_top_to_bottom():
         # The page leaves the model and its guide to the reader.
         names |= {"model": model, "guide": numpyro.infer.autoguide.AutoNormal(model)}
         exec(compile(numpyro_block, str(PAGE), "exec"), names)
-    latents = names["elbo"].draw_latents(jax.random.key(1))
-    inputs, outcome = names["simulate"](jax.random.key(2), latents)
+        latents = names["elbo"].draw_latents(jax.random.key(1))
+        inputs, outcome = names["simulate"](jax.random.key(2), latents)
     assert inputs.shape == (5,)
     assert outcome in (0, 1)
