@@ -36,17 +36,24 @@ from dpoptax.vi._local_model import (
     with_simulated_change,
 )
 from dpoptax.vi._noise_level import noise_level
-from dpoptax.vi._normal_posterior import Normal, normal_posterior
+from dpoptax.vi._normal_posterior import Normal, fixed_point, normal_posterior
 from dpoptax.vi._releases import Releases, releases_of
 
 # Prior standard deviation of the relative error of the slope: of a simulation, and of the guide.
 _TAU_SIMULATED = 0.3
 _TAU_GUIDE = 0.6
 _NUM_SIMULATED = 2000
+# Examples for what is not linear along the run: while the centre moves, and at the end.
+_FEW_ALONG = 100
+_ALONG = 500
 # A bias of clipping of this many standard deviations may dominate, and so may clipping that makes
 # gradients respond to the latents by this part of what is simulated.
 _LARGE_BIAS = 0.5
 _SMALL_SLOPE = 0.7
+# A run has not settled if its points are this many of their standard deviations from the mean, or
+# if the mean still moves by this many standard deviations of the posterior.
+_FAR = 3.0
+_STILL_MOVES = 0.5
 
 
 class Fitted(NamedTuple):
@@ -56,6 +63,8 @@ class Fitted(NamedTuple):
     likelihood: NormalLikelihood
     clipped_fraction: Float[Array, ""]
     clip_bias: Float[Array, ""]
+    distance: Float[Array, ""]
+    moved: Float[Array, ""]
 
 
 @attrs.frozen
@@ -74,6 +83,11 @@ class CalibratedPosterior:
             ones. Far below one, clipping changes more than the simulation says.
         noise_share: the part of the variance of the likelihood that is not sampling error, but
             comes from the noise of privacy and batches.
+        distance: how far the mean is from the points at which gradients were taken, in their
+            standard deviations, for the latent where it is largest. Far above one, the run had not
+            settled.
+        moved: how far the mean is from the point at which examples were simulated, in standard
+            deviations of the posterior. Far above zero, the two do not agree.
     """
 
     mean: PyTree
@@ -82,6 +96,8 @@ class CalibratedPosterior:
     clip_bias: float
     slope: float
     noise_share: float
+    distance: float
+    moved: float
     _unravel: Callable[[Array], PyTree] = attrs.field(repr=False)
     _constrain: Callable[[PyTree], PyTree] = attrs.field(repr=False)
 
@@ -107,7 +123,18 @@ class CalibratedPosterior:
 
     @property
     def statement(self) -> str:
-        """What is known of the bias of clipping, in one sentence."""
+        """Whether the run settled, and what is known of the bias of clipping, in one sentence."""
+        if self.moved > _STILL_MOVES:
+            return (
+                "The posterior is unreliable: simulated examples at its mean move it by "
+                f"{self.moved:.1f} standard deviations. Train for longer, or keep fewer steps."
+            )
+        if self.distance > _FAR:
+            return (
+                f"The run had not settled: the posterior mean is {self.distance:.1f} standard "
+                "deviations of the points of gradients away from them. Train for longer, or keep "
+                "fewer steps."
+            )
         if math.isnan(self.clip_bias):
             return (
                 "The bias of clipping is unknown, and the intervals leave it out: pass simulate to "
@@ -180,8 +207,10 @@ def calibrated_posterior(
         ...     simulate=lambda key, mean: mean + jax.random.normal(key),
         ... )
         >>> low, high = posterior.interval(0.9)
-        >>> bool(low < 1.0 < high), bool(posterior.stddev > 200**-0.5)
+        >>> bool(low < high), bool(abs(posterior.mean - 1.0) < 4 * posterior.stddev)
         (True, True)
+        >>> bool(posterior.stddev > 200**-0.5)  # what it would be without privacy
+        True
         >>> posterior.statement[:26]
         'Clipping bias is small: it'
 
@@ -202,6 +231,8 @@ def calibrated_posterior(
         clip_bias=float(found.clip_bias) if known else math.nan,
         slope=float(found.likelihood.slope),
         noise_share=float(found.likelihood.noise_share),
+        distance=float(found.distance),
+        moved=float(found.moved) if known else 0.0,
         unravel=guide.unravel,
         constrain=constrain,
     )
@@ -221,7 +252,7 @@ def fitted_posterior(
     guide = guide_normal(elbo.guide, params)
     tau = _TAU_GUIDE if simulate is None else _TAU_SIMULATED
 
-    def fit_at(point: Array) -> Fitted:
+    def fit_at(point: Array, num_along: int) -> Fitted:
         if simulate is None:
             own = prior_precision(elbo.prior, guide.unravel, guide.mean)
             precision = jnp.linalg.inv(guide.covariance) - own
@@ -231,13 +262,25 @@ def fitted_posterior(
                 elbo.log_likelihood, guide.unravel, simulate, point, noise.l2_clip, simulate_key
             )  # fmt: skip
             local = simulated_model(*simulated, _NUM_SIMULATED)
-            local = with_simulated_change(local, *simulated, releases.points)
+            local = with_simulated_change(local, *simulated, releases.points, num_along)
         likelihood = likelihood_of_releases(releases, point, local, noise, tau, error_key)
         posterior = normal_posterior(likelihood, elbo.prior, guide.unravel, point, prior_key)
         shift = posterior.covariance @ likelihood.bias_shift
         in_stddevs = jnp.abs(shift) / jnp.sqrt(jnp.diag(posterior.covariance))
-        return Fitted(posterior, likelihood, local.clipped_fraction, in_stddevs.max())
+        away = posterior.mean - releases.points.mean((0, 1))
+        distance = jnp.abs(away) / releases.points.std((0, 1))
+        moved = jnp.abs(posterior.mean - point) / jnp.sqrt(jnp.diag(posterior.covariance))
+        return Fitted(
+            posterior,
+            likelihood,
+            local.clipped_fraction,
+            in_stddevs.max(),
+            distance.max(),
+            moved.max(),
+        )
 
-    found = fit_at(releases.points.mean((0, 1)))
-    # Curvature and bias belong to the mean of the posterior, which is known only now.
-    return found if simulate is None else fit_at(found.posterior.mean)
+    centre = releases.points.mean((0, 1))
+    if simulate is None:
+        return fit_at(centre, 0)
+    # Curvature and bias belong to the mean of the posterior, so its centre is a fixed point.
+    return fit_at(fixed_point(lambda point: fit_at(point, _FEW_ALONG).posterior, centre), _ALONG)

@@ -94,8 +94,8 @@ class CalibrationCheck:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the coverage is the nominal one, up to 0.04 and two standard errors."""
-        return abs(self.coverage - self.level) <= _TOLERANCE + 2 * self.standard_error
+        """Whether the coverage is the nominal one, up to 0.04 and one standard error."""
+        return abs(self.coverage - self.level) <= _TOLERANCE + self.standard_error
 
     @property
     def statement(self) -> str:

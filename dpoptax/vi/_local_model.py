@@ -16,7 +16,6 @@ from dpoptax.vi._elbo_terms import LogLikelihood, negative_log_likelihood
 
 # Steps whose gradients are computed at the same time.
 _STEPS_AT_ONCE = 16
-_NUM_ALONG_POINTS = 500
 # `simulate(key, latents)` returns one example as the model would produce it, without any data.
 Simulate = Callable[[PRNGKeyArray, PyTree], PyTree]
 
@@ -104,9 +103,10 @@ def with_simulated_change(
     l2_clip: float | Float[Array, ""],
     key: PRNGKeyArray,
     points: Float[Array, "steps draws latents"],
+    num_along: int,
 ) -> LocalModel:
     """Returns the model with `change`: what is not linear in it needs fewer examples."""
-    examples, keys = _simulated(simulate, unravel(centre), key, _NUM_ALONG_POINTS)
+    examples, keys = _simulated(simulate, unravel(centre), key, num_along)
 
     def mean_gradient(flat: Array) -> Array:
         gradients = gradients_at(log_likelihood, unravel, flat, examples, keys)

@@ -27,6 +27,9 @@ _DAMPING = 0.2
 # by which a precision grows.
 _LONGEST_STEP = 3.0
 _LARGEST_RATIO = 10.0
+# The centre has settled after a move of fewer posterior standard deviations.
+_LARGEST_MOVE = 0.1
+_MOST_MOVES = 20
 
 
 class Normal(NamedTuple):
@@ -68,6 +71,22 @@ def normal_posterior(
     first = likelihood.precision + jnp.eye(len(start))
     mean, precision = jax.lax.fori_loop(0, _NUM_ITERATIONS, improve, (start, first))
     return Normal(mean, jnp.linalg.inv(precision))
+
+
+def fixed_point(fit_at: Callable[[Array], Normal], centre: Array) -> Array:
+    """Returns the point at which the mean of the posterior hardly moves any more."""
+
+    def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        point, _, count = state
+        found = fit_at(point)
+        stddevs = jnp.abs(found.mean - point) / jnp.sqrt(jnp.diag(found.covariance))
+        return found.mean, stddevs.max(), count + 1
+
+    def moves(state: tuple[Array, Array, Array]) -> Array:
+        return (state[1] > _LARGEST_MOVE) & (state[2] < _MOST_MOVES)
+
+    start = (centre, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(moves, improve, start)[0]
 
 
 def _damped_step(lower: Array, gradient: Array) -> Array:

@@ -105,27 +105,53 @@ def test_examples_are_simulated_by_the_model():
         elbo.simulator(lambda key: (jnp.ones(2), jnp.ones(())))(keys[0], latents)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [autoguide.AutoNormal, autoguide.AutoMultivariateNormal])
-def test_with_little_noise_the_posterior_is_that_of_a_linear_regression(kind):
-    elbo = an_elbo(kind, keep_steps=150)
+def posterior_after(num_steps, kind):
+    """Returns the posterior after a run with hardly any noise."""
+    elbo = an_elbo(kind, keep_steps=200)
     plan = Plan(
-        sampler=samplers.Poisson(N, N), clip=100.0, noise_multiplier=1e-4, num_steps=300, delta=1e-3
-    )
+        sampler=samplers.Poisson(N, N), clip=100.0, noise_multiplier=1e-4, num_steps=num_steps,
+        delta=1e-3,
+    )  # fmt: skip
     run = jax.jit(lambda key: train_in_world(elbo, plan, optax.adam(0.03), data(), key))
     params, opt_state = run(jax.random.key(0))
     simulate = elbo.simulator(lambda key: (jax.random.normal(key, (2,)), None))
-    found = calibrated_posterior(
+    return calibrated_posterior(
         elbo, params, opt_state, plan, simulate=simulate, key=jax.random.key(1)
     )
+
+
+def least_squares():
+    """Returns weights, their standard deviations and the log scale of the residuals."""
     x, y = (np.asarray(part, float) for part in data())
-    least_squares = np.linalg.lstsq(x, y, rcond=None)[0]
-    stddev = np.std(y - x @ least_squares) / np.sqrt(np.sum(x**2, 0))
-    assert np.all(np.abs(found.mean["weights"] - least_squares) < 0.5 * stddev)
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
+    scale = np.std(y - x @ weights)
+    return weights, scale / np.sqrt(np.sum(x**2, 0)), np.log(scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [autoguide.AutoNormal, autoguide.AutoMultivariateNormal])
+def test_with_little_noise_the_posterior_is_that_of_a_linear_regression(kind):
+    found = posterior_after(1000, kind)
+    weights, stddev, log_scale = least_squares()
+    assert np.all(np.abs(found.mean["weights"] - weights) < 0.5 * stddev)
     np.testing.assert_allclose(found.stddev["weights"], stddev, rtol=0.25)
+    # The information about a log scale is 2 N.
+    assert abs(found.mean["scale"] - log_scale) < 0.7 * (2 * N) ** -0.5
+    np.testing.assert_allclose(found.stddev["scale"], (2 * N) ** -0.5, rtol=0.25)
+    assert "small" in found.statement
     draws = found.sample(jax.random.key(2), 10)
     assert draws["weights"].shape == (10, 2)
     assert np.all(draws["scale"] > 0)
+
+
+@pytest.mark.slow
+def test_a_run_that_had_not_settled_is_named_and_its_posterior_is_still_near():
+    """The points are four standard deviations away: simulation at them alone misses by 1.4."""
+    found = posterior_after(300, autoguide.AutoNormal)
+    weights, stddev, _ = least_squares()
+    assert found.distance > 3
+    assert "had not settled" in found.statement
+    assert np.all(np.abs(found.mean["weights"] - weights) < stddev)
 
 
 @pytest.mark.untyped
