@@ -1,6 +1,6 @@
 """Synthetic sets from noisy tables: a close one, or several that carry the uncertainty.
 
-With several sets, each comes from a model of its own. A table of counts is the noisy one, plus what
+With several sets, each comes from a separate model. A table of counts is the noisy one, plus what
 a new sample of the population and new noise would add:
 
     counts + (sample - expected) + noise

@@ -175,6 +175,13 @@ def test_the_shortcut_for_rare_overflow_bounds_the_exact_distribution(relation, 
     assert exact == pytest.approx(shortcut, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [2, 16])
+def test_a_group_that_is_in_every_batch_costs_what_a_sum_moved_so_far_costs(size):
+    always = dp_accounting.PoissonSampledDpEvent(1.0, dp_accounting.GaussianDpEvent(1.0))
+    moved = dp_accounting.GaussianDpEvent(1.0 / size)
+    assert event_epsilon(always, delta=1e-5, group_size=size) == event_epsilon(moved, delta=1e-5)
+
+
 @pytest.mark.parametrize("group_size", [1, 2])
 @pytest.mark.filterwarnings("ignore:delta should be well below")
 def test_rare_overflow_is_paid_from_delta(group_size):
