@@ -192,6 +192,8 @@ def poisson_group_event(
     """
     import scipy.stats  # slow to import
 
+    if rate == 1 and most_without_displacing is None:
+        return dp_accounting.GaussianDpEvent(noise_multiplier / size)
     # Binomially many members take part, and j of them move the sum j times as far. A higher rate
     # only costs more.
     rate = max(rate, SMALLEST_GROUP_RATE / size)

@@ -241,8 +241,6 @@ def _group_event(
         case dp_accounting.PoissonSampledDpEvent(
             sampling_probability=rate, event=dp_accounting.GaussianDpEvent(noise_multiplier=noise)
         ):
-            if rate == 1:
-                return dp_accounting.GaussianDpEvent(noise / size)
             return poisson_group_event(rate, noise, size)
         case TruncatedSubsampledGaussianDpEvent(sampling_probability=rate, noise_multiplier=noise):
             # Each member who takes part may displace another example, if the others leave too

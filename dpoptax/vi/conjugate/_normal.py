@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import NamedTuple
 
 import attrs
 import jax
@@ -14,13 +13,12 @@ from dpoptax import _validate
 from dpoptax.accounting import Ledger
 from dpoptax.mechanisms import Gaussian, Mechanism
 from dpoptax.random._derive import fingerprint
-from dpoptax.vi.conjugate import _hmc
+from dpoptax.vi.conjugate import _noisy_posterior
 from dpoptax.vi.conjugate._fields import is_positive, number
 from dpoptax.vi.conjugate._hmc import warn_of_r_hat
 from dpoptax.vi.conjugate._moments import (
     Factor,
     Hyperparameters,
-    draw_parameters,
     log_evidence,
 )
 from dpoptax.vi.conjugate._release import (
@@ -195,43 +193,12 @@ class NormalMeanVariance:
         )
 
 
-class _Noisy(NamedTuple):
-    """What the density of the two sums depends on."""
-
-    values: Float[Array, "2"]
-    noise_stddev: Float[Array, ""]
-    prior: Hyperparameters
-    num_examples: Float[Array, ""]
-
-
-def _draw(
-    values: Float[Array | np.ndarray, "2"],
-    noise_stddev: float | Array,
-    key: PRNGKeyArray,
-    prior: Hyperparameters,
-    num_examples: int,
-    num_samples: int,
-) -> tuple[tuple[Array, Array], Array]:
-    """Draws means and variances, in units of half the range; also returns R-hat."""
-    numbers = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tuple(prior))
-    noisy = _Noisy(
-        jnp.asarray(values),
-        jnp.asarray(noise_stddev, jnp.float32),
-        Hyperparameters(*numbers),
-        jnp.asarray(num_examples, jnp.float32),
-    )
-    chain_key, parameter_key = jax.random.split(key)
-    start, scale = _start(noisy)
-    draws = _hmc.sample(_log_density, noisy, start, scale, chain_key, num_samples)
-    return _parameters(draws.positions, noisy, parameter_key), draws.r_hat
-
-
 def _factor_of(point: Float[Array, "2"], num_examples: Array) -> Factor:
     """A regression on the constant 1: X'X is the number of examples, which has no noise."""
     return Factor(jnp.ones((1, 1)), point[:1], point[1], num_examples)
 
 
-def _log_density(point: Float[Array, "2"], noisy: _Noisy) -> Float[Array, ""]:
+def _log_density(point: Float[Array, "2"], noisy: _noisy_posterior.Noisy) -> Float[Array, ""]:
     factor = _factor_of(point, noisy.num_examples)
     sums = jnp.append(factor.cross_moments, factor.squares - noisy.num_examples / 2)
     off = (noisy.values - sums) / noisy.noise_stddev
@@ -240,7 +207,7 @@ def _log_density(point: Float[Array, "2"], noisy: _Noisy) -> Float[Array, ""]:
 
 
 @jax.jit
-def _start(noisy: _Noisy) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
+def _start(noisy: _noisy_posterior.Noisy) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
     """A point near the noisy sums, and the scale of the noise there."""
     noise = noisy.noise_stddev / noisy.num_examples
     mean, square = noisy.values / noisy.num_examples
@@ -249,11 +216,6 @@ def _start(noisy: _Noisy) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
     return jnp.stack([mean, jnp.log(spread) / 2]), scale
 
 
-@jax.jit
-def _parameters(
-    points: Float[Array, "draws 2"], noisy: _Noisy, key: PRNGKeyArray
-) -> tuple[Array, Array]:
-    def draw(point: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        return draw_parameters(_factor_of(point, noisy.num_examples), noisy.prior, key)
-
-    return jax.vmap(draw)(points, jax.random.split(key, len(points)))
+_draw = functools.partial(
+    _noisy_posterior.draw, _noisy_posterior.Statistics(_log_density, _start, _factor_of)
+)

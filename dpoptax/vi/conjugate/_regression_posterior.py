@@ -4,19 +4,17 @@ The state of the chains is the Cholesky factor of the moments with the logarithm
 It is unconstrained, and nearly normal where the noise is small.
 """
 
+import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from dpoptax.vi.conjugate import _hmc
+from dpoptax.vi.conjugate import _noisy_posterior
 from dpoptax.vi.conjugate._moments import (
     Factor,
-    Hyperparameters,
-    draw_parameters,
     log_evidence,
     log_features_prior,
     multiply,
@@ -37,37 +35,6 @@ def matrix(entries: Float[Array, " entries"], size: int) -> Float[Array, "n n"]:
     return jnp.where(np.tri(size, k=-1, dtype=bool), upper.T, upper)
 
 
-class _Noisy(NamedTuple):
-    """What the density of the moments depends on."""
-
-    entries: Float[Array, " entries"]
-    noise_stddev: Float[Array, ""]
-    prior: Hyperparameters
-    num_examples: Float[Array, ""]
-
-
-def draw(
-    entries: Float[Array | np.ndarray, " entries"],
-    noise_stddev: float | Array,
-    key: PRNGKeyArray,
-    prior: Hyperparameters,
-    num_examples: int,
-    num_samples: int,
-) -> tuple[tuple[Array, Array], Array]:
-    """Draws coefficients and variances, in units of the bounds; also returns R-hat."""
-    numbers = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tuple(prior))
-    noisy = _Noisy(
-        jnp.asarray(entries),
-        jnp.asarray(noise_stddev, jnp.float32),
-        Hyperparameters(*numbers),
-        jnp.asarray(num_examples, jnp.float32),
-    )
-    chain_key, parameter_key = jax.random.split(key)
-    start, scale = _start(noisy)
-    draws = _hmc.sample(_log_density, noisy, start, scale, chain_key, num_samples)
-    return _parameters(draws.positions, noisy, parameter_key), draws.r_hat
-
-
 def _factor_of(point: Float[Array, " dim"], num_examples: Array) -> Factor:
     """The factor L from the logarithms of its diagonal and what lies below."""
     size = _size(len(point))
@@ -83,10 +50,10 @@ def _moments(point: Float[Array, " dim"], num_examples: Array) -> Float[Array, "
     return upper(jnp.concatenate([top, last[None]]))
 
 
-def _log_density(point: Float[Array, " dim"], noisy: _Noisy) -> Float[Array, ""]:
+def _log_density(point: Float[Array, " dim"], noisy: _noisy_posterior.Noisy) -> Float[Array, ""]:
     size = _size(len(point))
     factor = _factor_of(point, noisy.num_examples)
-    off = (noisy.entries - _moments(point, noisy.num_examples)) / noisy.noise_stddev
+    off = (noisy.values - _moments(point, noisy.num_examples)) / noisy.noise_stddev
     # The last term is the Jacobian of M as a function of the point.
     powers = np.arange(size + 1, 1, -1, dtype=np.float32)
     return (
@@ -98,10 +65,10 @@ def _log_density(point: Float[Array, " dim"], noisy: _Noisy) -> Float[Array, ""]
 
 
 @jax.jit
-def _start(noisy: _Noisy) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+def _start(noisy: _noisy_posterior.Noisy) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
     """A point near the noisy moments, and the root of its covariance by the noise alone."""
-    size = _size(len(noisy.entries))
-    values, vectors = jnp.linalg.eigh(matrix(noisy.entries, size))
+    size = _size(len(noisy.values))
+    values, vectors = jnp.linalg.eigh(matrix(noisy.values, size))
     # The noise may have made the matrix indefinite.
     smallest = noisy.noise_stddev + 1e-6 * noisy.num_examples
     values = jnp.maximum(values, smallest) / noisy.num_examples
@@ -114,16 +81,11 @@ def _start(noisy: _Noisy) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]
     return point, root
 
 
-@jax.jit
-def _parameters(
-    points: Float[Array, "draws dim"], noisy: _Noisy, key: PRNGKeyArray
-) -> tuple[Array, Array]:
-    def one(point: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        return draw_parameters(_factor_of(point, noisy.num_examples), noisy.prior, key)
-
-    return jax.vmap(one)(points, jax.random.split(key, len(points)))
-
-
 def _size(num_entries: int) -> int:
     """The side of a symmetric matrix with this many entries in its upper triangle."""
     return (math.isqrt(8 * num_entries + 1) - 1) // 2
+
+
+draw = functools.partial(
+    _noisy_posterior.draw, _noisy_posterior.Statistics(_log_density, _start, _factor_of)
+)
