@@ -218,5 +218,6 @@ def _stddev(coarse: Coarse, stddev: float) -> float:
 
 
 def counts_of(cells: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Returns how many rows are in each cell of the joint table of some columns."""
     flat = np.ravel_multi_index(tuple(cells), tuple(sizes))
     return np.bincount(flat, minlength=math.prod(sizes)).reshape(sizes).astype(np.int64)

@@ -85,11 +85,11 @@ def law_of(batch: PyTree) -> Sampler | None:
 
 
 def num_steps(law: Sampler, q: float, num_epochs: float | None, num_iter: float | None) -> int:
+    """Returns the number of updates, rounded up; an epoch counts as the batchifier counts it."""
     if (num_epochs is None) == (num_iter is None):
         raise TypeError(
             "give either num_epochs or num_iter. Pass one of the two and leave out the other."
         )
-    """Returns the number of updates, rounded up; an epoch counts as the batchifier counts it."""
     # A batchifier rounds the batch size, so that its epochs may have more batches than 1 / q.
     size = max(1, round(float(law.expected_batch_size)))  # type: ignore[arg-type]
     per_epoch = max(1 / q, law.num_examples // size)

@@ -24,6 +24,8 @@ class Predictive(numpyro.infer.Predictive):  # type: ignore[misc]
     A call is `predictive(key, *args, **kwargs)` with the arguments of the model, and returns draws
     by name of the site. Observations among the arguments are ignored: their sites are drawn.
     All other arguments are used as they are, so pass public ones if the draws are to be released.
+    A `numpyro.deterministic` site that is computed from observations returns private values: leave
+    the observations out.
 
     Attributes:
         model: the model.
