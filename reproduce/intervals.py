@@ -87,7 +87,8 @@ def hierarchical() -> tuple[Any, Any]:
     )  # fmt: skip
 
     def arguments(key: jax.Array) -> tuple[Any, ...]:
-        return covariates(key), jax.random.randint(key, (), 0, 10), None
+        x_key, group_key = jax.random.split(key)
+        return covariates(x_key), jax.random.randint(group_key, (), 0, 10), None
 
     return elbo, elbo.simulator(arguments)
 

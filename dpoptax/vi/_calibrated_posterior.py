@@ -27,10 +27,14 @@ from dpoptax.vi._latents import guide_normal, prior_precision
 from dpoptax.vi._likelihood_of_releases import (
     NoiseLevel,
     NormalLikelihood,
+    SlopePrior,
     likelihood_of_releases,
 )
 from dpoptax.vi._local_model import (
+    LocalModel,
     Simulate,
+    Simulation,
+    balanced_normal,
     model_of_precision,
     simulated_model,
     with_simulated_change,
@@ -39,10 +43,10 @@ from dpoptax.vi._noise_level import noise_level
 from dpoptax.vi._normal_posterior import Normal, fixed_point, normal_posterior
 from dpoptax.vi._releases import Releases, releases_of
 
-# Prior standard deviation of the relative error of the slope: of a simulation, and of the guide.
-_TAU_SIMULATED = 0.3
-_TAU_GUIDE = 0.6
-_NUM_SIMULATED = 2000
+# Of a simulation, the covariates may be wrong; of the guide, each scale.
+_OF_SIMULATION = SlopePrior(each=0.1, common=0.3)
+_OF_GUIDE = SlopePrior(each=0.6, common=0.0)
+_NUM_SIMULATED = 4000
 # Examples for what is not linear along the run: while the centre moves, and at the end.
 _FEW_ALONG = 100
 _ALONG = 500
@@ -248,39 +252,43 @@ def fitted_posterior(
     key: PRNGKeyArray,
 ) -> Fitted:
     """Returns the posterior. It can be traced, so that many runs are computed at once."""
-    simulate_key, error_key, prior_key = jax.random.split(key, 3)
+    simulate_key, spread_key, error_key, prior_key = jax.random.split(key, 4)
     guide = guide_normal(elbo.guide, params)
-    tau = _TAU_GUIDE if simulate is None else _TAU_SIMULATED
 
-    def fit_at(point: Array, num_along: int) -> Fitted:
-        if simulate is None:
-            own = prior_precision(elbo.prior, guide.unravel, guide.mean)
-            precision = jnp.linalg.inv(guide.covariance) - own
-            local = model_of_precision(precision, noise.num_examples, point, releases.points)
-        else:
-            simulated = (
-                elbo.log_likelihood, guide.unravel, simulate, point, noise.l2_clip, simulate_key
-            )  # fmt: skip
-            local = simulated_model(*simulated, _NUM_SIMULATED)
-            local = with_simulated_change(local, *simulated, releases.points, num_along)
-        likelihood = likelihood_of_releases(releases, point, local, noise, tau, error_key)
-        posterior = normal_posterior(likelihood, elbo.prior, guide.unravel, point, prior_key)
+    def posterior_of(local: LocalModel, at: Normal, slope_prior: SlopePrior) -> Fitted:
+        likelihood = likelihood_of_releases(releases, at.mean, local, noise, slope_prior, error_key)
+        posterior = normal_posterior(likelihood, elbo.prior, guide.unravel, at.mean, prior_key)
+        stddevs = jnp.sqrt(jnp.diag(posterior.covariance))
         shift = posterior.covariance @ likelihood.bias_shift
-        in_stddevs = jnp.abs(shift) / jnp.sqrt(jnp.diag(posterior.covariance))
         away = posterior.mean - releases.points.mean((0, 1))
-        distance = jnp.abs(away) / releases.points.std((0, 1))
-        moved = jnp.abs(posterior.mean - point) / jnp.sqrt(jnp.diag(posterior.covariance))
         return Fitted(
             posterior,
             likelihood,
             local.clipped_fraction,
-            in_stddevs.max(),
-            distance.max(),
-            moved.max(),
+            clip_bias=jnp.max(jnp.abs(shift) / stddevs),
+            distance=jnp.max(jnp.abs(away) / releases.points.std((0, 1))),
+            moved=jnp.max(jnp.abs(posterior.mean - at.mean) / stddevs),
         )
 
     centre = releases.points.mean((0, 1))
+    start = Normal(centre, jnp.zeros((len(centre), len(centre))))
     if simulate is None:
-        return fit_at(centre, 0)
-    # Curvature and bias belong to the mean of the posterior, so its centre is a fixed point.
-    return fit_at(fixed_point(lambda point: fit_at(point, _FEW_ALONG).posterior, centre), _ALONG)
+        own = prior_precision(elbo.prior, guide.unravel, guide.mean)
+        precision = jnp.linalg.inv(guide.covariance) - own
+        local = model_of_precision(precision, noise.num_examples, centre, releases.points)
+        return posterior_of(local, start, _OF_GUIDE)
+    normal = balanced_normal(spread_key, _NUM_SIMULATED, len(centre))
+    simulation = Simulation(
+        elbo.log_likelihood, guide.unravel, simulate, noise.l2_clip, simulate_key
+    )
+
+    def fit_at(at: Normal, num_along: int) -> Fitted:
+        values, vectors = jnp.linalg.eigh(at.covariance)
+        latents = at.mean + normal * jnp.sqrt(jnp.maximum(values, 0)) @ vectors.T
+        local = simulated_model(simulation, at.mean, latents)
+        few = latents[:num_along]
+        local = with_simulated_change(local, simulation, at.mean, few, releases.points)
+        return posterior_of(local, at, _OF_SIMULATION)
+
+    # Curvature and bias belong to the posterior, so it is a fixed point.
+    return fit_at(fixed_point(lambda at: fit_at(at, _FEW_ALONG).posterior, start), _ALONG)

@@ -27,7 +27,7 @@ from dpoptax.vi._aligned_elbo import AlignedElbo
 from dpoptax.vi._calibrated_posterior import fitted_posterior
 from dpoptax.vi._latents import DrawLatents, guide_normal, initial_params, prior_sampler
 from dpoptax.vi._likelihood_of_releases import NoiseLevel, ideal_likelihood
-from dpoptax.vi._local_model import Simulate, simulated_model
+from dpoptax.vi._local_model import Simulate, Simulation, simulated_model
 from dpoptax.vi._noise_level import noise_level
 from dpoptax.vi._normal_posterior import normal_posterior
 from dpoptax.vi._releases import releases_of
@@ -264,15 +264,8 @@ def _world(
     found = fitted_posterior(elbo, params, releases, noise=noise, simulate=simulate, key=fit_key)
     guide = guide_normal(elbo.guide, params)
     true = ravel_pytree(latents)[0]
-    local = simulated_model(
-        elbo.log_likelihood,
-        guide.unravel,
-        simulate,
-        true,
-        noise.l2_clip,
-        model_key,
-        _NUM_SIMULATED,
-    )
+    simulation = Simulation(elbo.log_likelihood, guide.unravel, simulate, noise.l2_clip, model_key)
+    local = simulated_model(simulation, true, jnp.tile(true, (_NUM_SIMULATED, 1)))
     half = norm.ppf(0.5 + level / 2)
 
     def width(stddev_of_noise: float) -> Array:

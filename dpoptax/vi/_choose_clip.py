@@ -20,7 +20,7 @@ from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax.vi._aligned_elbo import AlignedElbo
 from dpoptax.vi._latents import DrawLatents, prior_sampler
-from dpoptax.vi._local_model import LocalModel, Simulate, gradients_at, simulated_model
+from dpoptax.vi._local_model import LocalModel, Simulate, Simulation, gradients_at, simulated_model
 from dpoptax.vi._noise_level import noise_level
 
 _NUM_SIMULATED = 1000
@@ -125,15 +125,8 @@ def choose_clip(
 
     def outcome(clip: Array, key: PRNGKeyArray) -> _Outcome:
         flat = ravel_pytree(draw(key))[0]
-        local = simulated_model(
-            elbo.log_likelihood,
-            unravel,
-            simulate,
-            flat,
-            clip,
-            key,
-            _NUM_SIMULATED,
-        )
+        simulation = Simulation(elbo.log_likelihood, unravel, simulate, clip, key)
+        local = simulated_model(simulation, flat, jnp.tile(flat, (_NUM_SIMULATED, 1)))
         return _outcome(local, clip * per_clip, per_batch, elbo.num_examples)
 
     @jax.jit

@@ -5,11 +5,12 @@ at the draws s = 1..S is
 
     U^T g_ts = D^(1/2) (b + (1 + e) v_ts) + noise_ts
 
-with unknown b, the gradient at c, and unknown e ~ N(0, tau^2), the relative error of the slope. The
+with unknown b, the gradient at c, and unknown e, the relative error of the slope. The errors of the
+directions have a part in common, as if covariates were larger than simulated ones. The
 privacy noise has standard deviation sqrt(S) sigma C / B for each draw; the mean over draws also has
 the noise of the batch, with covariance (1 - q) E[g g^T] / B. Both are known, so b and e follow from
 a Bayesian linear regression. The points depend on earlier releases, which does not change the
-likelihood. Where the data are in full, their optimum is v* = (bias - b) / (1 + e); the latents
+likelihood. Where the data are in full, their optimum is v* = (gradient - b) / (1 + e); the latents
 themselves differ from it by the sampling error N(0, (N A)^-1). Hence
 
     likelihood of v = N(E v*, E (N A)^-1 + Cov v* + bias bias^T)
@@ -50,6 +51,18 @@ class NoiseLevel(NamedTuple):
     l2_clip: float
 
 
+class SlopePrior(NamedTuple):
+    """The prior of the relative error of the slope.
+
+    Attributes:
+        each: standard deviation of the part that each direction has for itself.
+        common: standard deviation of the part that all directions share.
+    """
+
+    each: float
+    common: float
+
+
 class NormalLikelihood(NamedTuple):
     """A normal likelihood in terms of its precision, which may be singular.
 
@@ -81,14 +94,14 @@ def likelihood_of_releases(
     centre: Float[Array, " latents"],
     local: LocalModel,
     noise: NoiseLevel,
-    tau: float,
+    slope_prior: SlopePrior,
     key: PRNGKeyArray,
 ) -> NormalLikelihood:
     """Returns the likelihood of the latents; see the module."""
     values, vectors = jnp.linalg.eigh(local.slope)
     has_slope = values > _NO_SLOPE * values[-1]
     root = jnp.sqrt(jnp.where(has_slope, values, 0))
-    fitted = _regress(releases, centre, vectors, root, local, noise, tau)
+    fitted = _regress(releases, centre, vectors, root, local, noise, slope_prior)
     normal = jax.random.normal(key, (_NUM_DRAWS, len(root)))
     # Pairs with opposite sign: the mean of the draws is exact.
     normal = normal.at[_NUM_DRAWS // 2 :].set(-normal[: _NUM_DRAWS // 2])
@@ -96,8 +109,9 @@ def likelihood_of_releases(
     errors = jnp.maximum(fitted.error + normal @ spread.T, _LEAST_SLOPE - 1)
     safe = jnp.where(has_slope, root, 1)
     bias = jnp.where(has_slope, vectors.T @ local.bias / safe, 0)
+    expected = jnp.where(has_slope, vectors.T @ local.gradient / safe, 0)
     gradients = fitted.gradient + (errors - fitted.error) @ fitted.gradient_per_error.T
-    optima = (bias - gradients) / (1 + errors)
+    optima = (expected - gradients) / (1 + errors)
     curvature = vectors.T @ local.curvature @ vectors / jnp.outer(safe, safe)
     curvature = jnp.where(jnp.outer(has_slope, has_slope), curvature, jnp.eye(len(root)))
     excess = curvature - jnp.eye(len(root))
@@ -153,7 +167,7 @@ def _regress(
     root: Array,
     local: LocalModel,
     noise: NoiseLevel,
-    tau: float,
+    slope_prior: SlopePrior,
 ) -> _Regression:
     """Returns the posterior of the gradient at the centre, and of the error of the slope."""
     num_steps, num_draws, _ = releases.points.shape
@@ -173,7 +187,8 @@ def _regress(
     floor = 1e-6 * num_steps * jnp.max(jnp.diag(weight))
     of_gradient = num_steps * weight + floor * jnp.eye(len(root))
     mixed = weight * mean_inputs.sum(0)
-    of_error = weight * (mean_inputs.T @ mean_inputs) + jnp.eye(len(root)) / tau**2
+    error_prior = slope_prior.each**2 * jnp.eye(len(root)) + slope_prior.common**2
+    of_error = weight * (mean_inputs.T @ mean_inputs) + jnp.linalg.inv(error_prior)
     of_error += jnp.diag(root**2 * jnp.sum(own_inputs**2, (0, 1)) / own_variance)
     target = explained.sum(0)
     error_target = jnp.sum(explained * mean_inputs, 0)
@@ -182,6 +197,10 @@ def _regress(
     per_error = -gradient_covariance @ mixed
     error_covariance = jnp.linalg.inv(of_error + mixed.T @ per_error)
     error = error_covariance @ (error_target + per_error.T @ target)
+    # A flat prior of b is not flat for the optimum -b / (1 + e): its density grows with 1 + e in
+    # each direction. Without that factor slopes are not overestimated.
+    growth = jnp.where(root > 0, 1 / jnp.maximum(1 + error, _LEAST_SLOPE), 0)
+    error = error - error_covariance @ growth
     return _Regression(
         error=error,
         error_covariance=error_covariance,

@@ -76,20 +76,20 @@ def normal_posterior(
     return Normal(mean, jnp.linalg.inv(precision))
 
 
-def fixed_point(fit_at: Callable[[Array], Normal], centre: Array) -> Array:
-    """Returns the point at which the mean of the posterior hardly moves any more."""
+def fixed_point(fit_at: Callable[[Normal], Normal], start: Normal) -> Normal:
+    """Returns the posterior whose mean hardly moves if it is fitted again at itself."""
 
-    def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        point, _, count = state
-        found = fit_at(point)
-        stddevs = jnp.abs(found.mean - point) / jnp.sqrt(jnp.diag(found.covariance))
-        return found.mean, stddevs.max(), count + 1
+    def improve(state: tuple[Normal, Array, Array]) -> tuple[Normal, Array, Array]:
+        at, _, count = state
+        found = fit_at(at)
+        stddevs = jnp.abs(found.mean - at.mean) / jnp.sqrt(jnp.diag(found.covariance))
+        return found, stddevs.max(), count + 1
 
-    def moves(state: tuple[Array, Array, Array]) -> Array:
+    def moves(state: tuple[Normal, Array, Array]) -> Array:
         return (state[1] > _LARGEST_MOVE) & (state[2] < _MOST_MOVES)
 
-    start = (centre, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(moves, improve, start)[0]
+    first = (start, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(moves, improve, first)[0]
 
 
 def _damped_step(inverse: Array, gradient: Array) -> Array:
