@@ -6,7 +6,6 @@
 #       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
-#     language: python
 #     name: python3
 # ---
 
@@ -15,12 +14,12 @@
 #
 # Bayesian regression gives each coefficient a distribution, and so an interval. With privacy, the
 # question is whether the interval still means what it says. Here you fit a logistic regression in
-# NumPyro, get a posterior that knows of the privacy noise, and compare it with the posterior without
-# privacy.
+# NumPyro, get a posterior that knows of the privacy noise, and compare it with the posterior
+# without privacy.
 #
-# - **You learn** how to choose a clip bound without data, how to train a NumPyro model privately, how to
-#   get intervals that cover, and how much wider the noise of privacy makes them.
-# - **You need** `pip install 'dpoptax[numpyro,examples]'`, and an idea of what a posterior is.
+# - **You learn** how to choose a clip bound without data, how to train a NumPyro model privately,
+#   how to get intervals that cover, and how much wider the noise of privacy makes them.
+# - **You need** `pip install '.[numpyro,examples]'`, and an idea of what a posterior is.
 # - **It takes** about a minute on two CPU cores.
 
 # %%
@@ -41,8 +40,8 @@ from dpoptax import vi
 # ## The data
 #
 # The data are simulated, so you can see whether the intervals contain the truth. 2,000 persons were
-# asked for their age, their hours of sport in a week, and whether they smoke. The label says whether
-# they have high blood pressure.
+# asked for their age, their hours of sport in a week, and whether they smoke. The label says
+# whether they have high blood pressure.
 #
 # Each input is scaled by public constants, to about -1 to 1. A mean of the data would be private.
 
@@ -65,8 +64,8 @@ print("persons", len(x), " share with high blood pressure", y.mean())
 # ## The model
 #
 # This is a usual NumPyro model. The plate matters: dpoptax reads from it which part of the density
-# belongs to one person. That part is clipped and gets noise. The prior is outside of the plate. It does
-# not depend on the data, so it is added afterwards, without noise.
+# belongs to one person. That part is clipped and gets noise. The prior is outside of the plate. It
+# does not depend on the data, so it is added afterwards, without noise.
 
 
 # %%
@@ -82,12 +81,12 @@ guide = AutoMultivariateNormal(model)
 # %% [markdown]
 # ## The objective
 #
-# `aligned_numpyro_elbo` makes the ELBO of model and guide an objective for `fit`. Only the gradient with
-# respect to the latents is made private. The gradient of the scales follows from it, so the scales get
-# no noise of their own.
+# `aligned_numpyro_elbo` makes the ELBO of model and guide an objective for `fit`. Only the gradient
+# with respect to the latents is made private. The gradient of the scales follows from it, so the
+# scales get no noise of their own.
 #
-# `keep_steps` keeps what the last steps released: the noisy gradients, and where they were taken. The
-# calibrated posterior is computed from them.
+# `keep_steps` keeps what the last steps released: the noisy gradients, and where they were taken.
+# The calibrated posterior is computed from them.
 
 # %%
 elbo = vi.numpyro.aligned_numpyro_elbo(
@@ -104,9 +103,9 @@ elbo = vi.numpyro.aligned_numpyro_elbo(
 # %% [markdown]
 # ## Persons who do not exist
 #
-# The next steps need simulated persons. The model draws the labels, but not the inputs: for these you
-# need an idea from a public source, such as a census. It may be rough. Here, ages are uniform and sport
-# is exponential, unlike in the data. `None` stands for the label, which the model draws.
+# The next steps need simulated persons. The model draws the labels, but not the inputs: for these
+# you need an idea from a public source, such as a census. It may be rough. Here, ages are uniform
+# and sport is exponential, unlike in the data. `None` stands for the label, which the model draws.
 
 
 # %%
@@ -123,9 +122,10 @@ simulate = elbo.simulator(public_inputs)
 # %% [markdown]
 # ## The plan, and its clip bound
 #
-# The plan states the guarantee, and `calibrate` finds the noise. The noise is proportional to the clip
-# bound. A bound that is too large gives much noise. One that is too small biases the posterior, and no
-# interval shows it. `choose_clip` compares bounds on simulated persons, so it costs no privacy.
+# The plan states the guarantee, and `calibrate` finds the noise. The noise is proportional to the
+# clip bound. A bound that is too large gives much noise. One that is too small biases the
+# posterior, and no interval shows it. `choose_clip` compares bounds on simulated persons, so it
+# costs no privacy.
 
 # %%
 plan = dpoptax.Plan.calibrate(
@@ -143,10 +143,10 @@ print(choice.statement)
 # %% [markdown]
 # ## A rehearsal
 #
-# Will the intervals cover? `calibration_check` simulates whole data sets, trains privately on each, and
-# counts how often the interval contains the truth. Twenty data sets take half a minute; use forty or more
-# before a real release. If the answer is bad, change the plan now. After the run on the real data, each
-# further try costs privacy.
+# Will the intervals cover? `calibration_check` simulates whole data sets, trains privately on each,
+# and counts how often the interval contains the truth. Use more data sets than here before a real
+# release. If the answer is bad, change the plan now. After the run on the real data, each further
+# try costs privacy.
 
 # %%
 optimizer = optax.adam(0.01)
@@ -157,8 +157,8 @@ print(f"Intervals of the guide alone cover {check.guide_coverage:.1%}.")
 # %% [markdown]
 # ## Training
 #
-# This is the only step that touches the private data. For real data leave `key=` out, so that the key
-# is secret.
+# This is the only step that touches the private data. For real data leave `key=` out, so that the
+# key is secret.
 
 # %%
 result = dpoptax.training.fit(
@@ -175,10 +175,10 @@ print(f"epsilon {result.epsilon():.2f} at delta {plan.delta}")
 # %% [markdown]
 # ## The posterior
 #
-# This run has two posteriors. The first is the guide, as variational inference returns it. It contains the
-# sampling error of 2,000 persons, but not the noise of the gradients, so it is too narrow. The second is
-# the calibrated posterior. It also contains the noise of privacy and of the batches, and the bias of
-# clipping. Both are computed from what was released, and cost no privacy.
+# This run has two posteriors. The first is the guide, as variational inference returns it. It
+# contains the sampling error of 2,000 persons, but not the noise of the gradients, so it is too
+# narrow. The second is the calibrated posterior. It also contains the noise of privacy and of the
+# batches, and the bias of clipping. Both are computed from what was released, and cost no privacy.
 
 # %%
 posterior = vi.calibrated_posterior(
@@ -199,8 +199,8 @@ guide_alone = guide.sample_posterior(
 # %% [markdown]
 # ## The posterior without privacy
 #
-# For comparison, NUTS samples the posterior given the data themselves. It has no guarantee. On real data
-# these draws must stay with you.
+# For comparison, NUTS samples the posterior given the data themselves. It has no guarantee. On real
+# data these draws must stay with you.
 
 # %%
 mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=4000, progress_bar=False)
@@ -210,7 +210,7 @@ nonprivate = mcmc.get_samples()
 # %% [markdown]
 # ## Side by side
 
-# %%
+# %% 90 % intervals of the four coefficients: NUTS, the guide alone, and the calibrated posterior
 posteriors = {
     "without privacy (NUTS)": (nonprivate, "black"),
     "private, guide alone": (guide_alone, "tab:orange"),
@@ -237,8 +237,8 @@ figure.suptitle("90 % intervals; the dashed line is the truth")
 plt.show()
 
 # %% [markdown]
-# The noise of the run moved the middles of the private intervals. An honest interval must be wide enough
-# for that. The guide does not know of the noise: its intervals are about as narrow as those of NUTS.
+# The noise of the run moved the middles of the private intervals. An honest interval must be wide
+# enough for that. The guide does not know of the noise, so its intervals have no room for it.
 #
 # ## What privacy adds to the width
 #
@@ -255,11 +255,13 @@ for number, name in enumerate([*NAMES, "bias"]):
 print(f"\nShare of the variance that is noise of privacy and batches: {posterior.noise_share:.0%}")
 
 # %% [markdown]
-# Sampling error shrinks with the square root of the number of persons. The noise of privacy shrinks with
-# the number itself, since it does not grow with the data. So with more persons the ratio goes to one.
+# Sampling error shrinks with the square root of the number of persons. The noise of privacy shrinks
+# with the number itself, since it does not grow with the data. So with more persons the ratio goes
+# to one.
 #
-# Before any data were read, the choice of the clip bound predicted the ratio for an ideal estimator. The
-# rehearsal also contains what the estimator does not know, such as the exact slope of the gradients.
+# `choose_clip` predicted the ratio before any data were read, for an estimator that makes the best
+# of all steps. The rehearsal measured it with the real estimator, on data sets with other
+# coefficients.
 
 # %%
 print(f"predicted ratio {choice.privacy_ratio:.2f}, in the rehearsal {check.privacy_ratio:.2f}")
@@ -275,7 +277,9 @@ print(result.report())
 # %% [markdown]
 # ## Where to go next
 #
-# - [Can I trust the intervals?](../trust_intervals.md): how the calibrated posterior works, and its limits.
+# - [Can I trust the intervals?](../trust_intervals.md): how the calibrated posterior works, and its
+#   limits.
 # - [What of NumPyro works](../numpyro.md): models and guides, one by one.
-# - [Variational inference](../variational_inference.md): `DPSVI`, which has the interface of NumPyro's `SVI`.
+# - [Variational inference](../variational_inference.md): `DPSVI`, which has the interface of
+#   NumPyro's `SVI`.
 # - [Private posteriors](../private_posteriors.md): when sufficient statistics or MCMC are better.

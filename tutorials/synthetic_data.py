@@ -6,20 +6,19 @@
 #       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
-#     language: python
 #     name: python3
 # ---
 
 # %% [markdown]
 # # From a CSV file to private synthetic data
 #
-# A synthetic table has the columns and the patterns of a real table, but its rows are people who do not
-# exist. Here you make one from a CSV file, with a guarantee, and compute estimates from it whose
-# intervals are honest.
+# A synthetic table has the columns and the patterns of a real table, but its rows are people who do
+# not exist. Here you make one from a CSV file, with a guarantee, and compute estimates from it
+# whose intervals are honest.
 #
-# - **You learn** how to write a public schema, how to choose epsilon without touching the data, how to
-#   read the utility report, and how to combine several synthetic tables.
-# - **You need** `pip install 'dpoptax[synthetic,examples]'`.
+# - **You learn** how to write a public schema, how to choose epsilon without touching the data, how
+#   to read the utility report, and how to combine several synthetic tables.
+# - **You need** `pip install '.[synthetic,examples]'`.
 # - **It takes** about a minute on two CPU cores.
 
 # %%
@@ -36,6 +35,7 @@ from scipy.stats import t as student_t
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
+import dpoptax
 from dpoptax.synthetic import synthesize
 from dpoptax.vi.contrib import combine_synthetic_estimates
 
@@ -76,10 +76,10 @@ print(*Path("patients.csv").read_text().splitlines()[:4], sep="\n")
 # %% [markdown]
 # ## The schema
 #
-# The schema says what each column may hold. It is public, so write it from a code book or from common
-# knowledge. A range that you read from the data would reveal the most extreme patient.
+# The schema says what each column may hold. It is public, so write it from a code book or from
+# common knowledge. A range that you read from the data would reveal the most extreme patient.
 #
-# - `days` is `mixed`: 0 is a code for patients who did not stay, and not the shortest stay.
+# - `days` has the code 0, for patients who did not stay. A code is not put into a bin with numbers.
 # - `bmi` may be missing. Missing values are counted like all others.
 # - `name` identifies people, so it is left out.
 
@@ -90,22 +90,22 @@ schema = {
         "age": {"type": "integer", "range": [18, 97], "bins": 16},
         "smoker": {"type": "categorical", "values": ["yes", "no"]},
         "bmi": {"type": "real", "range": [15, 50], "bins": 14, "missing": True},
-        "days": {"type": "mixed", "codes": [0], "range": [1, 31], "bins": 15},
+        "days": {"type": "integer", "codes": [0], "range": [1, 30], "bins": 15},
         "came_back": {"type": "categorical", "values": ["yes", "no"]},
     }
 }
-Path("schema.json").write_text(json.dumps(schema, indent=2));
+Path("schema.json").write_text(json.dumps(schema, indent=2))
 
 # %% [markdown]
 # ## An estimate with an interval
 #
-# What do you want from the data? Here: how much more often smokers come back, with an interval. Each
-# table gives an estimate and its variance.
+# What do you want from the data? Here: how much more often smokers come back, with an interval.
+# Each table gives an estimate and its variance.
 #
-# One synthetic table is not enough for an interval. Its estimate has two more errors, those of the noise
-# and of drawing rows, and one table does not show them. Several tables do: `synthesize` makes them so
-# that they differ as much as these errors require. Rubin's rules combine them. Further tables cost no
-# privacy, since they are drawn from the same noisy counts.
+# One synthetic table is not enough for an interval. Its estimate has two more errors, those of the
+# noise and of drawing rows, and one table does not show them. Several tables do: `synthesize` makes
+# them so that they differ as much as these errors require. Rubin's rules combine them. Further
+# tables cost no privacy, since they are drawn from the same noisy counts.
 
 
 # %%
@@ -126,19 +126,20 @@ def combine(tables):
 # %% [markdown]
 # ## Which epsilon?
 #
-# Decide this before you touch the data: each release from the real table costs privacy, also one that
-# you throw away. So rehearse on a table that you make up. It needs about the right number of rows, and
-# effects of about the size that you want to find.
+# Decide this before you touch the data: each release from the real table costs privacy, also one
+# that you throw away. So rehearse on a table that you make up. It needs about the right number of
+# rows, and effects of about the size that you want to find.
 
-# %% 95 % intervals of the made-up table and of synthetic tables at three epsilons
+# %% 95 % intervals of the made-up table and of synthetic tables at two epsilons
 made_up = simulate(seed=1, rows=8000, smokers=0.2, effect=0.8)
 estimate, variance = difference(made_up)
 intervals = {"made-up table": (estimate, 1.96 * np.sqrt(variance))}
-for epsilon in (3.0, 1.0, 0.3):
-    made = synthesize(made_up, schema, epsilon=epsilon, delta=1e-6, num_sets=10)
+for epsilon in (1.0, 0.3):
+    key = dpoptax.random.insecure_key(0)  # harmless here: the table is made up
+    made = synthesize(made_up, schema, epsilon=epsilon, delta=1e-6, num_sets=50, key=key)
     intervals[f"epsilon {epsilon}"] = combine(made.sets)
 
-figure, axis = plt.subplots(figsize=(7, 2.2), layout="constrained")
+figure, axis = plt.subplots(figsize=(7, 1.8), layout="constrained")
 for row, (name, (estimate, half)) in enumerate(intervals.items()):
     axis.errorbar(estimate, row, xerr=half, fmt="o", color="black" if row == 0 else "tab:blue")
     print(f"{name:14} {estimate:.3f} +- {half:.3f}")
@@ -155,27 +156,30 @@ plt.show()
 # The command line reads the CSV file and the schema, and writes a folder:
 #
 # ```sh
-# dpoptax synthesize patients.csv --schema schema.json --epsilon 1 --delta 1e-6 --sets 10 --out released
+# dpoptax synthesize patients.csv --schema schema.json \
+#     --epsilon 1 --delta 1e-6 --sets 20 --out released
 # ```
 #
-# In Python it is `synthesize(real, schema, epsilon=1, delta=1e-6, num_sets=10).write("released")`. Run
-# one of them, and once. A second run is a second release, and the two epsilons add up.
+# In Python it is `synthesize(real, schema, epsilon=1, delta=1e-6, num_sets=20).write("released")`.
+# Run one of them, and once. A second run is a second release, and the two epsilons add up.
 #
-# Delta should be well below one over the number of rows. `--seed` makes this page repeatable. It removes
-# the privacy, so leave it out for real data.
+# Delta should be well below one over the number of rows. `--seed` makes this page repeatable. It
+# removes the privacy, so leave it out for real data.
 
 # %%
 command = (
     "synthesize patients.csv --schema schema.json --epsilon 1 --delta 1e-6 "
-    "--sets 10 --out released --seed 0"  # for real data without --seed
+    "--sets 20 --out released --seed 0"  # for real data without --seed
 )
 subprocess.run([sys.executable, "-m", "dpoptax", *command.split()], check=True, capture_output=True)
 for path in sorted(Path("released").iterdir()):
-    print(f"{path.name:22} {path.stat().st_size:8,} bytes")
+    if path.name in ("synthetic_1.csv", "synthetic_2.csv") or path.suffix != ".csv":
+        print(f"{path.name:20} {path.stat().st_size:9,} bytes")
 
 # %% [markdown]
-# All of these files may be published. The tables have as many rows as the noisy counts say, and four
-# times as many if there are several: this makes the intervals more accurate.
+# The other tables are beside the first two. All of these files may be published. The tables have
+# four times as many rows as the noisy counts say: with several tables, this makes the intervals
+# more accurate.
 
 
 # %%
@@ -193,17 +197,19 @@ for row in list(zip(*released[0].values(), strict=True))[:3]:
 # %% [markdown]
 # ## Is it good enough?
 #
-# The utility report compares the first synthetic table with the noisy counts, not with the real table.
-# So it costs no privacy. The last number of each line is the distance that the noise alone would make.
-# A distance far above it says that the model did not follow the counts there. Pairs that were not
-# counted are listed too: a dependence between two such columns may be missing from the tables.
+# The utility report compares the first synthetic table with the noisy counts, not with the real
+# table. So it costs no privacy. The last number of each line is the distance that the noise alone
+# would make. With several tables, expect about twice as much: each table also differs by a new
+# sample of patients and by new noise. A distance far above that says that the model did not follow
+# the counts there. Pairs that were not counted are listed too: a dependence between two such
+# columns may be missing from the tables.
 
 # %%
 print(Path("released/utility_report.txt").read_text())
 
 # %% [markdown]
-# The first picture has the columns one by one. The bars are synthetic, the dots are the noisy counts with
-# their uncertainty. Negative dots are noise around zero.
+# The first picture has the columns one by one. The bars are synthetic, the dots are the noisy
+# counts with their uncertainty. A dot below zero is noise.
 
 # %% Shares of the first synthetic table as bars, and released noisy shares as dots, for each column
 Image("released/one_way.png")
@@ -211,18 +217,18 @@ Image("released/one_way.png")
 # %% [markdown]
 # ## The estimate
 #
-# Now answer the question from the released tables alone. "One table" treats the first synthetic table as
-# if it were real, which is wrong: its interval leaves out the noise, and counts four times as many
-# patients as there are.
+# Now answer the question from the released tables alone. "One table" treats the first synthetic
+# table as if it were real, which is wrong: its interval leaves out the noise, and counts four times
+# as many patients as there are.
 #
-# The data are simulated, so there is a truth: a simulation of two million patients. On real data you
+# The data are simulated, so there is a truth: a simulation of 500,000 patients. On real data you
 # would have the released tables only.
 
-# %% 95 % intervals from the real table, from one synthetic table and from ten, with the truth
-truth, _ = difference(simulate(seed=2, rows=2_000_000))
+# %% 95 % intervals from the real table, from one synthetic table and from twenty, with the truth
+truth, _ = difference(simulate(seed=2, rows=500_000))
 estimates = {"real table": difference(real), "one table (wrong)": difference(released[0])}
 intervals = {name: (value, 1.96 * np.sqrt(v)) for name, (value, v) in estimates.items()}
-intervals["ten tables"] = combine(released)
+intervals["twenty tables"] = combine(released)
 
 figure, axis = plt.subplots(figsize=(7, 2.0), layout="constrained")
 for row, (name, (estimate, half)) in enumerate(intervals.items()):
@@ -239,11 +245,11 @@ plt.show()
 # ## A model from synthetic rows
 #
 # Synthetic tables are also used to train models. Train one on a synthetic table and one on the real
-# table, and test both on new real patients: who comes back? The measure is the area under the ROC curve,
-# where 0.5 is a guess.
+# table, and test both on new real patients: who comes back? The measure is the area under the ROC
+# curve, where 0.5 is a guess.
 #
-# This comparison reads real data without noise. It is not private, so on real data it is for your own
-# eyes, or not done at all.
+# This comparison reads real data without noise. It is not private, so on real data it is for your
+# own eyes, or not done at all.
 
 
 # %%
@@ -266,9 +272,9 @@ for name, table in {"real": real, "synthetic": released[0]}.items():
 # %% [markdown]
 # ## The privacy report
 #
-# Publish it with the tables. It says who is protected, against what, and under which conditions. One
-# row is protected. If a patient can have several rows, make one row of them first: otherwise the
-# guarantee is weaker for this patient.
+# Publish it with the tables. It says who is protected, against what, and under which conditions.
+# One row is protected. If a patient can have several rows, make one row of them first: otherwise
+# the guarantee is weaker for this patient.
 
 # %%
 print(Path("released/privacy_report.txt").read_text())
@@ -276,6 +282,7 @@ print(Path("released/privacy_report.txt").read_text())
 # %% [markdown]
 # ## Where to go next
 #
-# - [Synthetic data](../synthetic_data.md): all types of columns, how it works, and results on UCI Adult.
+# - [Synthetic data](../synthetic_data.md): all types of columns, how it works, and results on UCI
+#   Adult.
 # - [What epsilon means here](../epsilon.md): what an attacker can find out at a given epsilon.
 # - [What remains your responsibility](../safety.md): what no library can check.

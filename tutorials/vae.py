@@ -6,7 +6,6 @@
 #       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
-#     language: python
 #     name: python3
 # ---
 
@@ -14,12 +13,12 @@
 # # A private VAE
 #
 # A variational autoencoder (VAE) learns to draw new data that look like its training data. Without
-# privacy it may draw a training image nearly as it is. Here you train one with a guarantee, and look
-# at what it draws.
+# privacy it may draw a training image nearly as it is. Here you train one with a guarantee, and
+# look at what it draws.
 #
-# - **You learn** how to write the ELBO as a loss of one example, how to plan a private run, and how to
-#   judge a private generator by numbers and by eye.
-# - **You need** `pip install 'dpoptax[examples]'`, and an idea of what a VAE is.
+# - **You learn** how to write the ELBO as a loss of one example, how to plan a private run, and how
+#   to judge a private generator by numbers and by eye.
+# - **You need** `pip install '.[examples]'`, and an idea of what a VAE is.
 # - **It takes** about a minute on two CPU cores.
 
 # %%
@@ -38,8 +37,8 @@ import dpoptax
 # ## The data
 #
 # scikit-learn has small handwritten digits of 8 x 8 pixels. A pixel is a whole number from 0 to 16.
-# Divide by this public constant, and not by the largest pixel in the data: a maximum of private data
-# reveals something, and no guarantee of the training covers it.
+# Divide by this public constant, and not by the largest pixel in the data: a maximum of private
+# data reveals something, and no guarantee of the training covers it.
 
 # %%
 images = jnp.asarray(load_digits().data, jnp.float32) / 16
@@ -50,11 +49,11 @@ print("training images", train.shape, " test images", test.shape)
 # %% [markdown]
 # ## The model
 #
-# An image has a few latent numbers z. The encoder says which z an image may have: a normal distribution
-# with a location and a scale. The decoder turns z into 64 pixels.
+# An image has a few latent numbers z. The encoder says which z an image may have: a normal
+# distribution with a location and a scale. The decoder turns z into 64 pixels.
 #
-# The network is small on purpose. Privacy adds noise to the gradient of each parameter, so parameters
-# that are not needed only add noise.
+# The network is small on purpose. Privacy adds noise to the gradient of each parameter, so
+# parameters that are not needed only add noise.
 
 
 # %%
@@ -91,12 +90,12 @@ print("parameters", sum(leaf.size for leaf in jax.tree.leaves(init_params)))
 #
 #     loss(x) = -E[log p(x | z)] + KL(q(z | x) || N(0, I))
 #
-# Each image has its own z, so the loss of an image depends on this image alone. Nothing else is needed
-# for private training, which must clip the gradient of each image by itself. If the loss took a whole
-# batch, with BatchNorm for example, there would be no such gradient.
+# Each image has its own z, so the loss of an image depends on this image alone. Nothing else is
+# needed for private training, which must clip the gradient of each image by itself. If the loss
+# took a whole batch, with BatchNorm for example, there would be no such gradient.
 #
-# `local_elbo_loss` needs two functions: the parameters of q(z | x), and log p(x | z). It averages over
-# `num_samples` draws of z. More draws take time, but no privacy: they use the same image.
+# `local_elbo_loss` needs two functions: the parameters of q(z | x), and log p(x | z). It averages
+# over `num_samples` draws of z. More draws take time, but no privacy: they use the same image.
 
 
 # %%
@@ -115,11 +114,13 @@ print("loss of one image", loss_fn(init_params, train[0], jax.random.key(1)))
 # %% [markdown]
 # ## The plan
 #
-# The plan states the privacy that you want and the length of the training. `calibrate` finds the noise.
+# The plan states the privacy that you want and the length of the training. `calibrate` finds the
+# noise.
 #
-# - `epsilon=4` with `delta=1e-4` is the guarantee. Delta should be well below one over the number of
-#   images.
-# - `clip=3` is the most that one image can contribute to the gradient. A larger clip needs more noise.
+# - `epsilon=4` with `delta=1e-4` is the guarantee. Delta should be well below one over the number
+#   of images.
+# - `clip=3` is the most that one image can contribute to the gradient. A larger clip needs more
+#   noise.
 # - A private run gains from many epochs, since the noise of many steps averages out.
 
 # %%
@@ -138,8 +139,8 @@ print(f"{plan.num_steps} steps, noise multiplier {plan.noise_multiplier:.2f}")
 #
 # `fit` draws the batches, clips, adds the noise and keeps the account. Any Optax optimizer works.
 #
-# The key decides the batches and the noise. A fixed key makes this page repeatable, but whoever knows
-# it can subtract the noise. For real data leave `key=` out: then it is secret.
+# The key decides the batches and the noise. A fixed key makes this page repeatable, but whoever
+# knows it can subtract the noise. For real data leave `key=` out: then it is secret.
 
 # %%
 optimizer = optax.adam(7e-3)
@@ -155,8 +156,8 @@ private = dpoptax.training.fit(
 print(f"epsilon {private.epsilon():.2f} at delta {plan.delta}")
 
 # %% [markdown]
-# For comparison, train the same model without clipping and without noise. It has no guarantee. (On real
-# data you would not keep it, and not even look at it: what you see of it is not covered.)
+# For comparison, train the same model without clipping and without noise. It has no guarantee. (On
+# real data you would not keep it, and not even look at it: what you see of it is not covered.)
 
 # %%
 nonprivate = dpoptax.training.fit(
@@ -172,8 +173,9 @@ nonprivate = dpoptax.training.fit(
 # %% [markdown]
 # ## What privacy costs, in numbers
 #
-# The test loss is in nats per image, and lower is better. The untrained model shows where the training
-# started. The second number is the mean absolute error of reconstructed pixels, from 0 to 1.
+# The test loss is in nats per image, and lower is better. The untrained model shows where the
+# training started. The second number is the mean absolute error of reconstructed pixels, from 0 to
+# 1.
 
 
 # %%
@@ -192,18 +194,18 @@ for name, params in trained.items():
 # %% [markdown]
 # ## What privacy costs, in pictures
 #
-# Now draw new images. Draw z from N(0, I), decode it, and show the probability of each pixel. The real
-# digits are test images, which the models have not seen.
+# Now draw new images. Draw z from N(0, I), decode it, and show the probability of each pixel. The
+# real digits are test images, which the models have not seen.
 
 
-# %%
+# %% Real digits, digits drawn by the private VAE, and digits drawn by the VAE without privacy
 def draw_images(params, key, number):
     latents = jax.random.normal(key, (number, model.latent))
     return nn.sigmoid(model.apply({"params": params}, latents, method="decode"))
 
 
 def show(panels):
-    figure, grid = plt.subplots(1, len(panels), figsize=(8, 3.2), layout="constrained")
+    _, grid = plt.subplots(1, len(panels), figsize=(8, 3.2), layout="constrained")
     for axis, (title, pictures) in zip(grid, panels.items(), strict=True):
         tiles = jnp.pad(pictures.reshape(6, 6, 8, 8), ((0, 0), (0, 0), (0, 1), (0, 1)))
         axis.imshow(tiles.transpose(0, 2, 1, 3).reshape(54, 54), cmap="gray_r", vmin=0, vmax=1)
@@ -224,12 +226,12 @@ show(
 # ## Does it draw training images?
 #
 # For each drawn image, find the nearest training image and its distance, the root mean square over
-# pixels. Do the same for the test images. If drawn images were much nearer than test images are, the
-# model would repeat its training data.
+# pixels. Do the same for the test images. If drawn images were much nearer than test images are,
+# the model would repeat its training data.
 #
-# This is a sanity check and not the guarantee. The guarantee is epsilon, and it also holds for attacks
-# that nobody has tried. The distances use the training images without noise, so on real data they are
-# for your own eyes.
+# This is a sanity check and not the guarantee. The guarantee is epsilon, and it also holds for
+# attacks that nobody has tried. The distances use the training images without noise, so on real
+# data they are for your own eyes.
 
 
 # %%
@@ -255,7 +257,8 @@ print(private.report())
 # %% [markdown]
 # ## Where to go next
 #
-# - [Variational inference](../variational_inference.md): other models with latents, also in NumPyro.
+# - [Variational inference](../variational_inference.md): other models with latents, also in
+#   NumPyro.
 # - [Synthetic data](../synthetic_data.md): for a table instead of images.
 # - [Choosing hyperparameters](../choosing.md): clip bound, batch size and learning rate.
 # - [Is it really private?](../is_it_private.md): attack your own run.
