@@ -20,7 +20,7 @@
 # - **You learn** how to choose a clip bound without data, how to train a NumPyro model privately,
 #   how to get intervals that cover, and how much wider the noise of privacy makes them.
 # - **You need** `pip install '.[numpyro,examples]'`, and an idea of what a posterior is.
-# - **It takes** about a minute on two CPU cores.
+# - **It takes** one to two minutes on two CPU cores.
 
 # %%
 import jax
@@ -57,7 +57,7 @@ smoker = rng.random(NUM_PERSONS) < 0.25
 x = jnp.asarray(np.stack([(age - 50) / 30, (sport - 5) / 5, 2.0 * smoker - 1], axis=1), jnp.float32)
 logits = x @ TRUE_WEIGHTS + TRUE_BIAS
 y = jnp.asarray(rng.random(NUM_PERSONS) < jax.nn.sigmoid(logits), jnp.float32)
-print("persons", len(x), " share with high blood pressure", y.mean())
+print("persons", len(x), " share with high blood pressure", f"{y.mean():.3f}")
 
 
 # %% [markdown]
@@ -256,8 +256,8 @@ print(f"\nShare of the variance that is noise of privacy and batches: {posterior
 
 # %% [markdown]
 # Sampling error shrinks with the square root of the number of persons. The noise of privacy shrinks
-# with the number itself, since it does not grow with the data. So with more persons the ratio goes
-# to one.
+# with the number itself, because it is added to a sum and then divided by the number. So with more
+# persons the ratio goes to one.
 #
 # `choose_clip` predicted the ratio before any data were read, for an estimator that makes the best
 # of all steps. The rehearsal measured it with the real estimator, on data sets with other

@@ -19,7 +19,7 @@
 # - **You learn** how to write a public schema, how to choose epsilon without touching the data, how
 #   to read the utility report, and how to combine several synthetic tables.
 # - **You need** `pip install '.[synthetic,examples]'`.
-# - **It takes** about a minute on two CPU cores.
+# - **It takes** one to two minutes on two CPU cores.
 
 # %%
 import csv
@@ -149,7 +149,8 @@ axis.set_xlabel("how much more often smokers come back, 95 % interval")
 plt.show()
 
 # %% [markdown]
-# Choose the smallest epsilon whose interval is narrow enough for you. Below it is 1.
+# Choose the smallest epsilon whose interval is narrow enough for you. Below it is 1. Each interval
+# also has an error of its own, so do not read small differences.
 #
 # ## The release
 #

@@ -53,6 +53,7 @@ def test_a_page_shows_what_the_cells_printed_and_drew():
     page = make_page(
         notebooks.new_output("stream", name="stdout", text="printed\n"),
         notebooks.new_output("stream", name="stderr", text="100%|####|\n"),
+        notebooks.new_output("stream", name="stderr", text="a.py:1: TqdmWarning: no widget"),
         notebooks.new_output("execute_result", data={"text/plain": "7"}),
         notebooks.new_output(
             "display_data", data={"image/png": base64.b64encode(picture).decode()}
