@@ -6,19 +6,16 @@
 #       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
-#     language: python
 #     name: python3
 # ---
 
 # %% [markdown]
 # # User-level privacy
 #
-# **You learn** how to protect a whole person who has several rows in the data, what goes wrong if
-# you protect single rows, and what the better guarantee costs.
+# Protect a whole person who has several rows in the data. See what goes wrong if single rows are
+# protected, and what the better guarantee costs.
 #
-# **You need** `pip install '.[examples]'`, and the page [Start](../start.md).
-#
-# **It takes** about a minute on two CPU cores.
+# You need the page [Start](../start.md). The program takes about a minute on two CPU cores.
 
 # %%
 import jax
@@ -64,12 +61,11 @@ print(f"{rows_of.mean():.1f} per person on average, {rows_of.max()} at most")
 # The test data are recordings of **other people**. If you split the rows at random, one person is on
 # both sides, and the accuracy says too much about new people.
 
-# %%
-plt.figure(figsize=(6, 2.6))
+# %% How many recordings the people have
+plt.figure(figsize=(7, 2.6))
 plt.hist(rows_of, bins=np.arange(1, 32) - 0.5, color="tab:blue")
 plt.xlabel("recordings of a person")
 plt.ylabel("people")
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -114,20 +110,18 @@ print("protects one", row_plan.sampler.unit, f"with epsilon {row_plan.epsilon():
 # A person with k rows is a *group* of k rows. `epsilon(group_size=k)` is what the same run guarantees
 # to such a group. It grows faster than k.
 
-# %%
+# %% The epsilon of a person grows with the number of their rows, far above that of one row
 sizes = [1, 2, 4, 8, 16, 30]
 of_group = [row_plan.epsilon(group_size=k) for k in sizes]
 for k, epsilon in zip(sizes, of_group, strict=True):
     print(f"{k:2} rows: epsilon {epsilon:6.2f}")
 
-plt.figure(figsize=(6, 2.8))
 plt.plot(sizes, of_group, "o-", color="tab:red", label="of the person")
 plt.axhline(1.0, color="tab:blue", label="of one row")
 plt.xlabel("rows of a person")
 plt.ylabel("epsilon")
 plt.yscale("log")
 plt.legend()
-plt.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -167,7 +161,7 @@ def attack(loss, features, plan, seed):
     return float(weights[0] - weights[1:].mean())
 
 
-runs = range(20)
+runs = range(16)
 row_scores = [
     [attack(loss_fn, features, row_plan, seed) for seed in runs]
     for features in (with_victim, without_victim)
@@ -212,7 +206,7 @@ print("protects one", user_plan.sampler.unit, f"with epsilon {user_plan.epsilon(
 # %% [markdown]
 # The same attack on this plan:
 
-# %%
+# %% Weights with and without the person: apart if rows are protected, mixed if users are
 user_scores = [
     [attack(user_loss, features, user_plan, seed) for seed in runs]
     for features in (with_victim, without_victim)
@@ -225,7 +219,7 @@ def distance(scores):
     return (inside.mean() - outside.mean()) / np.sqrt((inside.var() + outside.var()) / 2)
 
 
-figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
 for axis, scores, title in zip(
     axes, (row_scores, user_scores), ("Rows are protected", "Users are protected"), strict=True
 ):
@@ -234,20 +228,20 @@ for axis, scores, title in zip(
     axis.set_title(title)
     axis.set_xlabel("weight of the rare feature")
 axes[0].set_ylabel("runs")
-axes[0].legend()
-figure.tight_layout()
+axes[0].margins(y=0.4)  # room for the legend
+axes[0].legend(loc="upper center", ncols=2)
 plt.show()
 
 loss = user_plan.privacy_loss()
 limit = dpoptax.accounting.trade_off.advantage(loss)
 print(f"rows protected: {distance(row_scores):.1f} standard deviations apart")
 print(f"users protected: {distance(user_scores):.1f} standard deviations apart")
+print(f"chance alone makes a distance of about {np.sqrt(2 / len(runs)):.1f} with so few runs")
 print(f"users protected: no attack is right in more than {(1 + limit) / 2:.1%} of the cases")
 
 # %% [markdown]
 # On the left, one look at the model tells whether this person took part. On the right, the two kinds
-# of runs lie on each other. What is left of the distance comes mostly from the small number of runs.
-# Epsilon is 1 in both pictures. Only the unit differs.
+# of runs lie on each other. Epsilon is 1 in both pictures. Only the unit differs.
 #
 # Data with one row per recording do not fit the plan for users, so you cannot mix up the two:
 
@@ -265,7 +259,7 @@ except ValueError as error:
 # the clip acts on the person as a whole.
 
 # %%
-for most in (1, 3, 10, 30):
+for most in (1, 3, 30):
     sampler = dpoptax.samplers.UserPoisson(
         person, expected_batch_size=num_people / 10, max_examples_per_user=most
     )
@@ -274,7 +268,7 @@ for most in (1, 3, 10, 30):
     run = {"plan": plan, "optimizer": optax.sgd(4.0), "progress": False}
     scores = [
         accuracy(dpoptax.training.fit(user_loss, start, data, key=jax.random.key(seed), **run).params)
-        for seed in range(5)
+        for seed in range(3)
     ]
     print(f"{most:2} per person: accuracy {np.mean(scores):.3f}, epsilon {plan.epsilon():.2f}")
 
@@ -293,7 +287,8 @@ print(f"without privacy: accuracy {accuracy(not_private):.3f}")
 #
 # `UserExamplesPoisson` also protects people, but draws and clips single recordings, of at most
 # `max_examples_per_user` per person. A person then moves the sum by several terms, so it needs more
-# noise for the same epsilon. The batches have more terms in return.
+# noise for the same epsilon. In return, the batches have more terms. What counts is the noise of the
+# mean: the noise multiplier divided by the batch size.
 
 # %%
 for most in (3, 10):
@@ -332,7 +327,7 @@ print(user_result.report())
 # %% [markdown]
 # ## Where to go next
 #
-# - [User-level privacy](../user_level.md): the guide, with the choice of the unit and of the sampler.
+# - [User-level privacy](../user_level.md): the guide, from the choice of the unit to the report.
 # - [What epsilon means here](../epsilon.md): the report, line by line.
 # - [Which sampler, which epsilon](../which_sampler.md): what each sampler costs.
 # - [A transformer on text](transformer_linen.md): the same question for texts.
