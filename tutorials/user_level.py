@@ -15,7 +15,9 @@
 # Protect a whole person who has several rows in the data. See what goes wrong if single rows are
 # protected, and what the better guarantee costs.
 #
-# You need the page [Start](../start.md). The program takes about a minute on two CPU cores.
+# - **You learn** what the unit of privacy is, how to protect users, and how to read their epsilon.
+# - **You need** the page [Start](../start.md).
+# - **It takes** about a minute on two CPU cores.
 
 # %%
 import jax
@@ -29,9 +31,10 @@ import dpoptax
 # %% [markdown]
 # ## The data: people who wear a sensor
 #
-# The data are simulated. Each person wears a sensor, which makes recordings of 16 numbers. The model
-# shall tell which of six activities a recording shows. Everybody moves in their own way, so the
-# recordings of one person resemble each other. Most people have a few recordings, and some have 30.
+# The data are simulated. Each person wears a sensor, which makes recordings of 16 numbers. The
+# model should tell which of six activities a recording shows. Everybody moves in their own way, so
+# the recordings of one person resemble each other. Most people have a few recordings, and some
+# have 30.
 
 # %%
 FEATURES, ACTIVITIES = 16, 6
@@ -58,8 +61,8 @@ print(f"{num_people} people have {len(x)} recordings")
 print(f"{rows_of.mean():.1f} per person on average, {rows_of.max()} at most")
 
 # %% [markdown]
-# The test data are recordings of **other people**. If you split the rows at random, one person is on
-# both sides, and the accuracy says too much about new people.
+# The test data are recordings of **other people**. If you split the rows at random, one person is
+# on both sides, and the accuracy says too much about new people.
 
 # %% How many recordings the people have
 plt.figure(figsize=(7, 2.6))
@@ -71,7 +74,8 @@ plt.show()
 # %% [markdown]
 # ## The wrong unit: a row
 #
-# A plan protects what its sampler draws. `Poisson` draws rows, so this plan protects one recording.
+# A plan protects what its sampler draws. `Poisson` draws rows, so this plan protects one
+# recording.
 
 
 # %%
@@ -107,8 +111,8 @@ print("protects one", row_plan.sampler.unit, f"with epsilon {row_plan.epsilon():
 # %% [markdown]
 # ## What that means for a person
 #
-# A person with k rows is a *group* of k rows. `epsilon(group_size=k)` is what the same run guarantees
-# to such a group. It grows faster than k.
+# A person with k rows is a *group* of k rows. `epsilon(group_size=k)` is what the same run
+# guarantees to such a group. It grows faster than k.
 
 # %% The epsilon of a person grows with the number of their rows, far above that of one row
 sizes = [1, 2, 4, 8, 16, 30]
@@ -127,9 +131,10 @@ plt.show()
 # %% [markdown]
 # ## What an attacker sees
 #
-# A large epsilon could be only a weak theorem. It is not. Suppose that one person with 30 recordings
-# wears a rare sensor, which fills a feature that is zero for all others. The attacker looks at the
-# weights of this feature in the trained model. Without this person, they are noise only.
+# Perhaps a large epsilon is only a weak bound, and the person is safe all the same? No. Suppose
+# that one person with 30 recordings wears a rare sensor, which fills a feature that is zero for
+# all others. The attacker looks at the weights of this feature in the trained model. Without this
+# person, they are noise only.
 #
 # We train many times with this person and many times with blank recordings in their place, which
 # leave these weights alone. If an attacker can tell the two apart, the person is not protected.
@@ -172,7 +177,8 @@ row_scores = [
 #
 # `UserPoisson` draws people. `arrange` makes one row of each person: up to `max_examples_per_user`
 # recordings, and a mask that says which places are filled. The loss of a row is the mean over the
-# recordings of the person. So the clip limits the whole person, who moves the sum by at most `clip`.
+# recordings of the person. So the clip limits the whole person, who moves the sum by at most
+# `clip`.
 #
 # An example is now a person, and the batch size counts people.
 
@@ -240,8 +246,8 @@ print(f"chance alone makes a distance of about {np.sqrt(2 / len(runs)):.1f} with
 print(f"users protected: no attack is right in more than {(1 + limit) / 2:.1%} of the cases")
 
 # %% [markdown]
-# On the left, one look at the model tells whether this person took part. On the right, the two kinds
-# of runs lie on each other. Epsilon is 1 in both pictures. Only the unit differs.
+# On the left, one look at the model tells whether this person took part. On the right, the two
+# kinds of runs overlap. Epsilon is 1 in both pictures. Only the unit differs.
 #
 # Data with one row per recording do not fit the plan for users, so you cannot mix up the two:
 
@@ -254,7 +260,7 @@ except ValueError as error:
 # %% [markdown]
 # ## What it costs
 #
-# Let us compare with training without privacy, and with more or fewer recordings per person.
+# Compare with training without privacy, and with more or fewer recordings per person.
 # `max_examples_per_user` changes how good the mean of a person is. It does not change epsilon, as
 # the clip acts on the person as a whole.
 
@@ -267,7 +273,9 @@ for most in (1, 3, 30):
     data = sampler.arrange((x, y))
     run = {"plan": plan, "optimizer": optax.sgd(4.0), "progress": False}
     scores = [
-        accuracy(dpoptax.training.fit(user_loss, start, data, key=jax.random.key(seed), **run).params)
+        accuracy(
+            dpoptax.training.fit(user_loss, start, data, key=jax.random.key(seed), **run).params
+        )
         for seed in range(3)
     ]
     print(f"{most:2} per person: accuracy {np.mean(scores):.3f}, epsilon {plan.epsilon():.2f}")
@@ -286,9 +294,9 @@ print(f"without privacy: accuracy {accuracy(not_private):.3f}")
 # ## Another way: single recordings with more noise
 #
 # `UserExamplesPoisson` also protects people, but draws and clips single recordings, of at most
-# `max_examples_per_user` per person. A person then moves the sum by several terms, so it needs more
-# noise for the same epsilon. In return, the batches have more terms. What counts is the noise of the
-# mean: the noise multiplier divided by the batch size.
+# `max_examples_per_user` per person. A person then moves the sum by several terms, so it needs
+# more noise for the same epsilon. In return, the batches have more terms. What counts is the noise
+# of the mean: the noise multiplier divided by the batch size.
 
 # %%
 for most in (3, 10):
