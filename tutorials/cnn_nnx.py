@@ -140,9 +140,9 @@ print(sum(leaf.size for leaf in jax.tree.leaves(params)), "parameters")
 # A plan holds every number that privacy depends on. You say what you want, and `calibrate` finds
 # the noise:
 #
-# - `epsilon` and `delta` are the guarantee. Whoever sees the model can hardly tell whether a
-#   given image was used. Smaller is more private. `delta` is the probability that we allow for a
-#   failure: keep it far below one divided by the number of examples.
+# - `epsilon` and `delta` are the guarantee: somebody who sees the model can hardly tell whether a
+#   given image was used. A smaller `epsilon` is more private. `delta` is the probability that we
+#   allow for a failure: keep it far below one divided by the number of examples.
 # - `clip` is the longest gradient that one image may contribute. Longer ones are scaled down.
 # - `expected_batch_size` is large here. The noise is added to the sum over the batch, so a sum
 #   over more images stands out more from it.
@@ -199,8 +199,8 @@ plt.show()
 
 # %% [markdown]
 # Do not stop the run where this curve looks best and then state the epsilon of that step. The
-# results would have decided when to stop, so all planned steps count. The report below says so
-# for a run that stops early.
+# results would have decided when to stop, so all planned steps count. The report of a run that
+# stops early says so.
 #
 # ## How accuracy depends on epsilon
 #
@@ -233,9 +233,9 @@ for epsilon in sorted(by_epsilon):
 print(f"no privacy: accuracy {accuracy_without_privacy:.3f}")
 
 # %% [markdown]
-# These data are very few. The noise does not grow with the number of examples, so with more data
-# the loss of accuracy is smaller: the [leaderboard](../leaderboard.md) has a private network of
-# this kind on the images of MNIST, which are forty times as many.
+# This data set is very small. The noise does not grow with the number of examples, so with more
+# data the loss of accuracy is smaller: the [leaderboard](../leaderboard.md) has a private network
+# of this kind on the images of MNIST, a much larger data set.
 #
 # We may compare three runs because these data are public. On private data each run reveals
 # something more, and the guarantee must count all three. [Choosing

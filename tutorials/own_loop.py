@@ -36,9 +36,9 @@ import dpoptax
 # Each row is a patient, with measurements of the cells in a tumour. The label says whether the
 # tumour is malignant. We use five of the measurements.
 #
-# The inputs must have similar sizes. The bounds below are typed in: they come from what is known
-# about such measurements. If you take the minimum and the maximum *of the data* instead, two
-# patients are revealed in each column, and no epsilon counts that.
+# The inputs must have similar sizes. The bounds below come from the public description of these
+# measurements, and not from the rows. If you take the minimum and the maximum *of the data*
+# instead, each column reveals values of two patients, and no epsilon counts that.
 
 # %%
 BOUNDS = {
@@ -82,7 +82,7 @@ params = {"w": jnp.zeros(len(BOUNDS)), "b": jnp.zeros(())}
 #
 # A plan holds all numbers that privacy depends on. Every part of the loop below reads them from
 # it. So the clip bound that clips is the one that the noise is made for, and the one that is
-# accounted. Typing a number twice is how guarantees become false.
+# accounted. If you type a number twice, the two can differ, and then the stated epsilon is false.
 
 # %%
 plan = dpoptax.Plan.calibrate(
@@ -113,9 +113,8 @@ trial_keys = dpoptax.random.split_by_purpose(jax.random.key(1))
 # %% [markdown]
 # ## Part 1: the sampler
 #
-# A Poisson sampler tosses a coin for each patient at each step. Nobody knows who is in a batch,
-# and this makes the guarantee stronger: sampling hides a patient most of the time, and noise does
-# the rest.
+# A Poisson sampler tosses a coin for each patient at each step. Nobody outside knows who is in a
+# batch, so the same noise hides each patient better.
 #
 # So batches differ in size. JAX wants arrays of one shape, so a batch has room for
 # `max_batch_size` rows, and a mask marks the real ones.
@@ -142,9 +141,10 @@ print(features.shape, malignant.shape, examples.mask.shape)
 # %% [markdown]
 # ## Part 2: one gradient for each patient
 #
-# `jax.grad` of a mean loss has already mixed the patients. Clipping needs them apart.
-# `per_example_grads` returns them in a form that is cheap for large models too: for most layers
-# it never makes the array of all gradients.
+# `jax.grad` of a mean loss mixes the patients, and one of them can dominate the mean. To limit
+# each patient, we need one gradient for each. `per_example_grads` returns them in a form that is
+# cheap for large models too: for most layers, the gradients of all examples are never in memory
+# at once.
 
 # %%
 grads_fn = jax.jit(dpoptax.per_example_grads(loss_fn))
@@ -247,8 +247,8 @@ tx = optax.chain(plan.privatize(keys.noise_key), optax.adam(0.1))
 # ## Part 5: the ledger
 #
 # The ledger counts the steps. Charge a step **before** it runs. If the program crashes in
-# between, a step was charged that nobody saw, which is harmless. The other way around, a step was
-# seen that nobody counted.
+# between, epsilon counts a step that nobody saw, which is safe. If you charge afterwards, a crash
+# can release a step that nobody counted.
 #
 # ## The loop
 #
@@ -325,8 +325,8 @@ print(report)
 # ## The same with `PrivateRun`
 #
 # `PrivateRun` contains these parts. It also does what the loop above left to you: it makes no
-# more steps than planned, it charges each step, it refuses to use a state twice, and with
-# `resume=` it survives a crash. Take it if you can, and the parts if you must.
+# more steps than planned, it charges each step before the step runs, and with `resume=` it
+# continues after a crash. Use it unless your step needs something else.
 
 # %%
 run = dpoptax.training.PrivateRun(
@@ -340,7 +340,7 @@ print(f"epsilon {run.epsilon():.2f}, accuracy {accuracy(run.params):.2f}")
 #
 # - [Make your loop private](../adoption.md) has the rules behind this loop, for Flax, Equinox and
 #   plain JAX.
-# - [A plain Optax loop](../trainers/optax.md) is this program without the explanations.
+# - [A plain Optax loop](../trainers/optax.md) has shorter programs of this kind.
 # - [Clip rules](../clipping.md), [samplers](../which_sampler.md) and
 #   [optimizers](../optimizers.md) that fit into it.
 # - [Long runs](../scaling.md): runs that resume, and many devices.
