@@ -42,14 +42,14 @@ data. The pages show what it printed and drew.
 |---|---|
 """
 INDEX_FOOT = """
-Every page names its program. Run it as it is, or open it in Jupyter:
+Every page names its program, and says at the top what the program needs. Run it as it is, or make
+a notebook for Jupyter from it:
 
 ```sh
 python tutorials/own_loop.py
+pip install jupytext
 jupytext --to notebook tutorials/own_loop.py
 ```
-
-The programs need `pip install '.[examples]'`, and what their head names.
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [
-    "start", "epsilon", "glossary", "faq", "pitfalls", "comparison",
+    "start", "epsilon", "user_level", "glossary", "faq", "pitfalls", "comparison",
     "from_opacus", "from_jax_privacy", "from_tf_privacy",
 ]  # fmt: skip
 BLOCK = re.compile(r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
