@@ -12,10 +12,8 @@
 # %% [markdown]
 # # Bayesian regression with NumPyro
 #
-# Bayesian regression gives each coefficient a distribution, and so an interval. With privacy, the
-# question is whether the interval still means what it says. Here you fit a logistic regression in
-# NumPyro, get a posterior that knows of the privacy noise, and compare it with the posterior
-# without privacy.
+# Fit a Bayesian logistic regression privately, with intervals that include the noise of privacy.
+# Compare the posterior with the one without privacy.
 #
 # - **You learn** how to choose a clip bound without data, how to train a NumPyro model privately,
 #   how to get intervals that cover, and how much wider the noise of privacy makes them.

@@ -12,9 +12,8 @@
 # %% [markdown]
 # # From a CSV file to private synthetic data
 #
-# A synthetic table has the columns and the patterns of a real table, but its rows are people who do
-# not exist. Here you make one from a CSV file, with a guarantee, and compute estimates from it
-# whose intervals are honest.
+# Turn a CSV file into tables of people who do not exist, with a guarantee. Compute estimates from
+# them whose intervals also contain the error that privacy adds.
 #
 # - **You learn** how to write a public schema, how to choose epsilon without touching the data, how
 #   to read the utility report, and how to combine several synthetic tables.

@@ -12,9 +12,8 @@
 # %% [markdown]
 # # A private VAE
 #
-# A variational autoencoder (VAE) learns to draw new data that look like its training data. Without
-# privacy it may draw a training image nearly as it is. Here you train one with a guarantee, and
-# look at what it draws.
+# Train a variational autoencoder (VAE) privately, so that it does not repeat its training images,
+# and look at what it draws.
 #
 # - **You learn** how to write the ELBO as a loss of one example, how to plan a private run, and how
 #   to judge a private generator by numbers and by eye.
