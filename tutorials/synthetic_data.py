@@ -29,7 +29,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Image
 from scipy.stats import t as student_t
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
@@ -93,7 +92,8 @@ schema = {
         "came_back": {"type": "categorical", "values": ["yes", "no"]},
     }
 }
-Path("schema.json").write_text(json.dumps(schema, indent=2))
+with Path("schema.json").open("w") as file:
+    json.dump(schema, file, indent=2)
 
 # %% [markdown]
 # ## An estimate with an interval
@@ -209,10 +209,14 @@ print(Path("released/utility_report.txt").read_text())
 
 # %% [markdown]
 # The first picture has the columns one by one. The bars are synthetic, the dots are the noisy
-# counts with their uncertainty. A dot below zero is noise.
+# counts with their uncertainty. A dot below zero is noise. The last bar of `days` is the code 0.
 
 # %% Shares of the first synthetic table as bars, and released noisy shares as dots, for each column
-Image("released/one_way.png")
+figure = plt.figure(figsize=(12, 4.8), layout="none")
+axis = figure.add_axes((0, 0, 1, 1))
+axis.imshow(plt.imread("released/one_way.png"), interpolation="none")
+axis.axis("off")
+plt.show()
 
 # %% [markdown]
 # ## The estimate
