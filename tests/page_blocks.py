@@ -1,13 +1,13 @@
 """Reads the code blocks of a markdown page, and runs them in their order in one namespace.
 
-- Python blocks run. Lines such as `plan.epsilon()  # 0.968` are compared: a comment that starts with
-  a number, True or False is the value of the expression before it, rounded as it is shown.
-- In `sh` and `bash` blocks, `dpoptax ...` runs through the `main` of the command line. Other commands
-  are looked up (`page_commands.py`).
+- Python blocks run. Lines such as `plan.epsilon()  # 0.968` are compared: a comment that starts
+  with a number, True or False is the value of the expression before it, rounded as it is shown.
+- In `sh` and `bash` blocks, `dpoptax ...` runs through the `main` of the command line. Other
+  commands are looked up (`e2e/test_page_commands.py`).
 - A `json` block is a file that its page names in a comment.
 - A `text` block is what the block above it printed. Three dots stand for anything.
 - A comment of HTML above a block says why it does not run or is not compared:
-  `<!-- not run: the code of another library -->`, `<!-- not compared: another key, other numbers -->`,
+  `<!-- not run: the code of another library -->`, `<!-- not compared: other numbers -->`,
   `<!-- file: schema.json -->`.
 """
 

@@ -33,6 +33,7 @@ def canvas(width: float, height: float) -> Axes:
 
 
 def save(axes: Axes, path: pathlib.Path) -> None:
+    """Writes the figure."""
     axes.figure.savefig(path, dpi=DPI, facecolor="white")
     plt.close(axes.figure)
 
@@ -127,7 +128,12 @@ def passes(path: pathlib.Path) -> None:
     rows = (
         ("stacked", ["forward", "backward", "norms,\nsum"], GRADIENT, "all gradients"),
         ("factored", ["forward", "backward", "norms,\nsum"], INPUT, "inputs and cotangents"),
-        ("recomputed", ["forward", "backward:\nnorms", "backward:\nsum"], PASS, "no more than plain"),
+        (
+            "recomputed",
+            ["forward", "backward:\nnorms", "backward:\nsum"],
+            PASS,
+            "no more than plain",
+        ),
     )
     axes.text(27, 33.5, "what runs", weight="bold", **FONT)
     axes.text(57, 33.5, "what is held", weight="bold", **FONT)

@@ -1,11 +1,12 @@
 """The programs of the pages run as they are, and print what the pages show; quoted errors exist.
 
-`page_blocks.py` says how a page is written, and `page_setups.py` what it takes for given. A page that
-is in neither table below runs in the tier of end-to-end tests, so a new page needs no line here.
+`page_blocks.py` says how a page is written, and `page_setups.py` what it takes for given. A page
+that is in no table below runs in the tier of end-to-end tests, so a new page needs no line here.
 """
 
 import ast
 import pathlib
+import re
 
 import page_blocks
 import page_setups
@@ -19,7 +20,7 @@ QUICK = {
     "docs/clipping.md", "docs/epsilon.md", "docs/from_d3p.md", "docs/randomness.md",
 }  # fmt: skip
 NIGHTLY = {"docs/adoption.md", "docs/is_it_private.md", "docs/scaling.md"}
-# Tests that run the Python of a page, with fewer steps, in another environment, or check its results.
+# Tests that run the Python of a page with fewer steps, in another environment, or check results.
 ELSEWHERE = {
     "README.md": "e2e/test_readme.py",
     "docs/augmentation.md": "e2e/test_readme.py",
@@ -72,8 +73,9 @@ def test_the_programs_of_a_page_run_on_eight_devices(page, tmp_path):
         f"page, folder = {page!r}, {str(tmp_path)!r}\n"
         "setup = page_setups.SETUPS[page]\n"
         "names = page_blocks.run_page(page_blocks.pages()[page], folder, setup, page)\n"
-        "grads = names['step'](names['params'], names['tx'].init(names['params']), names['tokens'])\n"
-        "print(len(jax.tree.leaves(grads[0])[0].sharding.device_set))"
+        "params, tx, tokens = (names[name] for name in ('params', 'tx', 'tokens'))\n"
+        "updated, _ = names['step'](params, tx.init(params), tokens)\n"
+        "print(len(updated['table'].sharding.device_set))"
     )
     assert run_on_eight_devices(program).split()[-1] == "8"
 
