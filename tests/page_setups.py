@@ -155,12 +155,17 @@ def large_models():
     from jax.sharding import NamedSharding, PartitionSpec
 
     width, vocabulary = 8, 16
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
     params = {"table": jnp.ones((vocabulary, width)), "layers": jnp.ones((2, width, width))}
     plan = small_plan()
     tx = optax.chain(plan.privatize(jax.random.key(0)), optax.adam(1e-3))
     return LIBRARIES | {
         "layer": lambda x, w: (jnp.tanh(x @ w.astype(x.dtype)), None),
         "params": params,
+        "shardings": {
+            "table": NamedSharding(mesh, PartitionSpec(None, "model")),
+            "layers": NamedSharding(mesh, PartitionSpec(None, None, "model")),
+        },
         "tokens": jnp.arange(8 * 6).reshape(8, 6) % vocabulary,
         "tx": tx,
         "NamedSharding": NamedSharding,
@@ -176,3 +181,23 @@ SETUPS: dict[str, types.FunctionType] = {
     "docs/scaling.md": scaling,
     "docs/trainers/lora.md": lora,
 }
+
+# What takes long on a page, with fewer steps.
+SMALLER = {
+    "docs/adoption.md": {"epochs=20": "epochs=2"},
+    "docs/is_it_private.md": {
+        "num_canaries = 1000": "num_canaries = 200",
+        "num_runs=1000": "num_runs=40",
+        "epochs=2,": "epochs=1,",
+        "expected_batch_size=50,": "expected_batch_size=500,",
+        "confidence=0.99": "confidence=0.6",
+    },
+}
+
+
+def smaller(page, text):
+    """Returns the text of a page with fewer steps."""
+    for old, new in SMALLER.get(page, {}).items():
+        assert old in text, f"{page} has no {old}"
+        text = text.replace(old, new)
+    return text

@@ -54,7 +54,8 @@ def _tier(page):
 
 def _run(page, folder):
     setup = page_setups.SETUPS.get(page, dict)
-    return page_blocks.run_page(WITH_BLOCKS[page], folder, setup, page)
+    text = page_setups.smaller(page, WITH_BLOCKS[page])
+    return page_blocks.run_page(text, folder, setup, page)
 
 
 @pytest.mark.parametrize(
