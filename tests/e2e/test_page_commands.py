@@ -95,14 +95,12 @@ def options_of(program, *arguments):
     return set(re.findall(r"--[\w-]+", out.getvalue()))
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_the_commands_of_a_page_exist_with_their_options(page):
     for words in commands_of(PAGES[page]):
         refuse_unknown(words)
 
 
-@pytest.mark.e2e
 def test_commands_that_do_not_exist_are_found():
     wrong = (
         "make missing", 'make bench ARGS="--missing"', "pip install 'dpoptax[missing]'",

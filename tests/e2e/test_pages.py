@@ -19,7 +19,10 @@ WITH_BLOCKS = {page: text for page, text in PAGES.items() if page_blocks.blocks_
 QUICK = {
     "docs/clipping.md", "docs/epsilon.md", "docs/from_d3p.md", "docs/randomness.md",
 }  # fmt: skip
-NIGHTLY = {"docs/adoption.md", "docs/is_it_private.md", "docs/scaling.md"}
+NIGHTLY = {
+    "docs/adoption.md", "docs/correlated_noise.md", "docs/is_it_private.md", "docs/scaling.md",
+    "docs/trainers/lora.md",
+}  # fmt: skip
 # Tests that run the Python of a page with fewer steps, in another environment, or check results.
 ELSEWHERE = {
     "README.md": "e2e/test_readme.py",
