@@ -26,6 +26,8 @@ import jax
 from dpoptax.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Pages that another program writes from notebooks, with their outputs and pictures.
+GENERATED = "docs/tutorials/"
 LANGUAGES = ("python", "sh", "bash", "json", "text")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # A fence with what stands above it, its language, and its lines.
@@ -62,7 +64,8 @@ def blocks_of(text):
 def pages():
     """Returns every page that can hold a code block, by its path from the root."""
     found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "tests" / "README.md"]
-    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(found)}
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(found)}
+    return {page: text for page, text in texts.items() if not page.startswith(GENERATED)}
 
 
 def stated_values(code):
