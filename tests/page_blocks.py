@@ -15,6 +15,7 @@ import ast
 import contextlib
 import doctest
 import io
+import itertools
 import math
 import pathlib
 import re
@@ -105,8 +106,14 @@ def run_python(code, names, name):
 
 def commands(code):
     """Returns the commands of a shell block, without comments and with joined lines."""
-    joined = code.replace("\\\n", " ").splitlines()
-    return [words for line in joined if (words := shlex.split(line, comments=True))]
+    found = []
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        # Commands that are joined by `&&` or `|` are looked at one by one.
+        for joint, part in itertools.groupby(words, lambda word: word in ("&&", "|")):
+            if not joint:
+                found.append(list(part))
+    return found
 
 
 def run_block(block, names, name):
