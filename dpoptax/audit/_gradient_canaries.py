@@ -7,10 +7,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.audit._canary_grads import CanaryGrads, SparseVectors
 from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping import StatefulClipRule

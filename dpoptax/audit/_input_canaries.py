@@ -6,10 +6,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping._unit import as_bound, first_rule
 from dpoptax.per_example import PerExampleGrads, per_example_grads

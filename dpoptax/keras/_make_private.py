@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.keras._arguments import check_data, check_model, import_keras, refuse_arguments
 from dpoptax.keras._loss import loss_of, parameters

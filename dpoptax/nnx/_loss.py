@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._call_note import not_a_key
 from dpoptax.per_example._model_checks import remedy
 from dpoptax.per_example._validate_loss import takes_key

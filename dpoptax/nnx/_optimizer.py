@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.transforms._private import takes_gradients_at_params
 from dpoptax.transforms._privatize import PrivatizeState

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._local_elbo import local_elbo_loss
 
 __all__ = [

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PyTree
+from jaxtyping import Array, Float, Float64, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms._strategy import Strategy
 
 # The matrix is measured in float32, so that its inverse has rounding errors. The noise is larger by

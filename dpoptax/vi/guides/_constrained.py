@@ -16,8 +16,9 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.guides._base import Guide, Opaque
 from dpoptax.vi.guides._mean_field import MeanField
 

@@ -15,9 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi.guides._base import NormalGuide, flat, normal_kl
 
 

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.guides._base import NormalGuide, flat, normal_kl, standard_normal_log_prob
 
 

@@ -1,8 +1,9 @@
 """Point guide: one value without uncertainty, for parameters that are trained next to latents."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.guides._base import LocationGuide
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer.autoguide import AutoGuide
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
 from dpoptax.vi._local_model import Simulate
 from dpoptax.vi.numpyro import _sites as sites

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.infer import ELBO
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.random import split_by_purpose

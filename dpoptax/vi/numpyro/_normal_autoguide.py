@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import Normal, biject_to
 from numpyro.infer import autoguide
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 from dpoptax.vi.numpyro._elbo import NumPyroElbo
 

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.infer
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import GuideModule
 from dpoptax.vi.numpyro._batch_handler import BatchHandler
 
