@@ -127,9 +127,10 @@ class GradientAudit:
     def __init__(
         self, data: DeviceData | HostData, vectors: SparseVectors, plan: Plan, reached: float
     ) -> None:
-        self.data, self.canaries = data, vectors
+        self.data: DeviceData | HostData = data
+        self.canaries: SparseVectors = vectors
         self._plan, self._reached = plan, reached
-        self.attack = f"white-box, {as_count(len(vectors.values[0]), 'gradient')}"
+        self.attack: str = f"white-box, {as_count(len(vectors.values[0]), 'gradient')}"
         noise = as_schedule(plan.gradient_noise_multiplier)
         self._is_plain_sum = isinstance(plan.mechanism, StatefulMechanism) or noise.min == 0
 

@@ -124,10 +124,11 @@ class InputAudit:
         losses: "_Losses",
         white_box: bool,
     ) -> None:
-        self.data, self.canaries = data, canaries
+        self.data: DeviceData | HostData = data
+        self.canaries: dict[str, PyTree] = canaries
         self._plan, self._losses, self._white_box = plan, losses, white_box
         count = _validate.leading_axis_size("examples", canaries["examples"])
-        self.attack = f"{'white' if white_box else 'black'}-box, {as_count(count, 'input')}"
+        self.attack: str = f"{'white' if white_box else 'black'}-box, {as_count(count, 'input')}"
 
     def insert(
         self, grads: PerExampleGrads, canaries: PyTree, slots: Int[Array, " batch"]
@@ -174,7 +175,7 @@ class _Losses:
         self._needs_key = takes_key(loss_fn)
         self._loss_fn = loss_fn
         self._num_draws = num_draws
-        self.mean = jax.jit(self._mean)
+        self.mean: Any = jax.jit(self._mean)
 
     def _scalar(self, params: PyTree, example: PyTree, key: Array) -> Float[Array, ""]:
         keys = (key,) if self._needs_key else ()

@@ -69,7 +69,8 @@ class PrivateModel:
     """A Keras model and the plan of its private run; see `make_private`."""
 
     def __init__(self, model: Any, plan: Plan, **settings: Any) -> None:
-        self.model, self.plan = model, plan
+        self.model: Any = model
+        self.plan: Plan = plan
         self._settings = settings
         self._run: PrivateRun | None = None
 

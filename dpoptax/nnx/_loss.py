@@ -20,7 +20,7 @@ ModelLoss = Callable[..., Any]
 
 def loss_fn(
     model: nnx.Module, loss: ModelLoss, *, wrt: Any = nnx.Param
-) -> tuple[Callable[..., Any], nnx.State]:
+) -> tuple[Callable[..., Any], nnx.State[Any, Any]]:
     """Returns a pure loss for `per_example_grads` or `fit`, and the parameters to train.
 
     The random streams of the model, such as those of `nnx.Dropout`, are seeded with the key of

@@ -73,7 +73,7 @@ class Optimizer(nnx.Optimizer[Any]):  # type: ignore[misc]
         # the gradients have them.
         super().__init__(model, optax.GradientTransformation(init, tx.update), wrt=wrt, graph=graph)
         self.tx = tx
-        self.structure = structures[0]
+        self.structure: Any = structures[0]
 
     def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> optax.Updates:
         """Clips, adds noise and updates the model in place; see `privatize`.

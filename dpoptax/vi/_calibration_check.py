@@ -266,12 +266,7 @@ def _world(
     guide = guide_normal(elbo.guide, params)
     true = ravel_pytree(latents)[0]
     local = simulated_model(
-        elbo.log_likelihood,
-        guide.unravel,
-        simulate,
-        true,
-        noise.l2_clip,
-        model_key,
+        *(elbo.log_likelihood, guide.unravel, simulate, true, noise.l2_clip, model_key),
         _NUM_SIMULATED,
     )
     half = norm.ppf(0.5 + level / 2)

@@ -67,7 +67,7 @@ class StreamingStrategy(Strategy):
                     f"expected an object with the method {name}, such as a StreamingMatrix of JAX "
                     f"Privacy; got {_validate.described(streaming)}."
                 )
-        self.num_steps = _validate.count("num_steps", num_steps)
+        self.num_steps: int = _validate.count("num_steps", num_steps)
         inverse = _measured(streaming, np.eye(self.num_steps))
         _check_matrix(inverse)
         # Any numbers without a pattern.
@@ -80,7 +80,7 @@ class StreamingStrategy(Strategy):
                 f"object that differs from its own matrix by {difference:.2g}. Pass one that "
                 "multiplies by a fixed matrix."
             )
-        self.digest = hashlib.sha256(inverse.astype("<f4").tobytes()).hexdigest()
+        self.digest: str = hashlib.sha256(inverse.astype("<f4").tobytes()).hexdigest()
         self._streaming, self._inverse = streaming, inverse
 
     def __repr__(self) -> str:

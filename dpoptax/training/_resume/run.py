@@ -93,7 +93,7 @@ class ResumableRun:
     """A run in a folder, from the first look into it to the last checkpoint."""
 
     def __init__(self, folder: Folder, *, every_seconds: float, prng: str) -> None:
-        self.prng = prng
+        self.prng: str = prng
         self._folder = folder
         self._every_seconds = every_seconds
         self._segment: int | None = None

@@ -71,7 +71,7 @@ class Constrained(Guide):
 
     def setup(self) -> None:
         """Makes the guide on the real line."""
-        self.unconstrained = self.make(self.latents.tree)
+        self.unconstrained: Guide = self.make(self.latents.tree)
 
     def noise(self, key: PRNGKeyArray) -> Any:
         """See `Guide.noise`."""

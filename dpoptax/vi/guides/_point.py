@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax._pytree import PyTree
-from dpoptax.vi.guides._base import LocationGuide
+from dpoptax.vi.guides._base import LocationGuide, Opaque
 
 
 class Point(LocationGuide):
@@ -30,7 +30,7 @@ class Point(LocationGuide):
 
     def setup(self) -> None:
         """Makes the parameter."""
-        self.location = self._location_param()
+        self.location: Opaque = self._location_param()
 
     def noise(self, key: PRNGKeyArray) -> Float[Array, " 0"]:
         """Returns an empty vector: there is nothing to draw."""

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
+import numpyro.infer.autoguide
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.infer.autoguide import AutoGuide
 
 from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
@@ -103,7 +103,7 @@ class AlignedNumPyroElbo(AlignedElbo):
 
 def aligned_numpyro_elbo(
     model: Callable[..., Any],
-    guide: AutoGuide,
+    guide: numpyro.infer.autoguide.AutoGuide,
     *args: Any,
     num_examples: int,
     num_samples: int = 2,

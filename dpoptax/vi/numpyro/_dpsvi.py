@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpyro.infer
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from numpyro.infer import ELBO
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
@@ -64,7 +64,7 @@ class DPSVI:
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: Any,
-        loss: ELBO,
+        loss: numpyro.infer.ELBO,
         clipping_threshold: float,
         dp_scale: float,
         *,
@@ -92,7 +92,9 @@ class DPSVI:
             ValueError: a number out of range.
         """
         refuse_options_of_d3p(static_kwargs)
-        self.model, self.guide, self._loss, self._kl = model, guide, loss, kl
+        self.model: Callable[..., Any] = model
+        self.guide: Callable[..., Any] = guide
+        self._loss, self._kl, self._kwargs = loss, kl, static_kwargs
         self._optimizer = as_optax(optim)
         self._clip = _validate.positive("clipping_threshold", clipping_threshold)
         self._noise_multiplier = _validate.non_negative("dp_scale", dp_scale)
@@ -100,7 +102,6 @@ class DPSVI:
         self._given_batch_size = expected_batch_size
         if expected_batch_size is not None:
             self._given_batch_size = _validate.positive("expected_batch_size", expected_batch_size)
-        self._kwargs = static_kwargs
         self._elbo: NumPyroElbo | None = None
         self._tx: optax.GradientTransformation | None = None
         self._expected_batch_size = 0.0
@@ -132,10 +133,12 @@ class DPSVI:
         # One key per purpose: the initial values were drawn from another one.
         wrapped = elbo.wrap(private, derive_key(keys.model_key, "divergence"))
         # SVI's interface returns the state alone, so these are kept for `update`.
-        self._elbo, self._tx = elbo, chain(wrapped, self._optimizer)
-        self._expected_batch_size = size
-        params = elbo.init()
-        model_key = derive_key(keys.model_key, "examples")
+        self._elbo, self._tx, self._expected_batch_size = (
+            elbo,
+            chain(wrapped, self._optimizer),
+            size,
+        )
+        params, model_key = elbo.init(), derive_key(keys.model_key, "examples")
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
 
     def update(

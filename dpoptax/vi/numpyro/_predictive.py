@@ -107,7 +107,7 @@ class Predictive(numpyro.infer.Predictive):  # type: ignore[misc]
         key = _validate.typed_key("rng_key", rng_key)
         if self._module is not None:
             latents_key, key = jax.random.split(key)
-            self.posterior_samples = self._draw(self._module, latents_key)
+            self.posterior_samples: dict[str, Array] = self._draw(self._module, latents_key)
             self._batch_shape = (self.num_samples,)
         try:
             return super().__call__(key, *args, **kwargs)
