@@ -133,11 +133,8 @@ class DPSVI:
         # One key per purpose: the initial values were drawn from another one.
         wrapped = elbo.wrap(private, derive_key(keys.model_key, "divergence"))
         # SVI's interface returns the state alone, so these are kept for `update`.
-        self._elbo, self._tx, self._expected_batch_size = (
-            elbo,
-            chain(wrapped, self._optimizer),
-            size,
-        )
+        self._elbo, self._tx = elbo, chain(wrapped, self._optimizer)
+        self._expected_batch_size = size
         params, model_key = elbo.init(), derive_key(keys.model_key, "examples")
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
 
