@@ -177,8 +177,7 @@ class DPSVI:
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)
         loss = total_loss(elbo, svi_state.params, mean_of(losses, rows), kl_key)
         params = optax.apply_updates(svi_state.params, updates)
-        step = svi_state.step + 1
-        return SVIState(params, opt_state, svi_state.model_key, step), loss
+        return SVIState(params, opt_state, svi_state.model_key, svi_state.step + 1), loss
 
     def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""
