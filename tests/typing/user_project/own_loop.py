@@ -1,5 +1,8 @@
 """A loop of one's own: a sampler, `privatize` in a chain of Optax, a ledger, a compiled step."""
 
+from collections.abc import Callable
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,7 +47,8 @@ print(params, ledger.epsilon())
 
 # A compiled step, and a run that keeps the account.
 fresh = optax.chain(plan.privatize(jax.random.key(1)), optax.adam(0.1))
-step = jax.jit(make_train_step(loss_fn, tx=fresh, sampler=sampler))
+TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, StepInfo]]
+step = cast(TrainStep, jax.jit(make_train_step(loss_fn, tx=fresh, sampler=sampler)))
 train_state = init_state(
     jnp.zeros(2),
     tx=fresh,
@@ -52,8 +56,8 @@ train_state = init_state(
     sampling_key=keys.sampling_key,
     model_key=keys.model_key,
 )
-made: tuple[TrainState, StepInfo] = step(train_state, data)
-print(made[0].params, made[1].nonprivate_loss)
+train_state, first = step(train_state, data)
+print(train_state.params, first.nonprivate_loss)
 run = PrivateRun(
     loss_fn, jnp.zeros(2), data, plan=plan, optimizer=optax.adam(0.1), key=jax.random.key(2)
 )
