@@ -1,6 +1,7 @@
 """Command line: epsilon, plans, reports, audits and synthetic data. See `dpoptax --help`."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            return int(options.run(options))
+            status = int(options.run(options))
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     # What a user can mistype; anything else is a bug and keeps its traceback.
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
