@@ -26,7 +26,8 @@ EXAMPLES = """examples:
   dpoptax synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic"""
 EXIT_STATUS = """exit status:
   0  the command did what it should
-  1  a check failed: a certificate is wrong, an attack exceeds the guarantee, or epsilon is infinite
+  1  a check failed: the certificate is wrong, the attack exceeds the guarantee, or
+     epsilon is infinite
   2  the command or its input is wrong"""
 
 
