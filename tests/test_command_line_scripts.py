@@ -20,7 +20,8 @@ from dpoptax.__main__ import EXIT_STATUS, _parser, main
 from dpoptax.audit import Audit
 from dpoptax.samplers import take
 
-PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "command_line.md").read_text()
 COMMANDS = ["plan", "calibrate", "epsilon", "report", "verify", "audit", "synthesize"]
 PLAN = Plan(
     sampler=dpoptax.samplers.Poisson(1000, 100), clip=1.0, noise_multiplier=1.5, num_steps=5,
@@ -176,7 +177,7 @@ def test_the_console_script_works_in_a_pipe():
     command = f"{shlex.quote(sys.executable)} -m dpoptax --help | head -n 1; echo $PIPESTATUS"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, check=True,
-        cwd=pathlib.Path(dpoptax.__file__).parents[1],
+        cwd=ROOT,
     )  # fmt: skip
     assert done.stdout.startswith("usage: dpoptax")
     assert not done.stderr
@@ -225,3 +226,14 @@ def test_a_suggested_plan_keeps_the_budget_and_says_why(tmp_path, capsys):
 def test_options_of_several_ways_to_a_plan_are_refused(given, message, capsys):
     assert main(["plan", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_commands_of_the_pages_parse():
+    pages = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", "\n".join(pages), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^dpoptax (.*)$", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE)
+    assert len(found) > 8
+    for command in found:
+        # Up to the next program of the shell.
+        words = shlex.split(re.split(r" (?:&&|\|) ", command)[0])
+        assert _parser().parse_args(words).run
