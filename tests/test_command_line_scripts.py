@@ -201,6 +201,21 @@ def test_a_plan_of_settings_is_that_plan(tmp_path, capsys):
     assert found["epsilon"] == again.epsilon()
 
 
+def test_a_plan_with_schedules_is_read_too(tmp_path, capsys):
+    stages = [(dpoptax.samplers.Poisson(1000, size), 2) for size in (50, 100)]
+    plan = PLAN.replace(
+        sampler=dpoptax.samplers.PoissonSchedule(stages),
+        noise_multiplier=optax.linear_schedule(1.0, 2.0, 3),
+    )
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert main(["plan", str(tmp_path / "plan.json")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "draws between 50 and 100 examples" in out
+    assert "is between 1 and 2 times the clip bound" in out
+    assert main(["plan", str(tmp_path / "plan.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["noise_multiplier"]["kind"] == "Schedule"
+
+
 @pytest.mark.slow
 def test_a_suggested_plan_keeps_the_budget_and_says_why(tmp_path, capsys):
     path = tmp_path / "plan.json"

@@ -40,20 +40,20 @@ def plan_in_words(plan: Plan, epsilon: float) -> str:
 def _meaning(plan: Plan, epsilon: float) -> str:
     unit, size = plan.sampler.unit, plan.sampler.expected_batch_size
     step = (
-        f"Each step draws {_number(size)} {unit}s on average, bounds what one {unit} contributes "
-        f"to their sum, and adds noise with {_number(plan.noise_multiplier)} times that bound as "
-        "its standard deviation."
+        f"Each step draws {_number(size)} {unit}s on average. It clips the gradient of each, sums "
+        f"them, and adds noise whose standard deviation is {_number(plan.noise_multiplier)} times "
+        "the clip bound."
     )
     if not math.isfinite(epsilon):
         return f"{step} This protects nobody: epsilon is infinite. Use a larger noise multiplier."
     return (
-        f"{step} After all {plan.num_steps:,} steps, whoever sees the model and every noisy "
-        f"gradient can tell whether one {unit} was used only as far as epsilon = "
-        f"{round_up(epsilon)} allows. `dpoptax report` says what an attacker can reach."
+        f"{step} After all {plan.num_steps:,} steps, epsilon = {round_up(epsilon)} limits what "
+        f"anybody can learn about one {unit}, even from the model and every noisy gradient "
+        "together. `dpoptax report` says what an attacker can reach."
     )
 
 
 def _number(value: Any) -> str:
     if isinstance(value, Schedule):
-        return f"{value.values[0]:.4g} at first and {value.values[-1]:.4g} at last"
+        return f"between {value.min:.4g} and {value.max:.4g}"
     return f"{value:,.6g}"
