@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import per_example_grads
 from dpoptax.samplers import take
 from dpoptax.transforms import chain
@@ -265,12 +266,7 @@ def _world(
     guide = guide_normal(elbo.guide, params)
     true = ravel_pytree(latents)[0]
     local = simulated_model(
-        elbo.log_likelihood,
-        guide.unravel,
-        simulate,
-        true,
-        noise.l2_clip,
-        model_key,
+        *(elbo.log_likelihood, guide.unravel, simulate, true, noise.l2_clip, model_key),
         _NUM_SIMULATED,
     )
     half = norm.ppf(0.5 + level / 2)
