@@ -216,6 +216,18 @@ def test_a_plan_with_schedules_is_read_too(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["noise_multiplier"]["kind"] == "Schedule"
 
 
+def test_a_plan_states_the_noise_that_its_clip_rule_leaves_open(tmp_path, capsys):
+    plan = PLAN.replace(clip=dpoptax.clipping.QuantileClip(), noise_multiplier=2.0)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert main(["plan", str(tmp_path / "plan.json")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    # Five noise multipliers on the count, which the report states too.
+    assert "count_noise 10)" in out
+    assert dpoptax.Report.from_plan(plan).clip["count_noise"] == 10.0
+    assert f"is {plan.gradient_noise_multiplier:.6g} times the clip bound" in out
+    assert "None" not in out
+
+
 @pytest.mark.slow
 def test_a_suggested_plan_keeps_the_budget_and_says_why(tmp_path, capsys):
     path = tmp_path / "plan.json"

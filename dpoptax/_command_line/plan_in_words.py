@@ -7,6 +7,7 @@ from typing import Any
 from dpoptax import _serialize
 from dpoptax._plan import Plan
 from dpoptax.reports import round_up
+from dpoptax.reports._clip import clip_and_gradient_noise
 from dpoptax.reports._text import COMPARED, settings_in_words
 from dpoptax.schedules import Schedule
 
@@ -16,12 +17,13 @@ WIDTH = 94
 def plan_in_words(plan: Plan, epsilon: float) -> str:
     """Returns a table of the settings, and a paragraph on what they mean."""
     sampler = plan.sampler
+    clip, _ = clip_and_gradient_noise(plan.clip, plan.noise_multiplier)
     rows = {
         "Guarantee": f"epsilon = {round_up(epsilon)} at delta = {plan.delta:.3g}",
         "Protected": f"each single {sampler.unit} of {sampler.num_examples:,}",
         "Compared": COMPARED[sampler.relation].format(unit=sampler.unit),
         "Batches": settings_in_words(_serialize.encode(sampler)),
-        "Clipping": settings_in_words(_serialize.encode(plan.clip)),
+        "Clipping": settings_in_words(clip),
         "Noise": settings_in_words(_serialize.encode(plan.mechanism)),
         "Noise multiplier": _number(plan.noise_multiplier),
         "Steps": f"{plan.num_steps:,}",
@@ -41,8 +43,8 @@ def _meaning(plan: Plan, epsilon: float) -> str:
     unit, size = plan.sampler.unit, plan.sampler.expected_batch_size
     step = (
         f"Each step draws {_number(size)} {unit}s on average. It clips the gradient of each, sums "
-        f"them, and adds noise whose standard deviation is {_number(plan.noise_multiplier)} times "
-        "the clip bound."
+        "them, and adds noise whose standard deviation is "
+        f"{_number(plan.gradient_noise_multiplier)} times the clip bound."
     )
     if not math.isfinite(epsilon):
         return f"{step} This protects nobody: epsilon is infinite. Use a larger noise multiplier."

@@ -42,11 +42,13 @@ ON_EIGHT_DEVICES = {"docs/large_models.md"}
 # Blocks that no test runs or compares, with the reason that the page states.
 LEFT_OUT = {
     "ARCHITECTURE.md": 2,
+    "docs/command_line.md": 1,
     "docs/from_jax_privacy.md": 1,
     "docs/from_opacus.md": 3,
     "docs/from_tf_privacy.md": 2,
     "docs/is_it_private.md": 2,
     "docs/scaling.md": 1,
+    "docs/versions.md": 2,
 }
 
 
