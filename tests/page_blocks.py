@@ -126,7 +126,10 @@ def run_block(block, names, name):
     elif block.language in ("sh", "bash"):
         for words in commands(block.code):
             if words[0] == "dpoptax":
-                assert main(words[1:]) == 0, words
+                errors = io.StringIO()
+                with contextlib.redirect_stderr(errors):
+                    status = main(words[1:])
+                assert status == 0, f"{words}: exit status {status}\n{errors.getvalue()}"
 
 
 def run_page(text, folder, setup=dict, name="page"):
