@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 30
 CHECK_TYPES := --jaxtyping-packages=dpoptax,typechecker.check
 
-.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench bench-quick reproduce-d3p leaderboard docs clean
+.PHONY: demo test test-all test-types test-optimized test-trainers test-nightly faults lint format bench bench-quick reproduce-d3p leaderboard docs tutorials release-check clean
 
 demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw what it learnt
 	$(BIN)/python examples/05_vae.py --out out
@@ -57,6 +57,12 @@ leaderboard: $(VENV)/.dev  ## accuracy at a given epsilon: ARGS="--only digits -
 
 docs: $(VENV)/.dev  ## the documentation site, in out/site/html, with every link checked
 	$(BIN)/python -m tools.site
+
+tutorials: $(VENV)/.dev  ## run the tutorials, and write their pages: ARGS="vae --out DIR"
+	$(BIN)/python -m tools.tutorials $(ARGS)
+
+release-check: $(VENV)/.dev  ## everything of a release but the upload: ARGS="--tag v0.1.0"
+	$(BIN)/python tools/release.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-trainers out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

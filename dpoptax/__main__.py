@@ -1,6 +1,7 @@
-"""Command line: epsilon, calibration, reports and synthetic data. See `dpoptax --help`."""
+"""Command line: epsilon, plans, reports, audits and synthetic data. See `dpoptax --help`."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from dpoptax._command_line.audit import add_audit
 from dpoptax._command_line.calibrate import add_calibrate
 from dpoptax._command_line.epsilon import add_epsilon
+from dpoptax._command_line.help_text import WRONG_USAGE, Parser
+from dpoptax._command_line.plan import add_plan
 from dpoptax._command_line.report import add_report
 from dpoptax._command_line.synthesize import add_synthesize
 from dpoptax._command_line.verify import add_verify
@@ -16,10 +19,16 @@ from dpoptax._command_line_errors import show_warning, with_flags
 EXAMPLES = """examples:
   dpoptax epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1.0
   dpoptax calibrate --num-examples 50000 --batch-size 1000 --epochs 20 --epsilon 3 --delta 1e-6
+  dpoptax plan --num-examples 50000 --num-parameters 26010 --epsilon 3 --delta 1e-6
   dpoptax report plan.json --figure report.png
   dpoptax verify certificate.json
   dpoptax audit audit.json --figure audit.png
   dpoptax synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic"""
+EXIT_STATUS = """exit status:
+  0  the command did what it should
+  1  a check failed: the certificate is wrong, the attack exceeds the guarantee, or
+     epsilon is infinite
+  2  the command or its input is wrong"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the name of the program; None for those of this process.
 
     Returns:
-        The exit status: 0, or 2 after an error.
+        The exit status: 0; 1 if a check failed, or if nothing is private; 2 after an error.
 
     Example:
         >>> main(["epsilon", "--num-examples", "50000", "--batch-size", "1000", "--epochs", "20",
@@ -45,30 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            options.run(options)
+            status = int(options.run(options))
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     # What a user can mistype; anything else is a bug and keeps its traceback.
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"dpoptax: {reason}", file=sys.stderr)
-        return 2
-    except (TypeError, ValueError) as error:
-        print(f"dpoptax: {with_flags(str(error))}", file=sys.stderr)
-        return 2
-    return 0
+    except (ImportError, TypeError, ValueError) as error:
+        # One line, for logs and for scripts that read them.
+        print(f"dpoptax: {' '.join(with_flags(str(error)).split())}", file=sys.stderr)
+    return WRONG_USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dpoptax",
-        description="Computes what a private training run costs (epsilon), finds the noise, the "
-        "steps or the batch size for a budget, prints privacy reports, and makes synthetic data.",
-        epilog=f"{EXAMPLES}\n\nThe exit status is 0, or 2 after an error.",
+        description="Plans private training runs, computes what they cost (epsilon), prints\n"
+        "privacy reports, checks certificates and audits, and makes synthetic data. Each\n"
+        "command has --help with examples, and --json for programs.",
+        epilog=f"{EXAMPLES}\n\n{EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     add_epsilon(commands)
     add_calibrate(commands)
+    add_plan(commands)
     add_report(commands)
     add_verify(commands)
     add_audit(commands)

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 
 def explicit_mesh(*trees: PyTree) -> AbstractMesh | None:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from dpoptax._jax_compat import define_marker, split_constants
 from dpoptax._precision import wide_dtype
+from dpoptax._pytree import PyTree
 
 SAMPLE = define_marker("dpoptax_sample")
 TAKE = define_marker("dpoptax_take")

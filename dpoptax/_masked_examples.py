@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from dpoptax._pytree import PyTree
 
 
 @jax.tree_util.register_dataclass

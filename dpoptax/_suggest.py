@@ -192,7 +192,7 @@ def suggest(
         f"gradient is about {100 * (excess - 1):.0f} % above that of full batches, which is the "
         "least for this budget (Sander et al. 2022). Larger batches would leave fewer steps for "
         "the same compute (De et al. 2022; Ponomareva et al. 2023, section 5.4).",
-        _about_compute(num_examples, gradients, steps, batch_size),
+        _about_compute(gradients, (epochs, num_gradients) != (None, None), steps, batch_size),
         f"The learning rate is for Adam. Noise moves a parameter by about {walk:.2g} during the "
         "run, which is 3 / num_parameters ** 0.25 and 0.7 at most. Where we measured it, half or "
         "twice the rate cost up to 3 points of accuracy at epsilon 1, and 1 point at 3 and 8.",
@@ -266,15 +266,16 @@ def _x_of(excess: float) -> float:
     return x
 
 
-def _about_compute(num_examples: int, gradients: float, steps: int, batch_size: int) -> str:
+def _about_compute(gradients: float, given: bool, steps: int, batch_size: int) -> str:
     used = steps * batch_size
     if used < 0.9 * gradients:
         return (
             f"The run takes {used:,} gradients of one example. More compute than that would hardly "
             "lower the noise."
         )
+    compute = "compute that you gave" if given else "default compute"
     return (
-        f"The run takes {used:,} gradients of one example, which is the compute that you gave. "
+        f"The run takes {used:,} gradients of one example, which is the {compute}. "
         "More compute allows more steps or larger batches, and is worth it while the accuracy "
         "grows (De et al. 2022, section 3)."
     )

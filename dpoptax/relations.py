@@ -22,15 +22,15 @@ def __dir__() -> list[str]:
 
 # One of the three names above, or dp-accounting's enum.
 if TYPE_CHECKING:
-    from dp_accounting import NeighboringRelation
+    import dp_accounting
 
-    Relation: TypeAlias = str | NeighboringRelation
+    Relation: TypeAlias = str | dp_accounting.NeighboringRelation
 else:
     # dp-accounting takes as long to import as JAX, so it is imported at its first use.
     Relation = str | enum.Enum
 
 
-def parse_relation(relation: Relation) -> "NeighboringRelation":
+def parse_relation(relation: Relation) -> "dp_accounting.NeighboringRelation":
     """Returns a neighbouring relation as dp-accounting's enum.
 
     Args:

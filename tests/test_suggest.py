@@ -2,6 +2,7 @@
 
 import math
 
+import attrs
 import dp_accounting
 import jax.numpy as jnp
 import pytest
@@ -73,7 +74,11 @@ def test_small_data_get_more_epochs_unless_the_compute_is_given():
     suggestion = suggest(**small)
     assert 0.99 * 300_000 < suggestion.expected_batch_size * suggestion.num_steps <= 303_000
     assert suggest(**small, epochs=30).num_steps < suggestion.num_steps
-    assert suggest(**MNIST) == suggest(**MNIST, epochs=30)
+    default, given = suggest(**MNIST), suggest(**MNIST, epochs=30)
+    assert default == attrs.evolve(given, reasons=default.reasons)
+    assert "which is the default compute" in suggestion.reasons[1]
+    for compute in ({"epochs": 660}, {"num_gradients": 300_000}):
+        assert "which is the compute that you gave" in suggest(**small, **compute).reasons[1]
 
 
 def test_examples_that_are_fitted_contribute_little():

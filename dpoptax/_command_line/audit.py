@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from dpoptax._attacks import Audit
-from dpoptax._command_line.help_text import add_json, help_text
+from dpoptax._command_line.help_text import CHECK_FAILED, add_json, help_text
 
 
 def add_audit(commands: Any) -> None:
@@ -16,7 +16,8 @@ def add_audit(commands: Any) -> None:
         help="print what an attack on a run reached",
         **help_text(
             "Prints a lower bound on epsilon from the scores of an attack, beside the epsilon of "
-            "the guarantee. The scores are not private, and neither is what is printed.",
+            "the guarantee. The scores are not private, and neither is what is printed. The exit "
+            "status is 1 if the bound exceeds that guarantee.",
             "audit audit.json",
             "audit audit.json --confidence 0.99 --figure audit.png",
         ),
@@ -40,16 +41,17 @@ def add_audit(commands: Any) -> None:
     audit.set_defaults(run=_audit)
 
 
-def _audit(options: argparse.Namespace) -> None:
+def _audit(options: argparse.Namespace) -> int:
     try:
         audit = Audit.from_json(options.file.read_text())
     except ValueError as error:  # also a file that is no text
         raise ValueError(f"{options.file} is not an audit: {error}") from None
     # Refuses if there are too few canaries.
-    audit.lower_bound(options.confidence)
+    bound = audit.lower_bound(options.confidence)
     if options.json:
         print(json.dumps(audit.summary(options.confidence).record(), indent=2))
     else:
         print(audit.as_text(options.confidence))
     if options.figure:
         audit.save_figure(options.figure)
+    return CHECK_FAILED if bound.epsilon > audit.epsilon else 0

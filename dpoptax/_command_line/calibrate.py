@@ -50,7 +50,7 @@ def add_calibrate(commands: Any) -> None:
     calibrate.set_defaults(run=_calibrate)
 
 
-def _calibrate(options: argparse.Namespace) -> None:
+def _calibrate(options: argparse.Namespace) -> int:
     noise, size, steps = options.noise_multiplier, options.batch_size, options.steps
     no_length = steps is None and options.epochs is None
     if [noise is None, size is None, no_length].count(True) != 1:
@@ -107,3 +107,4 @@ def _calibrate(options: argparse.Namespace) -> None:
             delta=delta,
         )
         options.out.write_text(plan.to_json() + "\n")
+    return 0

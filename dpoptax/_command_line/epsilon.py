@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from dpoptax import _validate, accounting
-from dpoptax._command_line.help_text import add_json, help_text, print_json
+from dpoptax._command_line.help_text import add_json, help_text, print_json, status_of
 from dpoptax._command_line.run_options import SAMPLERS, add_run_options
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.reports import round_up
@@ -34,7 +34,7 @@ def add_epsilon(commands: Any) -> None:
     epsilon.set_defaults(run=_epsilon)
 
 
-def _epsilon(options: argparse.Namespace) -> None:
+def _epsilon(options: argparse.Namespace) -> int:
     delta = options.delta
     if delta is None:
         delta = 0.1 / _validate.num_examples(options.num_examples)
@@ -53,9 +53,10 @@ def _epsilon(options: argparse.Namespace) -> None:
         print_json(
             epsilon=spent, delta=delta, relation=relation, num_steps=steps, noise_multiplier=noise
         )
-        return
+        return status_of(spent)
     print(
         f"epsilon = {round_up(spent)} at delta = {delta:g} ({relation}), for {steps:,} steps of "
         f"{type(sampler).__name__} batches of {options.batch_size:,g} out of "
         f"{options.num_examples:,} examples"
     )
+    return status_of(spent)

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from dpoptax._command_line.help_text import add_json, help_text
+from dpoptax._command_line.help_text import add_json, help_text, status_of
 from dpoptax._plan import Plan
 from dpoptax.reports import Report
 
@@ -38,11 +38,16 @@ def add_report(commands: Any) -> None:
     report.set_defaults(run=_report)
 
 
-def _report(options: argparse.Namespace) -> None:
+def read_plan(path: pathlib.Path) -> Plan:
+    """Reads a plan; the error names the file."""
     try:
-        plan = Plan.from_json(options.plan.read_text())
+        return Plan.from_json(path.read_text())
     except ValueError as error:  # also a file that is no text
-        raise ValueError(f"{options.plan} is not a plan: {error}") from None
+        raise ValueError(f"{path} is not a plan: {error}") from None
+
+
+def _report(options: argparse.Namespace) -> int:
+    plan = read_plan(options.plan)
     if options.steps is not None and options.steps > plan.num_steps:
         raise ValueError(
             f"--steps must be at most the {plan.num_steps:,} steps of the plan; got "
@@ -52,3 +57,4 @@ def _report(options: argparse.Namespace) -> None:
     print(report.to_json() if options.json else report)
     if options.figure:
         report.save_figure(options.figure)
+    return status_of(report.epsilon)

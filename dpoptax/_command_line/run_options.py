@@ -21,12 +21,14 @@ SAMPLERS: dict[str, Callable[[int, Any], Sampler]] = {
 }
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_run_options(
+    parser: argparse.ArgumentParser, *, required: bool, needs_num_examples: bool = True
+) -> None:
     """Adds the arguments that describe a run."""
     parser.add_argument(
         "--num-examples",
         type=int,
-        required=True,
+        required=needs_num_examples,
         metavar="N",
         help="how many examples the training data have",
     )

@@ -3,8 +3,11 @@
 import argparse
 import csv
 import importlib.util
+import json
 import pathlib
 from typing import Any
+
+from dpoptax._command_line.help_text import add_json, help_text, print_json
 
 
 def add_synthesize(commands: Any) -> None:
@@ -12,9 +15,13 @@ def add_synthesize(commands: Any) -> None:
     synthesizer = commands.add_parser(
         "synthesize",
         help="make private synthetic data from a table",
-        description="Reads a CSV file with a header and a public schema, and writes synthetic "
-        "tables, the privacy report and a utility report. docs/synthetic_data.md describes the "
-        "schema.",
+        **help_text(
+            "Reads a CSV file with a header and a public schema, and writes synthetic tables, the "
+            "privacy report and a utility report. docs/synthetic_data.md describes the schema.",
+            "synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic",
+            "synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic "
+            "--sets 5 --target income --json",
+        ),
     )
     synthesizer.add_argument("table", type=pathlib.Path, help="a CSV file with a header")
     synthesizer.add_argument(
@@ -61,10 +68,11 @@ def add_synthesize(commands: Any) -> None:
         metavar="N",
         help="for tests only: random numbers that anybody can repeat, so that nothing is private",
     )
+    add_json(synthesizer)
     synthesizer.set_defaults(run=_synthesize)
 
 
-def _synthesize(options: argparse.Namespace) -> None:
+def _synthesize(options: argparse.Namespace) -> int:
     from dpoptax.random import insecure_key
     from dpoptax.synthetic import Schema, synthesize
 
@@ -94,8 +102,13 @@ def _synthesize(options: argparse.Namespace) -> None:
             paths += made.save_pictures(options.out)
     except ImportError as error:
         raise ValueError(str(error)) from None
+    if options.json:
+        report = json.loads(made.report.to_json())
+        print_json(report=report, written=[str(path) for path in paths])
+        return 0
     print(made.report.in_words())
     print("\nWritten:", *paths, sep="\n  ")
+    return 0
 
 
 def _read(path: pathlib.Path) -> dict[str, list[str]]:

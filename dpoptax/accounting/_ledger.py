@@ -77,14 +77,14 @@ class Ledger:
                 about this sampler or clip rule.
         """
         self.sampler = sampler
-        self.clip = as_clip_rule(clip)
+        self.clip: AnyClipRule = as_clip_rule(clip)
         check_sensitivity(self.clip, sampler.relation)
         self.mechanism = mechanism
         self._strategy = strategy_of(mechanism)
         if self._strategy is not None:
             check_clip(mechanism, self.clip)
             check_sampler(self._strategy, sampler)
-        self.delta = _validate.open_unit("delta", delta)
+        self.delta: float = _validate.open_unit("delta", delta)
         self._steps = ChargedSteps()
         self._others: list[tuple[dp_accounting.DpEvent, int]] = []
         self._known_epsilons: dict[Any, float] = {}

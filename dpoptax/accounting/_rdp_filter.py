@@ -70,9 +70,9 @@ class RdpFilter:
             ValueError: a number is out of range; or the relation is replace_one, under which
                 dp-accounting's Rényi accountant understates the cost of sums.
         """
-        self.epsilon = _validate.positive("epsilon", epsilon)
-        self.delta = _validate.open_unit("delta", delta)
-        self.relation = parse_relation(relation)
+        self.epsilon: float = _validate.positive("epsilon", epsilon)
+        self.delta: float = _validate.open_unit("delta", delta)
+        self.relation: dp_accounting.NeighboringRelation = parse_relation(relation)
         if self.relation == NeighboringRelation.REPLACE_ONE:
             raise ValueError(
                 "relation must be add_or_remove_one or replace_special for a Rényi filter; got "
@@ -83,7 +83,7 @@ class RdpFilter:
             log_delta = -math.log(self.delta)
             root = math.sqrt(self.epsilon + log_delta) - math.sqrt(log_delta)
             order = 1 + math.sqrt(log_delta) / root
-        self.order = _validate.positive("order", order)
+        self.order: float = _validate.positive("order", order)
         if self.order <= 1:
             raise ValueError(f"order must be above 1; got {self.order}.")
         self._charged: list[dp_accounting.DpEvent] = []

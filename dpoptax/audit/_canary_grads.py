@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from dpoptax._jax_compat import current_trace
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import register_form, select
 from dpoptax.per_example._leaf_weights import weights_by_leaf

@@ -7,10 +7,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.audit._canary_grads import CanaryGrads, SparseVectors
 from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping import StatefulClipRule
@@ -126,9 +127,10 @@ class GradientAudit:
     def __init__(
         self, data: DeviceData | HostData, vectors: SparseVectors, plan: Plan, reached: float
     ) -> None:
-        self.data, self.canaries = data, vectors
+        self.data: DeviceData | HostData = data
+        self.canaries: SparseVectors = vectors
         self._plan, self._reached = plan, reached
-        self.attack = f"white-box, {as_count(len(vectors.values[0]), 'gradient')}"
+        self.attack: str = f"white-box, {as_count(len(vectors.values[0]), 'gradient')}"
         noise = as_schedule(plan.gradient_noise_multiplier)
         self._is_plain_sum = isinstance(plan.mechanism, StatefulMechanism) or noise.min == 0
 

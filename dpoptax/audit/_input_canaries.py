@@ -6,10 +6,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.audit._refuse_plan import as_count, refuse_plan
 from dpoptax.clipping._unit import as_bound, first_rule
 from dpoptax.per_example import PerExampleGrads, per_example_grads
@@ -123,10 +124,11 @@ class InputAudit:
         losses: "_Losses",
         white_box: bool,
     ) -> None:
-        self.data, self.canaries = data, canaries
+        self.data: DeviceData | HostData = data
+        self.canaries: dict[str, PyTree] = canaries
         self._plan, self._losses, self._white_box = plan, losses, white_box
         count = _validate.leading_axis_size("examples", canaries["examples"])
-        self.attack = f"{'white' if white_box else 'black'}-box, {as_count(count, 'input')}"
+        self.attack: str = f"{'white' if white_box else 'black'}-box, {as_count(count, 'input')}"
 
     def insert(
         self, grads: PerExampleGrads, canaries: PyTree, slots: Int[Array, " batch"]
@@ -173,7 +175,7 @@ class _Losses:
         self._needs_key = takes_key(loss_fn)
         self._loss_fn = loss_fn
         self._num_draws = num_draws
-        self.mean = jax.jit(self._mean)
+        self.mean: Any = jax.jit(self._mean)
 
     def _scalar(self, params: PyTree, example: PyTree, key: Array) -> Float[Array, ""]:
         keys = (key,) if self._needs_key else ()

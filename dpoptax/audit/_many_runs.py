@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.random import split_by_purpose
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.training._audited import (

@@ -3,7 +3,7 @@
 import math
 import re
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
@@ -25,21 +25,66 @@ _DIGEST, _VERSION = re.compile(r"sha256 [0-9a-f]{64}"), re.compile(r"[\w.+!-]{1,
 _OTHER = dp_accounting.NeighboringRelation.REPLACE_ONE
 
 
-def verify(text: str) -> str:
-    """Returns a statement about the epsilon of a certificate, computed again.
+class CheckFailedError(ValueError):
+    """The text is a certificate, but its guarantee is not right, or it has none."""
+
+
+class Verified(NamedTuple):
+    """What was computed from a certificate that is right.
+
+    Attributes:
+        epsilon: as computed here.
+        stated_epsilon: as the certificate says.
+        delta: of both.
+        relation: of both.
+        computed_by: the library that computed epsilon, and its version.
+        event_is_of_releases: whether the event was made again from the listed releases; False if
+            one of them has a class of the user.
+        program: digest of the program, which is not verified.
+    """
+
+    epsilon: float
+    stated_epsilon: float
+    delta: float
+    relation: str
+    computed_by: str
+    event_is_of_releases: bool
+    program: str
+
+    def in_words(self) -> str:
+        """Returns one paragraph."""
+        releases = "that the event is that of the releases that are listed.\n"
+        releases = f"Not verified here: {releases}"
+        if self.event_is_of_releases:
+            releases = "The event is that of the releases that are listed.\n"
+        library = f"{self.computed_by} alone"
+        if self.computed_by == "dpoptax":
+            library = "dpoptax, because dp-accounting cannot account this event,"
+        return (
+            f"{library} finds epsilon = {round_up(self.epsilon)} at delta = "
+            f"{self.delta:g} ({self.relation}); the certificate says "
+            f"{round_up(self.stated_epsilon)}. They agree within "
+            f"{max(TOLERANCE, _MOST_BELOW):.0%}.\n"
+            f"{releases}Not verified here: that the program ({self.program}) is the one that ran."
+        )
+
+
+def verify(text: str) -> Verified:
+    """Computes the epsilon of a certificate again.
 
     Args:
         text: from `Certificate.to_json`.
 
     Returns:
-        One paragraph.
+        What was found.
 
     Raises:
-        ValueError: the text is no certificate, it has no plan, or its epsilon is too small.
+        CheckFailedError: the certificate is not right, or it has no epsilon.
+        ValueError: the text is no certificate.
     """
     content = _serialize.read_document(text, FORMAT, NAMES)
     if content["guarantee"] is None:
-        raise ValueError(
+        raise CheckFailedError(
             "expected a certificate with an epsilon; got one that was made without a plan. Pass "
             "dpoptax.certify(..., plan=plan)."
         )
@@ -60,7 +105,7 @@ def verify(text: str) -> str:
             f"{error}. Pass the text that Certificate.to_json wrote."
         ) from None
     if not math.isfinite(stated):
-        raise ValueError(f"expected a finite epsilon; got {stated}. It promises nothing.")
+        raise CheckFailedError(f"expected a finite epsilon; got {stated}. It promises nothing.")
     try:
         found, library = _epsilon(event, delta, relation)
     except (TypeError, ArithmeticError, RecursionError) as error:
@@ -70,21 +115,24 @@ def verify(text: str) -> str:
         ) from None
     where = f"at delta = {delta:g} ({relation.name.lower()})"
     if not found <= stated * (1 + TOLERANCE):
-        raise ValueError(
+        raise CheckFailedError(
             f"expected epsilon of at most {round_up(stated)} {where}, as the certificate says; "
             f"{library} finds {round_up(found)}. Do not use this certificate."
         )
     if found < stated * (1 - _MOST_BELOW):
-        raise ValueError(
+        raise CheckFailedError(
             f"expected an event with epsilon = {stated:g} {where}, as the certificate says; "
             f"{library} finds only {found:g}. Event, delta or epsilon were changed. Do not use "
             "this certificate."
         )
-    limits = _limits(content, known, relation)
-    return (
-        f"{library} finds epsilon = {round_up(found)} {where}; the certificate says "
-        f"{round_up(stated)}. They agree within {max(TOLERANCE, _MOST_BELOW):.0%}.\n"
-        f"{limits}Not verified here: that the program ({content['program']}) is the one that ran."
+    return Verified(
+        epsilon=found,
+        stated_epsilon=stated,
+        delta=delta,
+        relation=relation.name.lower(),
+        computed_by=library,
+        event_is_of_releases=_check_releases(content, known, relation),
+        program=content["program"],
     )
 
 
@@ -103,14 +151,14 @@ def _check_texts(content: dict[str, Any]) -> None:
     for name, least in {"trusted": TRUSTED, "assumptions": ASSUMED}.items():
         stated = content[name]
         if not isinstance(stated, list) or any(one not in stated for one in least):
-            raise ValueError(
+            raise CheckFailedError(
                 f"expected in {name} all that every certificate rests on; something is missing. "
                 "Do not use this certificate."
             )
 
 
-def _limits(content: dict[str, Any], known: dict[str, Any], relation: Any) -> str:
-    """Returns what was found out about the event; raises if it is not that of the releases."""
+def _check_releases(content: dict[str, Any], known: dict[str, Any], relation: Any) -> bool:
+    """Raises if the event is not that of the releases; returns whether all could be compared."""
     releases = content["releases"]
     if not isinstance(releases, list) or not all(isinstance(one, dict) for one in releases):
         raise ValueError(
@@ -125,16 +173,14 @@ def _limits(content: dict[str, Any], known: dict[str, Any], relation: Any) -> st
     own = [release for release in releases if _kinds_of_users(release)]
     for kind in {kind for release in own for kind in _kinds_of_users(release)}:
         if not any(kind.replace(":", ".") in str(one) for one in content["trusted"]):
-            raise ValueError(
+            raise CheckFailedError(
                 "expected in trusted every class of the user that a release has; one is missing. "
                 "Do not use this certificate."
             )
     for release in releases:
         if release not in own:
             _check_release(release, known, relation)
-    if own or not releases:
-        return "Not verified here: that the event is that of the releases that are listed.\n"
-    return "The event is that of the releases that are listed.\n"
+    return bool(releases) and not own
 
 
 def _check_release(release: dict[str, Any], known: dict[str, Any], relation: Any) -> None:
@@ -153,13 +199,13 @@ def _check_release(release: dict[str, Any], known: dict[str, Any], relation: Any
             ),
         }
     except (KeyError, TypeError, ArithmeticError, NotImplementedError) as error:
-        raise ValueError(
+        raise CheckFailedError(
             "expected releases that can be accounted, as those of a plan can; got a fault: "
             f"{type(error).__name__}. Do not use this certificate."
         ) from None
     for name, (rebuilt, stated) in found.items():
         if rebuilt != stated:
-            raise ValueError(
+            raise CheckFailedError(
                 f"expected the event of the releases that the certificate lists; got another "
                 f"{name}. Event, releases or their number were changed. Do not use this "
                 "certificate."
@@ -185,7 +231,6 @@ def _epsilon(event: Any, delta: float, relation: Any) -> tuple[float, str]:
     if relation != _OTHER and accountant.supports(event):
         accountant.compose(event)
         found = float(accountant.get_epsilon(delta))
-        return found, f"dp-accounting {metadata.version('dp-accounting')} alone"
+        return found, f"dp-accounting {metadata.version('dp-accounting')}"
     found = accounting.event_epsilon(event, delta=delta, relation=relation.name.lower())
-    name = type(event).__name__
-    return found, f"dpoptax, because dp-accounting cannot account a {name} here,"
+    return found, "dpoptax"

@@ -2,8 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from dpoptax._pytree import PyTree
 from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule
 

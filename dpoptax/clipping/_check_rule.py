@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.schedules import as_schedule
 

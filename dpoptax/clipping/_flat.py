@@ -5,9 +5,10 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
 from dpoptax.clipping._check_rule import check_rule, is_ours

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 SEPARATOR = "/"
 # How many names an error lists.

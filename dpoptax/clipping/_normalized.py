@@ -2,8 +2,9 @@
 
 import attrs
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import SMALLEST_CLIP, scaling_bound, sensitivity_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation

@@ -5,9 +5,10 @@ import math
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
 from dpoptax.clipping._groups import by_path, groups_of
 from dpoptax.per_example._base import global_squared_norms

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import attrs
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import SMALLEST_CLIP
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation

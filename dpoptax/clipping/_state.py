@@ -2,8 +2,9 @@
 
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._base import ClipRule
 
 

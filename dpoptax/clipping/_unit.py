@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._base import ClipRule
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
 from dpoptax.relations import Relation

@@ -7,10 +7,10 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax._masked_examples import unmasked
+from dpoptax._pytree import PyTree
 
 
 @attrs.frozen

@@ -9,9 +9,10 @@ import attrs
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax._explicit_axes import run_with_automatic_axes, sharded_like
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import SMALLEST_CLIP
 from dpoptax.compat._jax_privacy_call import CallLayout
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads

@@ -9,9 +9,8 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import PyTree
-
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.compat._jax_privacy_call import CallLayout
 from dpoptax.compat._jax_privacy_sum import ClippedGradient, ClipWeights, Output, wide_sum_dtype
 from dpoptax.compat._jax_privacy_types import BoundedSensitivity, result_types

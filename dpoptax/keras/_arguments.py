@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 _BATCHES = (
     "The sampler of the plan draws the batches: the epsilon of a plan does not hold for shuffled "

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.accounting._epochs import num_steps_of
 from dpoptax.keras._arguments import check_data, check_model, import_keras, refuse_arguments
 from dpoptax.keras._loss import loss_of, parameters
@@ -68,7 +69,8 @@ class PrivateModel:
     """A Keras model and the plan of its private run; see `make_private`."""
 
     def __init__(self, model: Any, plan: Plan, **settings: Any) -> None:
-        self.model, self.plan = model, plan
+        self.model: Any = model
+        self.plan: Plan = plan
         self._settings = settings
         self._run: PrivateRun | None = None
 

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 
 def as_transformation(optimizer: Any, names: list[str]) -> optax.GradientTransformation:

@@ -3,8 +3,9 @@
 import math
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.schedules import ScalarOrSchedule, as_schedule

@@ -13,10 +13,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._precision import wide_dtype
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.mechanisms._gaussian import Gaussian

@@ -8,10 +8,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.per_example import PerExampleGrads

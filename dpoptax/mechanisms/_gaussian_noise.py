@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.random._allowed_keys import allowed_key
 from dpoptax.random._chacha import rounds_of
 from dpoptax.random._chacha_normal import normals

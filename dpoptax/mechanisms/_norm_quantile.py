@@ -4,9 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms._gaussian_noise import add_gaussian
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.random._allowed_keys import allowed_key

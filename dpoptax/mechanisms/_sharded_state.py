@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 
 def sharded_like_parameters(init: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import attrs
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float64, Int, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import Mechanism
 from dpoptax.per_example import PerExampleGrads

@@ -4,7 +4,9 @@ import abc
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PyTree
+from jaxtyping import Array, Float, Float64, Int
+
+from dpoptax._pytree import PyTree
 
 
 class Strategy(abc.ABC):

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._call_note import not_a_key
 from dpoptax.per_example._model_checks import remedy
 from dpoptax.per_example._validate_loss import takes_key
@@ -19,7 +20,7 @@ ModelLoss = Callable[..., Any]
 
 def loss_fn(
     model: nnx.Module, loss: ModelLoss, *, wrt: Any = nnx.Param
-) -> tuple[Callable[..., Any], nnx.State]:
+) -> tuple[Callable[..., Any], nnx.State[Any, Any]]:
     """Returns a pure loss for `per_example_grads` or `fit`, and the parameters to train.
 
     The random streams of the model, such as those of `nnx.Dropout`, are seeded with the key of

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.transforms._private import takes_gradients_at_params
 from dpoptax.transforms._privatize import PrivatizeState
@@ -73,7 +73,7 @@ class Optimizer(nnx.Optimizer[Any]):  # type: ignore[misc]
         # the gradients have them.
         super().__init__(model, optax.GradientTransformation(init, tx.update), wrt=wrt, graph=graph)
         self.tx = tx
-        self.structure = structures[0]
+        self.structure: Any = structures[0]
 
     def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> optax.Updates:
         """Clips, adds noise and updates the model in place; see `privatize`.

@@ -6,11 +6,12 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import by_example
 from dpoptax._masked_examples import unmasked
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
 from dpoptax.per_example._call_note import refuse_no_function

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from dpoptax import _call_stack
+from dpoptax._pytree import PyTree
 
 # From squared norms, `(batch,)` per leaf, to the weights of the examples: one array `(batch,)`, or
 # a tree prefix of the parameters with one array per group of leaves.

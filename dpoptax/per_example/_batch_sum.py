@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._packed import pack, unpack
 
 # How many examples are added in float32 at a time, if each adds one term to a number. The rounding

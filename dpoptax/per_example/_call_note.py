@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 _MAX_LEAVES = 6
 # Parts of a name that say that an argument is a PRNG key.

@@ -18,8 +18,9 @@ import math
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads
 from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._factored import Layout

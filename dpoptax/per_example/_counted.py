@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, global_squared_norms
 
 # From squared norms, `(batch,)` per leaf, and the mask, to the sum of an integer per example.

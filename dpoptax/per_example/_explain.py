@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax._explicit_axes import of_shapes
 from dpoptax._masked_examples import unmasked
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._choose_form import FORMS, Choice, FormPlan, choose
 from dpoptax.per_example._devices import current_device

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
+
+from dpoptax._pytree import PyTree
 
 # A large model has too many parameters to print.
 _MAX_SHOWN = 300

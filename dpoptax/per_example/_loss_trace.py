@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _jax_compat
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._primitives import may_spread_nan, needs_own_run
 from dpoptax.per_example._tracing.find_sites import FoundSites, find_sites
 from dpoptax.per_example._tracing.influence import Influence

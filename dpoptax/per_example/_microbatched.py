@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax._jax_compat import current_trace
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form
 from dpoptax.per_example._batch_sum import fold_and_stack
 from dpoptax.per_example._counted import KnownNorms

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from dpoptax import _jax_compat
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._tracing.influence import Influence
 
 NO_STATE = (

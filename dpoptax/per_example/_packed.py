@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from dpoptax._pytree import PyTree
 
 
 def pack(tree: PyTree) -> PyTree:

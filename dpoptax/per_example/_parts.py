@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from dpoptax._pytree import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

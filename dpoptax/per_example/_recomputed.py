@@ -21,8 +21,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._factored import FactoredGrads, Layout, factored_grads, hold
 from dpoptax.per_example._leaf_weights import weights_by_leaf

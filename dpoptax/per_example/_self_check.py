@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import FormOf
 from dpoptax.per_example._stacked import stacked_grads

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax import _validate
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form, select
 from dpoptax.per_example._batch_sum import sum_stacked
 from dpoptax.per_example._leaf_weights import kept_by_leaf, weights_by_leaf

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from dpoptax import _validate
 from dpoptax._masked_examples import MaskedExamples
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import _model_checks as models
 from dpoptax.per_example._call_note import (
     call_note,

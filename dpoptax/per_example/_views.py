@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _jax_compat, _validate
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._call_note import describe, refuse_no_function
 from dpoptax.per_example._primitives import needs_own_run

@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 
 def key_data(tree: PyTree) -> PyTree:

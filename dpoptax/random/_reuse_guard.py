@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
+
+from dpoptax._pytree import PyTree
 
 REMEDY = (
     "Make another transformation for the second run, with a different key: "

@@ -12,13 +12,12 @@ import scipy.special
 from dpoptax import _serialize, _validate
 from dpoptax._plan import Plan
 from dpoptax.accounting import Ledger, RandomRuns, trade_off
-from dpoptax.clipping import StatefulClipRule
-from dpoptax.clipping._count_noise import split_noise
 from dpoptax.mechanisms._state import AnyMechanism
 from dpoptax.relations import parse_relation
 from dpoptax.reports import _figure, _text
 from dpoptax.reports._attack import Attack, summary_and_rates
 from dpoptax.reports._best_attacker import best_attacker
+from dpoptax.reports._clip import clip_and_gradient_noise
 from dpoptax.reports._correlated import assumptions_of, check_same_noise, correlation
 from dpoptax.reports._costs import Costs
 from dpoptax.reports._released import released
@@ -177,12 +176,7 @@ class Report(ReportValues):
         # rounded up.
         below, above = (float(f"{value:.12g}") for value in (delta / 10, delta * 10))
         epsilons = {value: costs.epsilon(value) for value in (above, delta, below) if value < 1}
-        clip, gradients = _serialize.encode_or_describe(ledger.clip), None
-        if isinstance(ledger.clip, StatefulClipRule):
-            split = split_noise(noise_multiplier, ledger.clip.count_noise)
-            # The number, where the rule leaves it to the noise multiplier.
-            clip["count_noise"] = _serialize.encode(split.count_noise)
-            gradients = split.gradients
+        clip, gradients = clip_and_gradient_noise(ledger.clip, noise_multiplier)
         return cls(
             unit=sampler.unit,
             relation=relation.name.lower(),

@@ -167,7 +167,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
         "Who is protected": f"each single {values.unit} of {_number_of_units(values)}",
         "What is compared": f"{compared} ({values.relation})",
         "What was released": values.released,
-        "Sampling": _settings(values.sampler),
+        "Sampling": settings_in_words(values.sampler),
         **_bound_and_noise(values),
         "Steps": f"{values.steps_done:,} done of {values.steps_planned:,} planned{lost}",
         "Random numbers": values.prng,
@@ -200,9 +200,9 @@ def _bound_and_noise(values: ReportValues) -> dict[str, str]:
             f" of the gradient and the count together, {gradients} of the gradient alone"
         )
     return {
-        "Clipping": f"{_settings(values.clip)}: the bound on what one {values.unit} contributes to "
-        f"a step{follows}",
-        "Noise": _settings(values.mechanism),
+        "Clipping": f"{settings_in_words(values.clip)}: the bound on what one {values.unit} "
+        f"contributes to a step{follows}",
+        "Noise": settings_in_words(values.mechanism),
         **rows_of(values),
         "Noise multiplier": f"{multiplier}{of_whole_step}: the standard deviation of the noise, "
         "divided by that bound",
@@ -240,7 +240,7 @@ def _other_epsilons(values: ReportValues) -> dict[str, str]:
     }
 
 
-def _settings(record: dict[str, Any]) -> str:
+def settings_in_words(record: dict[str, Any]) -> str:
     """The class of a sampler, clip rule or mechanism, and its settings."""
     # A switch that is off says nothing to a reader; the JSON has it.
     settings = [
@@ -262,7 +262,7 @@ def _short(value: Any) -> str:
         more = len(value["items"]) - len(items)
         return ", ".join(items) + (f" and {more} more" if more else "")
     if isinstance(value, dict):
-        return _settings(value)
+        return settings_in_words(value)
     if isinstance(value, list):
         ending = ", ..." if len(value) > MAX_ITEMS else ""
         return f"[{', '.join(map(_short, value[:MAX_ITEMS]))}{ending}]"

@@ -3,9 +3,9 @@
 import abc
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import dp_accounting
 import jax
 import jax.numpy as jnp
-from dp_accounting import DpEvent, NeighboringRelation
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from dpoptax import _markers, _validate
@@ -164,7 +164,7 @@ class Sampler(abc.ABC):
         noise_multiplier: ScalarOrSchedule,
         num_steps: int,
         relation: Relation | None = None,
-    ) -> DpEvent:
+    ) -> dp_accounting.DpEvent:
         """Returns the privacy event of `num_steps` noisy sums over batches of this sampler.
 
         Args:
@@ -219,7 +219,7 @@ def padded_batch(
 
 def refuse_add_or_remove_one(relation: Relation, what: str, parts: str) -> None:
     """Raises under add_or_remove_one, for a sampler that assigns examples to `parts` by index."""
-    if parse_relation(relation) == NeighboringRelation.ADD_OR_REMOVE_ONE:
+    if parse_relation(relation) == dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE:
         raise ValueError(
             f"{what} have no guarantee under add_or_remove_one: an example more moves others "
             f"between {parts}. Sample with Poisson. Or state another guarantee, about other "

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import automatic_sharding, replicated_results, sharded_results
 from dpoptax._masked_examples import MaskedExamples
+from dpoptax._pytree import PyTree
 from dpoptax.samplers._base import Batch
 
 

@@ -7,11 +7,12 @@ import dp_accounting
 import jax
 import numpy as np
 from dp_accounting import NeighboringRelation
-from jaxtyping import Int, PyTree
+from jaxtyping import Int
 
 from dpoptax import _validate
 from dpoptax._dp_events import LimitedPoissonDpEvent, compose_passes, poisson_group_event
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._pytree import PyTree
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
 from dpoptax.samplers._poisson import Poisson

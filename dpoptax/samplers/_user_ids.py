@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 
 def checked_user_ids(user_ids: Any) -> np.ndarray:

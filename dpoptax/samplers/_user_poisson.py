@@ -7,10 +7,11 @@ import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
 from dpoptax import _validate
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._pytree import PyTree
 from dpoptax.relations import Relation
 from dpoptax.samplers._base import Batch, Sampler, SamplerState
 from dpoptax.samplers._poisson import Poisson

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import training
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.random._derive import derive_key
 from dpoptax.reports import Report
 from dpoptax.synthetic._columns import Column

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import select
 from dpoptax.random import derive_key

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
-from jaxtyping import PyTree
 
 from dpoptax._explicit_axes import (
     automatic_mesh,
@@ -15,6 +14,7 @@ from dpoptax._explicit_axes import (
     to_automatic,
     to_explicit,
 )
+from dpoptax._pytree import PyTree
 from dpoptax.training._data import as_training_data
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.training._examples import (
     as_example,
     check_numeric,

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax._masked_examples import unmasked
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.samplers import Batch, Sampler, take
 from dpoptax.training._columns import as_columns, is_source, refuse_stream

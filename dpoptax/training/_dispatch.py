@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from dpoptax._jax_compat import contains_primitive
+from dpoptax._pytree import PyTree
 from dpoptax.samplers import Batch, MaskedExamples, Sampler
 from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData

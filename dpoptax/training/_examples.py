@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+from dpoptax._pytree import PyTree
 
 
 def as_example(row: Any, name: str = "data") -> PyTree:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import jax
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._jax_compat import constants_inside
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax._validate import described
 from dpoptax.per_example._validate_loss import check_loss, check_params, takes_key
 from dpoptax.random._keys import describe_key, root_key

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax._explicit_axes import automatic_sharding
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import FlatClip
 from dpoptax.mechanisms._state import NoiseKeys
 from dpoptax.per_example import PerExampleGrads, value_and_per_example_grads

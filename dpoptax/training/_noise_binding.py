@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, PRNGKeyArray, UInt32
 
 from dpoptax import _markers, _validate
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._privatize import PrivatizeState
 
 # Odd multipliers of murmur3 and of the golden ratio. They only have to mix bits.

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dpoptax._pytree import PyTree
 
 
 @runtime_checkable

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from jaxtyping import PyTree
-
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
 from dpoptax.training._charges import charge_and_authorize, ledger_of_all_steps, ledger_of_run

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.samplers import Batch, Sampler

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.samplers import Sampler
 from dpoptax.training._data import DeviceData, HostData
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.random._keys import describe_key, root_key
 from dpoptax.samplers import Batch, MaskedExamples
 from dpoptax.training._automatic_axes import enter_automatic_axes

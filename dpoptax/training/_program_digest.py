@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _markers
 from dpoptax._jax_compat import constants_inside, equations, run_jaxpr, split_constants
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._stacked import StackedGrads
 from dpoptax.training._multihost import from_first_process
 from dpoptax.training._objective import Objective

@@ -10,9 +10,9 @@ import attrs
 import jax
 import numpy as np
 import optax
-from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.accounting import Ledger
 from dpoptax.clipping import StatefulClipRule
 from dpoptax.clipping._state import AnyClipRule

@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Literal, TypeAlias
 
-from jaxtyping import PyTree
-
 from dpoptax._attacks import Audit
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.accounting import Ledger, RandomRuns
 from dpoptax.reports import Report
 from dpoptax.training._audited import Started, finish_audit

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._validate_loss import takes_key
 from dpoptax.random import derive_key, split_by_purpose
 from dpoptax.training._audited import Started, audited

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from dpoptax import _validate
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._private import checked_decay, one_minus_power, require_params
 
 

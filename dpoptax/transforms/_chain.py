@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._private import PrivateTransformation, bind, stddev_of
 from dpoptax.transforms._privatize import PrivatizeState
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from dpoptax import _validate
 from dpoptax._precision import wide_dtype, widen
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._private import (
     PrivateOptimizer,
     PrivateTransformation,

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax import _validate
 from dpoptax._precision import wide_dtype, widen
+from dpoptax._pytree import PyTree
 
 # How many steps the normaliser of a filter is checked for. A stable filter has settled by then.
 _CHECKED_STEPS = 1000

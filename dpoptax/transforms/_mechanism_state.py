@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.mechanisms._state import AnyMechanism, NoiseKeys

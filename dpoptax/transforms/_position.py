@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PyTree
 
 from dpoptax import _call_stack, _jax_compat
+from dpoptax._pytree import PyTree
 
 # What to say about a function of Optax that wraps `privatize`, beyond the general sentence.
 _WHY = {

@@ -11,9 +11,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule
 from dpoptax.mechanisms._base import noise_stddev
 from dpoptax.schedules import ScalarOrSchedule, as_schedule

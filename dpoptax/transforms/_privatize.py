@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _markers, _validate
 from dpoptax._explicit_axes import (
@@ -20,6 +20,7 @@ from dpoptax._explicit_axes import (
     sharded_like,
 )
 from dpoptax._foreign_names import answer_foreign_names
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._flat import as_clip_rule
 from dpoptax.clipping._state import AnyClipRule
 from dpoptax.mechanisms import Gaussian

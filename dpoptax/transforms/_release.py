@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.clipping._check_rule import check_fits
 from dpoptax.clipping._count_noise import split_noise
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule

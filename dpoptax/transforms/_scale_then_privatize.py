@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _validate
 from dpoptax._precision import wide_dtype, widen
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._stacked import as_per_example_grads
 from dpoptax.transforms._private import (
     PrivateOptimizer,

@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import PerExampleGrads
 from dpoptax.per_example._base import register_form, select
 from dpoptax.per_example._stacked import StackedGrads

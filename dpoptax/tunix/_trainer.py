@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 from tunix.sft import metrics_logger
 from tunix.sft.peft_trainer import PeftTrainer
 
 import dpoptax.nnx
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.reports import Report
 from dpoptax.training import DeviceData, HostData, PrivateRun
 from dpoptax.tunix._settings import check_settings

@@ -16,9 +16,10 @@ import attrs
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.random._derive import derive_key
 from dpoptax.transforms._private import require_params
 from dpoptax.vi._elbo_terms import (

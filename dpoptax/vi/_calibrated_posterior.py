@@ -18,10 +18,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
 from dpoptax.vi._latents import guide_normal, prior_precision
 from dpoptax.vi._likelihood_of_releases import (

@@ -13,9 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.per_example._validate_loss import takes_key
 
 # `log_likelihood(latents, example)`, or `(latents, example, key)` for one that draws: a scalar.

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import attrs
 import jax
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import (
     GuideModule,
     LogLikelihood,

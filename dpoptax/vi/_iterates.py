@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from dpoptax._precision import widen
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._private import PrivateOptimizer, require_params
 
 NUM_BLOCKS = 16

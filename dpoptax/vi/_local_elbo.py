@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 # `encode(params, example) -> (loc, scale)`: the Gaussian posterior of the example's latent.
 Encode = Callable[[PyTree, PyTree], tuple[Float[Array, " latent"], Float[Array, " latent"]]]

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import LogLikelihood, negative_log_likelihood
 
 # Steps whose gradients are computed at the same time.

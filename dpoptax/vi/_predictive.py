@@ -10,9 +10,10 @@ Reference: Jälkö et al. 2021, "Privacy-preserving data sharing via probabilist
 from collections.abc import Callable
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import GuideModule
 
 

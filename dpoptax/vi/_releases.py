@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
+
+from dpoptax._pytree import PyTree
 
 
 class Releases(NamedTuple):

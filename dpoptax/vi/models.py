@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._local_elbo import local_elbo_loss
 
 __all__ = [
@@ -61,11 +62,11 @@ class DenseVAE(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the five layers."""
         dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
-        self.encoder_hidden = dense(self.hidden)
-        self.loc = dense(self.latent)
-        self.log_scale = dense(self.latent)
-        self.decoder_hidden = dense(self.hidden)
-        self.logits = dense(self.pixels)
+        self.encoder_hidden: nn.Dense = dense(self.hidden)
+        self.loc: nn.Dense = dense(self.latent)
+        self.log_scale: nn.Dense = dense(self.latent)
+        self.decoder_hidden: nn.Dense = dense(self.hidden)
+        self.logits: nn.Dense = dense(self.pixels)
 
     def encode(self, image: Array, label: Array | None = None) -> tuple[Array, Array]:
         """Returns the mean and the standard deviation of q(z | x)."""

@@ -232,6 +232,9 @@ def test_the_command_line_prints_an_audit(weak, tmp_path, capsys):
     assert figure.exists()
     assert main(["audit", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_in"] == len(weak.in_scores)
+    path.write_text(audit(3 * MU).to_json())
+    assert main(["audit", str(path)]) == 1
+    assert "The bound is above the guarantee" in " ".join(capsys.readouterr().out.split())
     path.write_text(audit(num_canaries=6).to_json())
     assert main(["audit", str(path)]) == 2
     assert "canaries for 95 % confidence" in capsys.readouterr().err

@@ -159,8 +159,14 @@ def test_verify_refuses_a_changed_certificate(tmp_path, capsys, change, message)
     content["guarantee"] |= change
     path = tmp_path / "certificate.json"
     path.write_text(json.dumps(content))
-    assert main(["verify", str(path)]) == 2
-    assert message in capsys.readouterr().err
+    # It was read, and is wrong; or it could not be read.
+    failed = message == "Do not use this certificate"
+    assert main(["verify", str(path), "--json"]) == (1 if failed else 2)
+    shown = capsys.readouterr()
+    assert message in shown.err
+    if failed:
+        found = json.loads(shown.out)
+        assert (found["verified"], message in found["reason"]) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -243,18 +249,18 @@ def test_verify_refuses_json_of_two_meanings():
 
 def test_verify_says_that_it_cannot_rebuild_a_sampler_of_ones_own():
     content = json.loads(certify().to_json())
-    assert "The event is that of the releases" in verify(json.dumps(content))
+    assert "The event is that of the releases" in verify(json.dumps(content)).in_words()
     content["releases"][0]["sampler"] = {"kind": "own:Sampler"}
     with pytest.raises(ValueError, match="every class of the user"):
         verify(json.dumps(content))
     content["trusted"].append("your own own.Sampler does what its interface says")
-    assert "Not verified here: that the event" in verify(json.dumps(content))
+    assert "Not verified here: that the event" in verify(json.dumps(content)).in_words()
 
 
 def test_verify_refuses_what_states_no_epsilon(tmp_path, capsys):
     path = tmp_path / "certificate.json"
     path.write_text(certify(plan=None).to_json())
-    assert main(["verify", str(path)]) == 2
+    assert main(["verify", str(path)]) == 1
     path.write_text("{}")
     assert main(["verify", str(path)]) == 2
     path.write_bytes(b"\xff\xfe")

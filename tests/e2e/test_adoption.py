@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def test_an_optimizer_of_nnx(drawn):
     np.testing.assert_allclose(model.kernel[...], before - 0.1 * slope, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_of_linen_and_of_nnx_makes_the_steps_of_the_loop():
+def test_a_run_of_linen_nnx_and_equinox_makes_the_steps_of_the_loop():
     """Without clip and noise, a step over all examples is that of the mean gradient."""
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.FixedSize(200, 200), clip=float("inf"), noise_multiplier=0.0,
@@ -88,9 +89,11 @@ def test_a_run_of_linen_and_of_nnx_makes_the_steps_of_the_loop():
     )  # fmt: skip
     linen, model = nn.Dense(3), nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     graph, split = nnx.split(model, nnx.Param)
-    starts = (linen.init(jax.random.key(0), DATA[0][0])["params"], split)
+    arrays, static = eqx.partition(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.is_inexact_array)
+    starts = (linen.init(jax.random.key(0), DATA[0][0])["params"], arrays, split)
     applies = (
         lambda params, x: linen.apply({"params": params}, x),
+        lambda params, x: eqx.combine(params, static)(x),
         lambda params, x: nnx.merge(graph, params)(x),
     )
     for params, apply in zip(starts, applies, strict=True):

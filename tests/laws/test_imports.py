@@ -13,6 +13,7 @@ ROOT = pathlib.Path(dpoptax.__file__).parent
 
 # From the bottom to the top: each part may import what stands before it.
 ORDER = [
+    "_pytree",
     "_package_classes",
     "_jax_compat",
     "_explicit_axes",
@@ -133,6 +134,17 @@ def test_one_file_touches_private_attributes_of_dp_accounting():
         return isinstance(node, ast.Attribute) and node.attr in private
 
     assert users_of(touches) == {"accounting/_dp_accounting_compat.py"}
+
+
+def test_trees_have_the_type_that_pyright_knows():
+    def takes_that_of_jaxtyping(node):
+        return (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "jaxtyping"
+            and "PyTree" in [alias.name for alias in node.names]
+        )
+
+    assert users_of(takes_that_of_jaxtyping) == {"_pytree.py"}
 
 
 def loaded_by(statement):

@@ -1,12 +1,14 @@
 """Builds the documentation site: copies the pages, writes the reference, and checks every link.
 
     python -m tools.site    # the site is then in out/site/html; open index.html
+    python -m tools.site --version 0.2.0 --into pages    # beside the sites of other versions
 
 Zensical makes the HTML. The pages of docs/ stay as GitHub shows them. The copy differs in three
 things: links to files outside of the site lead to the repository, names of the API in backticks
 lead to the reference, and lists have the blank line above them that Python-Markdown needs.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from tools.public_names import documented_names
 from tools.site.links import broken_links
 from tools.site.reference import page_of, reference_pages
+from tools.site.versions import of_tag, publish, with_version
 
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
@@ -28,14 +31,31 @@ REPOSITORY = "https://github.com/dpoptax/dpoptax/blob/main"
 PICTURES = (".png", ".svg")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Builds the site, and returns 1 if a link is broken or a page is not in the navigation."""
+    parser = argparse.ArgumentParser(prog="python -m tools.site", description="Builds the site.")
+    parser.add_argument("--version", help="for one version among several, such as 0.2.0")
+    parser.add_argument("--into", type=pathlib.Path, help="the folder of all versions")
+    options = parser.parse_args(arguments)
+    if (options.version is None) != (options.into is None):
+        parser.error("--version and --into go together")
+    html = build_site(options.version)
+    problems = broken_links(html)
+    print(*problems, sep="\n")
+    if options.into and not problems:
+        print("versions:", *publish(html, options.into, options.version))
+    return 1 if problems else 0
+
+
+def build_site(version: str | None) -> pathlib.Path:
+    """Builds the site of one version, or of none, and returns its folder."""
     shutil.rmtree(OUT, ignore_errors=True)
     docs = OUT / "docs"
     sections = read_sections()
     reference = reference_pages()
     for page in (page for _, pages in sections for page in pages):
-        write(docs / page, staged(page))
+        text = staged(page)
+        write(docs / page, text if version is None else of_tag(text, version))
     for page, text in reference.items():
         write(docs / page, text)
     for picture in (path for path in (ROOT / "docs").rglob("*") if path.suffix in PICTURES):
@@ -46,6 +66,7 @@ def main() -> int:
     navigation = [pages[0] if not title else {title: pages} for title, pages in sections]
     navigation.append({"API reference": list(reference)})
     settings = (HERE / "zensical.toml").read_text()
+    settings = settings if version is None else with_version(settings, version)
     nav = f"nav = {_toml(navigation)}\n"
     write(OUT / "zensical.toml", settings.replace("[project]\n", f"[project]\n{nav}", 1))
     build = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
@@ -53,9 +74,7 @@ def main() -> int:
     for page in [page for _, pages in sections for page in pages] + list(reference):
         write(OUT / "html" / page, (docs / page).read_text())
     write(OUT / "html" / "llms.txt", llms_txt([*sections, ("API reference", list(reference))]))
-    problems = broken_links(OUT / "html")
-    print(*problems, sep="\n")
-    return 1 if problems else 0
+    return OUT / "html"
 
 
 def read_sections() -> list[tuple[str, list[str]]]:

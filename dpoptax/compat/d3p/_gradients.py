@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 from numpyro import handlers, validation_enabled
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 
 def full_norm(vector_parts: PyTree, ord: Any = 2) -> Float[Array, ""]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from dpoptax import _validate
 from dpoptax._masked_examples import MaskedExamples
+from dpoptax._pytree import PyTree
 from dpoptax.samplers import Poisson, Sampler, Shuffled
 
 # With each array its sampler, and an object that the arrays of one draw share.

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import scipy.stats
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.compat.d3p import random as strong_rng
 from dpoptax.compat.d3p._laws import DrawnExamples, record
 from dpoptax.compat.d3p._suites import as_key, check_suite

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 __all__ = ["ADADP", "adadp"]
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpyro.infer
 import optax
 from jaxtyping import Array, Float
-from numpyro.infer import ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
@@ -85,7 +85,7 @@ class DPSVI(vi.DPSVI):
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: Any,
-        per_example_loss: ELBO,
+        per_example_loss: numpyro.infer.ELBO,
         clipping_threshold: float,
         dp_scale: float,
         rng_suite: Any = strong_rng,

@@ -4,9 +4,10 @@ from typing import Any
 
 import attrs
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms.strategies import _optimize
 from dpoptax.mechanisms.strategies._noise_ring import NoiseRing, empty_ring, next_noise
 from dpoptax.mechanisms.strategies._series import Series, padded, square_root

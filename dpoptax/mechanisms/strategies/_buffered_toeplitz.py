@@ -6,9 +6,10 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms.strategies import _optimize
 from dpoptax.mechanisms.strategies._series import Series
 from dpoptax.mechanisms.strategies._toeplitz import (

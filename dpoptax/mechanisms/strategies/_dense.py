@@ -6,9 +6,10 @@ from typing import Any
 import attrs
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PyTree
+from jaxtyping import Array, Float, Float64, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms._strategy import Strategy
 from dpoptax.mechanisms.strategies._noise_ring import NoiseRing, empty_ring, next_noise
 from dpoptax.mechanisms.strategies._toeplitz import SMALLEST_NORM

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
+
+from dpoptax._pytree import PyTree
 
 
 class NoiseRing(NamedTuple):

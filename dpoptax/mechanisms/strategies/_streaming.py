@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, PyTree
+from jaxtyping import Array, Float, Float64, Int
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms._strategy import Strategy
 
 # The matrix is measured in float32, so that its inverse has rounding errors. The noise is larger by
@@ -66,7 +67,7 @@ class StreamingStrategy(Strategy):
                     f"expected an object with the method {name}, such as a StreamingMatrix of JAX "
                     f"Privacy; got {_validate.described(streaming)}."
                 )
-        self.num_steps = _validate.count("num_steps", num_steps)
+        self.num_steps: int = _validate.count("num_steps", num_steps)
         inverse = _measured(streaming, np.eye(self.num_steps))
         _check_matrix(inverse)
         # Any numbers without a pattern.
@@ -79,7 +80,7 @@ class StreamingStrategy(Strategy):
                 f"object that differs from its own matrix by {difference:.2g}. Pass one that "
                 "multiplies by a fixed matrix."
             )
-        self.digest = hashlib.sha256(inverse.astype("<f4").tobytes()).hexdigest()
+        self.digest: str = hashlib.sha256(inverse.astype("<f4").tobytes()).hexdigest()
         self._streaming, self._inverse = streaming, inverse
 
     def __repr__(self) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.random._chacha import KEY_TYPES, ROUNDS
 
 # Folders of earlier versions have the last name.

@@ -2,8 +2,7 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import PyTree
-
+from dpoptax._pytree import PyTree
 from dpoptax.training._resume.write_ahead_log import WriteAheadLog
 
 

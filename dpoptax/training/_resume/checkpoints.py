@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.training._multihost import barrier
 from dpoptax.training._resume import array_codec
 from dpoptax.training._resume.base import Restored

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.training._multihost import combine_digests, from_first_process
 
 # With this XLA flag a GPU sums in a fixed order and gives the same bits again.

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from dpoptax import _serialize
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.random._chacha import KEY_ROUNDS, rounds_of
 from dpoptax.training._resume.array_codec import describe_all
 

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
 from dpoptax import _validate, samplers
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.mechanisms._state import PastKeys
 from dpoptax.random._derive import derive_key
 from dpoptax.training._check_arguments import check_folder
@@ -93,7 +93,7 @@ class ResumableRun:
     """A run in a folder, from the first look into it to the last checkpoint."""
 
     def __init__(self, folder: Folder, *, every_seconds: float, prng: str) -> None:
-        self.prng = prng
+        self.prng: str = prng
         self._folder = folder
         self._every_seconds = every_seconds
         self._segment: int | None = None

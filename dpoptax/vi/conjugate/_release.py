@@ -11,9 +11,10 @@ import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.accounting import Ledger
 from dpoptax.clipping import FlatClip
 from dpoptax.mechanisms import DiscreteGaussian, Mechanism

@@ -13,9 +13,10 @@ import attrs
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 
 
 @attrs.frozen

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.contrib._families import mean_field_of
 
 

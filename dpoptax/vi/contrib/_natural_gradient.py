@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.flatten_util
 import optax
-from jaxtyping import PyTree
 
+from dpoptax._pytree import PyTree
 from dpoptax.transforms._private import require_params
 from dpoptax.vi.contrib._families import mean_field_of
 

@@ -16,8 +16,9 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.guides._base import Guide, Opaque
 from dpoptax.vi.guides._mean_field import MeanField
 
@@ -70,7 +71,7 @@ class Constrained(Guide):
 
     def setup(self) -> None:
         """Makes the guide on the real line."""
-        self.unconstrained = self.make(self.latents.tree)
+        self.unconstrained: Guide = self.make(self.latents.tree)
 
     def noise(self, key: PRNGKeyArray) -> Any:
         """See `Guide.noise`."""

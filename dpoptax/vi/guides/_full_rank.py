@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from dpoptax.vi.guides._base import NormalGuide, flat, normal_kl, standard_normal_log_prob
+from dpoptax._pytree import PyTree
+from dpoptax.vi.guides._base import NormalGuide, Opaque, flat, normal_kl, standard_normal_log_prob
 
 
 class FullRank(NormalGuide):
@@ -40,11 +41,11 @@ class FullRank(NormalGuide):
 
     def setup(self) -> None:
         """Makes the parameters."""
-        self.location = self._location_param()
-        self.raw_diagonal = self._raw_scale_param("raw_diagonal")
+        self.location: Opaque = self._location_param()
+        self.raw_diagonal: Array = self._raw_scale_param("raw_diagonal")
         # A square matrix, half of which is unused: simpler to index than a packed triangle.
         zeros = jnp.zeros((self._size(), self._size()), jnp.float32)
-        self.below = self.param("below", lambda _: zeros)
+        self.below: Array = self.param("below", lambda _: zeros)
 
     def noise(self, key: PRNGKeyArray) -> Float[Array, " latents"]:
         """See `Guide.noise`."""

@@ -15,10 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
-from dpoptax.vi.guides._base import NormalGuide, flat, normal_kl
+from dpoptax._pytree import PyTree
+from dpoptax.vi.guides._base import NormalGuide, Opaque, flat, normal_kl
 
 
 class LowRank(NormalGuide):
@@ -55,13 +56,13 @@ class LowRank(NormalGuide):
 
     def setup(self) -> None:
         """Makes the parameters."""
-        self.location = self._location_param()
-        self.raw_scale = self._raw_scale_param("raw_scale")
+        self.location: Opaque = self._location_param()
+        self.raw_scale: Array = self._raw_scale_param("raw_scale")
         shape = (self._size(), self.rank)
         # Random, because B = 0 is a saddle point. Scaled by the number of latents, so that each
         # column starts with a norm of about `initial_scale`.
         stddev = self.initial_scale / math.sqrt(self._size())
-        self.directions = self.param(
+        self.directions: Array = self.param(
             "directions", lambda key: stddev * jax.random.normal(key, shape)
         )
 

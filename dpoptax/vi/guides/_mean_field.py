@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from dpoptax.vi.guides._base import NormalGuide, flat, normal_kl, standard_normal_log_prob
+from dpoptax._pytree import PyTree
+from dpoptax.vi.guides._base import NormalGuide, Opaque, flat, normal_kl, standard_normal_log_prob
 
 
 class MeanField(NormalGuide):
@@ -41,8 +42,8 @@ class MeanField(NormalGuide):
 
     def setup(self) -> None:
         """Makes the parameters."""
-        self.location = self._location_param()
-        self.raw_scale = self._raw_scale_param("raw_scale")
+        self.location: Opaque = self._location_param()
+        self.raw_scale: Array = self._raw_scale_param("raw_scale")
 
     def noise(self, key: PRNGKeyArray) -> Float[Array, " latents"]:
         """See `Guide.noise`."""

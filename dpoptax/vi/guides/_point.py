@@ -1,9 +1,10 @@
 """Point guide: one value without uncertainty, for parameters that are trained next to latents."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from dpoptax.vi.guides._base import LocationGuide
+from dpoptax._pytree import PyTree
+from dpoptax.vi.guides._base import LocationGuide, Opaque
 
 
 class Point(LocationGuide):
@@ -29,7 +30,7 @@ class Point(LocationGuide):
 
     def setup(self) -> None:
         """Makes the parameter."""
-        self.location = self._location_param()
+        self.location: Opaque = self._location_param()
 
     def noise(self, key: PRNGKeyArray) -> Float[Array, " 0"]:
         """Returns an empty vector: there is nothing to draw."""

@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from numpyro.infer.autoguide import AutoGuide
+import numpyro.infer.autoguide
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
 from dpoptax.vi._local_model import Simulate
 from dpoptax.vi.numpyro import _sites as sites
@@ -102,7 +103,7 @@ class AlignedNumPyroElbo(AlignedElbo):
 
 def aligned_numpyro_elbo(
     model: Callable[..., Any],
-    guide: AutoGuide,
+    guide: numpyro.infer.autoguide.AutoGuide,
     *args: Any,
     num_examples: int,
     num_samples: int = 2,

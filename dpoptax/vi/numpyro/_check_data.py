@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 
 # Examples that are evaluated together. More are faster and need more memory.

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from numpyro.infer import autoguide
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 from dpoptax.vi.numpyro._structure import Structure
 

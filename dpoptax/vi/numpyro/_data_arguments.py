@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dpoptax import _validate
 from dpoptax._masked_examples import MaskedExamples, unmasked
+from dpoptax._pytree import PyTree
 from dpoptax.training._columns import as_columns
 
 

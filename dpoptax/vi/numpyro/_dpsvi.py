@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpyro.infer
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from numpyro.infer import ELBO
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.per_example import value_and_per_example_grads
 from dpoptax.per_example._validate_loss import batch_mask
 from dpoptax.random import split_by_purpose
@@ -63,7 +64,7 @@ class DPSVI:
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: Any,
-        loss: ELBO,
+        loss: numpyro.infer.ELBO,
         clipping_threshold: float,
         dp_scale: float,
         *,
@@ -91,7 +92,9 @@ class DPSVI:
             ValueError: a number out of range.
         """
         refuse_options_of_d3p(static_kwargs)
-        self.model, self.guide, self._loss, self._kl = model, guide, loss, kl
+        self.model: Callable[..., Any] = model
+        self.guide: Callable[..., Any] = guide
+        self._loss, self._kl, self._kwargs = loss, kl, static_kwargs
         self._optimizer = as_optax(optim)
         self._clip = _validate.positive("clipping_threshold", clipping_threshold)
         self._noise_multiplier = _validate.non_negative("dp_scale", dp_scale)
@@ -99,7 +102,6 @@ class DPSVI:
         self._given_batch_size = expected_batch_size
         if expected_batch_size is not None:
             self._given_batch_size = _validate.positive("expected_batch_size", expected_batch_size)
-        self._kwargs = static_kwargs
         self._elbo: NumPyroElbo | None = None
         self._tx: optax.GradientTransformation | None = None
         self._expected_batch_size = 0.0
@@ -133,8 +135,7 @@ class DPSVI:
         # SVI's interface returns the state alone, so these are kept for `update`.
         self._elbo, self._tx = elbo, chain(wrapped, self._optimizer)
         self._expected_batch_size = size
-        params = elbo.init()
-        model_key = derive_key(keys.model_key, "examples")
+        params, model_key = elbo.init(), derive_key(keys.model_key, "examples")
         return SVIState(params, self._tx.init(params), model_key, jnp.zeros((), jnp.int32))
 
     def update(
@@ -176,8 +177,7 @@ class DPSVI:
         updates, opt_state = tx.update(grads, svi_state.opt_state, svi_state.params)
         loss = total_loss(elbo, svi_state.params, mean_of(losses, rows), kl_key)
         params = optax.apply_updates(svi_state.params, updates)
-        step = svi_state.step + 1
-        return SVIState(params, opt_state, svi_state.model_key, step), loss
+        return SVIState(params, opt_state, svi_state.model_key, svi_state.step + 1), loss
 
     def evaluate(self, svi_state: SVIState, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         """Returns the negative ELBO of all the data, estimated on a batch; it is not private."""

@@ -12,12 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import attrs
 import jax.numpy as jnp
+import numpyro.infer
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions.kl import kl_divergence
-from numpyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import is_kl_clipped, mean_over_draws
 from dpoptax.vi._kl_after_noise import add_kl_after_noise
 from dpoptax.vi.numpyro import _sites as sites
@@ -181,7 +183,7 @@ def numpyro_elbo(
     guide: Callable[..., Any],
     *args: Any,
     num_examples: int,
-    loss: ELBO | None = None,
+    loss: numpyro.infer.ELBO | None = None,
     kl: Literal["after_noise", "clipped"] = "after_noise",
     init_key: PRNGKeyArray,
     **kwargs: Any,

@@ -12,12 +12,14 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.infer.autoguide
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import Normal, biject_to
 from numpyro.infer import autoguide
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 from dpoptax.vi.numpyro._elbo import NumPyroElbo
 
@@ -58,7 +60,7 @@ class NormalAutoguide:
         shapes: by site, the shape of its latents on the real line, in the order of the guide.
     """
 
-    autoguide: autoguide.AutoGuide
+    autoguide: numpyro.infer.autoguide.AutoGuide
     constrain: Callable[[PyTree], Mapping[str, Any]]
     transforms: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
 from numpyro.optim import Minimize
+
+from dpoptax._pytree import PyTree
 
 
 def as_optax(optim: Any) -> optax.GradientTransformation:

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.infer
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.vi._elbo_terms import GuideModule
 from dpoptax.vi.numpyro._batch_handler import BatchHandler
 
@@ -106,7 +107,7 @@ class Predictive(numpyro.infer.Predictive):  # type: ignore[misc]
         key = _validate.typed_key("rng_key", rng_key)
         if self._module is not None:
             latents_key, key = jax.random.split(key)
-            self.posterior_samples = self._draw(self._module, latents_key)
+            self.posterior_samples: dict[str, Array] = self._draw(self._module, latents_key)
             self._batch_shape = (self.num_samples,)
         try:
             return super().__call__(key, *args, **kwargs)

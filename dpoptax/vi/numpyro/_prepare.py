@@ -7,8 +7,9 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _checks
 from dpoptax.vi.numpyro import _sites as sites
 from dpoptax.vi.numpyro._stand_in import neutral_example, sites_outside_support, stand_in_examples

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import attrs
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import ImproperUniform, MaskedDistribution, biject_to, constraints
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro._batch_handler import BatchHandler
 
 # By name of the site, NumPyro's record of it.

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 
 # One round is enough for a fixed support. A support that depends on other columns needs a second.

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import attrs
 import jax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
 from dpoptax.training import FitResult
 from dpoptax.vi._iterates import Convergence
 from dpoptax.vi.numpyro import _sites as sites

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
+from dpoptax._pytree import PyTree
 from dpoptax.vi.numpyro import _sites as sites
 
 SIZES = (1, 2, 3)

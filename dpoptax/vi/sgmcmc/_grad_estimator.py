@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.accounting import Ledger
 from dpoptax.training import PrivateRun
 from dpoptax.training._noise_binding import bind_noise

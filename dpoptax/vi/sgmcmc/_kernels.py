@@ -13,10 +13,11 @@ import attrs
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.random import derive_key
 from dpoptax.schedules import as_schedule
 from dpoptax.transforms._private import require_params

@@ -11,9 +11,10 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from dpoptax._plan import Plan
+from dpoptax._pytree import PyTree
 from dpoptax.clipping import ClipRule, StatefulClipRule
 from dpoptax.mechanisms import StatefulMechanism
 from dpoptax.transforms._private import released_noise_stddev
