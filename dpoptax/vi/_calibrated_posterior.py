@@ -12,46 +12,24 @@ trace of gradients. They leave out the bias of clipping, and take the curvature 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import jax
 import jax.numpy as jnp
-from jax.scipy.stats import norm
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._plan import Plan
 from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
-from dpoptax.vi._latents import guide_normal, prior_precision
-from dpoptax.vi._likelihood_of_releases import (
-    NoiseLevel,
-    NormalLikelihood,
-    SlopePrior,
-    likelihood_of_releases,
-)
-from dpoptax.vi._local_model import (
-    LocalModel,
-    Simulate,
-    Simulation,
-    balanced_normal,
-    model_of_precision,
-    simulated_model,
-    with_simulated_change,
-)
+from dpoptax.vi._fitted_posterior import central_interval, fitted_posterior
+from dpoptax.vi._latents import guide_normal
+from dpoptax.vi._local_model import Simulate
 from dpoptax.vi._noise_level import noise_level
-from dpoptax.vi._normal_posterior import Normal, fixed_point, normal_posterior
-from dpoptax.vi._releases import Releases, releases_of
+from dpoptax.vi._normal_posterior import Normal
+from dpoptax.vi._releases import releases_of
 
-# Of a simulation, the covariates may be wrong; of the guide, each scale. A wider prior makes the
-# intervals of a run that has hardly settled too narrow, because the slope then is a guess.
-_OF_SIMULATION = SlopePrior(each=0.1, common=0.1)
-_OF_GUIDE = SlopePrior(each=0.6, common=0.0)
-_NUM_SIMULATED = 4000
-# Examples for what is not linear along the run: while the centre moves, and at the end.
-_FEW_ALONG = 100
-_ALONG = 500
 # A bias of clipping of this many standard deviations may dominate, and so may clipping that makes
 # gradients respond to the latents by this part of what is simulated.
 _LARGE_BIAS = 0.5
@@ -62,20 +40,11 @@ _FAR = 3.0
 _STILL_MOVES = 0.5
 
 
-class Fitted(NamedTuple):
-    """A posterior, and how it came about."""
-
-    posterior: Normal
-    likelihood: NormalLikelihood
-    clipped_fraction: Float[Array, ""]
-    clip_bias: Float[Array, ""]
-    distance: Float[Array, ""]
-    moved: Float[Array, ""]
-
-
 @attrs.frozen
 class CalibratedPosterior:
-    """A normal posterior over the latents, as `calibrated_posterior` returns it. It is public.
+    """A posterior over the latents, as `calibrated_posterior` returns it. It is public.
+
+    It is normal if the prior is. If the prior is a log density, the posterior consists of draws.
 
     Attributes:
         mean: a tree like the latents; for a NumPyro model, on the real line.
@@ -104,6 +73,7 @@ class CalibratedPosterior:
     noise_share: float
     distance: float
     moved: float
+    _draws: Float[Array, "draws latents"] | None = attrs.field(repr=False)
     _unravel: Callable[[Array], PyTree] = attrs.field(repr=False)
     _constrain: Callable[[PyTree], PyTree] = attrs.field(repr=False)
 
@@ -114,18 +84,21 @@ class CalibratedPosterior:
 
     def interval(self, level: float = 0.9) -> tuple[PyTree, PyTree]:
         """Returns the ends of central intervals, two trees like `mean`."""
-        half = norm.ppf(0.5 + _validate.open_unit("level", level) / 2)
-        low = jax.tree.map(lambda mean, stddev: mean - half * stddev, self.mean, self.stddev)
-        high = jax.tree.map(lambda mean, stddev: mean + half * stddev, self.mean, self.stddev)
-        return low, high
+        mean = jax.flatten_util.ravel_pytree(self.mean)[0]
+        ends = central_interval(
+            Normal(mean, self.covariance), self._draws, _validate.open_unit("level", level)
+        )
+        return self._unravel(ends[0]), self._unravel(ends[1])
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> PyTree:
         """Returns draws with a leading axis; for a NumPyro model, on the supports of its sites."""
-        factor = jnp.linalg.cholesky(self.covariance)
-        normal = jax.random.normal(key, (num_samples, len(factor)))
-        mean = jax.flatten_util.ravel_pytree(self.mean)[0]
-        draws = jax.vmap(lambda one: self._constrain(self._unravel(mean + factor @ one)))
-        return draws(normal)
+        if self._draws is None:
+            factor = jnp.linalg.cholesky(self.covariance)
+            normal = jax.random.normal(key, (num_samples, len(factor)))
+            flat = jax.flatten_util.ravel_pytree(self.mean)[0] + normal @ factor.T
+        else:
+            flat = jax.random.choice(key, self._draws, (num_samples,))
+        return jax.vmap(lambda one: self._constrain(self._unravel(one)))(flat)
 
     @property
     def statement(self) -> str:
@@ -230,67 +203,19 @@ def calibrated_posterior(
     found = jax.jit(fit)(params, releases, key=key)
     known = simulate is not None
     constrain = getattr(elbo, "constrain_latents", lambda latents: latents)
+    posterior = found.posterior
+    if found.draws is not None:
+        posterior = Normal(found.draws.mean(0), jnp.atleast_2d(jnp.cov(found.draws.T)))
     return CalibratedPosterior(
-        mean=guide.unravel(found.posterior.mean),
-        covariance=found.posterior.covariance,
+        mean=guide.unravel(posterior.mean),
+        covariance=posterior.covariance,
         clipped_fraction=float(found.clipped_fraction) if known else math.nan,
         clip_bias=float(found.clip_bias) if known else math.nan,
         slope=float(found.likelihood.slope),
         noise_share=float(found.likelihood.noise_share),
         distance=float(found.distance),
         moved=float(found.moved) if known else 0.0,
+        draws=found.draws,
         unravel=guide.unravel,
         constrain=constrain,
     )
-
-
-def fitted_posterior(
-    elbo: AlignedElbo,
-    params: PyTree,
-    releases: Releases,
-    *,
-    noise: NoiseLevel,
-    simulate: Simulate | None,
-    key: PRNGKeyArray,
-) -> Fitted:
-    """Returns the posterior. It can be traced, so that many runs are computed at once."""
-    simulate_key, spread_key, error_key, prior_key = jax.random.split(key, 4)
-    guide = guide_normal(elbo.guide, params)
-
-    def posterior_of(local: LocalModel, at: Normal, slope_prior: SlopePrior) -> Fitted:
-        likelihood = likelihood_of_releases(releases, at.mean, local, noise, slope_prior, error_key)
-        posterior = normal_posterior(likelihood, elbo.prior, guide.unravel, at.mean, prior_key)
-        stddevs = jnp.sqrt(jnp.diag(posterior.covariance))
-        shift = posterior.covariance @ likelihood.bias_shift
-        away = posterior.mean - releases.points.mean((0, 1))
-        return Fitted(
-            posterior,
-            likelihood,
-            local.clipped_fraction,
-            clip_bias=jnp.max(jnp.abs(shift) / stddevs),
-            distance=jnp.max(jnp.abs(away) / releases.points.std((0, 1))),
-            moved=jnp.max(jnp.abs(posterior.mean - at.mean) / stddevs),
-        )
-
-    centre = releases.points.mean((0, 1))
-    start = Normal(centre, jnp.zeros((len(centre), len(centre))))
-    if simulate is None:
-        own = prior_precision(elbo.prior, guide.unravel, guide.mean)
-        precision = jnp.linalg.inv(guide.covariance) - own
-        local = model_of_precision(precision, noise.num_examples, centre, releases.points)
-        return posterior_of(local, start, _OF_GUIDE)
-    normal = balanced_normal(spread_key, _NUM_SIMULATED, len(centre))
-    simulation = Simulation(
-        elbo.log_likelihood, guide.unravel, simulate, noise.l2_clip, simulate_key
-    )
-
-    def fit_at(at: Normal, num_along: int) -> Fitted:
-        values, vectors = jnp.linalg.eigh(at.covariance)
-        latents = at.mean + normal * jnp.sqrt(jnp.maximum(values, 0)) @ vectors.T
-        local = simulated_model(simulation, at.mean, latents)
-        few = latents[:num_along]
-        local = with_simulated_change(local, simulation, at.mean, few, releases.points)
-        return posterior_of(local, at, _OF_SIMULATION)
-
-    # Curvature and bias belong to the posterior, so it is a fixed point.
-    return fit_at(fixed_point(lambda at: fit_at(at, _FEW_ALONG).posterior, start), _ALONG)

@@ -25,12 +25,12 @@ from dpoptax.per_example import per_example_grads
 from dpoptax.samplers import take
 from dpoptax.transforms import chain
 from dpoptax.vi._aligned_elbo import AlignedElbo
-from dpoptax.vi._calibrated_posterior import fitted_posterior
+from dpoptax.vi._fitted_posterior import central_interval, fitted_posterior
 from dpoptax.vi._latents import DrawLatents, guide_normal, initial_params, prior_sampler
 from dpoptax.vi._likelihood_of_releases import NoiseLevel, ideal_likelihood
 from dpoptax.vi._local_model import Simulate, Simulation, simulated_model
 from dpoptax.vi._noise_level import noise_level
-from dpoptax.vi._normal_posterior import normal_posterior
+from dpoptax.vi._normal_posterior import Normal, normal_posterior
 from dpoptax.vi._releases import releases_of
 
 _NUM_SIMULATED = 2000
@@ -274,13 +274,15 @@ def _world(
         ideal = normal_posterior(best, elbo.prior, guide.unravel, true, model_key)
         return 2 * half * jnp.sqrt(jnp.diag(ideal.covariance))
 
-    def covered(mean: Array, covariance: Array) -> Array:
-        return jnp.abs(mean - true) < half * jnp.sqrt(jnp.diag(covariance))
+    def covered(ends: tuple[Array, Array]) -> Array:
+        return (ends[0] < true) & (true < ends[1])
 
+    interval = central_interval(found.posterior, found.draws, level)
+    of_guide = central_interval(Normal(guide.mean, guide.covariance), None, level)
     return Worlds(
-        covered=covered(*found.posterior),
-        guide_covered=covered(guide.mean, guide.covariance),
-        width=2 * half * jnp.sqrt(jnp.diag(found.posterior.covariance)),
+        covered=covered(interval),
+        guide_covered=covered(of_guide),
+        width=interval[1] - interval[0],
         needed_width=width(noise.stddev / math.sqrt(plan.num_steps)),
         width_without_privacy=width(0.0),
         clip_bias=found.clip_bias,
