@@ -55,7 +55,9 @@ def weighted_draws(
     # A density that overflows far away has no weight, as where it is zero.
     weights = jax.nn.softmax(jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights))
     effective = 1 / jnp.sum(weights**2)
-    steps = (jnp.arange(_NUM_DRAWS) + jax.random.uniform(resample_key)) / _NUM_DRAWS
+    steps = (
+        jnp.arange(_NUM_DRAWS, dtype=jnp.float32) + jax.random.uniform(resample_key)
+    ) / _NUM_DRAWS
     chosen = jnp.searchsorted(jnp.cumsum(weights), steps)
     resampled = proposed[jnp.minimum(chosen, _NUM_DRAWS - 1)]
     # NaN, if no draw has weight, is not above the limit.
