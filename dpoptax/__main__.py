@@ -1,6 +1,8 @@
 """Command line: epsilon, plans, reports, audits and synthetic data. See `dpoptax --help`."""
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -14,7 +16,7 @@ from dpoptax._command_line.plan import add_plan
 from dpoptax._command_line.report import add_report
 from dpoptax._command_line.synthesize import add_synthesize
 from dpoptax._command_line.verify import add_verify
-from dpoptax._command_line_errors import show_warning, with_flags
+from dpoptax._command_line_errors import in_one_line, show_warning
 
 EXAMPLES = """examples:
   dpoptax epsilon --num-examples 50000 --batch-size 1000 --epochs 20 --noise-multiplier 1.0
@@ -51,23 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     options = _parser().parse_args(arguments)
+    out = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(out):
             warnings.showwarning = show_warning
             status = int(options.run(options))
+    # What a user can mistype; anything else is a bug and keeps its traceback.
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(in_one_line(error), file=sys.stderr)
+        status = WRONG_USAGE
+    return _write(out.getvalue(), status)
+
+
+def _write(text: str, status: int) -> int:
+    """Prints what a command printed. Returns its status, which does not depend on the reader."""
+    try:
+        if sys.stdout is not None:  # None where a shell closed it
+            sys.stdout.write(text)
             sys.stdout.flush()
-            return status
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    # What a user can mistype; anything else is a bug and keeps its traceback.
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"dpoptax: {reason}", file=sys.stderr)
-    except (ImportError, TypeError, ValueError) as error:
-        # One line, for logs and for scripts that read them.
-        print(f"dpoptax: {' '.join(with_flags(str(error)).split())}", file=sys.stderr)
-    return WRONG_USAGE
+    except (OSError, ValueError) as error:
+        print(in_one_line(error), file=sys.stderr)
+        return WRONG_USAGE
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,20 @@ RISKS = {
 }
 
 
+class InputFileError(ValueError):
+    """A fault in a file. Its message has the names of the file, which are not those of options."""
+
+
+def in_one_line(error: Exception) -> str:
+    """Returns what the command line prints of an error, for logs and for scripts that read them."""
+    message = str(error)
+    if isinstance(error, OSError) and error.filename:
+        message = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, InputFileError):
+        message = with_flags(message)
+    return f"dpoptax: {' '.join(message.split())}"
+
+
 def show_warning(message: Any, *details: Any, **more: Any) -> None:
     """Prints a warning without the line of our program that it came from."""
     del details, more

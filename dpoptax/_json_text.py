@@ -9,7 +9,9 @@ from dpoptax._validate import described
 def parse(text: str) -> Any:
     """Returns what a JSON text says."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError(
             "expected JSON of a document; got one with too many levels. Pass the text that to_json "
@@ -31,6 +33,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             "wrote."
         )
     return content
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads no number of thousands of digits
+        raise ValueError(
+            f"expected numbers in JSON; got one of {len(digits)} characters. Pass the text that "
+            "to_json wrote."
+        ) from None
 
 
 def _refuse_constant(name: str) -> Any:

@@ -246,7 +246,8 @@ def _steps_and_batch_size(num_examples: int, gradients: float, mu: float) -> tup
     epochs = gradients / num_examples
     # At a fixed number of epochs, x = mu^2 steps / epochs^2. This x has EXCESS_NOISE.
     largest_x = _x_of(EXCESS_NOISE)
-    steps = min(max(largest_x * (epochs / mu) ** 2, FEWEST_STEPS), MOST_STEPS)
+    per_mu = min(epochs / mu, 1e100)  # so that no square overflows
+    steps = min(max(largest_x * per_mu**2, FEWEST_STEPS), MOST_STEPS)
     steps = max(min(steps, gradients / SMALLEST_BATCH), 1.0)
     # A batch cannot exceed the data: then each step is a full batch.
     if gradients / steps > num_examples:

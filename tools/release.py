@@ -25,6 +25,13 @@ import zipfile
 ROOT = pathlib.Path(__file__).parents[1]
 # The oldest and the newest Python that are supported.
 PYTHONS = ("python3.11", "python3.13")
+# Links and pictures that are relative: in Markdown, as references, and in HTML.
+ELSEWHERE = r"(?!https?://|mailto:|#)"
+LINKS = (
+    re.compile(rf"\]\(<?{ELSEWHERE}([^)]+)\)"),
+    re.compile(rf"^\[[^]]+\]: +<?{ELSEWHERE}(\S+)", re.MULTILINE),
+    re.compile(rf"(?:src|href)=[\"']{ELSEWHERE}([^\"']+)"),
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -49,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         if subprocess.run(twine, check=False).returncode:
             problems.append("twine refuses the metadata, see above")
         files = files_of(ROOT)
+        problems += left_out(files_of(ROOT, tracked=True))
         problems += sdist_problems(sdist, files)
         problems += wheel_problems(wheel, wheel_of_tree, files)
         for python in [] if options.no_install or problems else found_pythons():
@@ -109,22 +117,32 @@ def build(
     return wheel, sdist, wheel_of_tree
 
 
-def files_of(root: pathlib.Path) -> set[str]:
-    """Returns the files that git does not ignore."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+def files_of(root: pathlib.Path, *, tracked: bool = False) -> set[str]:
+    """Returns the files that git does not ignore, or only those that it tracks."""
+    command = ["git", "ls-files", "-z", "--cached"]
+    command += [] if tracked else ["--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     return {name for name in listed.stdout.split("\0") if name and (root / name).is_file()}
 
 
+def included() -> list[str]:
+    """Returns the folders and files that pyproject.toml includes in a source archive."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+
+
+def left_out(files: set[str]) -> list[str]:
+    """Everything goes into a source archive but the settings of other programs, such as .github."""
+    tops = {name.split("/")[0] for name in files} - {"pyproject.toml"}  # the build adds it
+    missing = sorted(top for top in tops if f"/{top}" not in included() and top[0] != ".")
+    return [f"pyproject.toml does not include {name} in the source archive" for name in missing]
+
+
 def sdist_problems(sdist: pathlib.Path, files: set[str]) -> list[str]:
     """Compares a source archive with the files that pyproject.toml includes."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     # The build adds these itself.
     expected = {"PKG-INFO", "pyproject.toml", ".gitignore"}
-    expected |= {
-        name for name in files if f"/{name}" in included or f"/{name.split('/')[0]}" in included
-    }
+    expected |= {name for name in files if {f"/{name}", f"/{name.split('/')[0]}"} & set(included())}
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     return _differences(sdist.name, names, expected)
@@ -143,7 +161,7 @@ def wheel_problems(wheel: pathlib.Path, wheel_of_tree: pathlib.Path, files: set[
         names = ", ".join(sorted(differing | (set(of_tree) - set(content))))
         problems.append(f"the wheels of the source archive and of the tree differ in {names}")
     (metadata,) = (text for name, text in content.items() if name.endswith("/METADATA"))
-    relative = re.findall(r"\]\((?!https?://|#)([^)]+)\)", metadata.decode())
+    relative = [name for pattern in LINKS for name in pattern.findall(metadata.decode())]
     if relative:
         problems.append(f"the description for PyPI has links that lead nowhere there: {relative}")
     return problems

@@ -5,9 +5,13 @@ import csv
 import importlib.util
 import json
 import pathlib
+import warnings
 from typing import Any
 
 from dpoptax._command_line.help_text import add_json, help_text, print_json
+from dpoptax._command_line_errors import InputFileError
+from dpoptax.reports._text import remark_on_delta
+from dpoptax.reports._values import ReportValues
 
 
 def add_synthesize(commands: Any) -> None:
@@ -78,8 +82,8 @@ def _synthesize(options: argparse.Namespace) -> int:
 
     try:
         schema = Schema.from_json(options.schema.read_text())
-    except ValueError as error:
-        raise ValueError(f"{options.schema}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{options.schema}: {error}") from None
     table = _read(options.table)
     # What may fail, fails before the budget is spent.
     options.out.mkdir(parents=True, exist_ok=True)
@@ -102,6 +106,7 @@ def _synthesize(options: argparse.Namespace) -> int:
             paths += made.save_pictures(options.out)
     except ImportError as error:
         raise ValueError(str(error)) from None
+    _warn(options, made.report)
     if options.json:
         report = json.loads(made.report.to_json())
         print_json(report=report, written=[str(path) for path in paths])
@@ -109,6 +114,21 @@ def _synthesize(options: argparse.Namespace) -> int:
     print(made.report.in_words())
     print("\nWritten:", *paths, sep="\n  ")
     return 0
+
+
+def _warn(options: argparse.Namespace, report: ReportValues) -> None:
+    """Warns of what the words of the report leave out."""
+    if options.seed is not None:
+        warnings.warn(
+            f"the random numbers come from --seed {options.seed}, so nothing here is private. Use "
+            "it for tests only.",
+            UserWarning,
+            stacklevel=2,
+        )
+    # The exact number of rows is private.
+    remark = remark_on_delta(report.delta, report.num_units, report.unit)
+    if remark:
+        warnings.warn(f"--delta {report.delta:g}{remark}.", UserWarning, stacklevel=2)
 
 
 def _read(path: pathlib.Path) -> dict[str, list[str]]:

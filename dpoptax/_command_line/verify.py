@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from dpoptax._command_line.help_text import CHECK_FAILED, add_json, help_text, print_json
+from dpoptax._command_line_errors import InputFileError
 from dpoptax.audit._verify import CheckFailedError, verify
 
 
@@ -31,7 +32,7 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         text = options.file.read_text()
     except UnicodeDecodeError:
-        raise ValueError(f"{options.file} is not a certificate: it is no text") from None
+        raise InputFileError(f"{options.file} is not a certificate: it is no text") from None
     try:
         found = verify(text)
     except CheckFailedError as error:
@@ -40,7 +41,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"dpoptax: {options.file}: {' '.join(str(error).split())}", file=sys.stderr)
         return CHECK_FAILED
     except ValueError as error:
-        raise ValueError(f"{options.file}: {error}") from None
+        raise InputFileError(f"{options.file}: {error}") from None
     if options.json:
         print_json(verified=True, **found._asdict())
     else:

@@ -151,8 +151,9 @@ class Budget:
 
 
 def spread(noise_multiplier: float) -> float:
-    """sqrt(exp(1 / noise_multiplier**2) - 1), cut off where the exponential overflows."""
-    return math.sqrt(math.expm1(min(noise_multiplier**-2, 700.0)))
+    """sqrt(exp(1 / noise_multiplier**2) - 1), cut off where it overflows or vanishes."""
+    shift = min(max(1 / noise_multiplier, 1e-12), 26.0)
+    return math.sqrt(math.expm1(shift**2))
 
 
 def sampling_rate(sampler: Sampler) -> float:

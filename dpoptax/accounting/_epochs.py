@@ -12,10 +12,21 @@ def num_steps_of(
 
     Raises:
         TypeError: both or none of the two are given.
+        ValueError: there are too many steps to count.
     """
     _validate.epochs_or_steps(epochs, num_steps)
     if epochs is None:
-        return _validate.count("num_steps", num_steps, at_least=at_least)
+        steps = _validate.count("num_steps", num_steps, at_least=at_least)
+    else:
+        steps = _steps_of(sampler, epochs)
+    if steps >= 2**31:
+        raise ValueError(
+            f"num_steps must be below 2**31, for steps are counted in int32; got {steps}."
+        )
+    return steps
+
+
+def _steps_of(sampler: Sampler, epochs: float) -> int:
     sizes = as_schedule(sampler.expected_batch_size)
     passes = _validate.positive("epochs", epochs)
     # A schedule's last size holds until the run ends, so all sizes before it are used first.

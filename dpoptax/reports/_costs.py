@@ -92,8 +92,10 @@ class Costs:
         if min(counts) == 0:
             return math.inf
         # Gaussian releases compose to one Gaussian, whose precision is the sum of theirs.
-        precision = sum(count / noise**2 for noise, count in counts.items())
-        event = dp_accounting.GaussianDpEvent(precision**-0.5)
+        # Relative to the least noise, no square overflows.
+        least = min(counts)
+        precision = sum(count * (least / noise) ** 2 for noise, count in counts.items())
+        event = dp_accounting.GaussianDpEvent(least / math.sqrt(precision))
         if self._runs is not None:
             return tuned(event, self._runs, delta=ledger.delta)
         return event_epsilon(event, delta=ledger.delta)

@@ -15,7 +15,7 @@ from dpoptax.reports._best_attacker import attacks_of
 from dpoptax.reports._correlated import rows_of
 from dpoptax.reports._round import round_up, round_up_significant
 from dpoptax.reports._values import ReportValues
-from dpoptax.schedules import as_schedule
+from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
 WIDTH = 110
 # A rule may have a bound for each of many parameters. The JSON has all of them.
@@ -88,17 +88,8 @@ def as_text(values: ReportValues) -> str:
 def in_words(values: ReportValues) -> str:
     """Returns one paragraph for a reader who knows no formula."""
     unit = values.unit
-    # Infinite with noise: the noise is so small that the accountant finds no bound.
-    if math.isinf(values.epsilon) and as_schedule(values.noise_multiplier).min > 0:
-        return (
-            "For this run no finite epsilon can be shown at this delta, so that nothing can be "
-            "promised. Add more noise, or take a larger max_batch_size."
-        )
     if math.isinf(values.epsilon):
-        return (
-            "This run is not private: at least one step had no noise, so it protects nobody. Treat "
-            "everything that it released like the data itself."
-        )
+        return without_guarantee(values.noise_multiplier)
     # The first rate and prior are those that the paragraph names; the rows list all.
     rate, found = next(iter(values.true_positive_rate.items()))
     prior, belief = next(iter(values.posterior_belief.items()))
@@ -120,6 +111,30 @@ def in_words(values: ReportValues) -> str:
         f"{chance:,}. All this holds whatever else the attacker knows, now or later, and however "
         f"much the attacker computes. It does not limit what the other {unit}s reveal about this "
         f"one, such as a pattern that they all have in common.{attack_in_words(values.attack)}"
+    )
+
+
+def without_guarantee(noise_multiplier: ScalarOrSchedule) -> str:
+    """What an infinite epsilon means."""
+    # Infinite with noise: the noise is so small that the accountant finds no bound.
+    if as_schedule(noise_multiplier).min > 0:
+        return (
+            "For this run no finite epsilon can be shown at this delta, so that nothing can be "
+            "promised. Add more noise, or take a larger max_batch_size."
+        )
+    return (
+        "This run is not private: at least one step had no noise, so it protects nobody. Treat "
+        "everything that it released like the data itself."
+    )
+
+
+def remark_on_delta(delta: float, num_units: int, unit: str) -> str:
+    """What follows a guarantee whose delta is too large; else nothing."""
+    if delta <= 1 / num_units:
+        return ""
+    return (
+        f". This delta is too large: it is above 1 / {num_units:,}, and a program that "
+        f"publishes one {unit} at random would meet it"
     )
 
 
@@ -151,11 +166,7 @@ def _guarantee(values: ReportValues) -> dict[str, str]:
                 f". This counts all {values.steps_planned:,} planned steps, because something that "
                 "was released may have decided when the run ended"
             )
-    if values.delta > 1 / values.num_units:
-        guarantee += (
-            f". This delta is too large: it is above 1 / {values.num_units:,}, and a program that "
-            f"publishes one {values.unit} at random would meet it"
-        )
+    guarantee += remark_on_delta(values.delta, values.num_units, values.unit)
     # Charged steps that are not part of the result still reveal something.
     lost = ""
     if values.steps_lost:

@@ -93,15 +93,40 @@ def test_the_other_tests_of_pages_exist_and_name_their_page(page):
     assert page in WITH_BLOCKS
 
 
-@pytest.mark.parametrize("page", sorted(WITH_BLOCKS))
+@pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_block_is_of_a_known_kind_and_none_is_left_out_unseen(page):
-    blocks = page_blocks.blocks_of(WITH_BLOCKS[page])
-    # Each block begins and ends with three backticks at the start of a line.
-    assert 2 * len(blocks) == sum(line.startswith("```") for line in WITH_BLOCKS[page].splitlines())
+    check_blocks(PAGES[page], page)
+
+
+def check_blocks(text, page):
+    """Raises AssertionError if a page has a block that `page_blocks` does not see or know."""
+    blocks = page_blocks.blocks_of(text)
+    # Each block begins and ends with three backticks at the start of a line, not in a list.
+    fences = re.findall(r"^[ \t>]*(?:[-*] +)?(?:```|~~~)", text, re.MULTILINE)
+    assert fences == ["```"] * (2 * len(blocks)), page
     for block in blocks:
         assert block.language in page_blocks.LANGUAGES, f"{page}, line {block.line}"
     left_out = [block.note for block in blocks if block.kind in ("not run", "not compared")]
     assert len(left_out) == LEFT_OUT.get(page, 0), left_out
+    assert all(note.strip() for note in left_out), f"{page}: a block is left out without a reason"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- item\n\n  ```python\n  x = 1\n  ```\n", "> ```python\n> x = 1\n> ```\n",
+        "- ```python\n  x = 1\n  ```\n", "~~~python\nx = 1\n~~~\n", "````python\nx = 1\n````\n",
+        "```py\nx = 1\n```\n", "```\nx = 1\n```\n", "```python\nx = 1\n",
+        "<!-- not run: a reason -->\n\n```python\nx = 1\n```\n",
+        "<!-- not run:  -->\n\n```sh\ndpoptax verify\n```\n",
+    ],
+)  # fmt: skip
+def test_blocks_that_would_not_run_are_found(text):
+    # The last one is on a page that may leave out one block, but not without a reason.
+    page = "docs/command_line.md" if "not run:  " in text else "page"
+    check_blocks("```python\nx = 1\n```\n", "page")
+    with pytest.raises(AssertionError):
+        check_blocks(text, page)
 
 
 def test_wrong_outputs_values_and_errors_are_found(tmp_path):

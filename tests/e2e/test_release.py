@@ -64,12 +64,24 @@ def test_a_wheel_that_is_not_that_of_the_tree_is_found(archives, tmp_path):
             if name == "dpoptax/_plan.py":
                 text += b"# another line\n"
             if name.endswith("/METADATA"):
-                text += b"[a page](docs/start.md)\n"
+                text += b"[a page](docs/start.md)\n[b]: docs/b.md\n<img src='docs/c.png'>\n"
             if name != "dpoptax/py.typed":
                 new.writestr(name, text)
     found = "\n".join(release.wheel_problems(changed, of_tree, files))
-    for problem in ("lacks py.typed", "differ in", "dpoptax/_plan.py", "['docs/start.md']"):
+    for problem in (
+        "lacks py.typed",
+        "differ in",
+        "dpoptax/_plan.py",
+        "'docs/start.md', 'docs/b.md', 'docs/c.png'",
+    ):
         assert problem in found
+
+
+@needs_tools
+def test_a_folder_that_the_source_archive_leaves_out_is_found():
+    assert not release.left_out({*release.files_of(ROOT, tracked=True), ".new/settings"})
+    (found,) = release.left_out({"new/a.py", "new/b.py"})
+    assert "does not include new in" in found
 
 
 # Not a test of the e2e tier: it installs JAX and more, which takes minutes.
