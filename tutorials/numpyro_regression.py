@@ -83,8 +83,8 @@ guide = AutoMultivariateNormal(model)
 # with respect to the latents is made private. The gradient of the scales follows from it, so the
 # scales get no noise of their own.
 #
-# `keep_steps` keeps what the last steps released: the noisy gradients, and where they were taken.
-# The calibrated posterior is computed from them.
+# `keep_steps` keeps what the last steps released: the noisy gradients, and the latents at which they
+# were taken. The calibrated posterior is computed from them.
 
 # %%
 elbo = vi.numpyro.aligned_numpyro_elbo(
@@ -122,8 +122,8 @@ simulate = elbo.simulator(public_inputs)
 #
 # The plan states the guarantee, and `calibrate` finds the noise. The noise is proportional to the
 # clip bound. A bound that is too large gives much noise. One that is too small biases the
-# posterior, and no interval shows it. `choose_clip` compares bounds on simulated persons, so it
-# costs no privacy.
+# posterior. The calibrated posterior below corrects a small bias, but not a large one. `choose_clip`
+# compares bounds on simulated persons, so it costs no privacy.
 
 # %%
 plan = dpoptax.Plan.calibrate(
@@ -173,10 +173,11 @@ print(f"epsilon {result.epsilon():.2f} at delta {plan.delta}")
 # %% [markdown]
 # ## The posterior
 #
-# This run has two posteriors. The first is the guide, as variational inference returns it. It
-# contains the sampling error of 2,000 persons, but not the noise of the gradients, so it is too
-# narrow. The second is the calibrated posterior. It also contains the noise of privacy and of the
-# batches, and the bias of clipping. Both are computed from what was released, and cost no privacy.
+# This run has two posteriors. The first is the guide, as variational inference returns it. Its width
+# stands for the sampling error of 2,000 persons, and leaves out the noise of the gradients. The
+# width was itself learned from noisy gradients, so it is also inaccurate. The second is the
+# calibrated posterior. It contains the sampling error, the noise of privacy and of the batches, and
+# the bias of clipping. Both are computed from what was released, and cost no privacy.
 
 # %%
 posterior = vi.calibrated_posterior(
