@@ -18,7 +18,7 @@ def parse(text: str) -> Any:
     except json.JSONDecodeError as error:
         if text.endswith(".json"):
             raise ValueError(
-                "expected JSON; got the name of a file. Pass its text: pathlib.Path(name).read_text()."
+                "expected JSON; got the name of a file. Pass its text: Path(name).read_text()."
             ) from None
         raise ValueError(
             f"expected JSON; got {described(text)} that cannot be read: {error.msg} at line "

@@ -125,8 +125,8 @@ print(f"accuracy on images of the other scanner:      {accuracy(backbone, test):
 # starts at zero, so that the adapted network starts as the backbone. `nnx.LoRA` makes both.
 #
 # `wrt` names what is trained. All other variables are constants of the loss: they have no gradient
-# and get no noise. We train the adapters, which are of the type `nnx.LoRAParam`, and the last layer,
-# `head`. `nnx.Param` would train the whole backbone too.
+# and get no noise. We train the adapters, which are of the type `nnx.LoRAParam`, and the last
+# layer, `head`. `nnx.Param` would train the whole backbone too.
 
 # %%
 RANK = 4

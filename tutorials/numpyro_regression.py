@@ -83,8 +83,8 @@ guide = AutoMultivariateNormal(model)
 # with respect to the latents is made private. The gradient of the scales follows from it, so the
 # scales get no noise of their own.
 #
-# `keep_steps` keeps what the last steps released: the noisy gradients, and the latents at which they
-# were taken. The calibrated posterior is computed from them.
+# `keep_steps` keeps what the last steps released: the noisy gradients, and the latents at which
+# they were taken. The calibrated posterior is computed from them.
 
 # %%
 elbo = vi.numpyro.aligned_numpyro_elbo(
@@ -122,8 +122,8 @@ simulate = elbo.simulator(public_inputs)
 #
 # The plan states the guarantee, and `calibrate` finds the noise. The noise is proportional to the
 # clip bound. A bound that is too large gives much noise. One that is too small biases the
-# posterior. The calibrated posterior below corrects a small bias, but not a large one. `choose_clip`
-# compares bounds on simulated persons, so it costs no privacy.
+# posterior. The calibrated posterior below corrects a small bias, but not a large one.
+# `choose_clip` compares bounds on simulated persons, so it costs no privacy.
 
 # %%
 plan = dpoptax.Plan.calibrate(
@@ -173,9 +173,9 @@ print(f"epsilon {result.epsilon():.2f} at delta {plan.delta}")
 # %% [markdown]
 # ## The posterior
 #
-# This run has two posteriors. The first is the guide, as variational inference returns it. Its width
-# stands for the sampling error of 2,000 persons, and leaves out the noise of the gradients. The
-# width was itself learned from noisy gradients, so it is also inaccurate. The second is the
+# This run has two posteriors. The first is the guide, as variational inference returns it. Its
+# width stands for the sampling error of 2,000 persons, and leaves out the noise of the gradients.
+# The width was itself learned from noisy gradients, so it is also inaccurate. The second is the
 # calibrated posterior. It contains the sampling error, the noise of privacy and of the batches, and
 # the bias of clipping. Both are computed from what was released, and cost no privacy.
 
@@ -258,8 +258,8 @@ print(f"\nShare of the variance that is noise of privacy and batches: {posterior
 # %% [markdown]
 # Sampling error shrinks with the square root of the number of persons. The noise of privacy shrinks
 # with the number itself, because it is added to a sum and then divided by the number. So with more
-# persons the ratio goes to one. The share below the table is an average in which the directions that
-# the data determine best count most.
+# persons the ratio goes to one. The share below the table is an average in which the directions
+# that the data determine best count most.
 #
 # `choose_clip` predicted the ratio before any data were read, for an estimator that makes the best
 # of all steps. The rehearsal measured it with the real estimator, on data sets with other
