@@ -18,6 +18,10 @@ def parse(text: str) -> Any:
             "wrote."
         ) from None
     except json.JSONDecodeError as error:
+        if text.endswith(".json"):
+            raise ValueError(
+                "expected JSON; got the name of a file. Pass its text: Path(name).read_text()."
+            ) from None
         raise ValueError(
             f"expected JSON; got {described(text)} that cannot be read: {error.msg} at line "
             f"{error.lineno}, column {error.colno}. Pass the text that to_json wrote."

@@ -169,3 +169,8 @@ def test_a_plan_that_was_tampered_with_is_refused(change, match):
     change(record)
     with pytest.raises(ValueError, match=match):
         Plan.from_json(json.dumps(record))
+
+
+def test_the_name_of_a_file_in_place_of_its_text_is_refused():
+    with pytest.raises(ValueError, match=r"name of a file.*read_text\(\)"):
+        Plan.from_json("runs/plan.json")

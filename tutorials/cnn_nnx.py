@@ -140,9 +140,10 @@ print(sum(leaf.size for leaf in jax.tree.leaves(params)), "parameters")
 # A plan holds every number that privacy depends on. You say what you want, and `calibrate` finds
 # the noise:
 #
-# - `epsilon` and `delta` are the guarantee: somebody who sees the model can hardly tell whether a
-#   given image was used. A smaller `epsilon` is more private. `delta` is the probability that we
-#   allow for a failure: keep it far below one divided by the number of examples.
+# - `epsilon` and `delta` are the guarantee: they limit how well somebody who sees the model can
+#   tell whether a given image was used. A smaller `epsilon` is more private. `delta` is the
+#   probability that we allow for a failure: keep it far below one divided by the number of
+#   examples.
 # - `clip` is the longest gradient that one image may contribute. Longer ones are scaled down.
 # - `expected_batch_size` is large here. The noise is added to the sum over the batch, so a sum
 #   over more images stands out more from it.

@@ -125,8 +125,8 @@ print(f"accuracy on images of the other scanner:      {accuracy(backbone, test):
 # starts at zero, so that the adapted network starts as the backbone. `nnx.LoRA` makes both.
 #
 # `wrt` names what is trained. All other variables are constants of the loss: they have no gradient
-# and get no noise. We take `nnx.LoRAParam` and not `nnx.Param`, which would train the backbone
-# too.
+# and get no noise. We train the adapters, which are of the type `nnx.LoRAParam`, and the last
+# layer, `head`. `nnx.Param` would train the whole backbone too.
 
 # %%
 RANK = 4
@@ -197,8 +197,8 @@ for name, (model, wrt) in ways.items():
     print(f"{name:24} accuracy {rates} with learning rates 0.003, 0.01, 0.03")
 
 # %% [markdown]
-# Each way shows its best learning rate. The test images are not private here, so the choice is
-# free. On private data, each of these runs would count: see [Choosing
+# From here on, each way has its best learning rate. The test images are not private here, so the
+# choice is free. On private data, each of these runs would count: see [Choosing
 # hyperparameters](../choosing.md#if-you-do-compare-settings).
 #
 # ## Memory

@@ -343,4 +343,5 @@ print(f"epsilon {run.epsilon():.2f}, accuracy {accuracy(run.params):.2f}")
 # - [A plain Optax loop](../trainers/optax.md) has shorter programs of this kind.
 # - [Clip rules](../clipping.md), [samplers](../which_sampler.md) and
 #   [optimizers](../optimizers.md) that fit into it.
-# - [Long runs](../scaling.md): runs that resume, and many devices.
+# - [Long runs](../long_runs.md): runs that resume after a crash.
+# - [Large data, many devices](../scaling.md): data that do not fit into memory, and several GPUs.

@@ -189,7 +189,7 @@ run = dpoptax.training.PrivateRun(
 )
 curve = []
 while run.steps_left:
-    run.step(20)
+    run.step(min(20, run.steps_left))
     curve.append((run.epsilon(), accuracy(run.params)))
     print(f"{run.steps_done:3} steps, epsilon {curve[-1][0]:.2f}, accuracy {curve[-1][1]:.3f}")
 

@@ -116,7 +116,7 @@ print("loss of one image", loss_fn(init_params, train[0], jax.random.key(1)))
 # The plan states the privacy that you want and the length of the training. `calibrate` finds the
 # noise.
 #
-# - `epsilon=4` with `delta=1e-4` is the guarantee. Delta should be well below one over the number
+# - `epsilon=4` with `delta=1e-5` is the guarantee. Delta should be well below one over the number
 #   of images.
 # - `clip=3` is the most that one image can contribute to the gradient. A larger clip needs more
 #   noise.
@@ -129,7 +129,7 @@ plan = dpoptax.Plan.calibrate(
     epochs=125,
     clip=3.0,
     epsilon=4.0,
-    delta=1e-4,
+    delta=1e-5,
 )
 print(f"{plan.num_steps} steps, noise multiplier {plan.noise_multiplier:.2f}")
 

@@ -234,7 +234,8 @@ class _Bar:
 
     def show(self, progress: Progress) -> None:
         epsilon = round_up(progress.epsilon)
-        text = f"ε = {epsilon} at δ = {progress.delta:g} after {progress.step:,} steps"
+        steps = "1 step" if progress.step == 1 else f"{progress.step:,} steps"
+        text = f"ε = {epsilon} at δ = {progress.delta:g} after {steps}"
         if progress.l2_clip is not None:
             text += f", clip bound {progress.l2_clip:.3g}"
         if progress.nonprivate is not None:

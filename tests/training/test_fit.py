@@ -42,8 +42,9 @@ def test_the_bar_shows_every_epsilon_beside_the_steps_that_incurred_it(capfd):
     run(progress=True)
     text = capfd.readouterr().err
     assert "60/60" in text
-    shown = re.findall(r"ε = ([\d.]+) at δ = 0.0001 after (\d+) steps", text)
+    shown = re.findall(r"ε = ([\d.]+) at δ = 0.0001 after (\d+) steps?", text)
     assert (round_up(PLAN.epsilon()), "60") in shown
+    assert "after 1 steps" not in text
     for epsilon, steps in shown:
         assert epsilon == round_up(PLAN.epsilon(int(steps)))
 
