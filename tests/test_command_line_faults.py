@@ -36,6 +36,7 @@ def plan_file(tmp_path):
     return write
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
