@@ -72,6 +72,7 @@ def test_results_are_written_as_files(made, tmp_path):
     assert [row[0] for row in rows] == made.sets[1]["group"]
 
 
+@pytest.mark.filterwarnings("always:the random numbers come from --seed")
 @pytest.mark.slow
 def test_the_command_writes_tables_reports_and_pictures(tmp_path, capsys):
     pytest.importorskip("mbi")
@@ -85,7 +86,9 @@ def test_the_command_writes_tables_reports_and_pictures(tmp_path, capsys):
     arguments = ["synthesize", str(tmp_path / "table.csv"), "--schema"]
     arguments += [str(tmp_path / "schema.json"), "--epsilon", "1", "--delta", "1e-6"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--seed", "3"]) == 0
-    assert "Random noise limits" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Random noise limits" in printed.out
+    assert "--seed 3, so nothing here is private" in printed.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"synthetic_1.csv", "one_way.png", "two_way.png", "privacy_report.txt"} <= names
 
