@@ -1,7 +1,9 @@
 """Errors and warnings of the library in the names of the command line."""
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 # What arguments of the library are called here.
@@ -23,6 +25,15 @@ RISKS = {
 
 class InputFileError(ValueError):
     """A fault in a file. Its message has the names of the file, which are not those of options."""
+
+
+@contextlib.contextmanager
+def faults_of_file(start: str) -> Iterator[None]:
+    """Makes errors of what is read here name the file, as in `start`. Some files are no text."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{start}: {error}") from None
 
 
 def in_one_line(error: Exception) -> str:

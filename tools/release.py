@@ -125,16 +125,17 @@ def files_of(root: pathlib.Path, *, tracked: bool = False) -> set[str]:
     return {name for name in listed.stdout.split("\0") if name and (root / name).is_file()}
 
 
-def included() -> list[str]:
+def included() -> set[str]:
     """Returns the folders and files that pyproject.toml includes in a source archive."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    return settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    return set(settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
 
 
 def left_out(files: set[str]) -> list[str]:
     """Everything goes into a source archive but the settings of other programs, such as .github."""
     tops = {name.split("/")[0] for name in files} - {"pyproject.toml"}  # the build adds it
-    missing = sorted(top for top in tops if f"/{top}" not in included() and top[0] != ".")
+    inside = included()
+    missing = sorted(top for top in tops if f"/{top}" not in inside and top[0] != ".")
     return [f"pyproject.toml does not include {name} in the source archive" for name in missing]
 
 
@@ -142,7 +143,8 @@ def sdist_problems(sdist: pathlib.Path, files: set[str]) -> list[str]:
     """Compares a source archive with the files that pyproject.toml includes."""
     # The build adds these itself.
     expected = {"PKG-INFO", "pyproject.toml", ".gitignore"}
-    expected |= {name for name in files if {f"/{name}", f"/{name.split('/')[0]}"} & set(included())}
+    inside = included()
+    expected |= {name for name in files if {f"/{name}", f"/{name.split('/')[0]}"} & inside}
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     return _differences(sdist.name, names, expected)

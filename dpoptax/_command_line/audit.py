@@ -7,7 +7,7 @@ from typing import Any
 
 from dpoptax._attacks import Audit
 from dpoptax._command_line.help_text import CHECK_FAILED, add_json, help_text
-from dpoptax._command_line_errors import InputFileError
+from dpoptax._command_line_errors import faults_of_file
 
 
 def add_audit(commands: Any) -> None:
@@ -43,10 +43,8 @@ def add_audit(commands: Any) -> None:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    try:
+    with faults_of_file(f"{options.file} is not an audit"):
         audit = Audit.from_json(options.file.read_text())
-    except (TypeError, ValueError) as error:  # also a file that is no text
-        raise InputFileError(f"{options.file} is not an audit: {error}") from None
     # Refuses if there are too few canaries.
     bound = audit.lower_bound(options.confidence)
     if options.json:

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from dpoptax._command_line.help_text import add_json, help_text, status_of
-from dpoptax._command_line_errors import InputFileError
+from dpoptax._command_line_errors import faults_of_file
 from dpoptax._plan import Plan
 from dpoptax.reports import Report
 
@@ -41,10 +41,8 @@ def add_report(commands: Any) -> None:
 
 def read_plan(path: pathlib.Path) -> Plan:
     """Reads a plan; the error names the file."""
-    try:
+    with faults_of_file(f"{path} is not a plan"):
         return Plan.from_json(path.read_text())
-    except (TypeError, ValueError) as error:  # also a file that is no text
-        raise InputFileError(f"{path} is not a plan: {error}") from None
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from dpoptax._command_line.help_text import add_json, help_text, print_json
-from dpoptax._command_line_errors import InputFileError
+from dpoptax._command_line_errors import faults_of_file
 from dpoptax.reports._text import remark_on_delta
 from dpoptax.reports._values import ReportValues
 
@@ -80,39 +80,34 @@ def _synthesize(options: argparse.Namespace) -> int:
     from dpoptax.random import insecure_key
     from dpoptax.synthetic import Schema, synthesize
 
-    try:
+    with faults_of_file(str(options.schema)):
         schema = Schema.from_json(options.schema.read_text())
-    except (TypeError, ValueError) as error:
-        raise InputFileError(f"{options.schema}: {error}") from None
     table = _read(options.table)
     # What may fail, fails before the budget is spent.
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install matplotlib; or pass --no-pictures.")
-    try:
-        made = synthesize(
-            table,
-            schema,
-            epsilon=options.epsilon,
-            delta=options.delta,
-            num_sets=options.sets,
-            num_rows=options.rows,
-            method=options.method,
-            target=options.target,
-            key=None if options.seed is None else insecure_key(options.seed),
-        )
-        paths = made.write(options.out)
-        if not options.no_pictures:
-            paths += made.save_pictures(options.out)
-    except ImportError as error:
-        raise ValueError(str(error)) from None
+    made = synthesize(
+        table,
+        schema,
+        epsilon=options.epsilon,
+        delta=options.delta,
+        num_sets=options.sets,
+        num_rows=options.rows,
+        method=options.method,
+        target=options.target,
+        key=None if options.seed is None else insecure_key(options.seed),
+    )
+    paths = made.write(options.out)
+    if not options.no_pictures:
+        paths += made.save_pictures(options.out)
     _warn(options, made.report)
     if options.json:
         report = json.loads(made.report.to_json())
         print_json(report=report, written=[str(path) for path in paths])
-        return 0
-    print(made.report.in_words())
-    print("\nWritten:", *paths, sep="\n  ")
+    else:
+        print(made.report.in_words())
+        print("\nWritten:", *paths, sep="\n  ")
     return 0
 
 

@@ -3,7 +3,7 @@
 It is computed from the releases of a run with aligned gradients, so it costs no privacy. The
 releases give a normal likelihood of the latents (see `_likelihood_of_releases`), and the prior is
 multiplied in. What the curvature is, and what clipping does, comes from examples that are simulated
-at the fitted latents. A regression on the releases corrects the simulated curvature.
+with latents from the posterior. A regression on the releases corrects the simulated curvature.
 
 Reference: Alrawajfeh, Jälkö and Honkela 2024, arXiv:2410.19371, for noise-aware posteriors from the
 trace of gradients. They leave out the bias of clipping, and take the curvature from the trace only.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax._pytree import PyTree
 from dpoptax.vi._aligned_elbo import AlignedElbo
+from dpoptax.vi._antithetic import balanced_normal
 from dpoptax.vi._latents import guide_normal, prior_precision
 from dpoptax.vi._likelihood_of_releases import (
     NoiseLevel,
@@ -24,7 +25,6 @@ from dpoptax.vi._local_model import (
     LocalModel,
     Simulate,
     Simulation,
-    balanced_normal,
     model_of_precision,
     simulated_model,
     with_simulated_change,

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax.vi._antithetic import antithetic_normal
 from dpoptax.vi._local_model import LocalModel
 from dpoptax.vi._releases import Releases
 
@@ -102,9 +103,7 @@ def likelihood_of_releases(
     has_slope = values > _NO_SLOPE * values[-1]
     root = jnp.sqrt(jnp.where(has_slope, values, 0))
     fitted = _regress(releases, centre, vectors, root, local, noise, slope_prior)
-    normal = jax.random.normal(key, (_NUM_DRAWS, len(root)))
-    # Pairs with opposite sign: the mean of the draws is exact.
-    normal = normal.at[_NUM_DRAWS // 2 :].set(-normal[: _NUM_DRAWS // 2])
+    normal = antithetic_normal(key, _NUM_DRAWS, len(root))
     spread = jnp.linalg.cholesky(fitted.error_covariance)
     errors = jnp.maximum(fitted.error + normal @ spread.T, _LEAST_SLOPE - 1)
     safe = jnp.where(has_slope, root, 1)

@@ -71,32 +71,17 @@ class LocalModel(NamedTuple):
 def gradients_at(
     log_likelihood: LogLikelihood,
     unravel: Callable[[Array], PyTree],
-    flat_latents: Float[Array, " latents"],
+    flat_latents: Float[Array, " latents"] | Float[Array, "examples latents"],
     examples: PyTree,
     keys: Key[Array, " examples"],
 ) -> Float[Array, "examples latents"]:
-    """Returns the gradient of the negative log-likelihood of each example."""
+    """Returns the gradients of negative log-likelihoods, at one point or at one for each."""
 
     def loss(flat: Array, example: PyTree, key: PRNGKeyArray) -> Array:
         return negative_log_likelihood(log_likelihood, unravel(flat), example, key)
 
-    found: Array = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(flat_latents, examples, keys)
-    return found
-
-
-def _own_gradients(
-    simulation: Simulation,
-    latents: Float[Array, "examples latents"],
-    examples: PyTree,
-    keys: Key[Array, " examples"],
-) -> Float[Array, "examples latents"]:
-    """Returns the gradient of each example at its own latents."""
-
-    def loss(flat: Array, example: PyTree, key: PRNGKeyArray) -> Array:
-        log_likelihood, unravel = simulation.log_likelihood, simulation.unravel
-        return negative_log_likelihood(log_likelihood, unravel(flat), example, key)
-
-    found: Array = jax.vmap(jax.grad(loss))(latents, examples, keys)
+    axis = None if flat_latents.ndim == 1 else 0
+    found: Array = jax.vmap(jax.grad(loss), in_axes=(axis, 0, 0))(flat_latents, examples, keys)
     return found
 
 
@@ -107,12 +92,6 @@ def clipped(
     squared = jnp.sum(gradients**2, axis=1, keepdims=True)
     # The maximum before the root keeps the derivative finite at a gradient of zero.
     return gradients * (l2_clip / jnp.sqrt(jnp.maximum(squared, l2_clip**2)))
-
-
-def balanced_normal(key: PRNGKeyArray, number: int, size: int) -> Float[Array, "examples latents"]:
-    """Returns standard normal vectors in neighbouring pairs of opposite sign."""
-    half = jax.random.normal(key, (number // 2, size))
-    return jnp.stack([half, -half], axis=1).reshape(-1, size)
 
 
 def simulated_model(
@@ -139,7 +118,7 @@ def simulated_model(
     within = clipped(gradients, l2_clip)
     # Gradients at the latents of the example itself have mean zero. To subtract them takes most of
     # the noise of the simulation away.
-    own = _own_gradients(simulation, latents, examples, keys)
+    own = gradients_at(log_likelihood, unravel, latents, examples, keys)
     return LocalModel(
         curvature=_symmetric(curvature),
         slope=_symmetric(slope),

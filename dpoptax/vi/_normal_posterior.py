@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from dpoptax.vi._antithetic import antithetic_normal
 from dpoptax.vi._elbo_terms import Prior
 from dpoptax.vi._likelihood_of_releases import NormalLikelihood
 
@@ -52,8 +53,7 @@ def normal_posterior(
         covariance = jnp.linalg.inv(precision)
         return Normal(covariance @ likelihood.shift, covariance)
     log_prior = lambda flat: prior(unravel(flat))  # noqa: E731
-    half = jax.random.normal(key, (_NUM_DRAWS // 2, len(start)))
-    normal = jnp.concatenate([half, -half])
+    normal = antithetic_normal(key, _NUM_DRAWS, len(start))
 
     def improve(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
         mean, precision = state

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dpoptax._pytree import PyTree
+from dpoptax.vi._antithetic import antithetic_normal
 from dpoptax.vi._likelihood_of_releases import NormalLikelihood
 from dpoptax.vi._normal_posterior import Normal
 
@@ -39,8 +40,7 @@ def weighted_draws(
     normal_key, scale_key, resample_key = jax.random.split(key, 3)
     size = len(closest.mean)
     factor = jnp.linalg.cholesky(closest.covariance)
-    half = jax.random.normal(normal_key, (_NUM_DRAWS // 2, size))
-    normal = jnp.concatenate([half, -half])
+    normal = antithetic_normal(normal_key, _NUM_DRAWS, size)
     chi_squared = 2 * jax.random.gamma(scale_key, _DEGREES_OF_FREEDOM / 2, (_NUM_DRAWS,))
     standard = normal * jnp.sqrt(_DEGREES_OF_FREEDOM / chi_squared)[:, None]
     proposed = closest.mean + standard @ factor.T

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpoptax.vi._antithetic import balanced_normal
 from dpoptax.vi._likelihood_of_releases import NoiseLevel, SlopePrior, likelihood_of_releases
-from dpoptax.vi._local_model import Simulation, balanced_normal, model_of_precision, simulated_model
+from dpoptax.vi._local_model import Simulation, model_of_precision, simulated_model
 from dpoptax.vi._releases import Releases
 
 CENTRE, STDDEV = 0.3, 0.5

@@ -1,4 +1,4 @@
-"""Keeps the documentation of several versions side by side, each in a folder of its own.
+"""Keeps the documentation of several versions side by side, one folder for each.
 
     python -m tools.site --version 0.2.0 --into pages
 
