@@ -6,7 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
+from dpoptax.clipping._bound import (
+    clip_bound,
+    norms_and_finite,
+    sensitivity_of,
+    weight_within,
+)
 from dpoptax.clipping._groups import by_path, check_disjoint, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
@@ -88,12 +93,12 @@ class GroupClip:
         members: dict[str, list[Array]] = {group: [] for group in bounds}
         for leaf, group in zip(leaves, groups, strict=True):
             members[group].append(leaf)
-        finite = jnp.isfinite(global_squared_norms(squared_norms))
+        _, finite = norms_and_finite(global_squared_norms(squared_norms))
         weights = {
             group: weight_within(
-                as_schedule(bounds[group]).at(step), global_squared_norms(norms), finite
+                as_schedule(bounds[group]).at(step), jnp.sqrt(global_squared_norms(parts)), finite
             )
-            for group, norms in members.items()
+            for group, parts in members.items()
         }
         return jax.tree.unflatten(structure, [weights[group] for group in groups])
 

@@ -9,7 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import clip_bound, sensitivity_of, weight_within
+from dpoptax.clipping._bound import (
+    clip_bound,
+    norms_and_finite,
+    sensitivity_of,
+    weight_within,
+)
 from dpoptax.clipping._groups import by_path, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
@@ -101,9 +106,9 @@ class PerLayerClip:
         clip = as_schedule(self.l2_clip)
         clip_bound("the smallest share of l2_clip", clip.min * min(shares))
         bound = clip.at(step)
-        finite = jnp.isfinite(global_squared_norms(squared_norms))
+        _, finite = norms_and_finite(global_squared_norms(squared_norms))
         scales = [
-            weight_within(bound * share, leaf, finite)
+            weight_within(bound * share, jnp.sqrt(leaf), finite)
             for share, leaf in zip(shares, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, scales)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import SMALLEST_CLIP
+from dpoptax.clipping._bound import SMALLEST_CLIP, norms_and_finite, weight_within
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 
@@ -37,9 +37,8 @@ class CurrentClip(NamedTuple):
     ) -> Float[Array, " batch"]:
         """See `ClipRule.weights`."""
         del step
-        squared = global_squared_norms(squared_norms)
-        scale = jnp.minimum(1.0, self.l2_clip.astype(squared.dtype) / jnp.sqrt(squared))
-        return jnp.where(jnp.isfinite(squared), scale, 0.0)
+        norms, finite = norms_and_finite(global_squared_norms(squared_norms))
+        return weight_within(self.l2_clip.astype(norms.dtype), norms, finite)
 
     def sensitivity(self, relation: Relation) -> Float[Array, ""]:
         """See `ClipRule.sensitivity`."""

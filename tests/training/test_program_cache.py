@@ -1,6 +1,9 @@
 """A second run of the same program does not compile, and a changed program does."""
 
 import contextlib
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,3 +123,41 @@ def test_only_a_few_programs_are_remembered_and_none_with_a_callback(monkeypatch
     first, second = calls_back(1.0), calls_back(2.0)
     assert cache.known_program(first, jnp.ones(2)) is first
     assert cache.known_program(second, jnp.ones(2)) is second
+
+
+IN_A_PROCESS = """
+import collections, sys
+import jax, jax.numpy as jnp, optax
+import dpoptax
+
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: events.update([name.split("/")[-1]]))
+plan = dpoptax.Plan(
+    sampler=dpoptax.samplers.Poisson(40, 8), clip=1.0, noise_multiplier=1.0, num_steps=3, delta=1e-3
+)
+data = jnp.full((40, 2), float(sys.argv[1]))
+dpoptax.training.fit(
+    lambda params, example: jnp.sum((params - example) ** 2), jnp.zeros(2), data,
+    plan=plan, optimizer=optax.sgd(0.1), progress=False,
+)
+print(events["cache_hits"], events["cache_misses"])
+"""
+
+
+@pytest.mark.e2e
+def test_a_cache_on_disk_serves_other_keys_and_other_data_so_it_contains_neither(tmp_path):
+    def run_in_a_process(value):
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS, value],
+            capture_output=True, text=True, check=True, env=os.environ | cache, timeout=300,
+        )  # fmt: skip
+        return [int(count) for count in done.stdout.split()]
+
+    hits, misses = run_in_a_process("1")
+    assert misses > 1
+    # A new process draws a new secret key.
+    assert run_in_a_process("2") == [hits + misses, 0]
