@@ -34,13 +34,15 @@ def programs() -> dict[str, Program]:
     def add(name: str, function: Callable[..., Any], *arguments: Any) -> None:
         found[name], _ = compiled(function, arguments)
 
-    key = jax.random.key(0)
+    key, secure = jax.random.key(0), dpoptax.random.insecure_key(0)
     for size in SIZES:
         for sampler in (
             dpoptax.samplers.Poisson(size, BATCH),
             dpoptax.samplers.FixedSize(size, BATCH),
         ):
-            add(f"{type(sampler).__name__}, {size:,}", sampler.sample, sampler.init(key))
+            name = f"{type(sampler).__name__}, {size:,}"
+            add(name, sampler.sample, sampler.init(key))
+            add(f"{name}, ChaCha", sampler.sample, sampler.init(secure))
         if size <= LARGEST_RIVAL:
 
             def choice(key: Any, size: int = size) -> Any:

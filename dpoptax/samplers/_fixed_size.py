@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from dpoptax._dp_events import compose_passes
 from dpoptax.relations import Relation
-from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import Batch, SamplerState
 from dpoptax.samplers._full_batches import FullBatches
+from dpoptax.samplers._subset import sample_without_replacement
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -35,15 +35,12 @@ class FixedSize(FullBatches):
         >>> state, batch = sampler.sample(sampler.init(jax.random.key(0)))
         >>> batch.indices.shape, bool(batch.mask.all())
         ((4,), True)
-
-    Reference: the Feistel minibatch of arXiv:2406.17298, section 4.3.
     """
 
     def sample(self, state: SamplerState) -> tuple[SamplerState, Batch]:
         """Returns the next state and the next batch, drawn independently of all others."""
         (key,) = state.keys(1)
-        slots = jnp.arange(self.batch_size, dtype=jnp.int32)
-        indices = _feistel.permute(key, slots, self.num_examples)
+        indices = sample_without_replacement(key, self.num_examples, self.batch_size)
         return state.advanced(), Batch(indices, jnp.ones(self.batch_size, bool))
 
     def event(

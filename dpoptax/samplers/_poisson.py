@@ -11,17 +11,15 @@ import functools
 
 import attrs
 import dp_accounting
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
 
 from dpoptax import _validate
 from dpoptax._dp_events import compose_passes, limited_poisson_event
 from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.relations import Relation
-from dpoptax.samplers import _feistel
 from dpoptax.samplers._base import Batch, Sampler, SamplerState, padded_batch
 from dpoptax.samplers._binomial import default_max_batch_size, limited_binomial
+from dpoptax.samplers._subset import sample_without_replacement
 from dpoptax.schedules import ScalarOrSchedule
 
 
@@ -114,36 +112,8 @@ def refuse_limit_on_everyone(rate: float, max_batch_size: int, num_examples: int
 
 def draw_batch(state: SamplerState, num_examples: int, rate: float, max_batch_size: int) -> Batch:
     """Draws a Poisson batch, given that it has at most `max_batch_size` examples."""
-    size_key, permutation_key = state.keys(2)
+    size_key, subset_key = state.keys(2)
     size = limited_binomial(size_key, num_examples, rate, max_batch_size)
-    slots = jnp.arange(max_batch_size, dtype=jnp.int32)
-    mask = slots < size
-    # Both methods draw a uniform subset. Up to MAX_SORTED examples, `permute` sorts all of them:
-    # a batch of at most a quarter of them is cheaper to draw directly.
-    if 4 * max_batch_size <= num_examples <= _feistel.MAX_SORTED:
-        indices = _subset(permutation_key, size, num_examples, max_batch_size)
-    else:
-        indices = _feistel.permute(permutation_key, slots, num_examples)
+    mask = jnp.arange(max_batch_size, dtype=jnp.int32) < size
+    indices = sample_without_replacement(subset_key, num_examples, max_batch_size)
     return padded_batch(indices, mask, num_examples)
-
-
-def _subset(
-    key: PRNGKeyArray, size: Int[Array, ""], num_examples: int, max_batch_size: int
-) -> Int[Array, " max_batch_size"]:
-    """Draws a uniform set of `size` numbers below num_examples, padded with -1.
-
-    Floyd's algorithm (Bentley and Floyd 1987): its time grows with the set, not with the range.
-    """
-    high, low = jax.random.bits(key, (2, max_batch_size), jnp.uint32)
-
-    def insert(count: Int[Array, ""], chosen: Array) -> Array:
-        largest = num_examples - size + count
-        modulus = (largest + 1).astype(jnp.uint32)
-        # (high * 2**32 + low) modulo `modulus`, in 32-bit arithmetic.
-        power = (jnp.uint32(2**32 - 1) % modulus + 1) % modulus
-        drawn = ((high[count] % modulus) * power + low[count] % modulus) % modulus
-        drawn = drawn.astype(jnp.int32)
-        # A number that is already in the set is replaced by the largest one, which cannot be.
-        return chosen.at[count].set(jnp.where(jnp.any(chosen == drawn), largest, drawn))
-
-    return jax.lax.fori_loop(0, size, insert, jnp.full(max_batch_size, -1, jnp.int32))

@@ -28,7 +28,7 @@ P_VALUES = {
 @pytest.mark.parametrize("p_value", P_VALUES.values(), ids=P_VALUES)
 @pytest.mark.parametrize(
     ("num_examples", "expected", "most"),
-    # Small batches of few examples are drawn by Floyd's algorithm, others by a permutation.
+    # Batches of up to half of the examples are drawn one by one, others by a permutation.
     [
         (3, 1, 3),
         (10, 2.5, 10),
