@@ -65,12 +65,14 @@ def sum_in_chunks(
     if batch <= size:
         return function(examples)
     lanes = num_lanes(batch)
-    size = _balanced(batch // lanes, size)
+    size = balanced(batch // lanes, size)
     if lanes == 1 and _without_loop(batch, size):
         return _sum_of_parts([function(part) for part in _parts(examples, size)])
     at_once = 2 ** (max(1, min(at_once, batch // (lanes * size))).bit_length() - 1)
     while at_once > 1 and _float32_additions(RUN, at_once, size) > MAX_FLOAT32_ADDITIONS:
         at_once //= 2
+    # As many steps, with as little padding as they allow.
+    at_once = balanced(-(-batch // (lanes * size)), at_once)
     steps = jax.tree.map(lambda leaf: _split(leaf, lanes, at_once, size), pack(examples))
 
     def add_examples(step: Any) -> Array:
@@ -157,7 +159,7 @@ def sum_stacked(weights: Float[Array, " batch"], rows: Float[Array, "batch ..."]
     batch, lanes = len(rows), num_lanes(len(rows))
     if batch <= CHUNK:
         return _weighted(weights, rows)
-    size = _balanced(batch // lanes, CHUNK)
+    size = balanced(batch // lanes, CHUNK)
     if lanes == 1 and _without_loop(batch, size):
         pairs = _parts((weights, rows), size)
         return _sum_of_parts([_weighted(scales, part) for scales, part in pairs])
@@ -177,7 +179,7 @@ def _float32_additions(run: int, at_once: int, num_examples: int) -> int:
     return (at_once + run - 2) * run * at_once * num_examples
 
 
-def _balanced(rows: int, size: int) -> int:
+def balanced(rows: int, size: int) -> int:
     """The size of chunks of nearly equal sizes, at most `size`."""
     chunks = -(-rows // size)
     return -(-rows // chunks)

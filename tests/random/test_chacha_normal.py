@@ -12,7 +12,7 @@ from eight_devices import run_on_eight_devices
 from dpoptax.random import _chacha_normal as chacha_normal
 from dpoptax.random import insecure_key
 from dpoptax.random._box_muller import from_words
-from dpoptax.random._chacha import CPU_CHUNK, NORMALS, blocks
+from dpoptax.random._chacha import NORMALS, blocks
 from dpoptax.random._chacha_normal import layout_of, normals
 
 SHAPES = [
@@ -75,10 +75,12 @@ def test_draws_are_the_words_of_the_stream_each_used_once(rounds):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chunk", [2**12, chacha_normal.CPU_CHUNK])  # several turns, and one
 @pytest.mark.parametrize("shape", [s for s in SHAPES if math.prod(s) > 0], ids=str)
-def test_chunks_give_the_draws_of_the_whole(shape):
+def test_chunks_give_the_draws_of_the_whole(shape, chunk, monkeypatch):
+    monkeypatch.setattr(chacha_normal, "CPU_CHUNK", chunk)
     layout, data = layout_of(shape), jax.random.key_data(insecure_key(5))
-    assert math.prod(layout.grid[layout.axis :]) <= CPU_CHUNK
+    assert math.prod(layout.grid[layout.axis :]) <= chacha_normal.MAX_LANES
     whole, chunks = (
         jax.jit(draw, static_argnums=(1, 2, 3))(data, layout, 7, 8)
         for draw in (chacha_normal.drawn_at_once, chacha_normal.drawn_in_chunks)

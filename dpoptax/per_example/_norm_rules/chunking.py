@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dpoptax.per_example._batch_sum import (
+    balanced,
     examples_per_chunk,
     num_lanes,
     sum_in_chunks,
@@ -38,6 +39,8 @@ def map_chunks(function: Callable[[Any], Any], examples: Any, num_floats: int) -
     # Each device works on chunks of its own rows.
     if batch <= lanes * size:
         return function(examples)
+    # A default batch is a little larger than a power of two, and would fill half of its last chunk.
+    size = balanced(batch // lanes, size)
     results = jax.lax.map(
         lambda chunk: function(unpack(chunk, examples)), _split(pack(examples), lanes, size)
     )
