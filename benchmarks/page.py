@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from benchmarks import pictures, results, scale
+from benchmarks import pictures, quick, results, scale
 from benchmarks.models import PARAMETER_COUNTS
 from benchmarks.peers.environments import PEERS, PLAIN
 
@@ -102,13 +102,15 @@ Plain and private steps of a decoder with scanned layers under `jax.checkpoint`,
 adapters. `benchmarks/scale.py` has the sizes. Rows with "compiled" run nothing: XLA reports the
 memory, and arithmetic and communication are counted in its program, with loops multiplied out.
 """
+DEFAULTS = """
+### What the defaults cost
+
+Milliseconds per step for users who change nothing: `training.fit` with Poisson batches and their
+padding, a secure key and Adam. "Private" is `dp_sgd` with JAX's default keys, on full batches that
+are given. "Not private" is a loop over full batches with Adam, in Python or on the device: the
+faster of the two. Compilation is left out. `make bench-quick` repeats this table in ten minutes.
+"""
 OTHERS = {
-    "quick": (
-        "What the defaults cost",
-        "Seconds per step. Defaults: `training.fit` as it comes, with Poisson batches and a secure "
-        "key. Private: `dp_sgd` on full batches that are given. Not private: a loop over full "
-        "batches. `make bench-quick` repeats this table in ten minutes.",
-    ),
     "devices": (
         "A step on several virtual devices",
         "A private step of the VAE at batch 256. The devices share the cores of one machine.",
@@ -172,6 +174,9 @@ def _device(
     dates = sorted(_dates(found.values()))
     period = " to ".join(sorted({dates[0], dates[-1]}))
     yield f"## {device.name}\n\n{'; '.join(machines)}; measured {period}."
+    if "quick" in found:
+        yield DEFAULTS
+        yield from _defaults(found["quick"])
     if "side_by_side" in found:
         yield from _side_by_side(device, found["side_by_side"], root)
     known: dict[str, Callable[[dict[str, results.Cells]], str]] = {
@@ -197,6 +202,26 @@ def _device(
         if name in found:
             yield f"### {title}\n\n{text}"
             yield _list(found[name]["cells"])
+
+
+def _defaults(record: dict[str, Any]) -> Iterator[str]:
+    yield quick.summary(record)
+    kinds = ["not private", "private", "defaults"]
+
+    def shown(cells: results.Cells, kind: str) -> str:
+        text = _milliseconds(results.median(cells[kind]) or 0.0)
+        over = results.ratio(cells, kind, "not private")
+        return text if kind == "not private" or over is None else f"{text} ({over:.2f}×)"
+
+    rows = [
+        [title, *(shown(cells, kind) for kind in kinds)]
+        for title, cells in record["cells"].items()
+        if "defaults" in cells
+    ]
+    yield _table(["model, batch", *kinds], rows)
+    if "noise" in record["cells"]:
+        yield "The noise of the VAE, by the type of key:"
+        yield _list({"noise": record["cells"]["noise"]})
 
 
 def _dates(records: Iterable[dict[str, Any]]) -> set[str]:

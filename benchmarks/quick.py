@@ -145,8 +145,10 @@ def summary(record: dict[str, Any]) -> str:
             ]
             if ratios:
                 mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                lines.append(f"{kind}, {batch}: {mean:.2f}x over {len(ratios)} models")
-    return "\n".join(lines)
+                lines.append(f"- {kind}, batch {batch}: {mean:.2f}× over {len(ratios)} models")
+    return "\n".join(
+        ["Geometric means over models, in units of the step without privacy:", "", *lines]
+    )
 
 
 def main() -> None:

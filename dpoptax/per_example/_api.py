@@ -15,7 +15,12 @@ from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
 from dpoptax.per_example._call_note import refuse_no_function
-from dpoptax.per_example._choose_form import FORMS, automatic_grads, automatic_grads_of_part
+from dpoptax.per_example._choose_form import (
+    FORMS,
+    automatic_grads,
+    automatic_grads_of_part,
+    automatic_grads_with_losses,
+)
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
 from dpoptax.per_example._parts import refuse_uneven
@@ -89,7 +94,8 @@ def per_example_grads(
         microbatch_size: process this many examples of the whole batch at a time, for a batch that
             does not fit into memory. None processes the whole batch at once, except that
             `form="auto"` takes microbatches if factors and stacked gradients would need more than
-            half of the memory of all devices. The sum is the same. If several devices share the
+            half of the memory of all devices, and on a CPU if the activations of the batch are much
+            larger than the cache. The sum is the same. If several devices share the
             batch, it must be a multiple of their number: each device processes its own examples.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the
             returned function. Under `jit` the check runs once, on made-up values. It warns if the
@@ -122,7 +128,7 @@ def per_example_grads(
         >>> grads.weighted_sum(jnp.array([0.2, 1.0]))["w"]
         Array([0.6, 1.8], dtype=float32)
     """
-    with_values = value_and_per_example_grads(
+    with_values = deferred_values_and_grads(
         loss_fn,
         form=form,
         microbatch_size=microbatch_size,
@@ -187,6 +193,7 @@ def value_and_per_example_grads(
         check=check,
         allow_unused=allow_unused,
         has_aux=has_aux,
+        losses_first=True,
     )
 
     def grads_fn(
@@ -207,11 +214,13 @@ def deferred_values_and_grads(
     allow_unused: bool = False,
     has_aux: bool = False,
     shards: int | None = None,
+    losses_first: bool = False,
 ) -> Callable[..., tuple[Callable[[], Any], PerExampleGrads]]:
     """As `value_and_per_example_grads`, but with a function that returns the values.
 
     Call it after the gradients are clipped and summed. The values of microbatches are then those of
     the same pass. `shards` is the number of devices that share the rows of a batch, if it is known.
+    With `losses_first`, values are wanted at once, and a batch is not cut because this is faster.
     """
     refuse_no_function(loss_fn)
     form_of: Any = _form_of(form)
@@ -220,6 +229,8 @@ def deferred_values_and_grads(
         size = _validate.count("microbatch_size", microbatch_size)
         of_part = automatic_grads_of_part if form == "auto" else form_of
         form_of = functools.partial(microbatched_grads, of_part, size, shards)
+    elif losses_first and form == "auto":
+        form_of = automatic_grads_with_losses
 
     @by_example
     def run(

@@ -8,7 +8,8 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
     checkpoint   1 more for every backward pass
 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
-must fit into a part of the memory of the devices, by the table in `_devices.py`. The
+must fit into a part of the memory of the devices, by the table in `_devices.py`. On a CPU, a batch
+whose activations are much larger than the cache is cut into parts, see `_cached_parts.py`. The
 choice depends on shapes, on the kind of device and on the number of devices only, so that a program
 always makes the same one. All choices give the same numbers up to rounding.
 """
@@ -22,6 +23,7 @@ from jaxtyping import Array
 
 from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads
+from dpoptax.per_example._cached_parts import size_of_parts
 from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
@@ -118,13 +120,26 @@ class FormPlan:
         """Returns what all leaves hold for one example."""
         return sum(self.cost(leaf).num_bytes for leaf in range(len(self.specs)))
 
+    @property
+    def flops_per_example(self) -> float:
+        """Returns the arithmetic of one example in products with parameters that have a rule."""
+        flops = [self.cost(leaf).flops for leaf in range(len(self.specs))]
+        return sum(number for number in flops if not math.isnan(number))
+
 
 def _forward(site: Site) -> float:
     return 2 * site.num_runs * materialization_cost([site.equation], site.parameter)
 
 
-def choose(program: LossProgram, batch: int) -> Choice:
-    """Returns the form of a batch of this size."""
+def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice:
+    """Returns the form of a batch of this size.
+
+    Args:
+        program: the loss.
+        batch: how many rows the batch has.
+        in_parts: whether the batch may be cut because this is faster. If it is not, it is cut only
+            where memory demands it.
+    """
     streamed = streamed_leaves(program, batch)
     form, reason = _whole(streamed)
     num_devices = jax.device_count()
@@ -136,6 +151,11 @@ def choose(program: LossProgram, batch: int) -> Choice:
         form = "recomputed"
         reason = "the factors of one example do not fit into memory"
         needed = FormPlan(program, form, batch).bytes_per_example
+    if form == "factored" and in_parts:
+        flops = FormPlan(program, form, batch).flops_per_example
+        size = size_of_parts(program, batch, flops)
+        if size is not None and needed * size <= budget:
+            return Choice(form, size, f"{reason}; the activations of a part fit into the cache")
     if needed * batch <= budget:
         return Choice(form, None, reason)
     fitting = max(1, int(budget / needed))
@@ -158,7 +178,20 @@ def automatic_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
 ) -> tuple[Any, PerExampleGrads]:
     """Returns the losses `(batch,)` and the gradients, as `choose` says."""
-    choice = choose(trace.program, len(mask))
+    return _chosen(choose(trace.program, len(mask)), trace, params, inputs, mask)
+
+
+def automatic_grads_with_losses(
+    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+) -> tuple[Any, PerExampleGrads]:
+    """The same for a caller who needs the losses first: parts would be computed twice."""
+    choice = choose(trace.program, len(mask), in_parts=False)
+    return _chosen(choice, trace, params, inputs, mask)
+
+
+def _chosen(
+    choice: Choice, trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+) -> tuple[Any, PerExampleGrads]:
     form_of = FORMS[choice.form]
     if choice.microbatch_size is None:
         return form_of(trace, params, inputs, mask)

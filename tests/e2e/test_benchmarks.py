@@ -104,4 +104,4 @@ def test_the_quick_table_has_a_row_per_model_and_a_mean_over_models():
         }
         mean = "4.00" if batch == 128 else "3.00"
         summary = quick.summary({"cells": cells | {"noise": {"threefry": PLAIN}}})
-        assert summary == f"defaults, {batch}: {mean}x over 2 models"
+        assert summary.splitlines()[-1] == f"- defaults, batch {batch}: {mean}× over 2 models"
