@@ -215,13 +215,20 @@ def _defaults(record: dict[str, Any]) -> Iterator[str]:
 
     rows = [
         [title, *(shown(cells, kind) for kind in kinds)]
-        for title, cells in record["cells"].items()
+        for title, cells in sorted(record["cells"].items(), key=lambda row: _by_batch(row[0]))
         if "defaults" in cells
     ]
     yield _table(["model, batch", *kinds], rows)
     if "noise" in record["cells"]:
         yield "The noise of the VAE, by the type of key:"
         yield _list({"noise": record["cells"]["noise"]})
+
+
+def _by_batch(title: str) -> tuple[int, int]:
+    """Sorts rows by batch size, and then in the order of the models."""
+    model, _, batch = title.partition(", ")
+    models = list(PARAMETER_COUNTS)
+    return int(batch or 0), models.index(model) if model in models else -1
 
 
 def _dates(records: Iterable[dict[str, Any]]) -> set[str]:
