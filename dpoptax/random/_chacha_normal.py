@@ -28,12 +28,12 @@ MAX_SHARED = 2**16
 LANES = 128
 # More lanes would make the parts of an array that is sharded too coarse.
 MAX_LANES = 2**12
-# Blocks that a CPU works on together: their states take 4 MiB. XLA shares each operation among the
-# cores, which costs more than the operation if it is small. Measured on two cores, with Adam, for
-# 2**16 blocks against 2**12: 0.77 of the time for the VAE, 0.84 for a transformer of a million
-# parameters. All 2**18 blocks of 1,024 x 4,096 numbers at once take twice as long. On one core
-# 2**12 are a fifth faster.
-CPU_CHUNK = 2**16
+# Blocks that a CPU works on together: their states take 2 MiB. XLA shares each operation among the
+# cores, which costs more than the operation if it is small. Measured on two cores against 2**12
+# blocks: 0.6 of the time for 784 x 400 and 400 x 784 numbers, 0.7 for 1,024 x 4,096. On one core it
+# is 1.1 to 1.2 times. With 2**16 blocks, 688,884 numbers take twice the time of one core, because
+# they are drawn without a loop and what follows computes them again.
+CPU_CHUNK = 2**15
 # Up to so many blocks the draws keep their own axes.
 FEW_BLOCKS = 2**12
 
