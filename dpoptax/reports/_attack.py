@@ -147,11 +147,12 @@ def attack_in_words(summary: AttackSummary | None) -> str:
     """Returns sentences for a reader who knows no formula; nothing without an attack."""
     if summary is None or not summary.bounds:
         return ""
+    amount = round_down(summary.bounds[0].epsilon)
+    found = f"reached at least {amount}" if summary.bounds[0].epsilon > 0 else "found out nothing"
     text = (
         f" We attacked the training ourselves, with {summary.num_in + summary.num_out:,} made-up "
         "entries that were included or left out by coin flips. In terms of epsilon, which measures "
-        "how much is revealed, the attack reached at least "
-        f"{round_down(summary.bounds[0].epsilon)}, and at most {round_up(summary.guarantee)} is "
+        f"how much is revealed, the attack {found}, and at most {round_up(summary.guarantee)} is "
         "promised."
     )
     if summary.exceeds:

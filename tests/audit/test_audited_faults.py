@@ -76,12 +76,20 @@ FAULTS = ["half of the noise", "canaries drawn too often", "a leaf that is not c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_a_fault_is_seen_and_a_correct_run_is_not_blamed(monkeypatch, fault):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(monkeypatch, fault):
     made = audit(monkeypatch, fault, seed=0)
-    bound = made.lower_bound(confidence=0.99)
-    assert (bound.epsilon > made.epsilon) == (fault is not None)
-    # Not because it finds nothing: its guesses are right more often than by chance. The bound of a
-    # correct run itself is between zero and two thirds of epsilon, depending on the random numbers.
-    by_chance = bound.num_guesses / 2
-    assert bound.num_correct > by_chance + 3 * (by_chance / 2) ** 0.5
+    assert made.lower_bound(confidence=0.99).epsilon > made.epsilon
+
+
+@pytest.mark.slow
+def test_correct_runs_are_not_blamed(monkeypatch):
+    audits = [audit(monkeypatch, None, seed) for seed in (0, 1)]
+    bounds = [made.lower_bound(confidence=0.99) for made in audits]
+    assert all(bound.epsilon < made.epsilon for bound, made in zip(bounds, audits, strict=True))
+    # Not because they find nothing: guesses are right more often than by chance. Over ten seeds,
+    # the guesses of one run are 4.7 standard deviations better than chance, give or take one, and
+    # its bound is between zero and two thirds of epsilon.
+    guesses = sum(bound.num_guesses for bound in bounds)
+    correct = sum(bound.num_correct for bound in bounds)
+    assert correct > guesses / 2 + 3 * (guesses / 4) ** 0.5

@@ -142,6 +142,8 @@ def test_an_audit_stays_below_the_guarantee_and_is_drawn(attack, run_here, tmp_p
     done = run_here("08_audit.py", *arguments, "--canaries", "400")
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
+    if attack == "loss":  # few steps show this attack little, and often nothing
+        words = words.replace("reached no epsilon above 0", "reached at least epsilon 0")
     reached, guarantee = map(
         float, re.search(r"at least epsilon ([\d.]+) .*? guarantee is ([\d.]+)\.", words).groups()
     )
