@@ -94,7 +94,8 @@ With {keys}:
 """
 DRAWING = """
 Microseconds to draw the indices of 128 examples without replacement, one batch at a time, as in
-Table 3 of the paper. `jax.random.choice` shuffles the whole population for each batch.
+Table 3 of the paper: by our Feistel permutation, which `Shuffled` uses, and by `jax.random.choice`,
+which shuffles the whole population for each batch.
 
 | population | Feistel | `jax.random.choice` |
 |---|---|---|

@@ -27,7 +27,7 @@ from dpoptax.per_example._cached_parts import size_of_parts
 from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
-from dpoptax.per_example._microbatched import microbatched_grads
+from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC, microbatched_grads
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
 from dpoptax.per_example._recomputed import one_pass_grads, recomputed_grads
 from dpoptax.per_example._stacked import stacked_grads
@@ -154,11 +154,11 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
     if form == "factored" and in_parts:
         flops = FormPlan(program, form, batch).flops_per_example
         size = size_of_parts(program, batch, flops)
-        if size is not None and needed * size <= budget:
+        if size is not None and needed * size <= budget and size <= LARGEST_AUTOMATIC:
             return Choice(form, size, f"{reason}; the activations of a part fit into the cache")
     if needed * batch <= budget:
         return Choice(form, None, reason)
-    fitting = max(1, int(budget / needed))
+    fitting = max(1, min(int(budget / needed), LARGEST_AUTOMATIC))
     size = max(num_devices, 2 ** (fitting.bit_length() - 1))
     if size >= batch:
         return Choice(form, None, reason)

@@ -24,6 +24,10 @@ from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._parts import Parts, parts_of
 
+# A larger part would move the sum further than docs/numerics.md says: the total of a part is
+# rounded to float32, by at most 4 u times its size.
+LARGEST_AUTOMATIC = 4096
+
 # `(trace, params, inputs, mask) -> (values, grads)`, such as `factored_grads`. The values are None
 # if they come with a later pass.
 FormOf: TypeAlias = Callable[..., tuple[Values | None, PerExampleGrads]]

@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
+from dpoptax.random._chacha import rounds_of
 from dpoptax.random._threefry_unrolled import unrolled
 from dpoptax.samplers import _feistel
 
 # The draws suffice with so many standard deviations to spare, of how many are needed. More are
-# needed once in about 1e9 batches.
+# needed at most once in a million batches.
 _SPARE = 6.0
+# Up to this product of examples and draws, a value and its place fit into 32 bits.
+_PACKED = 2**32
 
 
 def sample_without_replacement(
@@ -38,10 +41,11 @@ def sample_without_replacement(
         >>> len(set(indices.tolist()))
         5
     """
-    if 2 * count > num_examples:
-        # Most draws would be repetitions.
+    draws = _num_draws(num_examples, count) if 2 * count <= num_examples else 0
+    # Many draws would be repetitions, or two arrays would have to be sorted. The latter takes
+    # longer than the permutation for JAX's default keys, whose cipher is fast.
+    if not draws or (num_examples * draws > _PACKED and rounds_of(key) is None):
         return _feistel.permute(key, jnp.arange(count, dtype=jnp.int32), num_examples)
-    draws = _num_draws(num_examples, count)
     key = unrolled(key)
 
     def draw(tried: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -50,7 +54,9 @@ def sample_without_replacement(
         chosen, num_different = _first_different(values, num_examples, count)
         return number + 1, chosen, num_different
 
-    nothing = jnp.zeros((), jnp.int32), jnp.zeros(count, jnp.int32), jnp.zeros((), jnp.int32)
+    # Zeros that follow from the key: inside `shard_map` they differ by device where the key does.
+    zero = jax.random.key_data(key).reshape(-1)[0].astype(jnp.int32) * 0
+    nothing = zero, jnp.zeros(count, jnp.int32) + zero, zero
     return jax.lax.while_loop(lambda tried: tried[2] < count, draw, nothing)[1]
 
 
@@ -93,7 +99,7 @@ def _first_different(
     """
     draws = len(values)
     place = jnp.arange(draws, dtype=jnp.uint32)
-    if size * draws <= 2**32:
+    if size * draws <= _PACKED:
         # Value and place in one number: XLA sorts one array five times as fast as two.
         both = jax.lax.sort(values * np.uint32(draws) + place, is_stable=False)
         ordered, places = both // np.uint32(draws), both % np.uint32(draws)

@@ -125,3 +125,15 @@ def test_explain_says_so(small_cache):
     text = str(dpoptax.explain(loss_fn, PARAMS, batch_of(64)))
     assert "in microbatches of" in text
     assert "fit into the cache" in text
+
+
+def test_no_part_is_larger_than_the_proof_of_rounding_allows():
+    params = {"w": jnp.zeros((64, 64)), "v": jnp.zeros(64)}
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(x @ params["w"]) * params["v"])
+
+    trace = check_loss(loss, params, jnp.zeros((2, 64)), None, has_aux=False, allow_unused=False)
+    for power in range(8, 24):
+        size = choose(trace.program, 2**power).microbatch_size
+        assert size is None or size <= 4096

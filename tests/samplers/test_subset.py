@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from eight_devices import run_on_eight_devices
 
 from dpoptax.random import insecure_key
 from dpoptax.samplers import _subset as subset
@@ -98,3 +99,19 @@ def test_draws_that_do_not_suffice_are_repeated_and_stay_uniform(monkeypatch):
     seen = collections.Counter(map(tuple, np.asarray(drawn).tolist()))
     assert len(seen) == math.perm(6, 3)
     assert scipy.stats.chisquare(list(seen.values())).pvalue > LEVEL
+
+
+@pytest.mark.e2e
+def test_keys_that_differ_by_device_draw_other_samples():
+    """With one key per device inside `shard_map`, each device draws a sample of its own."""
+    program = (
+        "import jax, numpy as np\n"
+        "from dpoptax.samplers._subset import sample_without_replacement\n"
+        "mesh = jax.make_mesh((8,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))\n"
+        "rows = jax.sharding.PartitionSpec('d')\n"
+        "draw = lambda keys: sample_without_replacement(keys[0], 400, 100)[None]\n"
+        "draw = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=rows, out_specs=rows))\n"
+        "samples = np.asarray(draw(jax.random.split(jax.random.key(0), 8)))\n"
+        "print(len({tuple(sample) for sample in samples.tolist()}))"
+    )
+    assert run_on_eight_devices(program).split()[-1] == "8"
