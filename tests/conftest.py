@@ -1,5 +1,6 @@
 """Settings that hold for every test, and a cache of compiled programs that outlives the run."""
 
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -123,6 +124,22 @@ def _quick_compile(request):
         precise = path.startswith("per_example/") and request.node.get_closest_marker("slow")
         optimized = path.startswith(OPTIMIZED) or precise is not None
         jax.config.update("jax_disable_most_optimizations", not optimized)
+
+
+# Each compiled program takes some entries in the table of memory areas of the process. Linux allows
+# 65,530 of them, and XLA aborts the process if there are more.
+MOST_AREAS = 40_000
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets compiled programs between files, when they have become too many for one process."""
+    areas = pathlib.Path("/proc/self/maps")
+    if (nextitem is not None and nextitem.path == item.path) or not areas.exists():
+        return
+    if areas.read_bytes().count(b"\n") > MOST_AREAS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
