@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dpoptax import _validate
+from dpoptax._pytree import PyTree
+from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule
 
@@ -55,10 +57,10 @@ def stability(name: str, value: Any) -> float:
 
 
 def norms_and_finite(
-    squared: Float[Array, " batch"],
+    squared_norms: PyTree[Float[Array, " batch"]],
 ) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
-    """Returns the norms of squared norms, and which of them are finite."""
-    norms = jnp.sqrt(squared)
+    """Returns the norms of the whole gradients, and which of them are finite."""
+    norms = jnp.sqrt(global_squared_norms(squared_norms))
     # Ask the norms, not their squares: XLA keeps a root for its consumers, but repeats the sum over
     # all parameters below it in each of them. With 37 parameters, that doubled the program.
     return norms, jnp.isfinite(norms)

@@ -9,16 +9,10 @@ from jaxtyping import Array, Float, Int
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
 from dpoptax.clipping._base import ClipRule
-from dpoptax.clipping._bound import (
-    clip_bound,
-    norms_and_finite,
-    sensitivity_of,
-    weight_within,
-)
+from dpoptax.clipping._bound import clip_bound, norms_and_finite, sensitivity_of, weight_within
 from dpoptax.clipping._check_rule import check_rule, is_ours
 from dpoptax.clipping._state import AnyClipRule, StatefulClipRule
 from dpoptax.clipping._unit import first_rule
-from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
@@ -67,7 +61,7 @@ class FlatClip:
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
     ) -> Float[Array, " batch"]:
         """Returns min(1, l2_clip / norm), and 0 for an example with a norm that is not finite."""
-        norms, finite = norms_and_finite(global_squared_norms(squared_norms))
+        norms, finite = norms_and_finite(squared_norms)
         return weight_within(as_schedule(self.l2_clip).at(step), norms, finite)
 
     def sensitivity(self, relation: Relation) -> float:

@@ -6,12 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import (
-    clip_bound,
-    norms_and_finite,
-    sensitivity_of,
-    weight_within,
-)
+from dpoptax.clipping._bound import clip_bound, norms_and_finite, sensitivity_of, weight_within
 from dpoptax.clipping._groups import by_path, check_disjoint, groups_of
 from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
@@ -93,7 +88,7 @@ class GroupClip:
         members: dict[str, list[Array]] = {group: [] for group in bounds}
         for leaf, group in zip(leaves, groups, strict=True):
             members[group].append(leaf)
-        _, finite = norms_and_finite(global_squared_norms(squared_norms))
+        _, finite = norms_and_finite(squared_norms)
         weights = {
             group: weight_within(
                 as_schedule(bounds[group]).at(step), jnp.sqrt(global_squared_norms(parts)), finite

@@ -5,13 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import (
-    SMALLEST_CLIP,
-    norms_and_finite,
-    scaling_bound,
-    sensitivity_of,
-)
-from dpoptax.per_example._base import global_squared_norms
+from dpoptax.clipping._bound import SMALLEST_CLIP, norms_and_finite, scaling_bound, sensitivity_of
 from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
@@ -50,7 +44,7 @@ class NormalizedClip:
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
     ) -> Float[Array, " batch"]:
         """Returns l2_clip / norm, and 0 for a norm below 1e-12 or one that is not finite."""
-        norms, finite = norms_and_finite(global_squared_norms(squared_norms))
+        norms, finite = norms_and_finite(squared_norms)
         counts = finite & (norms >= SMALLEST_CLIP)
         return jnp.where(counts, as_schedule(self.l2_clip).at(step) / norms, 0.0)
 

@@ -9,14 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
-from dpoptax.clipping._bound import (
-    clip_bound,
-    norms_and_finite,
-    sensitivity_of,
-    weight_within,
-)
+from dpoptax.clipping._bound import clip_bound, norms_and_finite, sensitivity_of, weight_within
 from dpoptax.clipping._groups import by_path, groups_of
-from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule, Schedule, as_schedule, validated
 
@@ -106,7 +100,7 @@ class PerLayerClip:
         clip = as_schedule(self.l2_clip)
         clip_bound("the smallest share of l2_clip", clip.min * min(shares))
         bound = clip.at(step)
-        _, finite = norms_and_finite(global_squared_norms(squared_norms))
+        _, finite = norms_and_finite(squared_norms)
         scales = [
             weight_within(bound * share, jnp.sqrt(leaf), finite)
             for share, leaf in zip(shares, leaves, strict=True)

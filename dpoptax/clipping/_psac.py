@@ -6,7 +6,6 @@ from jaxtyping import Array, Float, Int
 
 from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import norms_and_finite, scaling_bound, sensitivity_of, stability
-from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation
 from dpoptax.schedules import ScalarOrSchedule, as_schedule, validated
 
@@ -47,7 +46,7 @@ class PsacClip:
         self, squared_norms: PyTree[Float[Array, " batch"]], step: Int[Array, ""] | int = 0
     ) -> Float[Array, " batch"]:
         """Returns the weight above, and 0 for an example with a norm that is not finite."""
-        norms, finite = norms_and_finite(global_squared_norms(squared_norms))
+        norms, finite = norms_and_finite(squared_norms)
         scale = as_schedule(self.l2_clip).at(step) / (norms + self.r / (norms + self.r))
         return jnp.where(finite, scale, 0.0)
 

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
 from dpoptax.clipping._bound import SMALLEST_CLIP, norms_and_finite, weight_within
-from dpoptax.per_example._base import global_squared_norms
 from dpoptax.relations import Relation, parse_relation
 
 # Between these bounds float32 holds the bound, its square and its inverse, with room on both sides.
@@ -37,7 +36,7 @@ class CurrentClip(NamedTuple):
     ) -> Float[Array, " batch"]:
         """See `ClipRule.weights`."""
         del step
-        norms, finite = norms_and_finite(global_squared_norms(squared_norms))
+        norms, finite = norms_and_finite(squared_norms)
         return weight_within(self.l2_clip.astype(norms.dtype), norms, finite)
 
     def sensitivity(self, relation: Relation) -> Float[Array, ""]:

@@ -15,12 +15,7 @@ from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
 from dpoptax.per_example._call_note import refuse_no_function
-from dpoptax.per_example._choose_form import (
-    FORMS,
-    automatic_grads,
-    automatic_grads_of_part,
-    automatic_grads_with_losses,
-)
+from dpoptax.per_example._choose_form import FORMS, automatic_grads, automatic_grads_of_part
 from dpoptax.per_example._loss_trace import LossTrace
 from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
 from dpoptax.per_example._parts import refuse_uneven
@@ -232,7 +227,8 @@ def deferred_values_and_grads(
         of_part = automatic_grads_of_part if form == "auto" else form_of
         form_of = functools.partial(microbatched_grads, of_part, size, shards)
     elif losses_first and form == "auto":
-        form_of = automatic_grads_with_losses
+        # For losses before the sum, parts would be computed twice.
+        form_of = functools.partial(automatic_grads, in_parts=False)
 
     @by_example
     def run(

@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from dpoptax import _validate
 from dpoptax._jax_compat import contains_primitive, inner_jaxprs
 from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._loss_trace import LossProgram
@@ -74,5 +74,5 @@ def activation_bytes(jaxpr: Any) -> int:
 
 def _bytes(aval: Any) -> int:
     # Keys have no size in bytes, and are small.
-    is_array = hasattr(aval, "shape") and not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+    is_array = hasattr(aval, "shape") and not _validate.is_key(aval)
     return math.prod(aval.shape) * aval.dtype.itemsize if is_array else 0

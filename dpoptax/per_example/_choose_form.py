@@ -145,15 +145,15 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
     num_devices = jax.device_count()
     # A batch that all devices share equally takes this part of the memory of each.
     budget = MEMORY_FRACTION * current_device().memory * num_devices
-    needed = FormPlan(program, form, batch).bytes_per_example
+    plan = FormPlan(program, form, batch)
+    needed = plan.bytes_per_example
     # If not even one example per device fits, nothing but a second backward pass helps.
     if form == "factored" and streamed and needed * num_devices > budget:
         form = "recomputed"
         reason = "the factors of one example do not fit into memory"
         needed = FormPlan(program, form, batch).bytes_per_example
     if form == "factored" and in_parts:
-        flops = FormPlan(program, form, batch).flops_per_example
-        size = size_of_parts(program, batch, flops)
+        size = size_of_parts(program, batch, plan.flops_per_example)
         if size is not None and needed * size <= budget and size <= LARGEST_AUTOMATIC:
             return Choice(form, size, f"{reason}; the activations of a part fit into the cache")
     if needed * batch <= budget:
@@ -175,23 +175,15 @@ def _whole(streamed: dict[int, StreamedLeaf]) -> tuple[FormName, str]:
 
 
 def automatic_grads(
-    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
+    trace: LossTrace,
+    params: PyTree,
+    inputs: tuple[PyTree, ...],
+    mask: Array,
+    *,
+    in_parts: bool = True,
 ) -> tuple[Any, PerExampleGrads]:
     """Returns the losses `(batch,)` and the gradients, as `choose` says."""
-    return _chosen(choose(trace.program, len(mask)), trace, params, inputs, mask)
-
-
-def automatic_grads_with_losses(
-    trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-) -> tuple[Any, PerExampleGrads]:
-    """The same for a caller who needs the losses first: parts would be computed twice."""
-    choice = choose(trace.program, len(mask), in_parts=False)
-    return _chosen(choice, trace, params, inputs, mask)
-
-
-def _chosen(
-    choice: Choice, trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
-) -> tuple[Any, PerExampleGrads]:
+    choice = choose(trace.program, len(mask), in_parts=in_parts)
     form_of = FORMS[choice.form]
     if choice.microbatch_size is None:
         return form_of(trace, params, inputs, mask)

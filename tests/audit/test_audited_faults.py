@@ -72,6 +72,13 @@ def audit(monkeypatch, fault, seed):
     return fit(loss, params, DATA, plan=plan, audit=GradientCanaries(CANARIES), **options).audit
 
 
+def is_better_than_chance(bounds):
+    """Whether the guesses are right more often than by chance, by three standard deviations."""
+    guesses = sum(bound.num_guesses for bound in bounds)
+    correct = sum(bound.num_correct for bound in bounds)
+    return correct > guesses / 2 + 3 * (guesses / 4) ** 0.5
+
+
 FAULTS = ["half of the noise", "canaries drawn too often", "a leaf that is not clipped"]
 
 
@@ -79,7 +86,9 @@ FAULTS = ["half of the noise", "canaries drawn too often", "a leaf that is not c
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(monkeypatch, fault):
     made = audit(monkeypatch, fault, seed=0)
-    assert made.lower_bound(confidence=0.99).epsilon > made.epsilon
+    bound = made.lower_bound(confidence=0.99)
+    assert bound.epsilon > made.epsilon
+    assert is_better_than_chance([bound])
 
 
 @pytest.mark.slow
@@ -90,6 +99,4 @@ def test_correct_runs_are_not_blamed(monkeypatch):
     # Not because they find nothing: guesses are right more often than by chance. Over ten seeds,
     # the guesses of one run are 4.7 standard deviations better than chance, give or take one, and
     # its bound is between zero and two thirds of epsilon.
-    guesses = sum(bound.num_guesses for bound in bounds)
-    correct = sum(bound.num_correct for bound in bounds)
-    assert correct > guesses / 2 + 3 * (guesses / 4) ** 0.5
+    assert is_better_than_chance(bounds)

@@ -63,8 +63,13 @@ def test_the_bytes_of_loops_are_multiplied_out():
 
 
 def test_keys_count_as_nothing():
-    jaxpr = jax.make_jaxpr(lambda key: jax.random.split(key, 10))(jax.random.key(0)).jaxpr
-    assert cached_parts.activation_bytes(jaxpr) >= 0
+    def draw(key):
+        return jax.random.bits(jax.random.split(key, 10)[3], (5,))
+
+    jaxpr = jax.make_jaxpr(draw)(jax.random.key(0)).jaxpr
+    assert cached_parts.activation_bytes(jaxpr) >= 4 * 5  # the words
+    keys = jax.make_jaxpr(lambda key: jax.random.split(key, 10))(jax.random.key(0)).jaxpr
+    assert cached_parts.activation_bytes(keys) == 0
 
 
 def test_large_activations_are_cut_and_small_ones_are_not(small_cache):
