@@ -45,7 +45,7 @@ format: $(VENV)/.dev  ## rewrite what ruff can mend
 bench: $(VENV)/.dev  ## every benchmark, and docs/benchmarks.md of it: ARGS="--only side_by_side"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: $(VENV)/.dev  ## one table of ratios in ten minutes, and what got slower: ARGS="--models vae"
+bench-quick: $(VENV)/.dev  ## one table of ratios in twelve minutes, and what got slower: ARGS="--models vae"
 	$(BIN)/python -m benchmarks.quick --out out/quick.json $(ARGS)
 	$(BIN)/python -m benchmarks.compare docs/benchmarks/cpu/quick.json out/quick.json
 

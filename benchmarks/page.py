@@ -108,7 +108,7 @@ DEFAULTS = """
 Milliseconds per step for users who change nothing: `training.fit` with Poisson batches and their
 padding, a secure key and Adam. "Private" is `dp_sgd` with JAX's default keys, on full batches that
 are given. "Not private" is a loop over full batches with Adam, in Python or on the device: the
-faster of the two. Compilation is left out. `make bench-quick` repeats this table in ten minutes.
+faster of the two. Compilation is left out. `make bench-quick` repeats it in about twelve minutes.
 """
 OTHERS = {
     "devices": (

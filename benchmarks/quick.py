@@ -1,4 +1,4 @@
-"""Writes one table of what privacy costs those who change nothing: `make bench-quick`, ten minutes.
+"""Writes one table of what the defaults cost: `make bench-quick`, twelve minutes.
 
     python -m benchmarks.quick --out out/quick.json
     python -m benchmarks.compare docs/benchmarks/cpu/quick.json out/quick.json
@@ -33,7 +33,7 @@ from benchmarks.training import seconds_per_step_of_fit
 
 MODELS = [name for name in PARAMETER_COUNTS if name != "lora"]
 BATCHES = (128, 1024)
-# Their steps take seconds at the larger batch: ten minutes would not be enough.
+# Their steps take seconds at the larger batch: twelve minutes would not be enough.
 SLOW = ("cifar", "lstm", "transformer")
 ROUNDS, LEAST_ROUNDS = 7, 3
 # A row takes this long, apart from compilation, and a reading a seventh of a third of it.
