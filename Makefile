@@ -13,12 +13,12 @@ demo: $(VENV)/.demo  ## train a VAE privately on scikit-learn's digits, and draw
 	$(BIN)/python examples/05_vae.py --out out
 
 test: $(VENV)/.dev  ## the tests to run while you work: ARGS="tests/vi -k elbo" chooses
-	$(PYTEST) --quick-compile -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
+	$(PYTEST) --quick-compile -m "not seconds and not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
 test-all: $(VENV)/.dev  ## what must pass before a merge: longer tests, and docstrings
 	$(PYTEST) --quick-compile --hypothesis-profile=all -m "not nightly and not trainer" $(ARGS)
 
-test-types: $(VENV)/.dev  ## the quick tests, every call checked, and programs optimized as for users
+test-types: $(VENV)/.dev  ## all but the slow tests, every call checked, and programs optimized as for users
 	$(PYTEST) $(CHECK_TYPES) -m "not slow and not e2e and not nightly and not trainer" $(or $(ARGS),tests)
 
 test-optimized: $(VENV)/.dev  ## slow tests of gradients and guarantees, with programs optimized as for users

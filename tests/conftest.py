@@ -11,6 +11,8 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Programs that only the type checker reads: to look for examples in them would run them.
+collect_ignore = ["typing/user_project"]
 # A folder that grows beyond this is emptied: every edit of the library leaves dead programs.
 LARGEST_CACHE = 2 * 2**30
 _HELD = []  # Locks and temporary folders, kept until the process ends.
@@ -51,6 +53,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core of its own: more threads would only take turns with the other worker.
     os.environ.setdefault("NPROC", "1")
+
+# Tracing leaves much garbage, and the compiled programs of a worker are millions of objects. Python
+# would look through them all so often that it takes a tenth of the time.
+gc.set_threshold(50_000, 50, 100)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -626,6 +626,7 @@ def test_numpy_scalars_are_numbers(number):
     assert plan(num_steps=np.int32(5), noise_multiplier=number(1)) == plan()
 
 
+@pytest.mark.seconds
 def test_a_nan_pixel_changes_nothing_but_that_examples_contribution():
     data = jnp.ones((100, 3)).at[5, 1].set(jnp.nan)
     # Every example in every batch, and no noise: both differ between runs with different data.

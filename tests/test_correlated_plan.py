@@ -40,6 +40,7 @@ def test_the_error_of_mnist_is_as_published_in_the_docs(batch, epsilon, largest)
         assert plan == ordinary
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("epsilon", [0.2, 8.0])
 def test_the_plan_is_never_worse_than_independent_noise(epsilon):
     plan = correlated_plan(**SMALL, epsilon=epsilon, max_bands=4)
@@ -56,6 +57,7 @@ def test_the_plan_is_never_worse_than_independent_noise(epsilon):
         assert plan.sampler.num_groups == plan.mechanism.strategy.num_bands == 4
 
 
+@pytest.mark.seconds
 def test_limits_of_the_number_of_bands():
     few = correlated_plan(**SMALL, epsilon=8.0, max_bands=2)
     assert few.mechanism.strategy.num_bands == 2

@@ -201,6 +201,7 @@ def test_the_page_shows_the_records_there_are(tmp_path, monkeypatch):
     assert (tmp_path / "leaderboard" / "toy.png").stat().st_size > 5000
 
 
+@pytest.mark.seconds
 def test_the_page_in_the_docs_is_that_of_its_records(tmp_path):
     stored = ROOT / "docs" / "leaderboard"
     for path in stored.glob("*.jsonl"):
@@ -210,6 +211,7 @@ def test_the_page_in_the_docs_is_that_of_its_records(tmp_path):
     assert (ROOT / "docs" / "leaderboard.md").read_text() == expected
 
 
+@pytest.mark.seconds
 def test_scattering_features_are_those_of_kymatio():
     rows, columns = np.mgrid[:16, :16]
     image = np.cos(0.1 * rows * columns) + rows / 16
@@ -248,6 +250,7 @@ def test_the_first_filters_have_no_mean_and_differ_in_angle():
     assert np.allclose(np.rot90(found[:, :, 0]), found[:, :, 8], atol=1e-5)
 
 
+@pytest.mark.seconds
 def test_a_private_mean_without_noise_is_the_mean():
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     longest = float(np.linalg.norm(rows, axis=1).max())

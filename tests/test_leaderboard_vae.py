@@ -17,6 +17,7 @@ from leaderboard.principal_components import (
 )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("epsilon", [0.536, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_both_releases_together_keep_the_budget(epsilon):
     setting = (60_000, 1024, 500, 1 / 60_000)
@@ -33,6 +34,7 @@ def test_both_releases_together_keep_the_budget(epsilon):
     assert spent >= event_epsilon(dp_accounting.ComposedDpEvent(releases), delta=delta)
 
 
+@pytest.mark.seconds
 def test_without_noise_the_scores_are_uncorrelated_with_variance_one():
     images = np.random.default_rng(0).uniform(size=(3000, 16)).astype(np.float32)
     start = private_components(images, 0.0, 1e-5, jax.random.key(0), latent=3, low=4)

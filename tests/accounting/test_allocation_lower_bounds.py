@@ -38,6 +38,7 @@ def test_a_certified_interval_contains_the_reference(noise, steps, rounds, delta
         assert 0 < high - low < 0.01 * reference
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("steps", "noise"), [(3, 1.1), (50, 0.7), pytest.param(469, 0.6, marks=pytest.mark.slow)]
 )

@@ -117,6 +117,7 @@ def _overflow(sampler):
     return event_privacy_loss(event, delta=1e-5, relation=sampler.relation).overflow
 
 
+@pytest.mark.seconds
 def test_noise_falls_as_the_limit_rises():
     limits = {
         Advantage: ((0.1, 0.4), {}),

@@ -81,6 +81,7 @@ def test_a_round_of_one_step_is_the_gaussian(noise):
         assert np.all(found <= exact(0.997 * at) + 1e-11)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("steps", "noise"), [(3, 1.1), pytest.param(50, 0.7, marks=pytest.mark.slow), (50, 1.5)]
 )
@@ -180,6 +181,7 @@ def test_the_probabilities_of_replacing_sum_to_one(steps, noise):
     assert loss.probabilities.sum() + loss.infinite == pytest.approx(1, abs=1e-7)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
 @pytest.mark.parametrize("capacity", [pytest.param(20, marks=pytest.mark.slow), 200])
 def test_a_round_with_very_little_noise_has_an_epsilon(relation, capacity):
@@ -258,6 +260,7 @@ def exact_delta_of_moves(moves, noise, at):
     return scipy.integrate.quad(integrand, -12, 14, epsabs=1e-13, epsrel=1e-8, limit=400)[0]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("capacity", [3, 5, 7])
 def test_full_batches_cost_at_least_what_an_adversary_learns(capacity):
     event = TruncatedRandomAllocationDpEvent(9, 2, capacity, 1.0)

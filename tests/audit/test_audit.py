@@ -82,6 +82,7 @@ def test_a_bound_is_a_sentence_that_says_what_it_assumes(weak):
     assert str(nothing).startswith("No epsilon above 0 is shown")
 
 
+@pytest.mark.seconds
 def test_the_text_compares_with_the_guarantee_and_says_what_is_not_private(weak, strong):
     found = str(weak).replace("\n", " ")
     bound = weak.summary().bounds[0].epsilon

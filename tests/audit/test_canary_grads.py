@@ -55,6 +55,7 @@ def assert_close(tree, other):
         np.testing.assert_allclose(leaf, expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("form", registry.FORMS)
 def test_norms_sums_and_stacked_rows_are_those_of_the_written_vectors(form):
     found, expected = both(form)
@@ -64,6 +65,7 @@ def test_norms_sums_and_stacked_rows_are_those_of_the_written_vectors(form):
     assert_close(found.stacked(), expected.stacked())
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("form", registry.FORMS)
 @pytest.mark.parametrize("rule", ["flat", "group"])
 def test_every_form_clips_and_sums_the_canaries_of_its_part(form, rule):
@@ -72,6 +74,7 @@ def test_every_form_clips_and_sums_the_canaries_of_its_part(form, rule):
     assert_close(found.clip_and_sum(weights_of), expected.clip_and_sum(weights_of))
 
 
+@pytest.mark.seconds
 def test_scales_before_the_clip_also_scale_canaries():
     found, expected = both("microbatched")
     weights_of = registry.CLIP_RULES["flat"](2.0).weights

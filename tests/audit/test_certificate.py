@@ -247,6 +247,7 @@ def test_verify_refuses_json_of_two_meanings():
         verify("[" * 100_000)
 
 
+@pytest.mark.seconds
 def test_verify_says_that_it_cannot_rebuild_a_sampler_of_ones_own():
     content = json.loads(certify().to_json())
     assert "The event is that of the releases" in verify(json.dumps(content)).in_words()

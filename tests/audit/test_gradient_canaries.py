@@ -53,6 +53,7 @@ ALL_SAMPLERS = [
 ]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 def test_canaries_that_are_in_take_part_as_the_sampler_draws_them(name):
     sampler = registry.SAMPLERS[name](NUM_EXAMPLES, BATCH)
@@ -89,6 +90,7 @@ SOME = [
 ]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", SOME)
 def test_with_little_noise_who_took_part_is_plain_whatever_clips_sums_and_follows(name):
     of_plan = {"noise_multiplier": 1e-3}
@@ -107,6 +109,7 @@ def test_with_little_noise_who_took_part_is_plain_whatever_clips_sums_and_follow
     assert audit.independent == (name not in ("quantile", "discrete", "scaled", "scaled by leaf"))
 
 
+@pytest.mark.seconds
 def test_scores_are_the_likelihood_ratios_of_a_simulation():
     count, steps, noise, size = 2000, 5, 0.8, 500
     examples = count + ROWS
@@ -193,6 +196,7 @@ def noise_of_run(monkeypatch, coins, norm=None):
     return np.asarray(made.params["b"])
 
 
+@pytest.mark.seconds
 def test_other_coins_or_canaries_draw_other_noise(monkeypatch):
     # Leaf "b" has too few coordinates for canaries with a flat clip, if none falls there.
     coins = jnp.arange(CANARIES) % 2 == 0
@@ -250,6 +254,7 @@ def test_something_else_than_canaries_is_refused():
         GradientCanaries(0)
 
 
+@pytest.mark.seconds
 def test_readings_of_examples_leave_out_canaries():
     seen = []
     # The loss of a padded row, which a canary has, has a large gradient.
@@ -264,6 +269,7 @@ def test_readings_of_examples_leave_out_canaries():
     assert float(seen[-1].nonprivate.nonprivate_median_norm) == 0
 
 
+@pytest.mark.seconds
 def test_scores_depend_on_each_other_if_batches_of_groups_are_cut():
     sampler = dpoptax.samplers.CyclicPoisson(NUM_EXAMPLES, BATCH, 2, max_batch_size=BATCH)
     assert not run(plan(sampler=sampler, noise_multiplier=1.0, num_steps=2)).audit.independent

@@ -37,6 +37,7 @@ def run(audit, data=DATA, loss=loss, **changes):
     return fit(loss, jnp.zeros(40), data, plan=plan(), audit=audit, **(options | changes)).audit
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("white_box", [False, True])
 def test_with_little_noise_the_attack_tells_rows_that_were_in_from_others(white_box):
     audit = run(InputCanaries(EXAMPLES, white_box=white_box))
@@ -71,6 +72,7 @@ def test_rows_unlike_the_data_are_refused():
         )  # fmt: skip
 
 
+@pytest.mark.seconds
 @pytest.mark.untyped
 def test_a_run_is_refused_or_keeps_its_result():
     with pytest.raises(ValueError, match="the number of canaries must be at least 1"):
@@ -88,6 +90,7 @@ def test_a_run_is_refused_or_keeps_its_result():
     assert np.isneginf([*diverged.in_scores, *diverged.out_scores]).sum() == 1
 
 
+@pytest.mark.seconds
 def test_wrong_labels_are_other_labels_and_all_of_them():
     labels = jnp.arange(3000) % 3
     wrong = mislabelled(labels, 3, jax.random.key(0))
@@ -105,6 +108,7 @@ def test_wrong_labels_are_other_labels_and_all_of_them():
         uniform(5, (2,), jax.random.key(0), low=1.0)
 
 
+@pytest.mark.seconds
 def test_many_runs_have_independent_scores_and_a_bound_below_epsilon():
     of_runs = plan(num_examples=11, noise_multiplier=1.0, num_steps=4)
     audit = audit_many_runs(

@@ -15,6 +15,7 @@ from dpoptax.samplers import FixedSize, Poisson, Shuffled
 DATA = (jnp.arange(1000), 2 * jnp.arange(1000))
 
 
+@pytest.mark.seconds
 def test_a_fixed_size_is_drawn_without_replacement_and_rows_stay_together():
     init, get_batch = subsample_batchify_data(DATA, q=0.1)
     num_batches, state = init(jax.random.key(0))
@@ -52,6 +53,7 @@ def test_rates_become_the_nearest_size():
         poisson_batchify_data(DATA, q=0.0001)
 
 
+@pytest.mark.seconds
 def test_an_epoch_of_split_data_has_each_example_at_most_once():
     init, get_batch = split_batchify_data((jnp.arange(25),), batch_size=10, return_mask=True)
     num_batches, state = init(rng_key=d3p.random.PRNGKey(0))
@@ -65,6 +67,7 @@ def test_an_epoch_of_split_data_has_each_example_at_most_once():
     assert get_batch(0, other)[0][0].tolist() != first.tolist()
 
 
+@pytest.mark.seconds
 def test_a_part_of_the_batches_as_size_leaves_room_for_all_of_them():
     """d3p truncates 1 % of the batches at .99, which its epsilon leaves out."""
     init, get_batch = poisson_batchify_data(DATA, 0.1, 0.99, "suppress", d3p.random)
@@ -94,6 +97,7 @@ def test_what_has_no_epsilon_is_refused_by_name():
         function(DATA, 10, rng_suite=d3p.random.debug)
 
 
+@pytest.mark.seconds
 def test_batches_remember_how_they_were_drawn():
     key = d3p.random.PRNGKey(0)
     for function, law in (
@@ -118,6 +122,7 @@ def test_batches_remember_how_they_were_drawn():
     assert law_of(batch) == law_of(list(batch)) == Poisson(1000, 30)
 
 
+@pytest.mark.seconds
 def test_keys_of_three_kinds_draw():
     """An old key is the Threefry key with the same words."""
     old, new = jax.random.PRNGKey(7), jax.random.key(7)

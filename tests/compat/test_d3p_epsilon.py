@@ -46,6 +46,7 @@ def first_batch(function, q):
     return num_batches, batch[0] if isinstance(batch[0], d3p.minibatch.MaskedExamples) else batch
 
 
+@pytest.mark.seconds
 def test_epochs_have_as_many_updates_as_the_batchifier_says():
     q = 0.0074  # 1.48 examples: 200 batches in an epoch, where 1 / q is 135
     num_batches, batch = first_batch(d3p.poisson_batchify_data, q)
@@ -55,6 +56,7 @@ def test_epochs_have_as_many_updates_as_the_batchifier_says():
     assert svi.get_epsilon(DELTA, q, num_epochs=10) == run
 
 
+@pytest.mark.seconds
 def test_a_sampler_that_contradicts_the_batches_is_refused():
     svi, (_, batch) = svi_of(), first_batch(d3p.subsample_batchify_data, 0.1)
     svi.update(svi.init(KEY, *batch), *batch)
@@ -66,6 +68,7 @@ def test_a_sampler_that_contradicts_the_batches_is_refused():
         svi.get_epsilon(DELTA, 0.1, num_iter=10, sampler=Poisson(N, 20))
 
 
+@pytest.mark.seconds
 def test_rows_that_are_repeated_or_cut_off_lose_their_sampler():
     _, batch = first_batch(d3p.poisson_batchify_data, 0.1)
     assert law_of(list(batch)) == batch.sampler
@@ -77,6 +80,7 @@ def test_rows_that_are_repeated_or_cut_off_lose_their_sampler():
     assert law_of([get_batch(0, state), get_batch(1, state)]) is None
 
 
+@pytest.mark.seconds
 def test_run_tells_get_epsilon_its_sampler():
     svi, (_, batch) = svi_of(), first_batch(d3p.poisson_batchify_data, 0.1)
     svi.init(KEY, *batch)

@@ -85,6 +85,7 @@ def test_steps_are_those_of_d3p(case):
     np.testing.assert_allclose(ours, D3P[case], atol=3e-6)
 
 
+@pytest.mark.seconds
 def test_sums_are_divided_by_a_public_number_instead_of_the_count():
     """d3p divides by 30, which it counts in the data."""
     half = steps(svi_of(expected_batch_size=B), mask=30)
@@ -93,6 +94,7 @@ def test_sums_are_divided_by_a_public_number_instead_of_the_count():
     np.testing.assert_allclose(half / whole, 30 / B, rtol=0.1)
 
 
+@pytest.mark.seconds
 def test_the_noise_does_not_depend_on_the_mask():
     """Its deviation is sigma C N / expected size; in d3p it grows with the square of the mask."""
     svi = svi_of(optax.sgd(1.0), dp_scale=5.0, expected_batch_size=B)
@@ -150,6 +152,7 @@ def test_epsilon_is_that_of_the_sampler_that_ran():
     assert found[FixedSize(N, 20)] > 1.5 * found[Poisson(N, 20)]
 
 
+@pytest.mark.seconds
 def test_epsilon_of_batches_from_elsewhere_needs_their_sampler():
     svi = svi_of(dp_scale=1.0)
     svi.init(jax.random.key(0), X[:20] + 0, Y[:20])
@@ -161,6 +164,7 @@ def test_epsilon_of_batches_from_elsewhere_needs_their_sampler():
     assert svi_of().get_delta(1.0, 0.1, num_iter=1, sampler=Poisson(N, 20)) == 1
 
 
+@pytest.mark.seconds
 def test_noise_for_poisson_batches_is_refused_for_others():
     dputil, key = d3p.dputil, d3p.random.PRNGKey(0)
     init, get_batch = d3p.minibatch.subsample_batchify_data(DATA, q=0.1)
@@ -180,6 +184,7 @@ def test_noise_for_poisson_batches_is_refused_for_others():
     svi_of(dp_scale=float(for_poisson)).init(key, X[:20] + 0, Y[:20])
 
 
+@pytest.mark.seconds
 def test_a_padded_batch_without_its_mask_is_refused():
     init, get_batch = d3p.poisson_batchify_data(DATA, q=0.1, max_batch_size=0.99)
     batch, mask = get_batch(0, init(d3p.random.PRNGKey(0))[1])
@@ -317,6 +322,7 @@ def test_a_gaussian_mixture_is_that_of_its_formula():
     assert mixture.num_components == len(mixture.mixture_probabilities) == 2
 
 
+@pytest.mark.seconds
 def test_draws_of_the_posterior_predictive_follow_the_guide():
     def guide(x, num_obs_total=None):
         loc = numpyro.param("loc", jnp.zeros(3))

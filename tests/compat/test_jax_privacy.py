@@ -73,6 +73,7 @@ def test_padding_and_non_finite_examples_contribute_nothing():
     assert sum_of(x=X[:0]).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.seconds
 def test_narrow_parameters_have_a_float32_sum():
     narrow = clipped_grad(lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, return_grad_norms=True)
     total, aux = narrow(W.astype(jnp.float16), X.astype(jnp.float16))

@@ -34,6 +34,7 @@ def rows():
     return ids, np.arange(ROWS, dtype=np.int32) % CLASSES
 
 
+@pytest.mark.seconds
 def test_padding_and_new_adapters_change_nothing(example):
     model = new_classifier(example)
     encode = jax.jit(lambda model, row: model.encoder(row))
@@ -48,6 +49,7 @@ def test_padding_and_new_adapters_change_nothing(example):
     assert np.abs(encode(model, ids) - before).max() > 1e-3
 
 
+@pytest.mark.seconds
 def test_only_adapters_and_head_are_trained_and_accounted(example):
     models = []
 

@@ -160,6 +160,7 @@ def messages():
                 yield text(node)
 
 
+@pytest.mark.seconds
 def test_every_error_of_the_questions_is_one_of_the_library():
     page = PAGES["docs/faq.md"]
     known = "\n".join(messages())

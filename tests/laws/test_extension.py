@@ -135,6 +135,7 @@ def test_the_tests_of_each_table_are_found():
     assert len(MECHANISM_TESTS) >= 4
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("test", "others"), SAMPLER_TESTS)
 def test_a_sampler_is_a_class_and_a_line(test, others, monkeypatch):
     monkeypatch.setitem(registry.SAMPLERS, "coin flips", lambda n, b: CoinFlips(n, b))

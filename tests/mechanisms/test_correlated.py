@@ -36,6 +36,7 @@ def assert_white(rows):
     assert np.abs(covariance - np.eye(len(rows))).max() < 5 * np.sqrt(2 / rows.shape[1])
 
 
+@pytest.mark.seconds
 @every
 def test_the_covariance_of_a_run_is_that_of_the_matrix(make):
     mechanism = make()
@@ -92,6 +93,7 @@ def test_a_wrong_tap_or_key_is_found(wrong, monkeypatch):
         assert_white(whitened(mechanism, recorded(mechanism)))
 
 
+@pytest.mark.seconds
 @taps_first
 def test_law_8_runs_and_leaves_share_no_draw(make):
     """Also leaves of one shape, and runs whose keys are next to each other."""
@@ -123,6 +125,7 @@ def run(tx, state, steps, update=None):
     return state, np.stack(rows)
 
 
+@pytest.mark.seconds
 @taps_first
 def test_a_plain_loop_a_scan_and_eager_steps_release_the_same(make):
     tx = transformation(make())
@@ -170,6 +173,7 @@ def test_one_band_is_independent_noise_and_options_are_those_of_the_gaussian(str
     assert_white(whitened(mechanism, rows))
 
 
+@pytest.mark.seconds
 @taps_first
 @pytest.mark.parametrize("change", ["clip", "noise", "strategy", "size", "other mechanism"])
 def test_a_state_in_a_changed_transformation_is_refused_or_releases_nan(make, change):
@@ -333,6 +337,7 @@ def test_an_ensemble_of_members_has_independent_noise(make):
     assert_white(np.concatenate(members))
 
 
+@pytest.mark.seconds
 def test_memory_is_a_few_draws_and_no_copy_of_the_parameters():
     size, taps = 1 << 18, tuple(1 / (2.0**j) for j in range(8))
     params, grads = jnp.zeros(size), jnp.zeros((1, size))

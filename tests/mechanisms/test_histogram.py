@@ -23,6 +23,7 @@ def test_counts_are_those_of_numpy():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.seconds
 def test_padding_and_non_finite_norms_are_not_counted():
     data = jnp.array([[1.0], [jnp.nan], [jnp.inf], [2.0]])
     grads = dpoptax.per_example_grads(lambda w, x: jnp.sum(w * x))(
@@ -32,6 +33,7 @@ def test_padding_and_non_finite_norms_are_not_counted():
     np.testing.assert_array_equal(found, [0, 0, 1, 0])
 
 
+@pytest.mark.seconds
 def test_one_example_moves_it_by_one():
     base = norm_histogram(GRADS, EDGES, 0.0, jax.random.key(0))
     for norm in (0.0, 0.7, 1e6):

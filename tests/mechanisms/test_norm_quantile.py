@@ -20,6 +20,7 @@ def grads_of(norms):
     return {"w": jnp.asarray(norms, jnp.float32)[:, None] * jnp.array([0.6, 0.8])}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 def test_without_noise_it_is_the_quantile(quantile):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 999)
@@ -43,6 +44,7 @@ def counts_of(monkeypatch, norms, mask, quantile, answers):
     return np.array(seen)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.9])
 def test_one_example_moves_all_counts_together_by_what_is_accounted(monkeypatch, quantile):
     """Brute force over norms and answers, for each way in which data sets can be neighbours."""

@@ -37,6 +37,7 @@ def whole():
         )  # fmt: skip
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("wrap", [lambda data: data, HostData])
 def test_a_run_ends_at_the_last_planned_step_and_gives_the_numbers_of_fit(wrap, whole):
     run = make(data=wrap(DATA))
@@ -56,6 +57,7 @@ def test_a_run_ends_at_the_last_planned_step_and_gives_the_numbers_of_fit(wrap, 
         run.step()
 
 
+@pytest.mark.seconds
 def test_a_run_that_stops_early_reports_what_ran():
     run = make()
     run.step(2)
@@ -108,6 +110,7 @@ def _arrays(examples):
     return jax.tree.leaves(examples)[0]
 
 
+@pytest.mark.seconds
 def test_gradients_of_your_own_are_one_step_for_each_batch(whole):
     run = make(None)
     with pytest.raises(ValueError, match="Call sample before"):

@@ -118,6 +118,7 @@ def test_a_traced_key_of_another_type_is_refused():
         jax.jit(dpoptax.samplers.FixedSize(1000, 64).init)(REFUSED["rbg"]())
 
 
+@pytest.mark.seconds
 def test_a_default_type_of_jax_that_is_refused_does_not_stop_training():
     with jax.default_prng_impl("unsafe_rbg"):
         with pytest.raises(TypeError, match="jax_default_prng_impl may stay"):

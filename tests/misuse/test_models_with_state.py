@@ -210,6 +210,7 @@ def test_batch_norm_is_refused_though_its_update_is_dropped(make):
             run(wrapped, params)
 
 
+@pytest.mark.seconds
 def test_fixed_statistics_are_allowed():
     run(*linen(use_running_average=True))
     run(*haiku(is_training=False))

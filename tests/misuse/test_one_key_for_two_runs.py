@@ -59,6 +59,7 @@ def base():
         return release()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_that_differs_in_one_thing_draws_other_noise(change, base):
     assert_other_noise(base, release(**CHANGES[change]))
@@ -79,6 +80,7 @@ def test_the_layout_of_a_run_changes_no_noise(base):
     np.testing.assert_allclose(release(microbatch_size=4), base, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.seconds
 def test_these_tests_have_power(monkeypatch):
     """Without the binding, a sweep with one key shares all noise."""
     monkeypatch.setattr(binding, "bind_key", lambda key, values, program, mask=None: key)
@@ -152,6 +154,7 @@ def loop_state(step, state, data, num_steps=2):
     return np.asarray(state.params)
 
 
+@pytest.mark.seconds
 def test_a_step_in_a_loop_binds_its_noise_too():
     keys = dpoptax.random.split_by_purpose(KEY)
 
@@ -247,6 +250,7 @@ def noise_key_after_a_step(loss, model_seed=0, **options):
     return jax.random.key_data(state.opt_state[0].key).tolist()
 
 
+@pytest.mark.seconds
 def test_the_key_of_the_loss_is_bound():
     def noise_key(model_seed):
         return noise_key_after_a_step(

@@ -55,6 +55,7 @@ def test_packed_rows_on_the_host_are_refused_by_the_first_one():
         )  # fmt: skip
 
 
+@pytest.mark.seconds
 def test_padding_sentence_pairs_and_rows_of_one_user_are_accepted():
     assert train(rows_with(PADDED)).num_steps == 1
     assert train(rows_with(PADDED - 1)).num_steps == 1  # -1 marks padding

@@ -130,6 +130,7 @@ def test_many_leaves_are_summarized():
     assert "example[5]: float32[2], and 24 more)" in shown
 
 
+@pytest.mark.seconds
 def test_fit_says_the_same_before_the_first_step():
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(5, 2), clip=1.0, noise_multiplier=1.0, num_steps=1,

@@ -36,6 +36,7 @@ def train_step(model, optimizer, x):
     optimizer.update(model, dpoptax.per_example_grads(loss_fn)(params, x))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("wrt", [nnx.Param, nnx.LoRAParam])
 def test_it_makes_the_steps_of_a_loop_with_the_same_transformation(wrt):
     model = Adapted()
@@ -58,6 +59,7 @@ def test_it_makes_the_steps_of_a_loop_with_the_same_transformation(wrt):
     assert np.array_equal(before, model.base.kernel[...]) == (wrt is nnx.LoRAParam)
 
 
+@pytest.mark.seconds
 def test_the_noise_is_new_at_each_step():
     """Without slopes, an update is noise. The state of the key must go on from step to step."""
     model = Adapted()
@@ -85,6 +87,7 @@ def test_gradients_of_other_variables_are_refused(of_optimizer, of_loss, message
         optimizer.update(model, grads)
 
 
+@pytest.mark.seconds
 def test_what_is_not_private_is_refused():
     model = Adapted()
     with pytest.raises(ValueError, match=r"tx must hold privatize.*plan\.privatize\(key\)"):

@@ -109,6 +109,7 @@ def test_sizes_are_powers_of_two_or_whole_vectors(size):
     assert max(1, size / 1.6) <= found <= max(1, 1.5 * size)
 
 
+@pytest.mark.seconds
 def test_the_clipped_sum_and_the_norms_are_those_of_the_whole_batch(small_cache):
     batch = batch_of(40)
     mask = jnp.arange(40) < 27

@@ -53,6 +53,7 @@ held = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("dtype", "held"), [(np.int8, False), (bool, True)])
 def test_whole_numbers_times_a_float_weight(dtype, held, monkeypatch):
     def loss_fn(params, example):
@@ -68,6 +69,7 @@ def test_whole_numbers_times_a_float_weight(dtype, held, monkeypatch):
     check(loss_fn, params, (WHOLE.astype(dtype), TARGETS), held, monkeypatch)
 
 
+@pytest.mark.seconds
 @held
 def test_leaves_of_float32_and_float64(held, monkeypatch):
     def loss_fn(params, x):
@@ -113,6 +115,7 @@ WITHOUT_NUMBERS = {
 }
 
 
+@pytest.mark.seconds
 @held
 def test_leaves_without_numbers(held, monkeypatch):
     def loss_fn(params, x):

@@ -90,6 +90,7 @@ def _either_way(request, monkeypatch):
     monkeypatch.setattr(_grouped_rows, "_sorts", lambda: request.param == "sorting")
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize(
     ("form", "dtype"),
@@ -183,6 +184,7 @@ def shared_by_a_scan(w, x):
     return jax.lax.map(lambda scale: layers_of_experts(w, scale * x), jnp.arange(1.0, 4.0)).sum()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [

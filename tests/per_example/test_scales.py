@@ -134,6 +134,7 @@ def check(found, exact, tolerance):
         assert np.linalg.norm(error) <= tolerance * np.linalg.norm(expected), name
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("_mixed_dtypes")
 def test_norms_and_sums_are_those_of_vmap_grad():
     params, examples = model()
@@ -156,6 +157,7 @@ def test_scales_in_16_bits_have_gradients_in_float32(form):
     assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.seconds
 @pytest.mark.usefixtures("_mixed_dtypes")
 @pytest.mark.parametrize("filler", [1e30, np.nan])
 def test_padding_changes_nothing(filler):

@@ -58,6 +58,7 @@ def marked(names, mark):
     return [pytest.param(*case.values, id=case.id, marks=mark) for case in models(names)]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "make", [*models(QUICK), *marked(OTHERS, slow), *marked(LONGEST, pytest.mark.nightly)]
 )

@@ -33,6 +33,7 @@ def runs(sampler, num_runs, num_steps, seed=0):
     return inclusions(flat, sampler.num_examples).reshape(num_runs, num_steps, -1)
 
 
+@pytest.mark.seconds
 def test_separated_turns_are_apart_uniform_and_independent():
     sampler = MinSeparated(num_examples=40, steps_per_round=5, min_separation=3)
     table = runs(sampler, 2_000, 13)
@@ -143,6 +144,7 @@ def test_the_events_of_turns_are_read_back_and_filtered():
         assert 50 > budget.spent() > ledger.epsilon()
 
 
+@pytest.mark.seconds
 def test_random_groups_are_kept_and_independent():
     sampler = RandomCyclicPoisson(num_examples=40, expected_batch_size=5, num_groups=4)
     table = runs(sampler, 2_000, 8)

@@ -86,6 +86,7 @@ def crash(folder, name, **changes):
     return rows
 
 
+@pytest.mark.seconds
 @taps_first
 def test_steps_that_a_crash_lost_are_repeated_bit_for_bit_and_count_once(tmp_path, name):
     whole = steps_of(open_run(name), 10)
@@ -98,6 +99,7 @@ def test_steps_that_a_crash_lost_are_repeated_bit_for_bit_and_count_once(tmp_pat
         assert run.ledger.runs == [(1.0, 10)]
 
 
+@pytest.mark.seconds
 def test_another_strategy_is_refused_by_name_and_so_is_another_program(tmp_path):
     name = "recursion"
     crash(tmp_path / "run", name)

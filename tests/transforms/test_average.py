@@ -57,6 +57,7 @@ def test_the_average_of_narrow_parameters_is_wide():
     check(average, iterates, 0.999 ** np.arange(7, -1, -1), rtol=5e-3)
 
 
+@pytest.mark.seconds
 def test_results_of_training_have_the_average():
     plan = dpoptax.Plan(
         sampler=dpoptax.samplers.Poisson(40, 8), clip=1.0, noise_multiplier=1.0, num_steps=4,

@@ -61,6 +61,7 @@ def check(found):
 SLOW_WITH_DISCRETE_NOISE = RULES.keys() - {"flat", "group", "quantile"}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("rule", "mechanism"),
     [
@@ -163,6 +164,7 @@ def test_chain_needs_privatize_first():
         transforms.chain(optax.identity(), transforms.disk(optax.sgd(1.0)))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "make", [transforms.scale_then_privatize, transforms.disk], ids=lambda make: make.__name__
 )

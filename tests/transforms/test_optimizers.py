@@ -52,6 +52,7 @@ def test_a_run_in_parts_is_that_of_fit(make, tmp_path):
     assert float(jnp.abs(whole.params["mean"]).sum()) > 0
 
 
+@pytest.mark.seconds
 def test_a_scan_of_steps_is_a_loop_of_them():
     keys = dpoptax.random.split_by_purpose(jax.random.key(1))
     tx = transforms.chain(PLAN.privatize(keys.noise_key), everything(0.1))

@@ -89,6 +89,7 @@ def test_padding_and_bad_gradients_contribute_nothing(scale, filler):
     assert registry.distance(found, right) == 0
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("scale", [BY_LEAF, BY_COORDINATE], ids=["by leaf", "by coordinate"])
 def test_one_example_moves_the_scaled_sum_by_the_clip_at_most(scale):
     """What is released with noise is the scaled sum: undoing the scale is post-processing."""
@@ -114,6 +115,7 @@ def test_scales_have_limits():
         assert np.isfinite(release({"w": jnp.ones((1, 1))}, {"w": wrong}, params, size=1)["w"])
 
 
+@pytest.mark.seconds
 def test_until_the_first_release_nothing_is_scaled():
     params = registry.params()
     grads = registry.factored(registry.loss)(params, registry.examples(8))

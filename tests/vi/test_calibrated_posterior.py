@@ -56,6 +56,7 @@ def precise(data):
     return plan, trained(an_elbo(), plan, data)
 
 
+@pytest.mark.seconds
 def test_releases_are_gradients_at_their_points(precise, data):
     """Without clipping and with hardly any noise, at both draws of a pair."""
     releases = releases_of(precise[1][1])
@@ -64,6 +65,7 @@ def test_releases_are_gradients_at_their_points(precise, data):
     np.testing.assert_allclose(releases.noisy_gradients, expected, atol=2e-3)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("with_simulation", [True, False], ids=["simulated", "guide"])
 def test_without_noise_it_is_the_posterior_in_closed_form(precise, data, with_simulation):
     plan, (params, opt_state) = precise
@@ -106,6 +108,7 @@ def test_a_clip_bound_that_is_too_low_is_named():
     assert "larger clip bound" in check.statement
 
 
+@pytest.mark.seconds
 def test_a_clip_bound_is_a_high_quantile_of_the_norms():
     """Norms are those of a normal vector in two dimensions: 2.15 to 3.26 for 0.9 to 0.995."""
     choice = choose_clip(an_elbo(), a_plan(), simulate, num_worlds=8, key=jax.random.key(0))
@@ -115,6 +118,7 @@ def test_a_clip_bound_is_a_high_quantile_of_the_norms():
     assert f"{choice.clip:.3g}" in choice.statement
 
 
+@pytest.mark.seconds
 def test_little_noise_allows_a_larger_bound():
     bounds = [
         choose_clip(
@@ -139,6 +143,7 @@ def test_a_prior_density_gives_the_closed_form_of_a_normal_prior():
     np.testing.assert_allclose(found.covariance, exact.covariance, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.seconds
 def test_clipped_gradients_are_those_of_the_clip_rule():
     gradients = jnp.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     weights = dpoptax.clipping.FlatClip(1.0).weights({"w": jnp.sum(gradients**2, axis=1)})

@@ -142,6 +142,7 @@ def test_without_clip_and_noise_a_step_is_the_plain_gradient_of_the_elbo(regress
         np.testing.assert_allclose(leaf, -expected[name], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("kl", "l2_clip"), [("clipped", math.inf), ("after_noise", 1e-3)])
 def test_the_divergence_enters_once_and_only_a_clipped_one_is_clipped(kl, l2_clip):
     guide = guides.MeanField(jnp.ones(3))

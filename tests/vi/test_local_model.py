@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dpoptax.vi._antithetic import balanced_normal
 from dpoptax.vi._likelihood_of_releases import NoiseLevel, SlopePrior, likelihood_of_releases
@@ -23,6 +24,7 @@ def counts():
     )
 
 
+@pytest.mark.seconds
 def test_uncertain_latents_have_a_second_order_effect_on_the_gradient():
     number = 20_000
     centre = jnp.array([CENTRE])
@@ -37,6 +39,7 @@ def test_uncertain_latents_have_a_second_order_effect_on_the_gradient():
     np.testing.assert_array_equal(model.bias, [0.0])
 
 
+@pytest.mark.seconds
 def test_at_the_centre_only_clipping_gives_a_gradient():
     centre = jnp.array([CENTRE])
     model = simulated_model(counts()._replace(l2_clip=0.5), centre, jnp.tile(centre, (2000, 1)))
@@ -49,6 +52,7 @@ def test_balanced_normal_vectors_have_mean_zero_in_every_even_part():
     np.testing.assert_array_equal(vectors[:40].mean(0), np.zeros(3))
 
 
+@pytest.mark.seconds
 def test_a_short_run_does_not_overestimate_its_slope():
     """Gradient descent follows its own noise, so a regression finds the slope too steep."""
     num_worlds, num_steps, rate, noise, slope = 2000, 40, 0.2, 1.0, 0.5

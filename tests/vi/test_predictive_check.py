@@ -43,6 +43,7 @@ def test_p_values_are_uniform_under_the_model_and_small_beside_it():
     assert p_values(1.5, NOISE)[0].mean() < 0.1
 
 
+@pytest.mark.seconds
 def test_a_check_on_the_data_themselves_sees_what_a_statistic_sees():
     replicated = jax.random.normal(jax.random.key(0), (DRAWS, N))
     y = 2 * jax.random.normal(jax.random.key(1), (N,))

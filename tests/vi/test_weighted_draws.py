@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from dpoptax.vi._likelihood_of_releases import NormalLikelihood
@@ -22,6 +23,7 @@ def draws_of(given, log_prior, size):
     return found, weighted_draws(given, log_prior, lambda flat: flat, found, jax.random.key(1))
 
 
+@pytest.mark.seconds
 def test_a_skewed_posterior_has_its_own_quantiles_and_not_those_of_a_normal_one():
     # The log of a gamma variable, without a likelihood.
     shape = 1.0
@@ -38,6 +40,7 @@ def test_a_skewed_posterior_has_its_own_quantiles_and_not_those_of_a_normal_one(
     assert np.any(np.abs(normal - expected) > 6 * error)
 
 
+@pytest.mark.seconds
 def test_a_normal_posterior_keeps_its_moments_in_sixteen_dimensions():
     size = 16
     root = jax.random.normal(jax.random.key(2), (size, size)) / 4 + jnp.eye(size)
@@ -50,6 +53,7 @@ def test_a_normal_posterior_keeps_its_moments_in_sixteen_dimensions():
     np.testing.assert_allclose(draws.std(0) / stddev, 1, atol=4 * error)
 
 
+@pytest.mark.seconds
 def test_uneven_weights_leave_the_closest_normal_distribution():
     nothing = likelihood(jnp.zeros((1, 1)), jnp.zeros(1))
     narrow = Normal(jnp.zeros(1), jnp.eye(1))

@@ -21,6 +21,7 @@ def by_columns(w, i):
     return jnp.sum(jnp.tanh(jax.nn.softmax(w[i] @ jnp.ones((3, 7))) @ w))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("loss_fn", "example", "product"),
     [

@@ -68,6 +68,7 @@ def coverage(ranks):
     return np.mean((ranks > 0.05) & (ranks < 0.95))
 
 
+@pytest.mark.seconds
 def test_intervals_of_a_probability_cover():
     worlds, num_examples, model = 600, 60, BetaBernoulli(alpha=2.0, beta=3.0)
     keys = jax.random.split(KEY, 3)

@@ -177,6 +177,7 @@ def test_the_posterior_of_a_release_is_in_the_units_of_the_data():
     assert 3 < float(draws["variance"].mean()) < 5
 
 
+@pytest.mark.seconds
 def test_chains_that_disagree_are_found():
     draws = jax.random.normal(KEY, (8, 64, 3))
     assert float(split_r_hat(draws)) < 1.05

@@ -41,6 +41,7 @@ def regression_rows(num_rows):
     return REGRESSION._statistics(x, y)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("rows", "one_more", "replaced"),
     [(normal_rows, SENSITIVITY, 2.0), (regression_rows, 2.0, math.sqrt(8))],
@@ -72,6 +73,7 @@ def test_a_long_row_keeps_its_relation_to_the_label():
     np.testing.assert_allclose(REGRESSION._statistics(x, y), within, rtol=1e-6)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("model", "data", "bound"),
     [
@@ -98,6 +100,7 @@ def test_noise_is_what_it_says(model, data, bound):
     assert np.abs(values.mean(axis=0) - exact).max() < 4.5 * stddev / math.sqrt(len(keys))
 
 
+@pytest.mark.seconds
 def test_a_release_is_charged_before_it_happens():
     spent = ledger(20)
     noisy = NORMAL.release(jnp.zeros(20), noise_multiplier=2.0, ledger=spent, key=KEY)
@@ -108,6 +111,7 @@ def test_a_release_is_charged_before_it_happens():
     assert spent.epsilon() > once
 
 
+@pytest.mark.seconds
 def test_replacement_costs_what_twice_the_move_costs():
     by_replacement = dpoptax.accounting.Ledger(
         dpoptax.samplers.FixedSize(20, 20), clip=1.0, delta=1e-5
@@ -120,6 +124,7 @@ def test_replacement_costs_what_twice_the_move_costs():
     )
 
 
+@pytest.mark.seconds
 def test_a_row_that_is_not_finite_is_left_out():
     data = jnp.array([1.0, jnp.nan, 2.0, jnp.inf])
     rows = NORMAL._statistics(data)
@@ -151,6 +156,7 @@ def test_one_key_for_two_data_sets_gives_two_noises():
     assert np.abs(difference - exact).max() > 0.1
 
 
+@pytest.mark.seconds
 def test_an_exact_mechanism_may_add_the_noise():
     exact = dpoptax.mechanisms.DiscreteGaussian()
     noisy = NORMAL.release(

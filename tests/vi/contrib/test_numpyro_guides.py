@@ -108,6 +108,7 @@ def traced(named, guide):
     return noise_aware_posterior(named(LOC, RAW), state, num_examples=7, guide=guide)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", NORMALS)
 def test_noise_aware_posteriors_are_those_of_our_mean_field(name):
     own, found = traced(as_own, None), traced(NORMALS[name], guide_of(name))

@@ -14,6 +14,7 @@ from dpoptax.vi.contrib import mean_field_scale, natural_gradient
 PARAMS = {"loc": jnp.array([0.3, -1.0]), "raw_scale": jnp.array([-2.0, 1.0])}
 
 
+@pytest.mark.seconds
 def test_a_mean_field_is_scaled_before_the_clip():
     grads_fn = dpoptax.per_example_grads(lambda p, x: jnp.sum(p["loc"] * x), allow_unused=True)
     grads = grads_fn(PARAMS, jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), mask=jnp.array([True, False]))

@@ -20,6 +20,7 @@ def start(guide):
     return guide.init(jax.random.key(0), jax.random.key(0))["params"]
 
 
+@pytest.mark.seconds
 def test_a_positive_latent_is_log_normal():
     guide = guides.Constrained(jnp.array(2.0), constraints.positive)
     guide_params = start(guide)

@@ -53,6 +53,7 @@ def standard_promotion():
         yield
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", GUIDES)
 def test_likelihood_and_prior_sum_to_the_log_density_of_numpyro(kind):
     elbo = an_elbo(kind)
@@ -65,6 +66,7 @@ def test_likelihood_and_prior_sum_to_the_log_density_of_numpyro(kind):
     np.testing.assert_allclose(found, expected + latents["scale"], rtol=1e-5)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", GUIDES)
 def test_draws_and_their_density_are_those_of_the_autoguide(kind):
     elbo = an_elbo(kind)
@@ -91,6 +93,7 @@ def test_draws_and_their_density_are_those_of_the_autoguide(kind):
     np.testing.assert_allclose(found, expected, atol=0.3)
 
 
+@pytest.mark.seconds
 def test_examples_are_simulated_by_the_model():
     elbo = an_elbo(autoguide.AutoNormal)
     simulate = elbo.simulator(lambda key: (jnp.array([1.0, 2.0]), None))
@@ -154,6 +157,7 @@ def test_a_run_that_had_not_settled_is_named_and_its_posterior_is_still_near():
     assert np.all(np.abs(found.mean["weights"] - weights) < stddev)
 
 
+@pytest.mark.seconds
 @pytest.mark.untyped
 def test_other_guides_and_latents_of_examples_are_refused():
     with pytest.raises(TypeError, match="AutoIAFNormal"):

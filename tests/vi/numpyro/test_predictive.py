@@ -41,6 +41,7 @@ def model_of(plate):
     return model
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", PLATES)
 @pytest.mark.parametrize("rows", [7, 3 * N])
 def test_the_plate_over_the_data_takes_any_number_of_rows(name, rows):
@@ -61,6 +62,7 @@ def test_a_plate_of_fixed_size_is_named_in_the_error():
         Predictive(lambda: None, num_samples=5, data_plate="data")(jax.random.key(0))
 
 
+@pytest.mark.seconds
 def test_calls_are_those_of_numpyro():
     model = model_of(PLATES["size of the batch"])
     x = jnp.ones(7)
@@ -93,6 +95,7 @@ def regression(x, y=None):
         numpyro.sample("y", dist.Normal(slope * x, 0.01), obs=y)
 
 
+@pytest.mark.seconds
 def test_guides_of_both_libraries_give_one_posterior_predictive():
     loc, stddev = 0.7, 0.2
     ours = guides.MeanField({"slope": jnp.zeros(())})

@@ -76,6 +76,7 @@ def check(positions, variance, other=None):
         assert abs(found - other) > 6 * error
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("noise", [0.5, 12.0, 20.0], ids=["little", "just enough", "too much"])
 def test_sgld_samples_the_posterior_at_its_temperature(noise):
     kernel, plan = SGLD(0.012), plan_with(noise)

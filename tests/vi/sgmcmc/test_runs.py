@@ -30,6 +30,7 @@ def estimator(**changes):
     )
 
 
+@pytest.mark.seconds
 def test_a_chain_charges_every_step_of_its_plan():
     chain = sample(
         *(log_likelihood, 3.0, jnp.array(0.0), DATA),
@@ -52,6 +53,7 @@ def test_a_chain_charges_every_step_of_its_plan():
         )
 
 
+@pytest.mark.seconds
 def test_a_loop_of_blackjax_is_charged_per_call():
     found = estimator()
     sgld = blackjax.sgld(found)
@@ -64,6 +66,7 @@ def test_a_loop_of_blackjax_is_charged_per_call():
         sgld.step(jax.random.key(0), position, None, 1e-3, 1.0)
 
 
+@pytest.mark.seconds
 def test_calls_at_one_position_have_different_noise():
     found = estimator()
     values = {float(found(jnp.array(0.5), "one batch")) for _ in range(4)}
@@ -71,6 +74,7 @@ def test_calls_at_one_position_have_different_noise():
     assert found.ledger.num_steps == 4
 
 
+@pytest.mark.seconds
 def test_the_gradient_is_that_of_the_log_posterior():
     full = dpoptax.samplers.Poisson(60, 60)
     found = estimator(sampler=full, noise_multiplier=1e-5)
@@ -101,6 +105,7 @@ def released(position, likelihood=log_likelihood, data=DATA):
 FULL_BATCH = PLAN.replace(sampler=dpoptax.samplers.Poisson(60, 60), clip=50.0)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
