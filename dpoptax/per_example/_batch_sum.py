@@ -100,9 +100,7 @@ def fold_and_stack(
     function: Callable[[Any], tuple[PyTree, PyTree]], steps: Any, num_examples: int
 ) -> tuple[PyTree, PyTree]:
     """As `fold`, for a function that returns what to sum and what to stack."""
-    run, count = RUN, jax.tree.leaves(steps)[0].shape[0]
-    while run > 1 and _float32_additions(run, 1, num_examples) > MAX_FLOAT32_ADDITIONS:
-        run -= 1
+    run, count = longest_run(num_examples), jax.tree.leaves(steps)[0].shape[0]
     one = jax.tree.map(lambda leaf: leaf[0], steps)
     shapes, _ = jax.eval_shape(function, one)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -128,6 +126,14 @@ def fold_and_stack(
     (high, low), outputs = jax.lax.scan(add_to_total, (zeros, zeros), runs)
     stacked = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), outputs)
     return jax.tree.map(jnp.add, high, low), stacked
+
+
+def longest_run(num_examples: int) -> int:
+    """How many totals of so many examples are added in float32 before they join the double word."""
+    run = RUN
+    while run > 1 and _float32_additions(run, 1, num_examples) > MAX_FLOAT32_ADDITIONS:
+        run -= 1
+    return run
 
 
 def add_double_word(total: tuple[PyTree, PyTree], value: PyTree) -> tuple[PyTree, PyTree]:

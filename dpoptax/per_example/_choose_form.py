@@ -28,6 +28,7 @@ from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._factored import Layout
 from dpoptax.per_example._loss_trace import LossProgram, LossTrace
 from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC, microbatched_grads
+from dpoptax.per_example._norm_rules.embedding import EmbeddingLookup
 from dpoptax.per_example._norm_rules.materialize import materialization_cost
 from dpoptax.per_example._recomputed import one_pass_grads, recomputed_grads
 from dpoptax.per_example._stacked import stacked_grads
@@ -126,6 +127,14 @@ class FormPlan:
         flops = [self.cost(leaf).flops for leaf in range(len(self.specs))]
         return sum(number for number in flops if not math.isnan(number))
 
+    @property
+    def bytes_of_lookups(self) -> float:
+        """Returns what is held for the lookups of one example: indices, and cotangents of rows."""
+        lookups = [
+            leaf for leaf, rule in self.layout.rules.items() if isinstance(rule, EmbeddingLookup)
+        ]
+        return sum(self.cost(leaf).num_bytes for leaf in lookups)
+
 
 def _forward(site: Site) -> float:
     return 2 * site.num_runs * materialization_cost([site.equation], site.parameter)
@@ -153,7 +162,7 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
         reason = "the factors of one example do not fit into memory"
         needed = FormPlan(program, form, batch).bytes_per_example
     if form == "factored" and in_parts:
-        size = size_of_parts(program, batch, plan.flops_per_example)
+        size = size_of_parts(program, batch, plan.flops_per_example, plan.bytes_of_lookups)
         if size is not None and needed * size <= budget and size <= LARGEST_AUTOMATIC:
             return Choice(form, size, f"{reason}; the activations of a part fit into the cache")
     if needed * batch <= budget:

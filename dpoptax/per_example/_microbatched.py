@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from dpoptax._jax_compat import current_trace
 from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form
-from dpoptax.per_example._batch_sum import fold_and_stack
+from dpoptax.per_example._batch_sum import RUN, fold_and_stack, longest_run
 from dpoptax.per_example._counted import KnownNorms
 from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
@@ -159,10 +159,13 @@ class MicrobatchedGrads(PerExampleGrads):
             inputs, share = parts.part(cut, number)
             return function(inputs, parts.part(mask, number), share)
 
-        numbers = jnp.arange(mask.shape[1])
+        count = mask.shape[1]
+        # Turns without a part fill the last run: runs of one length are cheaper than short ones.
+        missing = -count % longest_run(parts.size) if count > RUN else 0
+        numbers = jnp.arange(count + missing)
         shapes = jax.eval_shape(whole, numbers[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        used = jnp.any(mask, axis=(0, 2))
+        used = jnp.pad(jnp.any(mask, axis=(0, 2)), (0, missing))
 
         # Inside a loop a cond stays a branch, so a part with only padding costs nothing.
         def one(number: Array) -> tuple[PyTree, PyTree]:
@@ -170,6 +173,7 @@ class MicrobatchedGrads(PerExampleGrads):
 
         # A scan holds one running sum; a map would hold one sum per microbatch.
         total, outputs = fold_and_stack(one, numbers, parts.size)
+        outputs = jax.tree.map(lambda leaf: leaf[:count], outputs)
         return total, parts.join(outputs, len(self.mask))
 
 

@@ -102,6 +102,84 @@ def test_parts_are_large_enough_for_products(small_cache):
     assert size == 2 * cached_parts.LEAST_ROWS
 
 
+def test_parts_of_many_rows_are_about_equal(monkeypatch):
+    program = program_of(loss_fn)
+    of_example = cached_parts.activation_bytes(program.jaxpr)
+    monkeypatch.setattr(cached_parts, "BYTES_OF_PART", 48 * of_example)
+    sizes = {batch: cached_parts.size_of_parts(program, batch, 1e9) for batch in (128, 176, 1024)}
+    assert sizes == {128: 43, 176: 44, 1024: 49}
+
+
+ROWS, COLUMNS, LOOKUPS = 512, 16, 64
+TABLE = {"table": jnp.linspace(-1.0, 1.0, ROWS * COLUMNS).reshape(ROWS, COLUMNS)}
+
+
+def looking_up(params, ids):
+    return jnp.sum(jnp.tanh(jnp.mean(params["table"][ids], axis=0)))
+
+
+def ids_of(batch):
+    return jax.random.randint(jax.random.key(0), (batch, LOOKUPS), 0, ROWS)
+
+
+def lookups_program():
+    trace = check_loss(looking_up, TABLE, ids_of(2), None, has_aux=False, allow_unused=False)
+    return trace.program
+
+
+def test_batches_that_look_up_many_rows_are_cut():
+    program = lookups_program()
+    lookup_bytes = 4 * LOOKUPS * (COLUMNS + 1)  # a cotangent, and an index
+    assert 2 * lookup_bytes > cached_parts.activation_bytes(program.jaxpr)
+    fitting = cached_parts.BYTES_OF_LOOKUPS // lookup_bytes
+    assert choose(program, fitting).microbatch_size is None
+    for batch in (2 * fitting, 5 * fitting + 1, 11 * fitting):
+        size = choose(program, batch).microbatch_size
+        parts = -(-batch // size)
+        assert size <= fitting + 1
+        assert parts * size - batch < parts  # no row more than it takes to fill equal parts
+    assert choose(program, 11 * fitting, in_parts=False).microbatch_size is None
+
+
+def test_parts_look_up_about_as_many_bytes_as_there_are_parameters(monkeypatch):
+    program, lookup_bytes = lookups_program(), 4.0 * LOOKUPS * COLUMNS
+    monkeypatch.setattr(cached_parts, "BYTES_OF_LOOKUPS", 4 * lookup_bytes)
+    size_of_parts = cached_parts.size_of_parts
+    # The table has 8 times the bytes of the rows of an example.
+    assert size_of_parts(program, 4092, 0.0, lookup_bytes) == 6
+    # Five parts of at least 6 examples would be more than a run, and larger than the cache.
+    assert size_of_parts(program, 32, 0.0, lookup_bytes) == 8
+    assert size_of_parts(program, 11, 0.0, lookup_bytes) is None
+    monkeypatch.setattr(cached_parts, "LARGEST_PARAMS", 4 * ROWS * COLUMNS - 1)
+    assert size_of_parts(program, 4096, 0.0, lookup_bytes) is None
+
+
+def test_parts_are_no_larger_than_a_run_of_chunks(monkeypatch):
+    """Few lookups in a large table would need parts of many examples."""
+    monkeypatch.setattr(cached_parts, "BYTES_OF_LOOKUPS", 2.0)
+    few = 0.75 * 4 * ROWS * COLUMNS / 1024
+    assert cached_parts._size_for_lookups(10**6, few, 4 * ROWS * COLUMNS) is not None
+    assert cached_parts._size_for_lookups(10**6, 0.99 * few, 4 * ROWS * COLUMNS) is None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 7, 9, 11])
+def test_sums_over_tables_are_those_of_the_whole_batch(batch, monkeypatch):
+    """Any number of parts: turns that fill the last run of sums add nothing."""
+    monkeypatch.setattr(cached_parts, "BYTES_OF_LOOKUPS", 4 * LOOKUPS * (COLUMNS + 1) / 2)
+    monkeypatch.setattr(cached_parts, "LEAST_PART_OF_PARAMS", 0.0)
+    ids, rule = ids_of(batch), dpoptax.clipping.FlatClip(0.05)
+    mask = jnp.arange(batch) != 3
+    in_parts = dpoptax.per_example_grads(looking_up)(TABLE, ids, mask=mask)
+    _, whole = dpoptax.value_and_per_example_grads(looking_up)(TABLE, ids, mask=mask)
+    assert isinstance(in_parts, MicrobatchedGrads) == (batch > 1)
+    for one, other in zip(
+        jax.tree.leaves((in_parts.squared_norms(), in_parts.clip_and_sum(rule.weights))),
+        jax.tree.leaves((whole.squared_norms(), whole.clip_and_sum(rule.weights))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("size", [0.3, 1.0, 1.6, 3.1, 5.0, 6.0, 11.0, 12.5, 1000.0])
 def test_sizes_are_powers_of_two_or_whole_vectors(size):
     found = cached_parts._even(size)
