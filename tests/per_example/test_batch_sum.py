@@ -73,6 +73,24 @@ def test_every_example_is_added_once(batch, size, at_once, devices, monkeypatch)
     np.testing.assert_array_equal(total, rows.sum(axis=0))
 
 
+@pytest.mark.parametrize("batch", [1, 256, 257, 700, 1024, 1112, 2048, 2049])
+def test_chunks_side_by_side_add_what_they_add_one_after_the_other(batch):
+    rows = jax.random.normal(jax.random.key(0), (batch, 5))
+    rows = rows.at[batch // 2].set(jnp.nan)
+    kept = jnp.arange(batch) != batch // 2
+
+    def weighted(chunk):
+        rows, kept = chunk
+        return jnp.sum(jnp.where(kept[:, None], rows, 0.0), axis=0)
+
+    def total(**options):
+        return sum_in_chunks(weighted, (rows, kept), CHUNK, 1, **options)
+
+    np.testing.assert_allclose(total(side_by_side=True), total(), rtol=1e-5, atol=1e-5)
+    exact = np.asarray(rows, np.float64)[np.asarray(kept)].sum(axis=0)
+    np.testing.assert_allclose(total(side_by_side=True), exact, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(("batch", "devices"), [(0, 1), (7, 1), (1400, 1), (600, 4)])
 def test_stacked_rows_are_added_once(batch, devices, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: devices)

@@ -71,6 +71,11 @@ class NormRule(abc.ABC):
         """How many floats `weighted_sum` needs for one example."""
         return math.prod(self.spec.shape) + sum(site.num_floats for site in self.sites)
 
+    @property
+    def sums_to_vector(self) -> bool:
+        """Whether `weighted_sum` multiplies a matrix by a vector."""
+        return False
+
     def prepare(self, factors: Sequence[Factors]) -> Sequence[Factors]:
         """Returns what the other methods take: by default the factors as they are."""
         return factors

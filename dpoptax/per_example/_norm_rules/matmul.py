@@ -117,6 +117,11 @@ class OuterProduct(MatmulRule):
         return h * (k + n)
 
     @property
+    def sums_to_vector(self) -> bool:
+        """See `NormRule.sums_to_vector`."""
+        return self.sizes.h == 1 and min(self.sizes.k, self.sizes.n) == 1
+
+    @property
     def floats_of_norms(self) -> int:
         """See `MatmulRule.floats_of_norms`; XLA fuses all of it into one pass."""
         return 1

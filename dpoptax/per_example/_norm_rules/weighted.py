@@ -28,7 +28,13 @@ def sum_weighted(
             return one * select(kept, weights)[0].astype(one.dtype)
         return rule.weighted_sum([_scale(factor, weights, kept) for factor in factors])
 
-    return sum_examples(of_chunk, (factors, weights, kept), rule.num_terms, rule.num_floats)
+    return sum_examples(
+        of_chunk,
+        (factors, weights, kept),
+        rule.num_terms,
+        rule.num_floats,
+        side_by_side=rule.sums_to_vector,
+    )
 
 
 def _scale(factors: Factors, weights: Array, kept: Array) -> Factors:

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rule_laws import check_laws, floats, ids, sites_of
 
+import dpoptax
 from dpoptax.per_example._norm_rules.matmul import DirectMatmul, GramMatmul, OuterProduct
 from dpoptax.per_example._norm_rules.matmul_layout import sizes_of
 
@@ -61,6 +63,8 @@ def lookup(w, i):
     ("loss_fn", "shape", "example"),
     [
         (product, (6, 5), floats(6)),
+        (product, (6, 1), floats(6)),
+        (product, (1, 5), floats(1)),
         (by_head, (3, 4, 5), floats(1, 3, 5)),
         (sliced_by_a_scan, (3, 4, 4), floats(4)),
     ],
@@ -70,6 +74,23 @@ def test_the_outer_product_obeys_the_laws_for_one_row(loss_fn, shape, example):
     check_laws(OuterProduct.matches(sites, spec))
     assert DirectMatmul.matches(sites, spec) is None
     assert GramMatmul.matches(sites, spec) is None
+
+
+@pytest.mark.parametrize(("shape", "is_vector"), [((6, 1), True), ((1, 5), True), ((6, 2), False)])
+def test_a_vector_is_summed_over_chunks_side_by_side(shape, is_vector):
+    """Rows that are not finite are left out of their chunk, and of no other."""
+    sites, spec = sites_of(product, shape, floats(shape[0]))
+    assert OuterProduct.matches(sites, spec).sums_to_vector == is_vector
+    w = jax.random.normal(jax.random.key(0), shape)
+    rows = jax.random.normal(jax.random.key(1), (700, shape[0])).at[300].set(jnp.nan)
+    clipped = dpoptax.per_example_grads(product)(w, rows).clip_and_sum(
+        dpoptax.clipping.FlatClip(0.5).weights
+    )
+    each = jax.vmap(jax.grad(product), (None, 0))(w, rows)
+    norms = jnp.sqrt(jnp.sum(each**2, axis=(1, 2)))
+    scaled = each * jnp.minimum(1.0, 0.5 / norms)[:, None, None]
+    expected = jnp.sum(jnp.where(jnp.isfinite(norms)[:, None, None], scaled, 0.0), axis=0)
+    np.testing.assert_allclose(clipped, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
