@@ -89,11 +89,11 @@ def per_example_grads(
         microbatch_size: process this many examples of the whole batch at a time, for a batch that
             does not fit into memory. None processes the whole batch at once, except that
             `form="auto"` takes microbatches if factors and stacked gradients would need more than
-            half of the memory of all devices, and on a CPU if the activations of the batch are much
-            larger than the cache. In microbatches, `squared_norms` and `weighted_sum` are a pass
-            over the batch each, and `clip_and_sum` is one. The sum is the same. If several devices
-            share the batch, the size must be a multiple of their number: each device processes its
-            own examples.
+            half of the memory of all devices, and on a CPU if the activations of the batch, or the
+            rows that it looks up in tables, are much larger than the cache. In microbatches,
+            `squared_norms` and `weighted_sum` are a pass over the batch each, and `clip_and_sum` is
+            one. The sum is the same. If several devices share the batch, the size must be a
+            multiple of their number: each device processes its own examples.
         check: compare the factored form with `vmap(grad)` on two examples at every call of the
             returned function. Under `jit` the check runs once, on made-up values. It warns if the
             loss is not finite there: an example without a finite gradient contributes nothing.

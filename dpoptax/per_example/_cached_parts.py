@@ -1,4 +1,4 @@
-"""Parts of a batch that fit into the cache of a CPU.
+"""Parts of a batch that wait less for memory, for the cache of a CPU.
 
 Between the forward and the backward pass, the activations of the whole batch lie in memory. If they
 are much larger than the cache, every operation waits for memory, and a loop over small parts is
@@ -21,6 +21,7 @@ from dpoptax._jax_compat import contains_primitive, inner_jaxprs
 from dpoptax.per_example._batch_sum import CHUNK, RUN
 from dpoptax.per_example._devices import current_device
 from dpoptax.per_example._loss_trace import LossProgram
+from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC
 
 # The activations of a part, counted before XLA fuses operations: it writes about half of them.
 # Smaller parts would be faster still for some models, and are slower for others.
@@ -63,8 +64,10 @@ def size_of_parts(
         flops: of one example.
         lookup_bytes: of the rows that one example looks up in tables of parameters.
     """
-    # Devices that share a batch also share its activations, and have other caches.
-    if not current_device().is_cpu or jax.device_count() > 1:
+    # Devices that share a batch also share its activations, and have other caches. On a mesh, also
+    # of one device, a microbatch is for those who ask for it.
+    mesh = jax.sharding.get_abstract_mesh()
+    if not current_device().is_cpu or jax.device_count() > 1 or not mesh.empty:
         return None
     # XLA computes convolutions inside loops up to eight times slower than outside.
     if contains_primitive(program.jaxpr, jax.lax.conv_general_dilated_p):
@@ -79,9 +82,8 @@ def size_of_parts(
     rows = max(flops / (6 * max(1, num_params)), 1e-9)
     size = max(BYTES_OF_PART / of_example, LEAST_ROWS / rows)
     if size >= MANY_ROWS:
-        size = _equal(batch, max(2, round(batch / size))) if size < batch else batch
-    else:
-        size = _even(size)
+        return _equal(batch, round(batch / size))
+    size = _even(size)
     return size if size < batch else None
 
 
@@ -92,14 +94,17 @@ def _size_for_lookups(batch: int, lookup_bytes: float, param_bytes: int) -> int 
     parts, most = batch * lookup_bytes / BYTES_OF_LOOKUPS, math.floor(batch / least)
     if parts < LEAST_PARTS or most < 2:
         return None
-    # Parts that do not fit into the cache are not worth the double words that add more than a run.
+    # Larger parts than the cache holds are not worth the double words that add more than a run.
     if most < parts:
         return _equal(batch, most if most >= 2 * RUN else min(most, RUN))
     return _equal(batch, math.ceil(parts))
 
 
-def _equal(batch: int, parts: int) -> int:
-    return -(-batch // parts)
+def _equal(batch: int, parts: int) -> int | None:
+    """Returns the size of equal parts; of more parts if these would be too large."""
+    if parts < 2:
+        return None
+    return -(-batch // max(parts, -(-batch // LARGEST_AUTOMATIC)))
 
 
 def _even(size: float) -> int:

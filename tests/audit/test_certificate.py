@@ -204,6 +204,7 @@ def test_verify_refuses_an_event_that_is_not_that_of_the_releases(field, value):
         verify(json.dumps(content))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

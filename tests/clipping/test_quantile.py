@@ -178,6 +178,7 @@ def test_a_schedule_of_the_noise_is_split_step_by_step():
 # The noise that is drawn.
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("mechanism", [Gaussian(), Gaussian(num_draws=2), DiscreteGaussian()])
 def test_both_noises_have_the_stated_scale_and_are_independent(mechanism):
     clip, size = QuantileClip(2.0, count_noise=1.5, learning_rate=0.01), 400
@@ -221,6 +222,7 @@ def test_another_bound_in_the_state_means_other_noise():
     assert abs(np.corrcoef(noise[0], noise[2])[0, 1]) < 4.5 / math.sqrt(100)
 
 
+@pytest.mark.seconds
 def test_every_field_of_the_rule_changes_the_noise():
     params, zeros, found = jnp.zeros(100), jnp.zeros((1, 100)), []
     fields = {"quantile": 0.4, "learning_rate": 0.1, "count_noise": 5.0}

@@ -64,6 +64,7 @@ def test_public_docstrings_have_args_returns_and_an_example_that_runs(name):
         assert "Returns:" in doc
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_begins_with_a_sentence_that_names_it(name):
     path = ROOT.parent / pathlib.Path(*name.split("."))

@@ -59,7 +59,6 @@ def base():
         return release()
 
 
-@pytest.mark.seconds
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_that_differs_in_one_thing_draws_other_noise(change, base):
     assert_other_noise(base, release(**CHANGES[change]))
@@ -80,7 +79,6 @@ def test_the_layout_of_a_run_changes_no_noise(base):
     np.testing.assert_allclose(release(microbatch_size=4), base, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.seconds
 def test_these_tests_have_power(monkeypatch):
     """Without the binding, a sweep with one key shares all noise."""
     monkeypatch.setattr(binding, "bind_key", lambda key, values, program, mask=None: key)
@@ -154,7 +152,6 @@ def loop_state(step, state, data, num_steps=2):
     return np.asarray(state.params)
 
 
-@pytest.mark.seconds
 def test_a_step_in_a_loop_binds_its_noise_too():
     keys = dpoptax.random.split_by_purpose(KEY)
 
@@ -199,6 +196,38 @@ LEAVES = {
     "bool": jnp.array([True, False, True, False]),
     "complex64": jnp.arange(4).astype(jnp.complex64),
 }
+
+
+def _digest_in_numpy(leaves, seeds, mask):
+    """Both words, one number of the leaves after the other."""
+    word = 2**32
+
+    def mix(x):
+        for factor in (0x85EBCA6B, 0xC2B2AE35):
+            x = (x ^ (x >> 16)) * factor % word
+        return x ^ (x >> 16)
+
+    first = second = 0
+    for number, leaf in enumerate(leaves):
+        bits = leaf.view(np.uint32) if leaf.dtype == np.float32 else leaf.astype(np.uint32)
+        rows = np.broadcast_to(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)
+        numbers = zip(bits.reshape(-1).tolist(), rows.reshape(-1).tolist(), strict=True)
+        for index, (value, is_real) in enumerate(numbers):
+            place = mix((number * 0x9E3779B9 + seeds[0] + index) % word)
+            if is_real:
+                first += mix(value ^ place)
+                second += mix((value + place) * 0x9E3779B9 % word ^ seeds[1])
+    return first % word, second % word
+
+
+def test_both_words_of_the_digest_are_those_of_its_definition():
+    rng = np.random.default_rng(0)
+    leaves = [rng.normal(size=(5, 3)).astype(np.float32), rng.integers(0, 9, 5).astype(np.int32)]
+    mask, seeds = np.array([True, True, False, True, True]), (123456789, 3000000000)
+    words = binding.digest(leaves, jnp.array(seeds, jnp.uint32), jnp.array(mask))
+    expected = _digest_in_numpy(leaves, seeds, mask)
+    assert tuple(map(int, words)) == expected
+    assert expected[0] != expected[1]
 
 
 @pytest.mark.slow
@@ -250,7 +279,6 @@ def noise_key_after_a_step(loss, model_seed=0, **options):
     return jax.random.key_data(state.opt_state[0].key).tolist()
 
 
-@pytest.mark.seconds
 def test_the_key_of_the_loss_is_bound():
     def noise_key(model_seed):
         return noise_key_after_a_step(

@@ -16,6 +16,7 @@ from dpoptax.per_example._batch_sum import (
     add_double_word,
     examples_per_chunk,
     fold,
+    longest_run,
     sum_in_chunks,
     sum_stacked,
 )
@@ -33,6 +34,15 @@ def test_the_constants_are_those_of_the_proof():
             assert 4 * U * size**2 * terms * MAX_CANCELLATION * terms**0.5 <= 1 / 256
     assert 4 * U * MAX_FLOAT32_ADDITIONS < 0.00074
     assert _batch_sum._float32_additions(RUN, 1, CHUNK) <= MAX_FLOAT32_ADDITIONS
+
+
+def test_runs_are_as_long_as_the_proof_allows():
+    """Step 3 of the proof, for the parts of a batch in microbatches of every automatic size."""
+    for size in range(1, 4097):
+        run = longest_run(size)
+        assert run == 1 or (run - 1) * run * size <= 3072
+        assert run == RUN or run * (run + 1) * size > 3072
+    assert [longest_run(size) for size in (256, 257, 512, 513, 1536, 1537)] == [4, 3, 3, 2, 2, 1]
 
 
 def test_a_double_word_is_not_simplified_away_by_the_compiler():

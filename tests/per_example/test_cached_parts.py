@@ -1,9 +1,10 @@
-"""A batch is cut into parts on a CPU if its activations are much larger than the cache."""
+"""A batch is cut on a CPU if its activations or looked-up rows are much larger than the cache."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import dpoptax
 from dpoptax.per_example import _cached_parts as cached_parts
@@ -78,7 +79,7 @@ def test_large_activations_are_cut_and_small_ones_are_not(small_cache):
     assert sizes[:2] == [None, None]
     assert sizes[2] == sizes[3]
     assert sizes[3] % 8 == 0
-    assert "fit into the cache" in choose(program, 64).reason
+    assert "waits less for memory" in choose(program, 64).reason
     assert choose(program, 64, in_parts=False).microbatch_size is None
 
 
@@ -108,6 +109,27 @@ def test_parts_of_many_rows_are_about_equal(monkeypatch):
     monkeypatch.setattr(cached_parts, "BYTES_OF_PART", 48 * of_example)
     sizes = {batch: cached_parts.size_of_parts(program, batch, 1e9) for batch in (128, 176, 1024)}
     assert sizes == {128: 43, 176: 44, 1024: 49}
+
+
+def test_parts_are_never_larger_than_the_proof_of_rounding_allows():
+    program = program_of(loss_fn)
+    flops = 6 * (WIDTH * WIDTH + WIDTH) * cached_parts.LEAST_ROWS / 3992
+    for batch in (3993, 5987, 5989, 9785, 13579, 10**6):
+        size = cached_parts.size_of_parts(program, batch, flops)
+        assert (size is None) == (batch < 1.5 * 3992)
+        assert size is None or batch / 4096 <= -(-batch // size) <= batch / 1000
+        assert size is None or size <= 4096
+
+
+def test_arrays_on_a_mesh_are_not_cut_by_default():
+    """Also on a mesh of one device, whose arrays can only be read where the mesh is known."""
+    table = jnp.ones((10_004, 16))
+    mesh = jax.make_mesh((1,), ("data",))
+    params = jax.device_put({"table": table}, NamedSharding(mesh, PartitionSpec()))
+    ids = jnp.zeros((1024, 256), jnp.int32)
+    norms = jax.jit(lambda p, i: dpoptax.per_example_grads(looking_up)(p, i).squared_norms())
+    on_mesh = norms(params, jax.device_put(ids, NamedSharding(mesh, PartitionSpec("data"))))
+    np.testing.assert_allclose(*jax.tree.leaves((on_mesh, norms({"table": table}, ids))), rtol=1e-6)
 
 
 ROWS, COLUMNS, LOOKUPS = 512, 16, 64
@@ -208,7 +230,7 @@ def test_the_clipped_sum_and_the_norms_are_those_of_the_whole_batch(small_cache)
 def test_explain_says_so(small_cache):
     text = str(dpoptax.explain(loss_fn, PARAMS, batch_of(64)))
     assert "in microbatches of" in text
-    assert "fit into the cache" in text
+    assert "waits less for memory" in text
 
 
 def test_no_part_is_larger_than_the_proof_of_rounding_allows():
