@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from dpoptax._jax_compat import current_trace
 from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import PerExampleGrads, Values, register_form
-from dpoptax.per_example._batch_sum import RUN, fold_and_stack, longest_run
+from dpoptax.per_example._batch_sum import fold_and_stack, longest_run
 from dpoptax.per_example._counted import KnownNorms
 from dpoptax.per_example._leaf_weights import weights_by_leaf
 from dpoptax.per_example._loss_trace import LossTrace
@@ -161,7 +161,7 @@ class MicrobatchedGrads(PerExampleGrads):
 
         count = mask.shape[1]
         # Turns without a part fill the last run: runs of one length are cheaper than short ones.
-        missing = -count % longest_run(parts.size) if count > RUN else 0
+        missing = -count % min(longest_run(parts.size), max(count, 1))
         numbers = jnp.arange(count + missing)
         shapes = jax.eval_shape(whole, numbers[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
