@@ -74,7 +74,7 @@ def sum_in_chunks(
     if lanes == 1 and _without_loop(batch, size):
         if side_by_side:
             # XLA copies the slices that it multiplies. For a vector, this takes longer than the
-            # product: 1,024 examples of logistic regression take half of the time side by side.
+            # product: with 1,024 rows of 104 numbers, the sum takes half of the time side by side.
             chunks = jax.tree.map(lambda leaf: _split(leaf, 1, 1, size)[:, 0, 0], examples)
             return _sum_of_parts(list(jax.vmap(function)(chunks)))
         return _sum_of_parts([function(part) for part in _parts(examples, size)])

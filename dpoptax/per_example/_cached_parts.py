@@ -1,4 +1,4 @@
-"""Parts of a batch that wait less for memory, for the cache of a CPU.
+"""Microbatches that a CPU computes faster than the whole batch.
 
 Between the forward and the backward pass, the activations of the whole batch lie in memory. If they
 are much larger than the cache, every operation waits for memory, and a loop over small parts is
@@ -75,6 +75,7 @@ def size_of_parts(
     of_example = activation_bytes(program.jaxpr)
     num_params = sum(math.prod(spec.shape) for spec in program.param_specs)
     if 2 * lookup_bytes >= of_example > 0:
+        # Gradients are float32, whatever the parameters are.
         return _size_for_lookups(batch, lookup_bytes, 4 * num_params)
     if of_example * batch < LEAST_RATIO * BYTES_OF_PART:
         return None

@@ -10,9 +10,9 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
 must fit into a part of the memory of the devices, by the table in `_devices.py`. On a CPU, a batch
 whose activations, or looked-up rows, are much larger than the cache is cut into parts, see
-`_cached_parts.py`. The
-choice depends on shapes, on the kind of device and on the number of devices only, so that a program
-always makes the same one. All choices give the same numbers up to rounding.
+`_cached_parts.py`. The choice depends only on shapes, on the kind and the number of devices, and on
+whether there is a mesh, so that a program always makes the same one. All choices give the same
+numbers up to rounding.
 """
 
 import dataclasses
@@ -164,7 +164,7 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
         needed = FormPlan(program, form, batch).bytes_per_example
     if form == "factored" and in_parts:
         size = size_of_parts(program, batch, plan.flops_per_example, plan.bytes_of_lookups)
-        if size is not None and needed * size <= budget and size <= LARGEST_AUTOMATIC:
+        if size is not None and needed * size <= budget:
             return Choice(form, size, f"{reason}; a part of the batch waits less for memory")
     if needed * batch <= budget:
         return Choice(form, None, reason)

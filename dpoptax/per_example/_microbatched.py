@@ -161,7 +161,7 @@ class MicrobatchedGrads(PerExampleGrads):
 
         count = mask.shape[1]
         # Turns without a part fill the last run: runs of one length are cheaper than short ones.
-        missing = -count % min(longest_run(parts.size), max(count, 1))
+        missing = -count % min(longest_run(parts.size), count)
         numbers = jnp.arange(count + missing)
         shapes = jax.eval_shape(whole, numbers[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

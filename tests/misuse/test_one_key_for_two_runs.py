@@ -57,8 +57,7 @@ CHANGES = {
 
 @functools.cache
 def release_of_base():
-    with jax.numpy_dtype_promotion("strict"):
-        return release()
+    return release()
 
 
 @pytest.fixture
