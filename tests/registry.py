@@ -3,6 +3,8 @@
 A new one joins all laws by one line in its table. `test_extension.py` shows how.
 """
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +12,8 @@ from strategies import CORRELATED
 
 import dpoptax
 from dpoptax import transforms
+from dpoptax.per_example import _trimmed
+from dpoptax.per_example._api import deferred_values_and_grads
 
 
 def stacked(loss_fn):
@@ -32,11 +36,23 @@ def microbatched(loss_fn):
     return dpoptax.per_example_grads(loss_fn, microbatch_size=3)
 
 
+def trimmed(loss_fn):
+    """All rows, or only the usual ones if the others are padding."""
+    with_values = deferred_values_and_grads(loss_fn, usual_size=2)
+
+    def grads_fn(params, examples, *, mask=None, key=None):
+        with mock.patch.object(_trimmed, "LEAST_FLOPS", 0.0):
+            return with_values(params, examples, mask=mask, key=key)[1]
+
+    return grads_fn
+
+
 FORMS = {
     "stacked": stacked,
     "factored": factored,
     "recomputed": recomputed,
     "microbatched": microbatched,
+    "trimmed": trimmed,
 }
 
 # From the bound on the norm of one example's contribution to a clip rule for `params`.

@@ -16,8 +16,9 @@ from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._base import PerExampleGrads, Values, select
 from dpoptax.per_example._call_note import refuse_no_function
 from dpoptax.per_example._choose_form import FORMS, automatic_grads, automatic_grads_of_part
+from dpoptax.per_example._deferred import DeferredGrads
 from dpoptax.per_example._loss_trace import LossTrace
-from dpoptax.per_example._microbatched import MicrobatchedGrads, microbatched_grads
+from dpoptax.per_example._microbatched import microbatched_grads
 from dpoptax.per_example._parts import refuse_uneven
 from dpoptax.per_example._self_check import check_form
 from dpoptax.per_example._stacked import StackedGrads
@@ -212,12 +213,14 @@ def deferred_values_and_grads(
     has_aux: bool = False,
     shards: int | None = None,
     losses_first: bool = False,
+    usual_size: int | None = None,
 ) -> Callable[..., tuple[Callable[[], Any], PerExampleGrads]]:
     """As `value_and_per_example_grads`, but with a function that returns the values.
 
     Call it after the gradients are clipped and summed. The values of microbatches are then those of
     the same pass. `shards` is the number of devices that share the rows of a batch, if it is known.
     With `losses_first`, values are wanted at once, and a batch is not cut because this is faster.
+    Most batches have padding after `usual_size` rows.
     """
     refuse_no_function(loss_fn)
     form_of: Any = _form_of(form)
@@ -226,9 +229,11 @@ def deferred_values_and_grads(
         size = _validate.count("microbatch_size", microbatch_size)
         of_part = automatic_grads_of_part if form == "auto" else form_of
         form_of = functools.partial(microbatched_grads, of_part, size, shards)
-    elif losses_first and form == "auto":
+    elif form == "auto":
         # For losses before the sum, parts would be computed twice.
-        form_of = functools.partial(automatic_grads, in_parts=False)
+        form_of = functools.partial(
+            automatic_grads, in_parts=not losses_first, usual_size=usual_size
+        )
 
     @by_example
     def run(
@@ -268,13 +273,13 @@ def deferred_values_and_grads(
 
 
 def _values_of(grads: PerExampleGrads) -> Any:
-    """Returns the values that come with a pass over microbatches."""
-    assert isinstance(grads, MicrobatchedGrads)
+    """Returns the values that come with a pass of a deferred form."""
+    assert isinstance(grads, DeferredGrads)
     if (known := grads.readings()) is not None:
         return _named(known.values, grads.mask, grads.trace)
 
     @by_example
-    def run(_: PyTree, mask: Array, *, grads: MicrobatchedGrads) -> Any:
+    def run(_: PyTree, mask: Array, *, grads: DeferredGrads) -> Any:
         return _named(grads.values(), mask, grads.trace)
 
     return run(grads.params, grads.mask, grads=grads)

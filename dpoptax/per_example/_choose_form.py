@@ -10,9 +10,10 @@ Arithmetic is counted in products with parameters, in units of the forward pass 
 Memory is what a form holds beyond a plain gradient: factors, held gradients, and stacked ones. It
 must fit into a part of the memory of the devices, by the table in `_devices.py`. On a CPU, a batch
 whose activations, or looked-up rows, are much larger than the cache is cut into parts, see
-`_cached_parts.py`. The choice depends only on shapes, on the kind and the number of devices, and on
-whether there is a mesh, so that a program always makes the same one. All choices give the same
-numbers up to rounding.
+`_cached_parts.py`, and others leave out most of their padding, see `_trimmed.py`. The choice
+depends only on shapes, on the kind and the number of devices, on whether there is a mesh, and on
+how many rows a sampler usually fills, so that a program always makes the same one. All choices give
+the same numbers up to rounding.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from dpoptax.per_example._stacked import stacked_grads
 from dpoptax.per_example._streamed_leaf import HeldLeaf, StreamedLeaf
 from dpoptax.per_example._streaming import bytes_of, held_in_scans, streamed_leaves
 from dpoptax.per_example._tracing.site import Site
+from dpoptax.per_example._trimmed import TrimmedGrads, pays_to_trim
 
 # What a form holds beyond a plain gradient may take this part of the memory of the devices. The
 # rest is for parameters, the state of the optimizer, activations and the sum. Not measured.
@@ -67,11 +69,13 @@ class Choice:
         form: `"factored"`, `"recomputed"` or `"stacked"`.
         microbatch_size: how many examples at a time; None for all.
         reason: one sentence.
+        usual_size: how many rows are computed where all others are padding; None for all.
     """
 
     form: FormName
     microbatch_size: int | None
     reason: str
+    usual_size: int | None = None
 
 
 class FormPlan:
@@ -141,7 +145,9 @@ def _forward(site: Site) -> float:
     return 2 * site.num_runs * materialization_cost([site.equation], site.parameter)
 
 
-def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice:
+def choose(
+    program: LossProgram, batch: int, *, in_parts: bool = True, usual_size: int | None = None
+) -> Choice:
     """Returns the form of a batch of this size.
 
     Args:
@@ -149,7 +155,9 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
         batch: how many rows the batch has.
         in_parts: whether the batch may be cut because this is faster. If it is not, it is cut only
             where memory demands it.
+        usual_size: how many rows are not padding in most batches; None for all.
     """
+    usual = batch if usual_size is None else usual_size
     streamed = streamed_leaves(program, batch)
     form, reason = _whole(streamed)
     num_devices = jax.device_count()
@@ -163,10 +171,13 @@ def choose(program: LossProgram, batch: int, *, in_parts: bool = True) -> Choice
         reason = "the factors of one example do not fit into memory"
         needed = FormPlan(program, form, batch).bytes_per_example
     if form == "factored" and in_parts:
-        size = size_of_parts(program, batch, plan.flops_per_example, plan.bytes_of_lookups)
+        flops, lookups = plan.flops_per_example, plan.bytes_of_lookups
+        size = size_of_parts(program, batch, flops, lookups, usual=usual)
         if size is not None and needed * size <= budget:
             return Choice(form, size, f"{reason}; a part of the batch waits less for memory")
     if needed * batch <= budget:
+        if usual < batch and pays_to_trim(plan.flops_per_example * (batch - usual)):
+            return Choice(form, None, f"{reason}; most padding is left out", usual)
         return Choice(form, None, reason)
     fitting = max(1, min(int(budget / needed), LARGEST_AUTOMATIC))
     size = max(num_devices, 2 ** (fitting.bit_length() - 1))
@@ -191,10 +202,13 @@ def automatic_grads(
     mask: Array,
     *,
     in_parts: bool = True,
+    usual_size: int | None = None,
 ) -> tuple[Any, PerExampleGrads]:
     """Returns the losses `(batch,)` and the gradients, as `choose` says."""
-    choice = choose(trace.program, len(mask), in_parts=in_parts)
+    choice = choose(trace.program, len(mask), in_parts=in_parts, usual_size=usual_size)
     form_of = FORMS[choice.form]
+    if choice.usual_size is not None:
+        return None, TrimmedGrads(trace, params, inputs, mask, form_of, choice.usual_size)
     if choice.microbatch_size is None:
         return form_of(trace, params, inputs, mask)
     return microbatched_grads(form_of, choice.microbatch_size, None, trace, params, inputs, mask)

@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from dpoptax import _validate
 from dpoptax._pytree import PyTree
+from dpoptax.per_example._deferred import FormOf
 from dpoptax.per_example._loss_trace import LossTrace
-from dpoptax.per_example._microbatched import FormOf
 from dpoptax.per_example._stacked import stacked_grads
 
 

@@ -15,6 +15,7 @@ whoever breaks the fewer rounds of one step learns neither its parent key nor ot
 Reference: RFC 8439; Bernstein 2008.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -35,6 +36,9 @@ KEY_ROUNDS = 20
 CPU_CHUNK = 2**12
 
 
+# Compiled once for each size, where a key is derived outside of any compiled function: the start of
+# a run derives about twenty keys. Inside of one it leaves no trace.
+@functools.partial(jax.jit, static_argnames=("nonce", "rounds"), inline=True)
 def blocks(
     key: UInt32[Array, "8"],
     counters: UInt32[Array, " blocks"],

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from dpoptax._jax_compat import contains_primitive
 from dpoptax._pytree import PyTree
+from dpoptax.per_example._primitives.fast_convolution import has_slow_convolutions
 from dpoptax.samplers import Batch, MaskedExamples, Sampler
 from dpoptax.samplers._base import padded_batch
 from dpoptax.training._data import DeviceData, HostData
@@ -274,9 +274,7 @@ class _Steps:
         return self._one.lower(state, data, jnp.asarray(0)).as_text()
 
     def _is_fast_in_loop(self, state: TrainState, data: PyTree) -> bool:
-        # XLA on a CPU uses slow convolutions inside loops, up to eight times slower than outside.
         # A step with a convolution is long enough to be its own dispatch.
         if jax.default_backend() != "cpu":
             return True
-        jaxpr = self._one.trace(state, data, jnp.asarray(0)).jaxpr
-        return not contains_primitive(jaxpr, jax.lax.conv_general_dilated_p)
+        return not has_slow_convolutions(self._one.trace(state, data, jnp.asarray(0)).jaxpr)

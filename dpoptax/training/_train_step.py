@@ -28,6 +28,7 @@ from dpoptax.training._diagnostics import nonprivate_nonfinite, nonprivate_norms
 from dpoptax.training._noise_binding import bind_noise
 from dpoptax.training._objective import Objective, split_objective
 from dpoptax.training._program_digest import take_over_digest
+from dpoptax.training._usual_size import usual_size
 from dpoptax.training._validate_optimizer import check_transformation
 from dpoptax.transforms._private import gradient_point
 
@@ -204,6 +205,7 @@ def make_train_step(
         shards=_known_shards(take, sampler.max_batch_size, microbatch_size),
         has_aux=has_aux,
         allow_unused=isinstance(loss_fn, Objective),
+        usual_size=usual_size(sampler),
     )
     needs_key = takes_key(loss_of)
     clip = None if diagnostics is None else as_clip_rule(diagnostics)

@@ -25,12 +25,6 @@ def loss_fn(params, example):
     return jnp.mean(hidden**2)
 
 
-def convolved(params, example):
-    image = example.reshape(1, 1, TOKENS, WIDTH)
-    kernel = params["w"][None, None, :3, :3]
-    return loss_fn(params, jax.lax.conv(image, kernel, (1, 1), "SAME").reshape(TOKENS, WIDTH))
-
-
 def batch_of(size):
     return jax.random.normal(jax.random.key(0), (size, TOKENS, WIDTH))
 
@@ -83,16 +77,49 @@ def test_large_activations_are_cut_and_small_ones_are_not(small_cache):
     assert choose(program, 64, in_parts=False).microbatch_size is None
 
 
-def test_convolutions_devices_and_accelerators_take_the_whole_batch(small_cache, monkeypatch):
+def test_devices_and_accelerators_take_the_whole_batch(small_cache, monkeypatch):
     program = program_of(loss_fn)
     assert cached_parts.size_of_parts(program, 64, 1e9) is not None
-    assert cached_parts.size_of_parts(program_of(convolved), 64, 1e9) is None
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 8)
         assert cached_parts.size_of_parts(program, 64, 1e9) is None
     tpu = next(device for device in DEVICES if not device.is_cpu)
     monkeypatch.setattr(cached_parts, "current_device", lambda: tpu)
     assert cached_parts.size_of_parts(program, 64, 1e9) is None
+
+
+def test_convolutions_take_smaller_parts(monkeypatch):
+    def of_images(params, example):
+        image = example.reshape(1, 1, TOKENS, WIDTH)
+        return jnp.mean(jax.lax.conv(image, params["kernel"], (1, 1), "SAME") ** 2)
+
+    params = {"kernel": jnp.ones((4, 1, 3, 3))}
+    trace = check_loss(of_images, params, batch_of(2), None, has_aux=False, allow_unused=False)
+    of_example = cached_parts.activation_bytes(trace.program.jaxpr)
+    monkeypatch.setattr(cached_parts, "BYTES_OF_CONVOLUTIONS", 8 * of_example)
+    sizes = [cached_parts.size_of_parts(trace.program, batch, 1e9) for batch in (15, 16, 128)]
+    assert sizes == [None, 8, 8]
+
+
+def test_the_usual_examples_fill_whole_parts(monkeypatch):
+    """Of 176 rows, most batches need 144: two parts of 72, and seldom a third one."""
+    program = program_of(loss_fn)
+    of_example = cached_parts.activation_bytes(program.jaxpr)
+    monkeypatch.setattr(cached_parts, "BYTES_OF_PART", 60 * of_example)
+    assert cached_parts.size_of_parts(program, 176, 1e9) == 59
+    assert cached_parts.size_of_parts(program, 176, 1e9, usual=144) == 72
+    assert choose(program, 176, usual_size=144).microbatch_size == 72
+    # A batch that is worth cutting has two parts, however few of its rows are usual.
+    assert cached_parts.size_of_parts(program, 176, 1e9, usual=50) == 25
+    assert cached_parts.size_of_parts(program, 119, 1e9, usual=100) is None
+    looking = lookups_program()
+    monkeypatch.setattr(cached_parts, "BYTES_OF_LOOKUPS", 4.0 * LOOKUPS * COLUMNS * 100)
+    monkeypatch.setattr(cached_parts, "LEAST_PART_OF_PARAMS", 0.0)
+    found = [
+        cached_parts.size_of_parts(looking, 176, 0.0, 4.0 * LOOKUPS * COLUMNS, usual=usual)
+        for usual in (None, 144, 90)
+    ]
+    assert found == [88, 72, 45]
 
 
 def test_parts_are_large_enough_for_products(small_cache):
@@ -180,8 +207,8 @@ def test_parts_are_no_larger_than_a_run_of_chunks(monkeypatch):
     """Few lookups in a large table would need parts of many examples."""
     monkeypatch.setattr(cached_parts, "BYTES_OF_LOOKUPS", 2.0)
     few = 0.75 * 4 * ROWS * COLUMNS / 1024
-    assert cached_parts._size_for_lookups(10**6, few, 4 * ROWS * COLUMNS) is not None
-    assert cached_parts._size_for_lookups(10**6, 0.99 * few, 4 * ROWS * COLUMNS) is None
+    assert cached_parts._size_for_lookups(10**6, 10**6, few, 4 * ROWS * COLUMNS) is not None
+    assert cached_parts._size_for_lookups(10**6, 10**6, 0.99 * few, 4 * ROWS * COLUMNS) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 7, 9, 11])

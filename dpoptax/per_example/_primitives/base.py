@@ -49,7 +49,8 @@ class LinearPrimitive:
             summed where it arises. For products of numbers only, see `_tracing/early_sums.py`.
         spreads_nan: whether XLA, under `vmap`, lets NaN in one example's gradient reach others.
         accepts: whether an equation of the primitive is of a kind that this entry is for.
-        run: runs such an equation where JAX's own rule for `vmap` does not serve; None if it does.
+        run: runs such an equation where JAX's own way is slow, or has no rule for `vmap`; None if
+            it serves.
     """
 
     primitive: Any
