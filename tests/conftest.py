@@ -122,12 +122,13 @@ def pytest_configure(config):
         config.pluginmanager.register(CpuDurations(config.getoption("--cpu-durations")))
 
 
-@pytest.fixture(autouse=True)
-def _quick_compile(request):
-    if request.config.getoption("--quick-compile"):
-        path = request.path.relative_to(ROOT / "tests").as_posix()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Chooses how XLA compiles a test: before its fixtures, which compile for it as well."""
+    if item.config.getoption("--quick-compile"):
+        path = item.path.relative_to(ROOT / "tests").as_posix()
         # The longer tests of gradients compare with tolerances for optimized programs.
-        precise = path.startswith("per_example/") and request.node.get_closest_marker("slow")
+        precise = path.startswith("per_example/") and item.get_closest_marker("slow")
         optimized = path.startswith(OPTIMIZED) or precise is not None
         jax.config.update("jax_disable_most_optimizations", not optimized)
 
