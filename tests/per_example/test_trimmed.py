@@ -43,7 +43,7 @@ def test_sums_norms_and_values_are_those_of_the_whole_batch(always, count):
     whole, expected = pass_of(None, mask)
     assert isinstance(trimmed, TrimmedGrads)
     assert not isinstance(whole, TrimmedGrads)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-6), found, expected)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-5), found, expected)
 
 
 def test_examples_behind_padding_count(always):
@@ -51,7 +51,7 @@ def test_examples_behind_padding_count(always):
     _, found = pass_of(USUAL, mask)
     _, expected = pass_of(None, mask)
     assert float(jnp.abs(found[0]["w"]).max()) > 0
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-6), found, expected)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-5), found, expected)
 
 
 def test_a_usual_batch_computes_the_usual_rows_only(always):
@@ -75,7 +75,7 @@ def test_padding_may_hold_anything(always):
     mask = jnp.arange(BATCH) < USUAL - 1
     _, expected = pass_of(USUAL, mask)
     _, found = pass_of(USUAL, mask, jnp.where(mask[:, None], EXAMPLES, jnp.nan))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-6), found, expected)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-5), found, expected)
 
 
 def test_small_savings_accelerators_and_many_devices_take_the_whole_batch(monkeypatch):
