@@ -90,11 +90,30 @@ class RecomputedGrads(PerExampleGrads):
         return self.kept.parameter_specs()
 
 
+@jax.custom_jvp
+def _without_derivatives(params: PyTree) -> PyTree:
+    """Returns the parameters; a derivative of what is computed from them is refused."""
+    return params
+
+
+@_without_derivatives.defjvp
+def _refuse_derivatives(primals: Any, tangents: Any) -> Any:
+    # The two passes are differentiated already. JAX would return zeros for some primitives.
+    raise ValueError(
+        "expected per-example gradients that are not differentiated again; got a derivative of "
+        'recomputed ones. Use per_example_grads(loss_fn, form="factored") inside jax.grad, '
+        "jax.jvp and jax.hessian."
+    )
+
+
 def recomputed_grads(
     trace: LossTrace, params: PyTree, inputs: tuple[PyTree, ...], mask: Array
 ) -> tuple[Values, PerExampleGrads]:
     """Returns the values and the recomputed gradients of a batch."""
-    return streamed_grads(streamed_leaves(trace.program, len(mask)), trace, params, inputs, mask)
+    streamed = streamed_leaves(trace.program, len(mask))
+    if streamed:
+        params = _without_derivatives(params)
+    return streamed_grads(streamed, trace, params, inputs, mask)
 
 
 def one_pass_grads(

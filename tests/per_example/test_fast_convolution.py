@@ -1,6 +1,7 @@
 """Convolutions are computed in the one layout that is fast inside loops, and are the same."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import dpoptax
 from dpoptax.per_example._devices import DEVICES
 from dpoptax.per_example._primitives import fast_convolution
+from dpoptax.per_example._primitives.convolution import CONVOLUTION
 from dpoptax.per_example._primitives.fast_convolution import convolve, has_slow_convolutions
 
 # Shapes of (images, kernel), with examples, channels and features of 4, 6 and 8 where they fit.
@@ -153,3 +155,49 @@ def test_no_form_has_slow_convolutions(form, name):
     assert not has_slow_convolutions(jax.make_jaxpr(clipped)(params, images))
     plain = jax.vmap(jax.grad(NETWORKS[name]), (None, 0))
     assert has_slow_convolutions(jax.make_jaxpr(plain)(params, images))
+
+
+def test_clipped_sums_can_be_differentiated_in_both_modes():
+    params = {"k": jnp.linspace(-1.0, 1.0, 36).reshape(2, 2, 3, 3)}
+    images = jax.random.normal(jax.random.key(0), (3, 1, 2, 4, 4))
+    weights = jnp.array([1.0, 0.5, 0.25])
+
+    def summed(params):
+        return dpoptax.per_example_grads(NETWORKS["a kernel"])(params, images).weighted_sum(weights)
+
+    def expected(params):
+        stacked = jax.vmap(jax.grad(NETWORKS["a kernel"]), (None, 0))(params, images)
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), stacked)
+
+    for derivative in (jax.jacfwd, jax.jacrev):
+        found, other = derivative(summed)(params)["k"]["k"], derivative(expected)(params)["k"]["k"]
+        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tangent_of_zero_stays_one():
+    _, params, (images, kernel) = case("channels last")
+
+    def tangent_of(images, kernel):
+        return jax.jvp(
+            lambda images, kernel: convolve(params, jax.lax.stop_gradient(images), kernel),
+            *((images, kernel), (images, jnp.zeros_like(kernel))),
+        )[1]
+
+    assert not float(jnp.abs(tangent_of(images, kernel)).max())
+
+
+def test_gradients_of_narrow_convolutions_are_computed_in_float32():
+    def run(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", preferred_element_type=jnp.bfloat16,
+            precision=jax.lax.Precision.DEFAULT,
+        )  # fmt: skip
+
+    images = jax.random.normal(jax.random.key(0), (2, 3, 5, 5))
+    kernel = jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
+    narrow = (images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    (eqn,) = jax.make_jaxpr(run)(*narrow).jaxpr.eqns
+    found = CONVOLUTION.bind_float32(types.SimpleNamespace(params=eqn.params), kernel, (images,))
+    assert found.dtype == jnp.float32
+    expected = jax.lax.conv(images, kernel, (1, 1), "SAME", precision="highest")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

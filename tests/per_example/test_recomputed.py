@@ -243,3 +243,20 @@ def test_explain_says_what_is_recomputed():
 def test_an_unknown_form_is_refused_by_name():
     with pytest.raises(ValueError, match="form must be one of auto, factored, recomputed, stacked"):
         dpoptax.per_example_grads(deep_loss, form="ghost")
+
+
+def test_a_derivative_of_recomputed_gradients_is_refused():
+    """It would be zero for convolutions: each pass is differentiated already."""
+
+    def loss(kernel, image):
+        return jnp.sum(jnp.tanh(jax.lax.conv(image, kernel, (1, 1), "SAME")) ** 2)
+
+    def summed(kernel, form):
+        grads = dpoptax.per_example_grads(loss, form=form)(kernel, jnp.ones((2, 1, 1, 4, 4)))
+        return jnp.sum(grads.weighted_sum(jnp.ones(2)) ** 2)
+
+    kernel = 0.1 * jnp.ones((1, 1, 3, 3))
+    with pytest.raises(ValueError, match=r'differentiated again.*form="factored"'):
+        jax.grad(summed)(kernel, "recomputed")
+    assert float(jnp.abs(jax.grad(summed)(kernel, "factored")).max()) > 0
+    assert float(summed(kernel, "recomputed")) > 0

@@ -11,6 +11,7 @@ import pytest
 import dpoptax
 from dpoptax.reports import round_up
 from dpoptax.training import fit, init_state, make_train_step
+from dpoptax.training._dispatch import _Steps
 
 SAMPLER = dpoptax.samplers.Poisson(400, 40)
 PLAN = dpoptax.Plan(sampler=SAMPLER, clip=1.0, noise_multiplier=1.0, num_steps=60, delta=1e-4)
@@ -166,9 +167,27 @@ def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
     assert re.search(r"not private: loss [\d.]+, \d+% clipped, median norm", capfd.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("layout", "in_a_loop"), [("NHWC,HWIO,NHWC", True), ("NCHW,OIHW,NCHW", False)]
+)
+def test_only_steps_with_slow_convolutions_are_dispatched_one_by_one(layout, in_a_loop):
+    def step(state, kernel):
+        numbers = tuple(layout.split(","))
+        moved = jax.lax.conv_general_dilated(
+            state, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+        return moved, None
+
+    kernel = 2.0 * jnp.ones((1, 1, 3, 3) if in_a_loop else (3, 3, 1, 1))
+    steps = _Steps(step, lambda data, _: data, diagnostics=False, count_nonfinite=False)
+    state, _ = steps.run(jnp.ones((2, 3, 3, 3)), kernel, 2)
+    np.testing.assert_allclose(state, 36.0)  # two products with 3 channels and a kernel of 2
+    assert steps._loops is in_a_loop
+
+
 @pytest.mark.slow
 def test_a_convolution_is_stepped_as_any_other_model():
-    """On a CPU its steps are dispatched one by one; the numbers are those of the bare step."""
+    """The numbers are those of the bare step."""
     images = jax.random.normal(jax.random.key(3), (400, 6, 6, 1))
 
     def conv_loss(kernel, image):

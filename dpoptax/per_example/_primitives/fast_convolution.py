@@ -2,12 +2,20 @@
 
 XLA on a CPU has fast convolutions for one layout only: examples first and channels last. It changes
 the layout of others, but not inside loops and branches, where they take up to 36 times as long
-(jaxlib 0.10.2). The derivatives of a convolution have other layouts than the convolution itself. So
-here all of them are written in that one layout.
+(jaxlib 0.10.2). The derivatives of a convolution are convolutions in other layouts: JAX exchanges
+the axes of inputs and features, or of examples and inputs. So a convolution is written here in the
+fast layout, and its tangents in layouts whose transposes, by JAX's own rules, have the fast one:
+
+                              images      kernel      output
+    convolution               N..C        ..IO        N..C
+    tangent of the images     N..C        ..OI        N..C
+      its transpose                       ..IO        N..C    (images: the cotangents, N..C)
+    tangent of the kernel     C..N        I..O        ..NC
+      its transpose           N..C                    N..C    (kernel: the cotangents, ..IO)
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,91 +25,90 @@ from dpoptax import _jax_compat
 from dpoptax.per_example._devices import current_device
 
 
-def convolve(params: Mapping[str, Any], lhs: Array, rhs: Array) -> Array:
+class _Layout(NamedTuple):
+    """The place of each axis, as in `jax.lax.ConvDimensionNumbers`.
+
+    Attributes:
+        images: of the examples, the channels, and the axes of the image.
+        kernel: of the features, the inputs, and the axes of the window.
+        output: of the examples, the features, and the axes of the image.
+    """
+
+    images: tuple[int, ...]
+    kernel: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+def convolve(params: Mapping[str, Any], images: Array, kernel: Array) -> Array:
     """Runs a convolution with the parameters of its equation."""
     # Other devices choose their own layouts.
     if not current_device().is_cpu:
-        return _bind(params, lhs, rhs)
-    specs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (lhs, rhs)]
+        return _bind(params, images, kernel)
+    fast, of_images, of_kernel = _layouts(images.ndim)
 
-    def plain(lhs: Array, rhs: Array) -> Array:
-        return _in_one_layout(params, lhs, rhs)
+    @jax.custom_jvp
+    def run(images: Array, kernel: Array) -> Array:
+        return _in_layout(fast, params, images, kernel)
 
-    def of_lhs(rhs: Array, cotangent: Array) -> Array:
-        """JAX's own derivative, as is `of_rhs`."""
-        linear = jax.linear_transpose(lambda lhs: _bind(params, lhs, rhs), specs[0])
-        return linear(cotangent)[0]
+    def tangent(primals: Any, tangents: Any) -> tuple[Array, Any]:
+        images, kernel = primals
+        # No terms of operands without a tangent: a scan would stack what their transposes need.
+        terms = [
+            _in_layout(layout, params, *operands)
+            for layout, operands, varies in (
+                (of_images, (tangents[0], kernel), _varies(tangents[0])),
+                (of_kernel, (images, tangents[1]), _varies(tangents[1])),
+            )
+            if varies
+        ]
+        output = run(images, kernel)
+        zero = jax.custom_derivatives.zero_from_primal(output, symbolic_zeros=True)
+        return output, sum(terms[1:], terms[0]) if terms else zero
 
-    def of_rhs(lhs: Array, cotangent: Array) -> Array:
-        linear = jax.linear_transpose(lambda rhs: _bind(params, lhs, rhs), specs[1])
-        return linear(cotangent)[0]
-
-    def forward(lhs: Any, rhs: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
-        # Without the operands that no derivative needs: a scan would stack them.
-        kept = lhs.value if rhs.perturbed else None, rhs.value if lhs.perturbed else None
-        return plain(lhs.value, rhs.value), kept
-
-    def backward(kept: Any, cotangent: Any) -> tuple[Array | None, Array | None]:
-        lhs, rhs = kept
-        if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-            return None, None
-        return (
-            None if rhs is None else _with_one_layout(of_lhs, rhs, cotangent),
-            None if lhs is None else _with_one_layout(of_rhs, lhs, cotangent),
-        )
-
-    run = jax.custom_vjp(plain)
-    run.defvjp(forward, backward, symbolic_zeros=True)
-    output: Array = run(lhs, rhs)
+    run.defjvp(tangent, symbolic_zeros=True)
+    output: Array = run(images, kernel)
     return output
 
 
 def has_slow_convolutions(jaxpr: Any) -> bool:
     """Whether a CPU would compute a convolution of this jaxpr slowly inside a loop."""
     return any(
-        eqn.params["dimension_numbers"] != _layout(eqn.invars[0].aval.ndim)
+        tuple(eqn.params["dimension_numbers"]) != _layouts(eqn.invars[0].aval.ndim)[0]
         for eqn in _jax_compat.equations(jaxpr)
         if eqn.primitive is jax.lax.conv_general_dilated_p
     )
 
 
-def _with_one_layout(function: Callable[..., Array], *values: Array) -> Array:
-    """Runs a function of arrays, with its convolutions in the layout that is fast."""
-    jaxpr = jax.make_jaxpr(function)(*values).jaxpr
-    environment = dict(zip(jaxpr.invars, values, strict=True))
-    for eqn in jaxpr.eqns:
-        inputs = [
-            atom.val if _jax_compat.is_literal(atom) else environment[atom] for atom in eqn.invars
-        ]
-        if eqn.primitive is jax.lax.conv_general_dilated_p:
-            outputs = [_in_one_layout(eqn.params, *inputs)]
-        else:
-            outputs = _jax_compat.bind(eqn, inputs)
-        environment.update(zip(eqn.outvars, outputs, strict=True))
-    (output,) = jaxpr.outvars
-    return environment[output]
+def _layouts(ndim: int) -> tuple[_Layout, _Layout, _Layout]:
+    """Returns the layouts of the convolution and of its two tangents."""
+    last, middle, first = ndim - 1, tuple(range(1, ndim - 1)), tuple(range(ndim - 2))
+    usual = (0, last, *middle)
+    fast = _Layout(usual, (last, last - 1, *first), usual)
+    of_images = _Layout(usual, (last - 1, last, *first), usual)
+    of_kernel = _Layout((last, 0, *middle), (last, 0, *middle), (last - 1, last, *first))
+    return fast, of_images, of_kernel
 
 
-def _in_one_layout(params: Mapping[str, Any], lhs: Array, rhs: Array) -> Array:
-    """Turns the operands into the axes `(examples, *image, channels)`, and the output back."""
-    numbers = params["dimension_numbers"]
-    examples, channels, *image = numbers.lhs_spec
-    features, inputs, *window = numbers.rhs_spec
-    first, last, *pixels = numbers.out_spec
+def _in_layout(layout: _Layout, params: Mapping[str, Any], images: Array, kernel: Array) -> Array:
+    """Moves the axes of the operands to a layout, convolves, and moves those of the output back."""
+    given = _Layout(*params["dimension_numbers"])
     output = _bind(
-        {**params, "dimension_numbers": _layout(lhs.ndim)},
-        jax.lax.transpose(lhs, (examples, *image, channels)),
-        jax.lax.transpose(rhs, (*window, inputs, features)),
+        {**params, "dimension_numbers": jax.lax.ConvDimensionNumbers(*layout)},
+        _moved(images, given.images, layout.images),
+        _moved(kernel, given.kernel, layout.kernel),
     )
-    return jax.lax.transpose(output, np.argsort((first, *pixels, last)))
+    return _moved(output, layout.output, given.output)
 
 
-def _bind(params: Mapping[str, Any], lhs: Array, rhs: Array) -> Array:
-    output: Array = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **params)
+def _moved(array: Array, places: tuple[int, ...], to: tuple[int, ...]) -> Array:
+    """Moves the axis at `places[i]` to `to[i]`."""
+    return jax.lax.transpose(array, tuple(places[i] for i in np.argsort(to)))
+
+
+def _varies(tangent: Any) -> bool:
+    return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _bind(params: Mapping[str, Any], images: Array, kernel: Array) -> Array:
+    output: Array = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
     return output
-
-
-def _layout(ndim: int) -> jax.lax.ConvDimensionNumbers:
-    image, window = range(1, ndim - 1), range(ndim - 2)
-    of_images = (0, ndim - 1, *image)
-    return jax.lax.ConvDimensionNumbers(of_images, (ndim - 1, ndim - 2, *window), of_images)
