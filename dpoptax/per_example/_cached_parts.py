@@ -3,8 +3,9 @@
 Between the forward and the backward pass, the activations of the whole batch lie in memory. If they
 are much larger than the cache, every operation waits for memory, and a loop over small parts is
 faster than the whole batch at once. Measured at 128 examples on two cores, in units of the gradient
-without privacy: a transformer 0.62 in parts of 16 and 1.38 at once, an LSTM 1.18 in parts of 32 and
-1.48, adapters in a frozen transformer 0.54 in parts of 16 and 1.02.
+without privacy: a transformer 0.66 in parts of 8 and 1.38 at once, an LSTM 1.2 in parts of 32 and
+1.48, adapters in a frozen transformer 0.54 in parts of 4 and 1.02. XLA allocates the memory of a
+step in each call, and glibc keeps up to 32 MiB of it for the next call, which is part of the gain.
 
 A model that does little but look up rows of a table waits for the gradients of these rows in the
 same way. Measured with 256 lookups per example in a table of 10,004 rows, and 1,024 examples: 1.96
@@ -24,25 +25,25 @@ from dpoptax.per_example._loss_trace import LossProgram
 from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC
 
 # The activations of a part, counted before XLA fuses operations: it writes about half of them.
-# Smaller parts would be faster still for some models, and are slower for others.
-BYTES_OF_PART = 2**27
+# Parts of half or twice as many bytes take 0.85 to 1.15 of the time, depending on the model.
+BYTES_OF_PART = 2**26
 
 # The same for models with convolutions, which hold patches besides. Measured with parts of about
 # this size, and at once: 128 images of CIFAR-10 0.81 and 1.36, 512 of them 0.43 and 0.88, 1,024 of
 # MNIST 0.69 and 1.19.
 BYTES_OF_CONVOLUTIONS = 2**23
 
-# A batch is cut only if its activations are this many times as large. At 1.2 times, a VAE in four
-# parts takes 1.16 times as long.
-LEAST_RATIO = 2
+# A batch is cut only if its activations are this many times as large. At 2.3 times, a VAE in two
+# parts takes 1.03 times as long, and at 2.6 times a transformer 0.91 of the time.
+LEAST_RATIO = 2.5
 
 # Each part adds its sum to that of the batch. This is cheap beside the products if each parameter
 # multiplies at least so many rows of a part.
 LEAST_ROWS = 64
 
-# Smaller parts have a multiple of 8 examples, larger ones are about equal. Measured: parts of 12
-# examples of a transformer take 1.4 times as long as parts of 8 or 16, and 43 of 128 examples of an
-# LSTM as long as 32 or 64.
+# Larger parts are about equal. The size of smaller ones is a power of two, which divides most
+# batches and fills vectors. Measured: parts of 12 examples of a transformer take 1.4 times as long
+# as parts of 8 or 16, parts of 24 of 128 examples of an LSTM 1.1 times as long as 16, 32 or 43.
 MANY_ROWS = 32
 
 # Looked-up rows of a part: each is written and read several times. Measured with 256 rows of 16
@@ -96,7 +97,7 @@ def size_of_parts(
     size = max(of_part / of_example, LEAST_ROWS / rows)
     if size >= MANY_ROWS:
         return None if batch < 1.5 * size else _equal(usual, max(2, round(usual / size)))
-    size = _even(size)
+    size = 2 ** round(math.log2(max(size, 1)))
     return size if size < batch else None
 
 
@@ -116,11 +117,6 @@ def _size_for_lookups(batch: int, usual: int, lookup_bytes: float, param_bytes: 
 def _equal(rows: int, parts: int) -> int:
     """Returns the size of equal parts; of more parts if these would be too large."""
     return -(-rows // max(parts, -(-rows // LARGEST_AUTOMATIC)))
-
-
-def _even(size: float) -> int:
-    """Returns a size near this one that fills the vectors of a CPU."""
-    return 8 * round(size / 8) if size >= 6 else 2 ** round(math.log2(max(size, 1)))
 
 
 def activation_bytes(jaxpr: Any) -> int:
