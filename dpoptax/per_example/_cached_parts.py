@@ -4,7 +4,7 @@ Between the forward and the backward pass, the activations of the whole batch li
 are much larger than the cache, every operation waits for memory, and a loop over small parts is
 faster than the whole batch at once. Measured at 128 examples on two cores, in units of the gradient
 without privacy: a transformer 0.66 in parts of 8 and 1.38 at once, an LSTM 1.2 in parts of 32 and
-1.48, adapters in a frozen transformer 0.54 in parts of 4 and 1.02. XLA allocates the memory of a
+1.48, adapters in a frozen transformer 0.47 in parts of 8 and 1.02. XLA allocates the memory of a
 step in each call, and glibc keeps up to 32 MiB of it for the next call, which is part of the gain.
 
 A model that does little but look up rows of a table waits for the gradients of these rows in the
@@ -26,16 +26,16 @@ from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC
 
 # The activations of a part, counted before XLA fuses operations: it writes about half of them.
 # Parts of half or twice as many bytes take 0.85 to 1.15 of the time, depending on the model.
-BYTES_OF_PART = 2**26
+BYTES_OF_PART = 72 * 2**20
 
 # The same for models with convolutions, which hold patches besides. Measured with parts of about
 # this size, and at once: 128 images of CIFAR-10 0.81 and 1.36, 512 of them 0.43 and 0.88, 1,024 of
 # MNIST 0.69 and 1.19.
 BYTES_OF_CONVOLUTIONS = 2**23
 
-# A batch is cut only if its activations are this many times as large. At 2.3 times, a VAE in two
-# parts takes 1.03 times as long, and at 2.6 times a transformer 0.91 of the time.
-LEAST_RATIO = 2.5
+# A batch is cut only if its activations are this many times as large. At 2.0 times, a VAE in two
+# parts takes 1.03 times as long, and at 2.4 times a transformer 0.91 of the time.
+LEAST_RATIO = 2.2
 
 # Each part adds its sum to that of the batch. This is cheap beside the products if each parameter
 # multiplies at least so many rows of a part.
