@@ -39,7 +39,8 @@ torch programs are not. The LSTM of torch has a second bias, which adds 400 para
 - A ratio below 1 is not an error. The step without privacy is `jax.grad` of the mean loss, with
   XLA's own gradients of convolutions and products. A model that is written for batches gives the
   same program. The factored form computes these gradients in another way, which is sometimes faster
-  on a CPU.
+  on a CPU. Batches with large activations are computed in parts that stay in the cache, which is
+  faster. A step without privacy could do the same.
 - JAX Privacy and `vmap` store a gradient per example. JAX Privacy sums them along their first axis,
   which XLA does slowly on a CPU if they are large (embedding, vae). "JAX by vmap" sums them by a
   product.
