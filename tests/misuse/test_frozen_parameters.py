@@ -116,6 +116,33 @@ def test_plain_dependence_would_miss_them(monkeypatch):
     assert refused(LOSSES["custom_vjp"][0]) == set()
 
 
+def test_custom_derivatives_may_close_over_arrays():
+    """JAX makes such an array an input of the equation, which it does not differentiate."""
+    scales = jnp.array([2.0, 3.0])
+
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x * scales)
+
+    rounded.defvjp(lambda x: (rounded(x), None), lambda _, cotangent: (cotangent,))
+
+    @jax.custom_jvp
+    def doubled(x):
+        return x * scales
+
+    doubled.defjvp(lambda primals, tangents: (primals[0] * scales, 2.0 * tangents[0]))
+
+    def loss(params, x):
+        return jnp.sum(rounded(params["a"] * x) + doubled(params["b"] * x) * params["c"])
+
+    assert refused(loss) == set()
+    assert refused(lambda p, x: jnp.sum(rounded(p["a"] * x))) == {"['b']", "['c']"}
+    rows = jnp.stack([X, 2 * X, -X])
+    found = dpoptax.per_example_grads(loss)(PARAMS, rows).stacked()
+    expected = jax.vmap(jax.grad(loss), (None, 0))(PARAMS, rows)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, 1e-6), found, expected)
+
+
 def backbone_loss(params, example):
     hidden = jnp.tanh(example @ stop(params["backbone"]))
     return jnp.sum((hidden @ params["head"]) ** 2)

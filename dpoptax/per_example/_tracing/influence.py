@@ -127,7 +127,13 @@ class Influence:
 def _pullback_influence(eqn: Equation) -> list[int]:
     """By input of an equation, the outputs whose cotangents reach its cotangent, as bits."""
     inputs, outputs = ([atom.aval for atom in atoms] for atoms in (eqn.invars, eqn.outvars))
-    moving = [i for i, aval in enumerate(inputs) if jnp.issubdtype(aval.dtype, jnp.inexact)]
+    # The first inputs are arrays that the function closes over: JAX refuses to differentiate them.
+    closed_over = eqn.params.get("num_consts", 0)
+    moving = [
+        i
+        for i, aval in enumerate(inputs)
+        if i >= closed_over and jnp.issubdtype(aval.dtype, jnp.inexact)
+    ]
     results = [i for i, aval in enumerate(outputs) if jnp.issubdtype(aval.dtype, jnp.inexact)]
 
     def pull(values: list[Any], cotangents: list[Any]) -> list[Any]:
