@@ -125,15 +125,15 @@ class LossTrace:
         loss, *aux = _run(self.program.jaxpr, self.constants, values)
         return loss, aux
 
-    def without_vmap(self, params: PyTree, *example: PyTree) -> tuple[Array, list[Array]]:
-        """Returns the same by the equations as they are, which `vmap` may not know."""
+    def unchanged(self, params: PyTree, *example: PyTree) -> tuple[Array, list[Array]]:
+        """Returns the same by the equations as they are: `vmap` may have no rule for them."""
         values = jax.tree.leaves((params, example))
         loss, *aux = _jax_compat.run_jaxpr(self.program.jaxpr, self.constants, values)
         return loss, aux
 
 
 def _run(jaxpr: Any, constants: list[Any], values: list[Any]) -> list[Any]:
-    """Runs a loss so that `vmap` works."""
+    """Runs a loss so that `vmap` works, and so that it is fast."""
     if needs_own_run(_jax_compat.equations(jaxpr)):
         return Walker(PlainRunner(), taps={}).run(jaxpr, [*constants, *values], ())[0]
     return _jax_compat.run_jaxpr(jaxpr, constants, values)

@@ -16,7 +16,7 @@ from dpoptax import _jax_compat, _validate
 from dpoptax._pytree import PyTree
 from dpoptax.per_example import _validate_loss as validation
 from dpoptax.per_example._call_note import describe, refuse_no_function
-from dpoptax.per_example._primitives import needs_own_run
+from dpoptax.per_example._primitives import has_vmap_rules
 
 # `augment(key, example) -> view`: a random variant of one example, of the same structure.
 Augment: TypeAlias = Callable[[Array, PyTree], PyTree]
@@ -87,10 +87,11 @@ def average_views(
         )
         if _has_no_vmap(trace.program.jaxpr):
             losses, aux = jax.lax.map(
-                lambda inputs: trace.without_vmap(params, *inputs), (views, *keys)
+                lambda inputs: trace.unchanged(params, *inputs), (views, *keys)
             )
         else:
-            losses, aux = jax.vmap(lambda *inputs: trace(params, *inputs))(views, *keys)
+            # Unchanged, because the result is a loss that is traced again.
+            losses, aux = jax.vmap(lambda *inputs: trace.unchanged(params, *inputs))(views, *keys)
         loss, aux = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (losses, aux))
         treedef = trace.program.aux_treedef
         return loss if treedef is None else (loss, jax.tree.unflatten(treedef, aux))
@@ -130,7 +131,7 @@ def _has_no_vmap(jaxpr: Any) -> bool:
         eqn.primitive is jax.lax.cond_p and eqn.params.get("branches_platforms") is None
         for eqn in equations
     )
-    return has_cond or needs_own_run(equations)
+    return has_cond or not has_vmap_rules(equations)
 
 
 def _call_note(example: PyTree, keys: Any) -> str:

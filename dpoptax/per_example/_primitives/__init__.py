@@ -52,6 +52,12 @@ def needs_own_run(equations: Iterable[Any]) -> bool:
     return any(entry is not None and entry.run is not None for entry in entries)
 
 
+def has_vmap_rules(equations: Iterable[Any]) -> bool:
+    """Whether `vmap` works on all of these equations as they are."""
+    entries = (linear_primitive(eqn.primitive) for eqn in equations)
+    return all(entry is None or entry.has_vmap_rule for entry in entries)
+
+
 def may_spread_nan(equations: Iterable[Any]) -> bool:
     """Whether `vmap` of these equations may spread NaN from one example to others."""
     entries = (linear_primitive(eqn.primitive) for eqn in equations)

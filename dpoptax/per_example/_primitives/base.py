@@ -51,6 +51,7 @@ class LinearPrimitive:
         accepts: whether an equation of the primitive is of a kind that this entry is for.
         run: runs such an equation where JAX's own way is slow, or has no rule for `vmap`; None if
             it serves.
+        has_vmap_rule: whether `vmap` works on the equation as it is.
     """
 
     primitive: Any
@@ -64,6 +65,7 @@ class LinearPrimitive:
     spreads_nan: bool = False
     accepts: Callable[[Any], bool] = lambda eqn: True
     run: Callable[[Any, Sequence[Any]], Array] | None = None
+    has_vmap_rule: bool = True
 
     @property
     def positions(self) -> tuple[int, ...]:

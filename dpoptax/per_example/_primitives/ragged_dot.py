@@ -45,6 +45,7 @@ RAGGED_DOT = LinearPrimitive(
     num_terms=lambda site: max(1, site.output.shape[0]),
     multiplications=lambda site: math.prod(site.output.shape[:1]) / max(1, site.parameter.shape[0]),
     bind_float32=_bind_float32,
+    has_vmap_rule=False,
     index_operands=(1,),
     accepts=_accepts,
     run=_run,
