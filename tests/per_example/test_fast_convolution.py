@@ -186,6 +186,7 @@ def test_a_tangent_of_zero_stays_one():
     assert not float(jnp.abs(tangent_of(images, kernel)).max())
 
 
+@pytest.mark.untyped  # a part of a site suffices
 def test_gradients_of_narrow_convolutions_are_computed_in_float32():
     def run(images, kernel):
         return jax.lax.conv_general_dilated(

@@ -167,6 +167,7 @@ def test_readings_that_are_not_private_are_given_only_when_asked_for(capfd):
     assert re.search(r"not private: loss [\d.]+, \d+% clipped, median norm", capfd.readouterr().err)
 
 
+@pytest.mark.untyped  # an array in place of a state
 @pytest.mark.parametrize(
     ("layout", "in_a_loop"), [("NHWC,HWIO,NHWC", True), ("NCHW,OIHW,NCHW", False)]
 )
