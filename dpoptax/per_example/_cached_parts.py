@@ -20,7 +20,7 @@ import jax
 from dpoptax import _validate
 from dpoptax._jax_compat import contains_primitive, inner_jaxprs
 from dpoptax.per_example._batch_sum import CHUNK, RUN
-from dpoptax.per_example._devices import current_device
+from dpoptax.per_example._devices import is_single_cpu
 from dpoptax.per_example._loss_trace import LossProgram
 from dpoptax.per_example._microbatched import LARGEST_AUTOMATIC
 
@@ -80,8 +80,7 @@ def size_of_parts(
     usual = batch if usual is None else usual
     # Devices that share a batch also share its activations, and have other caches. On a mesh, also
     # of one device, a microbatch is for those who ask for it.
-    mesh = jax.sharding.get_abstract_mesh()
-    if not current_device().is_cpu or jax.device_count() > 1 or not mesh.empty:
+    if not is_single_cpu():
         return None
     convolves = contains_primitive(program.jaxpr, jax.lax.conv_general_dilated_p)
     of_part = BYTES_OF_CONVOLUTIONS if convolves else BYTES_OF_PART

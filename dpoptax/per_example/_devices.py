@@ -79,6 +79,12 @@ def current_device() -> Device:
     return device_named(*kind_of_device())
 
 
+def is_single_cpu() -> bool:
+    """Whether a program runs on one CPU without a mesh, where the whole batch is in one place."""
+    alone = jax.device_count() == 1 and jax.sharding.get_abstract_mesh().empty
+    return alone and current_device().is_cpu
+
+
 def kind_of_device() -> tuple[str, str]:
     """Returns the kind and the platform of that device."""
     described = jax.sharding.get_abstract_mesh().abstract_device

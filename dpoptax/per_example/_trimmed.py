@@ -16,7 +16,7 @@ from jaxtyping import Array
 from dpoptax._pytree import PyTree
 from dpoptax.per_example._base import register_form
 from dpoptax.per_example._deferred import DeferredGrads
-from dpoptax.per_example._devices import current_device
+from dpoptax.per_example._devices import is_single_cpu
 
 # Each branch is compiled. A VAE with 688,884 parameters that leaves out 32 of 176 rows saves 1.3e8
 # operations, which is 7 % of its step: 0.5 ms. It compiles 0.6 s longer, so 1,200 steps pay for it.
@@ -26,10 +26,7 @@ LEAST_FLOPS = 3e7
 def pays_to_trim(flops: float) -> bool:
     """Returns whether this device computes a batch in a branch, to save so many operations."""
     # Devices that share a batch may not branch apart.
-    mesh = jax.sharding.get_abstract_mesh()
-    return (
-        current_device().is_cpu and jax.device_count() == 1 and mesh.empty and flops >= LEAST_FLOPS
-    )
+    return is_single_cpu() and flops >= LEAST_FLOPS
 
 
 @register_form

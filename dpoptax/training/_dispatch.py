@@ -274,7 +274,7 @@ class _Steps:
         return self._one.lower(state, data, jnp.asarray(0)).as_text()
 
     def _is_fast_in_loop(self, state: TrainState, data: PyTree) -> bool:
-        # A step with a convolution is long enough to be its own dispatch.
+        # A step with a slow convolution is long enough to be its own dispatch.
         if jax.default_backend() != "cpu":
             return True
         return not has_slow_convolutions(self._one.trace(state, data, jnp.asarray(0)).jaxpr)

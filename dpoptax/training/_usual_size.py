@@ -12,7 +12,7 @@ LEAST_PADDING = 0.08
 
 
 def usual_size(sampler: Sampler) -> int | None:
-    """Returns a size that hides in most batches no example; None if they have little padding.
+    """Returns how many rows hold all examples of most batches; None if there is little padding.
 
     Example:
         >>> from dpoptax.samplers import Poisson

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import dpoptax
 from dpoptax.per_example import _cached_parts as cached_parts
+from dpoptax.per_example import _devices
 from dpoptax.per_example._choose_form import choose
 from dpoptax.per_example._devices import DEVICES
 from dpoptax.per_example._microbatched import MicrobatchedGrads
@@ -85,7 +86,7 @@ def test_devices_and_accelerators_take_the_whole_batch(small_cache, monkeypatch)
         patch.setattr(jax, "device_count", lambda: 8)
         assert cached_parts.size_of_parts(program, 64, 1e9) is None
     tpu = next(device for device in DEVICES if not device.is_cpu)
-    monkeypatch.setattr(cached_parts, "current_device", lambda: tpu)
+    monkeypatch.setattr(_devices, "current_device", lambda: tpu)
     assert cached_parts.size_of_parts(program, 64, 1e9) is None
 
 

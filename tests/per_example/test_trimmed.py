@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dpoptax
-from dpoptax.per_example import _trimmed
+from dpoptax.per_example import _devices, _trimmed
 from dpoptax.per_example._api import deferred_values_and_grads
 from dpoptax.per_example._choose_form import choose
 from dpoptax.per_example._devices import DEVICES
@@ -87,7 +87,7 @@ def test_small_savings_accelerators_and_many_devices_take_the_whole_batch(monkey
         patch.setattr(jax, "device_count", lambda: 8)
         assert not _trimmed.pays_to_trim(1e12)
     tpu = next(device for device in DEVICES if not device.is_cpu)
-    monkeypatch.setattr(_trimmed, "current_device", lambda: tpu)
+    monkeypatch.setattr(_devices, "current_device", lambda: tpu)
     assert not _trimmed.pays_to_trim(1e12)
 
 
