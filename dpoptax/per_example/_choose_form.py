@@ -142,7 +142,8 @@ class FormPlan:
 
 
 def _forward(site: Site) -> float:
-    return 2 * site.num_runs * materialization_cost([site.equation], site.parameter)
+    # The parameter is one slice of the leaf.
+    return 2 * site.num_slices * materialization_cost([site.equation], site.parameter)
 
 
 def choose(

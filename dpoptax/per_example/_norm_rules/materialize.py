@@ -81,7 +81,7 @@ class Materialize(NormRule):
 def materialization_cost(sites: Sequence[Site], spec: jax.ShapeDtypeStruct) -> float:
     """How many multiplications compute the gradient of one example."""
     size = math.prod(spec.shape)
-    return sum(size * primitive_of(site).multiplications(site) for site in sites)
+    return sum(size * site.num_uses * primitive_of(site).multiplications(site) for site in sites)
 
 
 def materialize(

@@ -51,7 +51,7 @@ class RaggedRule(NormRule):
         """Returns H slices, T rows of each slice, E groups, and matrices of K x N."""
         (site,) = self.sites
         # The rows of every step of a scan that shares the leaf are more rows.
-        rows = site.output.shape[0] * (site.num_runs // max(1, site.num_slices))
+        rows = site.output.shape[0] * site.num_uses
         return site.num_slices, rows, *site.parameter.shape
 
     @property

@@ -87,6 +87,11 @@ class Site:
         return math.prod(scan.length for scan in self.scans if scan.sliced)
 
     @property
+    def num_uses(self) -> int:
+        """How many times the scans use each number of the leaf."""
+        return self.num_runs // max(1, self.num_slices)
+
+    @property
     def num_floats(self) -> int:
         """How many numbers the factored form holds per example: operands and cotangent."""
         return self.num_runs * sum(math.prod(spec.shape) for spec in (*self.operands, self.output))

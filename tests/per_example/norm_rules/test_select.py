@@ -9,7 +9,8 @@ from rule_laws import BATCH, floats, ids, sites_of
 
 import dpoptax
 from dpoptax.per_example._norm_rules import choose_rule, cost_model, is_materialized, select
-from dpoptax.per_example._norm_rules.matmul import OuterProduct
+from dpoptax.per_example._norm_rules.materialize import Materialize
+from dpoptax.per_example._norm_rules.matmul import DirectMatmul, OuterProduct
 
 
 def product(w, x):
@@ -46,6 +47,25 @@ def test_the_cheapest_rule_is_used(loss_fn, shape, example, name):
     others = [kind.matches(sites, spec) for kind in select.RULES]
     assert all(rule.cost <= other.cost for other in others if other is not None)
     assert rule.cost > 0
+
+
+def in_scan(w, x):
+    """The product of every row by itself, as in a recurrent cell."""
+    return jax.lax.scan(lambda total, row: (total + product(w, row), None), 0.0, x)[0]
+
+
+def sliced(w, x):
+    """A scan over layers, each with its own rows of the weight."""
+    return jax.lax.scan(lambda total, layer: (total + product(layer, x), None), 0.0, w)[0]
+
+
+def test_runs_of_a_scan_cost_as_much_as_rows():
+    """Else a weight in a scan would seem 256 times cheaper to materialize than it is."""
+    rows, scanned = (sites_of(loss, (64, 64), floats(256, 64)) for loss in (product, in_scan))
+    assert Materialize.matches(*scanned).cost == Materialize.matches(*rows).cost
+    assert isinstance(choose_rule(*scanned), DirectMatmul)
+    layers = Materialize.matches(*sites_of(sliced, (5, 64, 64), floats(256, 64)))
+    assert layers.cost == 5 * Materialize.matches(*rows).cost
 
 
 def test_a_new_rule_is_one_class_and_one_line(monkeypatch):
