@@ -3,9 +3,11 @@
 import dp_accounting
 
 from dpoptax import _validate
+from dpoptax._foreign_names import answer_foreign_names
 from dpoptax.clipping._count_noise import multiplier_of_gradients
 
 
+@answer_foreign_names
 def poisson_event(
     *, noise_multiplier: float, sampling_rate: float, num_steps: int
 ) -> dp_accounting.DpEvent:

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FUNCTIONS = (
     *(dpoptax.privatize, dpoptax.dp_sgd, dpoptax.dp_adam, Plan, Plan.calibrate, fit),
     *(accounting.epsilon, accounting.calibrate_noise_multiplier),
-    *(accounting.calibrate_num_steps, accounting.calibrate_batch_size),
+    *(accounting.calibrate_num_steps, accounting.calibrate_batch_size, accounting.poisson_event),
     *(PrivateRun, make_train_step, dpoptax.samplers.Poisson, dpoptax.samplers.FixedSize),
     dpoptax.samplers.BallsInBins,
 )
@@ -60,6 +60,8 @@ CALLS = [
     (dpoptax.samplers.BallsInBins, "batch_size", "Pass steps_per_round=num_examples // batch"),
     (dpoptax.samplers.BallsInBins, "expected_batch_size", "Pass steps_per_round=num_examples // b"),
     (dpoptax.samplers.Poisson, "dataset_size", r"Pass num_examples="),
+    (dpoptax.accounting.poisson_event, "sample_rate", r"a name in Opacus\. Pass sampling_rate="),
+    (dpoptax.accounting.poisson_event, "steps", r"a name in Opacus\. Pass num_steps="),
     (dpoptax.samplers.Poisson, "sample_rate", r"Pass expected_batch_size=rate \* num_examples"),
     (dpoptax.samplers.Shuffled, "n", r"Pass num_examples="),
     (dpoptax.dp_sgd, "learningrate", r"Did you mean learning_rate\?"),
