@@ -155,10 +155,11 @@ def test_synthetic_data_from_a_seed_or_with_a_large_delta_are_not_called_private
     schema.write_text(json.dumps({"columns": columns}))
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["a", "b"], *([number % 10, 5] for number in range(300))])
-    command = ["synthesize", str(table), "--schema", str(schema), "--epsilon", "1", "--out",
-               str(tmp_path / "made"), "--no-pictures", "--delta"]  # fmt: skip
-    assert printed(capsys, *command, "1e-6")[2] == []
-    _, _, (line,) = printed(capsys, *command, "1e-6", "--seed", "1")
+    command = ["synthesize", str(table), "--schema", str(schema), "--epsilon", "1",
+               "--no-pictures", "--out"]  # fmt: skip
+    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
+    assert printed(capsys, *command, first, "--delta", "1e-6")[2] == []
+    _, _, (line,) = printed(capsys, *command, second, "--delta", "1e-6", "--seed", "1")
     assert "--seed 1, so nothing here is private" in line
-    _, _, (line,) = printed(capsys, *command, "0.1")
+    _, _, (line,) = printed(capsys, *command, third, "--delta", "0.1")
     assert "--delta 0.1. This delta is too large" in line

@@ -79,11 +79,18 @@ def add_synthesize(commands: Any) -> None:
 def _synthesize(options: argparse.Namespace) -> int:
     from dpoptax.random import insecure_key
     from dpoptax.synthetic import Schema, synthesize
+    from dpoptax.synthetic._synthesize import REPORT_FILE
 
     with faults_of_file(str(options.schema)):
         schema = Schema.from_json(options.schema.read_text())
-    table = _read(options.table)
     # What may fail, fails before the budget is spent.
+    earlier = options.out / REPORT_FILE
+    if earlier.exists():
+        raise ValueError(
+            f"{earlier} is the report of an earlier release. Both releases cost privacy, so keep "
+            "it: pass another folder as --out."
+        )
+    table = _read(options.table)
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install matplotlib; or pass --no-pictures.")

@@ -124,6 +124,7 @@ class Report(ReportValues):
             steps_planned=plan.num_steps,
             noise_multiplier=plan.noise_multiplier,
             mechanism=plan.mechanism,
+            prng=_text.NO_PRNG,
             runs=runs,
         )
 
@@ -136,7 +137,7 @@ class Report(ReportValues):
         steps_planned: int,
         noise_multiplier: ScalarOrSchedule,
         mechanism: AnyMechanism,
-        prng: str = _text.NO_PRNG,
+        prng: str = _text.UNKNOWN_PRNG,
         all_steps: Ledger | None = None,
         runs: RandomRuns | None = None,
         audit: Attack | None = None,

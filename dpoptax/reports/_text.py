@@ -21,6 +21,7 @@ WIDTH = 110
 # A rule may have a bound for each of many parameters. The JSON has all of them.
 MAX_ITEMS = 8
 NO_PRNG = "none drawn yet: this is the report of a plan"
+UNKNOWN_PRNG = "not stated"
 # The conditions of every statement, and between them one on the end of the run.
 KEYS = "The random keys are secret, and no key was used for two runs."
 OTHER_RUNS = (

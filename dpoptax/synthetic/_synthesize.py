@@ -27,6 +27,7 @@ from dpoptax.synthetic._sets import draw_sets
 from dpoptax.synthetic._utility import Utility, utility_of
 
 METHODS = ("marginals", "vae")
+REPORT_FILE = "privacy_report.json"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -64,7 +65,8 @@ class SyntheticData:
         """Writes the sets as CSV files, and the reports.
 
         Args:
-            folder: is made if it does not exist.
+            folder: is made if it does not exist. Files of an earlier release in it are replaced:
+                keep the reports of all releases, because all of them cost privacy.
 
         Returns:
             The paths: `synthetic_1.csv` and so on, `privacy_report.txt`, `privacy_report.json`, and
@@ -84,7 +86,7 @@ class SyntheticData:
                 )
         texts = {
             "privacy_report.txt": str(self.report),
-            "privacy_report.json": self.report.to_json(),
+            REPORT_FILE: self.report.to_json(),
         }
         if self.utility is not None:
             texts["utility_report.txt"] = str(self.utility)

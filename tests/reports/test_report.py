@@ -141,6 +141,8 @@ def test_what_has_no_bound_under_replacement_is_reported_without_one():
     )
     assert report.epsilon_replace_one == math.inf
     assert math.isfinite(report.epsilon)
+    # Ten steps were done, so random numbers were drawn.
+    assert report.prng == "not stated"
     assert "inf at delta 1.67e-05 (replace_one)" in str(report)
     assert report.released.endswith("covers 1 other release on the same data")
     assert "other release" not in Report.from_plan(plan()).released

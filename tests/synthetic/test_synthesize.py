@@ -92,8 +92,16 @@ def test_the_command_writes_tables_reports_and_pictures(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"synthetic_1.csv", "one_way.png", "two_way.png", "privacy_report.txt"} <= names
 
-    (tmp_path / "schema.json").write_text('{"columns": {"group": {"type": "text"}}}')
+    # The report of a release must not be lost, and a second release is not made first.
+    report = (tmp_path / "out" / "privacy_report.json").read_text()
+    (tmp_path / "table.csv").rename(tmp_path / "unread.csv")
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "pass another folder as --out" in capsys.readouterr().err
+    assert (tmp_path / "out" / "privacy_report.json").read_text() == report
+
+    (tmp_path / "unread.csv").rename(tmp_path / "table.csv")
+    (tmp_path / "schema.json").write_text('{"columns": {"group": {"type": "text"}}}')
+    assert main([*arguments, "--out", str(tmp_path / "new")]) == 2
     assert "'omit'" in capsys.readouterr().err
 
 
