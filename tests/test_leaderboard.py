@@ -262,3 +262,27 @@ def test_a_private_mean_without_noise_is_the_mean():
         num_examples=60, expected_batch_size=60, num_steps=5, epsilon=1.0, delta=1e-5, clip=1.0
     )
     assert plan.epsilon() < private_mean.spent_with(event, plan) < plan.epsilon() + 0.2
+
+
+def test_rare_codes_are_scaled_up_at_the_same_length_of_a_row():
+    codes = np.random.default_rng(0).random((4000, 3)) < (0.5, 0.5, 0.03)
+    rows = codes - codes.mean(0)
+    scale = np.asarray(private_mean.scale_of_codes(jnp.asarray(codes.mean(0))))
+    assert scale[0] == pytest.approx(scale[1], rel=0.01)
+    assert scale[2] > 1.5 * scale[0]
+    length = np.mean(np.square(rows * scale).sum(1)) / np.mean(np.square(rows).sum(1))
+    assert length == pytest.approx(1, rel=0.01)
+    # A frequency is noisy, and may lie outside of its range.
+    assert np.isfinite(private_mean.scale_of_codes(jnp.array([-0.02, 0.3, 1.01]))).all()
+
+
+def test_posts_that_settings_are_chosen_on_are_of_all_groups(monkeypatch):
+    """The file has one group after another."""
+    labels = np.repeat(np.arange(20), 30)
+    texts = data.example_data.Texts(
+        [str(label) for label in labels], labels, ["a"], labels[:1], ("x",) * 20
+    )
+    monkeypatch.setattr(data.example_data, "newsgroups", lambda: texts)
+    posts = data.newsgroups.__wrapped__()
+    assert (posts.train_inputs.astype(int) == posts.train_labels).all()
+    assert len(set(data.held_out(posts).test_labels)) == 20
