@@ -274,8 +274,7 @@ def _about_compute(gradients: float, given: bool, steps: int, batch_size: int) -
     used = steps * batch_size
     if used < 0.9 * gradients:
         return (
-            f"The run takes {used:,} gradients of one example. More compute than that would hardly "
-            "lower the noise."
+            f"The run takes {used:,} gradients of one example. More would hardly lower the noise."
         )
     compute = "compute that you gave" if given else "default compute"
     return (
