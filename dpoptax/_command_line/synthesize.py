@@ -23,7 +23,7 @@ def add_synthesize(commands: Any) -> None:
             "Reads a CSV file with a header and a public schema, and writes synthetic tables, the "
             "privacy report and a utility report. docs/synthetic_data.md describes the schema.",
             "synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic",
-            "synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out synthetic "
+            "synthesize table.csv --schema schema.json --epsilon 1 --delta 1e-6 --out five "
             "--sets 5 --target income --json",
         ),
     )
@@ -40,7 +40,11 @@ def add_synthesize(commands: Any) -> None:
         "--delta", type=float, required=True, metavar="D", help="well below 1 / rows"
     )
     synthesizer.add_argument(
-        "--out", type=pathlib.Path, required=True, metavar="DIR", help="the folder of the results"
+        "--out",
+        type=pathlib.Path,
+        required=True,
+        metavar="DIR",
+        help="a folder for the results, without those of an earlier release",
     )
     synthesizer.add_argument(
         "--sets",
