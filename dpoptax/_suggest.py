@@ -273,9 +273,7 @@ def _x_of(excess: float) -> float:
 def _about_compute(gradients: float, given: bool, steps: int, batch_size: int) -> str:
     used = steps * batch_size
     if used < 0.9 * gradients:
-        return (
-            f"The run takes {used:,} gradients of one example. More would hardly lower the noise."
-        )
+        return f"The run takes {used:,} gradients of one example. More hardly lowers the noise."
     compute = "compute that you gave" if given else "default compute"
     return (
         f"The run takes {used:,} gradients of one example, which is the {compute}. "
