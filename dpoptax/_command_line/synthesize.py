@@ -40,11 +40,7 @@ def add_synthesize(commands: Any) -> None:
         "--delta", type=float, required=True, metavar="D", help="well below 1 / rows"
     )
     synthesizer.add_argument(
-        "--out",
-        type=pathlib.Path,
-        required=True,
-        metavar="DIR",
-        help="a folder for the results, without those of an earlier release",
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="a new folder for results"
     )
     synthesizer.add_argument(
         "--sets",
