@@ -44,8 +44,8 @@ torch programs are not. The LSTM of torch has a second bias, which adds 400 para
 - JAX Privacy and `vmap` store a gradient per example. JAX Privacy sums them along their first axis,
   which XLA does slowly on a CPU if they are large (embedding, vae). "JAX by vmap" sums them by a
   product.
-- JAX Privacy at batches of 512 and 1,024 was read in a run of its own. Where its step takes more
-  than ten seconds, that run was on 2026-11-22, and also for cifar.
+- JAX Privacy at batches of 512 and 1,024 was measured separately, apart from lora. The times of
+  cifar, and those above ten seconds, are of 2026-11-22.
 - d3p, TF Privacy, BackPACK and PyVacy were not measured here. Published numbers are further below.
 """
 STARTING = """

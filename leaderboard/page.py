@@ -28,8 +28,9 @@ is the same recipe without noise.
 
 Rows with suggested settings take all of them from `dpoptax.suggest`. We chose its rules with
 measurements on other models of digits, breast cancer and Adult, and its clip rule on splits of the
-training examples of the first two ([choosing](choosing.md)). Only MNIST is new to it: what it says
-about the norm of features is from training examples of 20 Newsgroups.
+training examples of the first two ([choosing](choosing.md)). Only the settings for MNIST were fixed
+before we measured anything on the task. What `suggest` says about the norm of features comes from
+training examples of MNIST and 20 Newsgroups.
 """
 DETAILS = """
 | recipe | parameters | seconds for a run | largest ε in the reports | settings chosen |

@@ -54,8 +54,8 @@ def scale_of_codes(mean: jax.Array) -> jax.Array:
     """Returns factors for one-hot codes, from the released mean of their rows.
 
     The mean is the frequency of each code, and so gives its variance. Codes with a small variance
-    are scaled up, and the squared norms of centred rows stay as they are on average. With the same
-    noise on every number of a gradient, rare codes then get less noise for what they say.
+    are scaled up, and the mean squared norm of centred rows stays as it is. Every number of a
+    gradient gets the same noise, so the weights of rare codes get less noise than without a scale.
 
     Args:
         mean: `(size,)`, as `private_mean` returns it.

@@ -96,7 +96,7 @@ def looks_up_rows(site: Site, spec: jax.ShapeDtypeStruct) -> bool:
 def tokens_of(site: Site, width: int) -> int:
     """How many rows of `width` numbers one example looks up, over all scans."""
     tokens = math.prod(site.output.shape) // width if width else 0
-    return tokens * math.prod(scan.length for scan in site.scans)
+    return tokens * site.num_runs
 
 
 def segment_cost(site: Site, spec: jax.ShapeDtypeStruct) -> float:

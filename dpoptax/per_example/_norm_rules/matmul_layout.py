@@ -43,9 +43,7 @@ def sizes_of(site: Site) -> Sizes:
     n = math.prod(site.parameter.shape[axis] for axis in _free_axes(site))
     bound = (*contracting[other], *batch[other])
     t = math.prod(size for axis, size in enumerate(operand.shape) if axis not in bound)
-    sliced = math.prod(scan.length for scan in site.scans if scan.sliced)
-    shared = math.prod(scan.length for scan in site.scans if not scan.sliced)
-    return Sizes(h * sliced, t * shared, k, n)
+    return Sizes(h * site.num_slices, t * site.num_uses, k, n)
 
 
 def orientation(site: Site) -> Hashable:

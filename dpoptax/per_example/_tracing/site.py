@@ -89,7 +89,7 @@ class Site:
     @property
     def num_uses(self) -> int:
         """How many times the scans use each number of the leaf."""
-        return self.num_runs // max(1, self.num_slices)
+        return math.prod(scan.length for scan in self.scans if not scan.sliced)
 
     @property
     def num_floats(self) -> int:
