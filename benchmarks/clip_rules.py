@@ -7,13 +7,13 @@ over rounds, in which all programs run one after the other.
 """
 
 import argparse
-import statistics
 from typing import Any
 
 import jax
 import optax
 
 import dpoptax
+from benchmarks import results
 from benchmarks.models import Workload, workload
 from benchmarks.timing import compiled, interleaved
 from dpoptax import clipping
@@ -57,12 +57,10 @@ def measure(name: str, batch: int, rounds: int) -> None:
         rule: compiled(*step_of(work, value, batch))[0]
         for rule, value in rules(work.params).items()
     }
-    readings = interleaved(programs, rounds)
-    for rule, seconds in readings.items():
-        ratio = statistics.median(
-            ours / flat for ours, flat in zip(seconds, readings["flat"], strict=True)
-        )
-        print(f"{name}, {rule}: {statistics.median(seconds) * 1e3:.3f} ms, {ratio:.2f}x")
+    cells = {rule: {"seconds": seconds} for rule, seconds in interleaved(programs, rounds).items()}
+    for rule, cell in cells.items():
+        ratio = results.ratio(cells, rule, "flat")
+        print(f"{name}, {rule}: {results.median(cell) * 1e3:.3f} ms, {ratio:.2f}x")
 
 
 def main() -> None:
